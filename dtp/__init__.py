@@ -1,0 +1,3 @@
+"""Train deep networks by target propagation and its relatives."""
+
+__version__ = "0.1.0"

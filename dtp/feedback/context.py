@@ -1,0 +1,74 @@
+"""What a forward layer hands to its feedback layer: pooling switches, shapes, normalisation constants.
+
+A context is made by a forward pass, returned by it and passed on as an argument; no module remembers one. So the value
+of a feedback layer depends on its arguments alone, whatever passes ran before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Size, Tensor
+
+
+@dataclass(frozen=True)
+class ShapeContext:
+    """Shape of one sample, without the batch dimension, before the operation changed it."""
+
+    shape: Size
+
+    def repeat(self, samples: int) -> ShapeContext:
+        return self
+
+    def select(self, index) -> ShapeContext:
+        return self
+
+
+@dataclass(frozen=True)
+class SwitchesContext:
+    """Max-pooling switches.
+
+    Attributes:
+        indices: (B, C, *pooled) int64, flat position of each maximum in the unpooled map of its sample and channel.
+        shape: (C, *unpooled), shape of one sample before pooling.
+    """
+
+    indices: Tensor
+    shape: Size
+
+    def repeat(self, samples: int) -> SwitchesContext:
+        return SwitchesContext(self.indices.repeat(samples, *(1 for _ in self.shape)), self.shape)
+
+    def select(self, index) -> SwitchesContext:
+        return SwitchesContext(self.indices[index], self.shape)
+
+
+@dataclass(frozen=True)
+class AffineContext:
+    """Statistics that a batch normalisation used: ``mean`` and ``inverse_std``, each of shape (C,)."""
+
+    mean: Tensor
+    inverse_std: Tensor
+
+    def repeat(self, samples: int) -> AffineContext:
+        return self
+
+    def select(self, index) -> AffineContext:
+        return self
+
+
+class Context(tuple):
+    """Contexts of the operations of one layer, in forward order; ``None`` where an operation needs none.
+
+    A user's own operation may put anything here that has the two methods ``repeat(samples)`` and ``select(index)``.
+    """
+
+    def repeat(self, samples: int) -> Context:
+        """Context of the batch repeated ``samples`` times, sample-major, as ``x.repeat(samples, ...)`` repeats it."""
+        if samples == 1:
+            return self
+        return Context(None if item is None else item.repeat(samples) for item in self)
+
+    def select(self, index) -> Context:
+        """Context of the samples ``index`` (int64 tensor, boolean mask or slice over the batch)."""
+        return Context(None if item is None else item.select(index) for item in self)

@@ -1,0 +1,154 @@
+"""Feedback layers made from forward layers, and forward passes that return their context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from torch import Size, Tensor, nn
+
+from dtp.errors import UserError
+from dtp.feedback.context import Context
+from dtp.feedback.operations import (
+    FeedbackOperation,
+    FeedbackSettings,
+    Routing,
+    operation_of,
+)
+from dtp.shapes import output_shape
+
+
+def operations(layer: nn.Module) -> list[nn.Module]:
+    """The operations of a forward layer in order: the children of an ``nn.Sequential``, or the module itself."""
+    return list(layer) if isinstance(layer, nn.Sequential) else [layer]
+
+
+def forward_with_context(
+    layer: nn.Module, x: Tensor, given: Context | None = None, routing: Routing = "noisy"
+) -> tuple[Tensor, Context]:
+    """Evaluate a forward layer and return its output with the context its feedback needs.
+
+    Args:
+        layer: a forward layer, F_n.
+        x: (B, *in). Gradients flow to it and to the layer's weights unless the caller cuts them.
+        given: context of a clean pass. Normalisations then use its statistics and change nothing; with
+            ``routing="fixed"`` max-pooling also gathers at its switches.
+        routing: see ``given``; without ``given`` it has no effect.
+
+    Returns:
+        ``(y, context)``, y of shape (B, *out).
+    """
+    modules = operations(layer)
+    contexts = []
+    for module, known in zip(modules, given if given is not None else (None,) * len(modules), strict=True):
+        x, context = operation_of(module).forward(module, x, known, routing)
+        contexts.append(context)
+    return x, Context(contexts)
+
+
+class FeedbackLayer(nn.Module):
+    """Feedback layer G_n: maps the space of s_n to the space of s_{n-1}.
+
+    ``forward(y, context)``: y (B, *out), context of the pass whose switches and shapes are to be used; returns
+    (B, *in). Gradients flow to y and to the feedback weights, never to the context.
+
+    ``operations`` are in the order of evaluation. Where the affine map is last, everything before it is free of
+    weights: G(y; c) = A_V(phi(y; c)). ``positions[i]`` is the place in the context of operation i's context.
+    """
+
+    def __init__(self, operations: Iterable[FeedbackOperation], positions: Iterable[int | None]):
+        super().__init__()
+        self.operations = nn.ModuleList(operations)
+        self.positions = tuple(positions)
+
+    def forward(self, y: Tensor, context: Context) -> Tensor:
+        for operation, position in zip(self.operations, self.positions, strict=True):
+            y = operation(y, None if position is None else context[position])
+        return y
+
+    def copy_transpose(self, layer: nn.Module) -> None:
+        """Make the feedback weights the transposes of the forward weights of ``layer``. Values are copied."""
+        modules = operations(layer)
+        for operation, position in zip(self.operations, self.positions, strict=True):
+            if position is not None and hasattr(operation, "copy_transpose"):
+                operation.copy_transpose(modules[position])
+
+
+class FeedbackNetwork(nn.ModuleDict):
+    """Feedback layers by the number of the forward layer they undo: ``feedback[n]`` maps s_n back to s_{n-1}."""
+
+    def __init__(self, layers: dict[int, nn.Module]):
+        super().__init__({str(n): layer for n, layer in layers.items()})
+
+    def __getitem__(self, n: int) -> nn.Module:
+        return super().__getitem__(str(n))
+
+    def __contains__(self, n: int) -> bool:
+        return super().__contains__(str(n))
+
+    @property
+    def numbers(self) -> list[int]:
+        """Numbers n of the layers that have feedback, ascending."""
+        return sorted(int(name) for name in self.keys())
+
+
+def derive_feedback(
+    layers: Sequence[nn.Module], in_shapes: Sequence[Size], numbers: Iterable[int], settings: FeedbackSettings
+) -> FeedbackNetwork:
+    """Make the feedback layers of a network, with fresh random weights.
+
+    Args:
+        layers: forward layers; ``layers[n - 1]`` is layer n.
+        in_shapes: ``in_shapes[n - 1]`` is the shape of one input sample of layer n.
+        numbers: which layers n get feedback; n = 1 is only meaningful for auto-encoders.
+        settings: order, bias and unpooling.
+
+    Raises:
+        UserError: a layer contains a type without registered feedback.
+    """
+    return FeedbackNetwork({n: _derive_layer(n, layers, in_shapes, settings) for n in numbers})
+
+
+def _derive_layer(
+    n: int, layers: Sequence[nn.Module], in_shapes: Sequence[Size], settings: FeedbackSettings
+) -> FeedbackLayer:
+    steps: list[tuple[FeedbackOperation, int | None]] = []
+    for position, (module, shape) in enumerate(_with_input_shapes(layers[n - 1], in_shapes[n - 1])):
+        steps.insert(0, (_make_feedback(n, module, shape, settings), position))
+    if settings.nonlinearity == "after":
+        # G(y) = f(V y + c): the nonlinearity that made s_{n-1} comes last, so that the range of G fits.
+        steps = [step for step in steps if _kind(step[0]) != "elementwise"]
+        below = _with_input_shapes(layers[n - 2], in_shapes[n - 2]) if n >= 2 else ()
+        made = [_make_feedback(n - 1, module, shape, settings) for module, shape in below if _weight_free(module)]
+        functions = [operation for operation in made if _kind(operation) == "elementwise"]
+        steps.extend((function, None) for function in functions[-1:])
+    else:
+        _elementwise_before_unpooling(steps)
+    return FeedbackLayer(*zip(*steps, strict=True))
+
+
+def _make_feedback(n: int, module: nn.Module, in_shape: Size, settings: FeedbackSettings) -> FeedbackOperation:
+    try:
+        return operation_of(module).make_feedback(module, in_shape, settings)
+    except UserError as error:
+        raise UserError(f"Layer {n}: {error}") from error
+
+
+def _weight_free(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is None
+
+
+def _kind(operation: nn.Module) -> str:
+    return getattr(operation, "kind", "affine")
+
+
+def _elementwise_before_unpooling(steps: list) -> None:
+    for i in range(1, len(steps)):
+        if [_kind(steps[i - 1][0]), _kind(steps[i][0])] == ["spatial", "elementwise"]:
+            steps[i - 1], steps[i] = steps[i], steps[i - 1]
+
+
+def _with_input_shapes(layer: nn.Module, in_shape: Size) -> Iterator[tuple[nn.Module, Size]]:
+    shape = in_shape
+    for module in operations(layer):
+        yield module, shape
+        shape = output_shape(module, shape)

@@ -1,0 +1,108 @@
+"""Losses that train feedback weights: pure functions of modules and tensors.
+
+Each is a literal transcription of its equation and is the specification that faster forms are tested against. For all
+of them: features are summed, samples are averaged; the forward layer is evaluated without gradients, so gradients reach
+the feedback weights of the one layer and nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dtp.feedback.context import Context
+from dtp.feedback.layers import forward_with_context
+from dtp.feedback.operations import Routing
+
+
+def per_sample_dot(a: Tensor, b: Tensor) -> Tensor:
+    """Mean over the batch of the inner products of samples: (B, *shape), (B, *shape) -> ()."""
+    return (a * b).sum() / a.shape[0]
+
+
+def ldrl_loss(
+    layer: nn.Module,
+    feedback: nn.Module,
+    s_in: Tensor,
+    s_out: Tensor,
+    context: Context,
+    noise_in: Tensor,
+    noise_out: Tensor,
+    *,
+    routing: Routing = "noisy",
+    noise_samples: int = 1,
+    paper_scale: float | None = None,
+) -> Tensor:
+    """Local difference reconstruction loss of one layer (Ernoult et al. 2022).
+
+    With r = G(s_n; c), r_eps = G(F(s_{n-1} + eps); c_eps), r_eta = G(s_n + eta; c)::
+
+        L = -2 <eps, r_eps - r> + |r_eta - r|^2
+
+    which is the published code's scale; the paper's is this divided by 2 sigma^2. For small noise its expectation is
+    sigma^2 (|J_G - J_F^T|^2 - |J_F|^2): the value is negative at the optimum and is no reconstruction error.
+
+    Args:
+        layer: forward layer F_n; its weights receive no gradient.
+        feedback: feedback layer G_n; its weights receive gradients through r_eps, r_eta and r.
+        s_in: (B, *in), activation s_{n-1}. No gradient.
+        s_out: (B, *out), activation s_n = F_n(s_{n-1}). No gradient.
+        context: context of that clean pass.
+        noise_in: (m B, *in), eps, standard deviation sigma; sample-major: the first B rows are the first noise sample.
+        noise_out: (m B, *out), eta, likewise.
+        routing: switches of r_eps: its own noisy pass's (``"noisy"``, published) or the clean ones (``"fixed"``).
+        noise_samples: m; the m samples share r and are averaged.
+        paper_scale: sigma, to divide by 2 sigma^2; None for the published code's scale.
+
+    Returns:
+        Scalar, mean over samples and noise samples.
+    """
+    s_in, s_out = s_in.detach(), s_out.detach()
+    clean = context.repeat(noise_samples)
+    with torch.no_grad():
+        noisy_in = _repeat(s_in, noise_samples) + noise_in
+        noisy_out, noisy_context = forward_with_context(layer, noisy_in, given=clean, routing=routing)
+    r = _repeat(feedback(s_out, context), noise_samples)
+    r_eps = feedback(noisy_out, noisy_context)
+    r_eta = feedback(_repeat(s_out, noise_samples) + noise_out, clean)
+    loss = -2 * per_sample_dot(noise_in, r_eps - r) + per_sample_dot(r_eta - r, r_eta - r)
+    return loss if paper_scale is None else loss / (2 * paper_scale**2)
+
+
+def reconstruction_loss(
+    layer: nn.Module,
+    feedback: nn.Module,
+    s_in: Tensor,
+    context: Context,
+    noise_in: Tensor,
+    *,
+    target: Literal["noisy", "clean"] = "noisy",
+    noise_samples: int = 1,
+) -> Tensor:
+    """Reconstruction loss |G(F(v)) - target|^2 of one layer, v = s_{n-1} + eps (Lee et al. 2015, eq. 13).
+
+    Args:
+        layer: forward layer F_n; no gradient.
+        feedback: feedback layer G_n; its weights receive gradients.
+        s_in: (B, *in), s_{n-1}. No gradient.
+        context: context of the clean pass.
+        noise_in: (m B, *in), eps, sample-major.
+        target: ``"noisy"`` reconstructs v (noise-preserving: Lee, Bartunov's DTP), ``"clean"`` reconstructs s_{n-1}
+            (denoising: Bartunov's SDTP).
+        noise_samples: m.
+
+    Returns:
+        Scalar, mean over samples and noise samples.
+    """
+    clean = _repeat(s_in.detach(), noise_samples)
+    with torch.no_grad():
+        noisy = clean + noise_in
+        out, noisy_context = forward_with_context(layer, noisy, given=context.repeat(noise_samples))
+    error = feedback(out, noisy_context) - (noisy if target == "noisy" else clean)
+    return per_sample_dot(error, error)
+
+
+def _repeat(x: Tensor, samples: int) -> Tensor:
+    return x if samples == 1 else x.repeat(samples, *(1 for _ in x.shape[1:]))

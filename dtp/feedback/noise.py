@@ -1,0 +1,68 @@
+"""Noise of the feedback phase: one random stream for each feedback layer, apart from all other randomness."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class NoiseStreams:
+    """Gaussian noise from one ``torch.Generator`` per feedback layer.
+
+    A layer's noise depends on (seed, rank, layer) and on how much of it was drawn, never on other layers, so layers may
+    be trained in any order or place. The states belong into the checkpoint: then a run that stopped anywhere goes on
+    with the very noise it would have had.
+
+    Args:
+        seed: the run's seed.
+        rank: of this process; ranks that see different images need different noise.
+    """
+
+    def __init__(self, seed: int, rank: int = 0):
+        self.seed = seed
+        self.rank = rank
+        self._generators: dict[int, torch.Generator] = {}
+        self._restored: dict[int, Tensor] = {}
+        self._epoch = 0
+
+    def normal(self, n: int, shape: Sequence[int], scale: float, like: Tensor) -> Tensor:
+        """Noise of standard deviation ``scale`` for layer n, of ``shape``, with the dtype and device of ``like``."""
+        noise = torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
+        return noise.normal_(0.0, scale, generator=self._generator(n, like.device))
+
+    def state_dict(self) -> dict[str, Any]:
+        states = {n: generator.get_state() for n, generator in self._generators.items()}
+        return {"seed": self.seed, "epoch": self._epoch, "states": {**self._restored, **states}}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.seed, self._epoch = state["seed"], state["epoch"]
+        self._generators.clear()
+        self._restored = dict(state["states"])
+
+    def restart(self, epoch: int) -> None:
+        """Begin fresh streams for a rank that has no saved state, different from those of any earlier start."""
+        self._generators.clear()
+        self._restored.clear()
+        self._epoch = epoch
+
+    def _generator(self, n: int, device: torch.device) -> torch.Generator:
+        generator = self._generators.get(n)
+        if generator is None or generator.device != device:
+            generator = torch.Generator(device)
+            generator.manual_seed(_mix(self.seed, self.rank, n, self._epoch))
+            state = self._restored.pop(n, None)
+            # States of CPU and CUDA generators have other sizes; on another kind of device the stream starts anew.
+            if state is not None and state.shape == generator.get_state().shape:
+                generator.set_state(state)
+            self._generators[n] = generator
+        return generator
+
+
+def _mix(*numbers: int) -> int:
+    """A 63-bit seed; neighbouring arguments give unrelated seeds, which ``manual_seed`` alone does not promise."""
+    digest = hashlib.sha256(repr(numbers).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1

@@ -1,0 +1,338 @@
+"""How each type of forward operation is evaluated with its context, and what undoes it in a feedback layer.
+
+A forward layer is an ``nn.Sequential`` of operations. Every operation type has one entry here:
+
+- ``forward(module, x, given, routing) -> (y, context)``: the operation itself. ``given`` is the context of a clean pass
+  that this pass is compared with, or None. Normalisation always uses the statistics of the given context (a noisy pass
+  must not measure or store its own); max-pooling uses the given switches when ``routing`` is ``"fixed"``.
+- ``feedback(module, in_shape, settings) -> FeedbackOperation``: the module that maps back.
+
+:func:`register_feedback` adds a type. Shapes below are those of one batch: (B, *sample).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Size, Tensor, nn
+
+from dtp.errors import UserError
+from dtp.feedback.context import AffineContext, ShapeContext, SwitchesContext
+
+Routing = Literal["noisy", "fixed"]
+
+
+@dataclass(frozen=True)
+class FeedbackSettings:
+    """How feedback layers are made.
+
+    Attributes:
+        nonlinearity: ``"before"`` the feedback's affine map (L-DRL networks: the affine map comes last) or ``"after"``
+            it (Lee, Bartunov: ``G(y) = f(V y + c)``, with the nonlinearity that made the activation it reconstructs).
+        bias: whether feedback affine maps have a bias.
+        unpool: ``"add"`` (adjoint of pooling) or ``"write"`` (last of several maxima at one position wins).
+    """
+
+    nonlinearity: Literal["before", "after"] = "before"
+    bias: bool = False
+    unpool: Literal["add", "write"] = "add"
+
+
+class FeedbackOperation(nn.Module):
+    """One operation of a feedback layer: ``forward(y, context) -> r``, a function of its arguments and parameters only.
+
+    ``kind`` orders the operations: an ``"elementwise"`` one is evaluated before the ``"spatial"`` one (unpooling) that
+    precedes it, since both orders agree where f(0) = 0 and the pooled tensor is smaller; an ``"affine"`` one is linear
+    in its input and holds the feedback weights.
+    """
+
+    kind: Literal["elementwise", "spatial", "reshape", "affine"] = "affine"
+
+    def copy_transpose(self, forward_operation: nn.Module) -> None:
+        """Make this operation the adjoint of ``forward_operation``. Copies values; never shares storage."""
+
+
+class Elementwise(FeedbackOperation):
+    """The same nonlinearity as the forward operation's."""
+
+    kind = "elementwise"
+
+    def __init__(self, function: nn.Module):
+        super().__init__()
+        self.function = copy.deepcopy(function)
+        # An in-place nonlinearity would overwrite the activation that it is given.
+        if getattr(self.function, "inplace", False):
+            self.function.inplace = False
+
+    def forward(self, y: Tensor, context: Any = None) -> Tensor:
+        return self.function(y)
+
+
+class LinearFeedback(FeedbackOperation):
+    """Feedback of a linear map (B, i) -> (B, o): (B, o) -> (B, i)."""
+
+    def __init__(self, forward_operation: nn.Linear, bias: bool):
+        super().__init__()
+        self.linear = nn.Linear(
+            forward_operation.out_features,
+            forward_operation.in_features,
+            bias=bias,
+            dtype=forward_operation.weight.dtype,
+        )
+
+    def forward(self, y: Tensor, context: Any = None) -> Tensor:
+        return self.linear(y)
+
+    @torch.no_grad()
+    def copy_transpose(self, forward_operation: nn.Linear) -> None:
+        self.linear.weight.copy_(forward_operation.weight.t())
+        if self.linear.bias is not None:
+            self.linear.bias.zero_()
+
+
+class ConvFeedback(FeedbackOperation):
+    """Feedback of a convolution: the transposed convolution of the same geometry, with weights of its own.
+
+    ``output_padding`` restores the input size that the stride rounded away: (in + 2 pad - dilation (k - 1) - 1) mod
+    stride in each dimension.
+    """
+
+    def __init__(self, forward_operation: nn.Conv2d, in_shape: Size, bias: bool):
+        super().__init__()
+        conv = forward_operation
+        if conv.padding_mode != "zeros":
+            raise UserError(
+                f"A Conv2d with padding_mode={conv.padding_mode!r} has no feedback layer; use padding_mode='zeros'."
+            )
+        padding = _symmetric_padding(conv)
+        output_padding = tuple(
+            (size + 2 * pad - dilation * (kernel - 1) - 1) % stride
+            for size, pad, dilation, kernel, stride in zip(
+                in_shape[-2:], padding, conv.dilation, conv.kernel_size, conv.stride, strict=True
+            )
+        )
+        self.transposed = nn.ConvTranspose2d(
+            conv.out_channels,
+            conv.in_channels,
+            conv.kernel_size,
+            stride=conv.stride,
+            padding=padding,
+            output_padding=output_padding,
+            groups=conv.groups,
+            bias=bias,
+            dilation=conv.dilation,
+            dtype=conv.weight.dtype,
+        )
+
+    def forward(self, y: Tensor, context: Any = None) -> Tensor:
+        return self.transposed(y)
+
+    @torch.no_grad()
+    def copy_transpose(self, forward_operation: nn.Conv2d) -> None:
+        self.transposed.weight.copy_(forward_operation.weight)
+        if self.transposed.bias is not None:
+            self.transposed.bias.zero_()
+
+
+def _symmetric_padding(conv: nn.Conv2d) -> tuple[int, ...]:
+    if conv.padding == "valid":
+        return (0,) * len(conv.kernel_size)
+    if conv.padding == "same":
+        total = [dilation * (kernel - 1) for dilation, kernel in zip(conv.dilation, conv.kernel_size, strict=True)]
+        if any(pad % 2 for pad in total):
+            raise UserError(
+                f"A Conv2d with kernel {conv.kernel_size} and padding='same' pads unevenly and has no feedback layer; "
+                "use odd kernels or padding given as numbers."
+            )
+        return tuple(pad // 2 for pad in total)
+    return conv.padding
+
+
+class MaxUnpool(FeedbackOperation):
+    """Put each pooled value back at its switch: (B, C, *pooled) -> (B, C, *unpooled), zero elsewhere."""
+
+    kind = "spatial"
+
+    def __init__(self, mode: Literal["add", "write"]):
+        super().__init__()
+        self.mode = mode
+
+    def forward(self, y: Tensor, context: SwitchesContext) -> Tensor:
+        flat = y.flatten(2)
+        indices = context.indices.flatten(2)
+        empty = flat.new_zeros(y.shape[0], y.shape[1], context.shape[1:].numel())
+        put = empty.scatter_add if self.mode == "add" else empty.scatter
+        return put(2, indices, flat).unflatten(2, context.shape[1:])
+
+    def extra_repr(self) -> str:
+        return f"mode={self.mode!r}"
+
+
+class PoolingAdjoint(FeedbackOperation):
+    """Exact adjoint of a linear, weight-free spatial map (average pooling), by its vector-Jacobian product."""
+
+    kind = "spatial"
+
+    def __init__(self, function: nn.Module):
+        super().__init__()
+        self.function = function
+
+    def forward(self, y: Tensor, context: ShapeContext) -> Tensor:
+        zero = y.new_zeros(y.shape[0], *context.shape)
+        _, adjoint = torch.func.vjp(self.function, zero)
+        return adjoint(y)[0]
+
+
+class Unflatten(FeedbackOperation):
+    """Back to the shape of the forward operation's input: (B, features) -> (B, *shape)."""
+
+    kind = "reshape"
+
+    def forward(self, y: Tensor, context: ShapeContext) -> Tensor:
+        return y.reshape(y.shape[0], *context.shape)
+
+
+class BatchNormAdjoint(FeedbackOperation):
+    """Adjoint of a batch normalisation with its statistics frozen: multiply by gamma / sqrt(var + eps)."""
+
+    kind = "reshape"
+
+    def __init__(self, forward_operation: nn.modules.batchnorm._BatchNorm):
+        super().__init__()
+        # A reference in a tuple is not registered: gamma stays a parameter of the forward layer alone, and the
+        # feedback reads its present value.
+        self._forward_operation = (forward_operation,)
+
+    def forward(self, y: Tensor, context: AffineContext) -> Tensor:
+        scale = context.inverse_std
+        gamma = self._forward_operation[0].weight
+        if gamma is not None:
+            scale = scale * gamma.detach()
+        return y * _per_channel(scale, y)
+
+
+class PassThrough(FeedbackOperation):
+    """Feedback of an operation that changes nothing."""
+
+    kind = "reshape"
+
+    def forward(self, y: Tensor, context: Any = None) -> Tensor:
+        return y
+
+
+def _per_channel(values: Tensor, like: Tensor) -> Tensor:
+    return values.reshape(1, -1, *(1 for _ in like.shape[2:]))
+
+
+# --- forward passes that return a context -----------------------------------------------------------------------------
+
+
+def _plain_forward(module: nn.Module, x: Tensor, given: Any, routing: Routing) -> tuple[Tensor, None]:
+    return module(x), None
+
+
+def _shape_forward(module: nn.Module, x: Tensor, given: Any, routing: Routing) -> tuple[Tensor, ShapeContext]:
+    return module(x), ShapeContext(x.shape[1:])
+
+
+def _max_pool_forward(
+    module: nn.MaxPool2d, x: Tensor, given: SwitchesContext | None, routing: Routing
+) -> tuple[Tensor, SwitchesContext]:
+    if given is not None and routing == "fixed":
+        indices = given.indices
+        return x.flatten(2).gather(2, indices.flatten(2)).view_as(indices), given
+    y, indices = F.max_pool2d(
+        x,
+        module.kernel_size,
+        module.stride,
+        module.padding,
+        module.dilation,
+        ceil_mode=module.ceil_mode,
+        return_indices=True,
+    )
+    return y, SwitchesContext(indices, x.shape[1:])
+
+
+def _batch_norm_forward(
+    module: nn.modules.batchnorm._BatchNorm, x: Tensor, given: AffineContext | None, routing: Routing
+) -> tuple[Tensor, AffineContext]:
+    if given is not None:
+        y = (x - _per_channel(given.mean, x)) * _per_channel(given.inverse_std, x)
+        if module.weight is not None:
+            y = y * _per_channel(module.weight, x) + _per_channel(module.bias, x)
+        return y, given
+    if module.training or module.running_mean is None:
+        over = [0, *range(2, x.dim())]
+        mean, variance = x.detach().mean(over), x.detach().var(over, unbiased=False)
+    else:
+        # Copied: a context must not change when the module's buffers do.
+        mean, variance = module.running_mean.clone(), module.running_var.clone()
+    return module(x), AffineContext(mean, torch.rsqrt(variance + module.eps))
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+Forward = Callable[[nn.Module, Tensor, Any, Routing], tuple[Tensor, Any]]
+MakeFeedback = Callable[[nn.Module, Size, FeedbackSettings], FeedbackOperation]
+
+
+@dataclass(frozen=True)
+class _Operation:
+    make_feedback: MakeFeedback
+    forward: Forward
+
+
+_OPERATIONS: dict[type[nn.Module], _Operation] = {}
+
+
+def register_feedback(
+    operation_type: type[nn.Module], make_feedback: MakeFeedback, forward: Forward | None = None
+) -> None:
+    """Tell how layers that contain ``operation_type`` are undone.
+
+    Args:
+        operation_type: class of the forward operation; its subclasses are found too.
+        make_feedback: ``(module, in_shape, settings) -> FeedbackOperation`` (or any module called as ``(y, context)``).
+            ``in_shape`` is the shape of one input sample, without the batch dimension.
+        forward: ``(module, x, given, routing) -> (y, context)``; default: ``(module(x), None)``, for operations whose
+            feedback needs no context.
+
+    Example, a nonlinearity with f(0) = 0::
+
+        register_feedback(nn.Softsign, lambda module, in_shape, settings: Elementwise(module))
+    """
+    _OPERATIONS[operation_type] = _Operation(make_feedback, forward or _plain_forward)
+
+
+def operation_of(module: nn.Module) -> _Operation:
+    """The entry for a forward operation's type or nearest registered base class.
+
+    Raises:
+        UserError: the type is not registered.
+    """
+    for cls in type(module).__mro__:
+        if cls in _OPERATIONS:
+            return _OPERATIONS[cls]
+    known = ", ".join(sorted(cls.__name__ for cls in _OPERATIONS))
+    raise UserError(
+        f"No feedback is known for the layer type {type(module).__name__}; known are {known}. "
+        "Register it with dtp.feedback.register_feedback(type, make_feedback)."
+    )
+
+
+for _type in (nn.ELU, nn.ReLU, nn.LeakyReLU, nn.Tanh):
+    register_feedback(_type, lambda module, in_shape, settings: Elementwise(module))
+register_feedback(nn.Linear, lambda module, in_shape, settings: LinearFeedback(module, settings.bias))
+register_feedback(nn.Conv2d, lambda module, in_shape, settings: ConvFeedback(module, in_shape, settings.bias))
+register_feedback(nn.MaxPool2d, lambda module, in_shape, settings: MaxUnpool(settings.unpool), _max_pool_forward)
+for _type in (nn.AvgPool2d, nn.AdaptiveAvgPool2d):
+    register_feedback(_type, lambda module, in_shape, settings: PoolingAdjoint(module), _shape_forward)
+register_feedback(nn.Flatten, lambda module, in_shape, settings: Unflatten(), _shape_forward)
+for _type in (nn.BatchNorm1d, nn.BatchNorm2d):
+    register_feedback(_type, lambda module, in_shape, settings: BatchNormAdjoint(module), _batch_norm_forward)
+register_feedback(nn.Identity, lambda module, in_shape, settings: PassThrough())

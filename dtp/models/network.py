@@ -1,0 +1,95 @@
+"""A network: a stack of layers, each an affine map with what belongs to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import Size, Tensor, nn
+
+from dtp.errors import UserError
+from dtp.models.options import ModelOptions
+from dtp.shapes import output_shape
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "elu": nn.ELU,
+    "relu": nn.ReLU,
+    "leaky-relu": nn.LeakyReLU,
+    "tanh": nn.Tanh,
+}
+
+
+class Network(nn.Module):
+    """Layers F_1 .. F_N: ``network[n]`` is layer n, ``network.shapes[n]`` the shape of one sample of s_n.
+
+    A subclass lists its layers in :meth:`make_layers`. Each layer is an ``nn.Sequential`` of an affine operation with
+    its nonlinearity and pooling; a flatten belongs to the affine operation after it. The last layer gives the logits.
+
+    Args:
+        options: the dataclass named by ``Options``.
+        input_shape: (C, H, W) of one image.
+        num_classes: number of logits.
+
+    Raises:
+        UserError: the images are too small for the network, or an option is out of range.
+    """
+
+    Options = ModelOptions
+
+    def __init__(self, options: ModelOptions, input_shape: Sequence[int], num_classes: int):
+        super().__init__()
+        self.options = options
+        self.input_shape = Size(input_shape)
+        self.num_classes = num_classes
+        self.shapes = [self.input_shape]
+        self.layers = nn.ModuleList()
+        for layer in self.make_layers():
+            self.layers.append(layer)
+            self.shapes.append(self._shape_after(layer))
+
+    def make_layers(self) -> Iterable[nn.Sequential]:
+        """Yield the layers in forward order. ``self.shapes[-1]`` is the shape that the next layer receives."""
+        raise NotImplementedError
+
+    def activation(self) -> nn.Module:
+        """A new instance of the nonlinearity that the options name."""
+        return ACTIVATIONS[self.options.activation]()
+
+    @property
+    def features(self) -> int:
+        """Number of features that the next layer receives, flattened. For use in :meth:`make_layers`."""
+        return self.shapes[-1].numel()
+
+    @property
+    def depth(self) -> int:
+        """N, the number of layers."""
+        return len(self.layers)
+
+    def __getitem__(self, n: int) -> nn.Module:
+        """Layer n, counted from 1."""
+        if not 1 <= n <= self.depth:
+            raise IndexError(f"layer {n}: layers are numbered 1 to {self.depth}")
+        return self.layers[n - 1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, C, H, W) to logits (B, num_classes); gradients flow through all layers."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def _shape_after(self, layer: nn.Module) -> Size:
+        try:
+            return output_shape(layer, self.shapes[-1])
+        except RuntimeError as error:
+            size = "x".join(map(str, self.input_shape[1:]))
+            raise UserError(
+                f"Images of {size} pixels are too small for {type(self).__name__}: layer {len(self.layers)} receives "
+                f"{'x'.join(map(str, self.shapes[-1]))} values and cannot pool or convolve them; use larger images or "
+                "fewer layers."
+            ) from error
+
+
+def require_positive(flag: str, values: Iterable[int]) -> None:
+    """Raise UserError unless all ``values`` of option ``flag`` are at least 1."""
+    for value in values:
+        if value < 1:
+            raise UserError(f"--{flag}: expected values of at least 1, found {value}.")

@@ -1,0 +1,98 @@
+"""Names on the command line and the classes they stand for.
+
+Each of ``dtp.algorithms``, ``dtp.models`` and ``dtp.data`` holds one :class:`Registry`. An entry names its class and
+the dataclass of its options as import paths, so that ``--help`` can list and describe everything without importing
+torch. A name of the form ``package.module:Class`` is a user's own class in the user's own file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+from dtp.errors import UserError
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One choice of a command-line flag.
+
+    Attributes:
+        name: what the user types.
+        target: ``"module:Class"`` that implements it (imports torch).
+        options: ``"module:Dataclass"`` with its command-line options (does not import torch).
+        summary: one line for ``--help`` and the README table.
+    """
+
+    name: str
+    target: str
+    options: str
+    summary: str
+
+    def load(self) -> Any:
+        """The class itself. Imports torch."""
+        return import_object(self.target)
+
+    def load_options(self) -> type:
+        """The dataclass of its options."""
+        return import_object(self.options)
+
+
+class Registry:
+    """The choices of one flag. ``flag`` is its name without dashes, ``base`` what a user's class must subclass."""
+
+    def __init__(self, flag: str, base: str, entries: list[Entry]):
+        self.flag = flag
+        self.base = base
+        self.entries = {entry.name: entry for entry in entries}
+
+    def names(self) -> list[str]:
+        return list(self.entries)
+
+    def resolve(self, name: str) -> Entry:
+        """Entry for ``name``: one of ours, or ``module:Class`` of the user.
+
+        Raises:
+            UserError: unknown name, module or class, or a class that is not of this kind.
+        """
+        if name in self.entries:
+            return self.entries[name]
+        if ":" not in name:
+            raise UserError(
+                f"--{self.flag} {name}: no such choice{did_you_mean(name, self.entries)}; "
+                f"choose from {', '.join(self.entries)}, or give your own as module:Class."
+            )
+        return self._user_entry(name)
+
+    def _user_entry(self, path: str) -> Entry:
+        try:
+            found = import_object(path)
+        except (ImportError, AttributeError) as error:
+            raise UserError(
+                f"--{self.flag} {path}: could not be imported ({error}); expected module:Class, "
+                "with the module in the current directory or installed."
+            ) from error
+        base = import_object(self.base)
+        if not (isinstance(found, type) and issubclass(found, base)):
+            raise UserError(
+                f"--{self.flag} {path}: expected a subclass of {self.base.replace(':', '.')}, found {found!r}."
+            )
+        summary = (found.__doc__ or "").strip().partition("\n")[0]
+        return Entry(path, path, f"{path}.Options", summary)
+
+
+def import_object(path: str) -> Any:
+    """The object at ``"package.module:Name"`` or ``"package.module:Name.attribute"``."""
+    module_name, _, attributes = path.partition(":")
+    found = importlib.import_module(module_name)
+    for attribute in attributes.split("."):
+        found = getattr(found, attribute)
+    return found
+
+
+def did_you_mean(word: str, known) -> str:
+    """``"; did you mean X?"`` for the known word closest to ``word``, or nothing when none is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""

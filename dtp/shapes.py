@@ -1,0 +1,24 @@
+"""Shapes through modules, found without data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Size, nn
+
+
+@torch.no_grad()
+def output_shape(module: nn.Module, in_shape: Iterable[int]) -> Size:
+    """Shape of one output sample for input samples of ``in_shape``, both without the batch dimension.
+
+    Evaluated on the meta device with meta copies of the tensors, so it costs no memory and leaves buffers as they are;
+    with two samples, for batch normalisation refuses one.
+
+    Raises:
+        RuntimeError: from torch, when the module does not accept the shape.
+    """
+    state = {name: tensor.to("meta") for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
+    dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), None)
+    sample = torch.empty(2, *in_shape, dtype=dtype, device="meta")
+    return torch.func.functional_call(module, state, (sample,)).shape[1:]
