@@ -1,0 +1,324 @@
+"""What all learning rules share: optimizers, counters, metrics, noise and checkpoints. A rule adds only its maths."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from torch import Tensor
+from torch.optim import Optimizer
+from torchmetrics.classification import MulticlassAccuracy
+
+from dtp.algorithms.metrics import RunningMeans
+from dtp.algorithms.optimizers import make_optimizer, make_schedule
+from dtp.algorithms.options import AlgorithmOptions
+from dtp.algorithms.timing import PhaseTimer
+from dtp.errors import UserError
+from dtp.feedback.noise import NoiseStreams
+from dtp.models.network import Network
+
+
+class Algorithm(LightningModule):
+    """A learning rule: how a network's weights change on a batch.
+
+    A subclass implements :meth:`forward_gradients`; one with more than one phase per batch also
+    :meth:`training_batch`. Everything else (devices, precision, schedules, metrics, resume) works for all rules.
+
+    Args:
+        network: the forward network.
+        options: an instance of the dataclass ``Options``; its fields are the rule's command-line options.
+        seed: of the noise streams.
+    """
+
+    Options = AlgorithmOptions
+
+    def __init__(self, network: Network, options: AlgorithmOptions | None = None, seed: int = 0):
+        super().__init__()
+        # Rules step several optimizers several times per batch.
+        self.automatic_optimization = False
+        self.network = network
+        self.options = options if options is not None else self.Options()
+        _check_ranges(self.options)
+        self.noise_streams = NoiseStreams(seed)
+        self.feedback_timer = PhaseTimer()
+        self.forward_optimizer: Optimizer | None = None
+        self.top_k = 5 if network.num_classes > 5 else 1
+        self._epoch_means = RunningMeans()
+        self._window_means = RunningMeans()
+        self._images = 0
+        self._epoch_began = time.perf_counter()
+        self._feedback_before = 0.0
+        classes = network.num_classes
+        self.scores = torch.nn.ModuleDict(
+            {
+                f"{split}_{k}": MulticlassAccuracy(classes, top_k=k, average="micro", validate_args=False)
+                for split in ("val", "test")
+                for k in sorted({1, self.top_k})
+            }
+        )
+
+    # --- the rule ---------------------------------------------------------------------------------------------------
+
+    def forward_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What the rule would have the forward weights descend on this batch.
+
+        Changes no weight, ``.grad`` or optimizer state.
+
+        Args:
+            x: images (B, C, H, W).
+            y: labels (B,) int64.
+
+        Returns:
+            The logits (B, classes), detached, and one gradient for each of :attr:`forward_parameters`, in their order.
+        """
+        raise NotImplementedError
+
+    def training_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Learn from one batch: one step on :meth:`forward_gradients`.
+
+        Returns:
+            The logits before the step (B, classes), detached, and scalars to be averaged and logged as ``train/NAME``.
+        """
+        logits, gradients = self.forward_gradients(x, y)
+        self.step(self.forward_optimizer, self.forward_parameters, gradients)
+        return logits, {}
+
+    def gradient_scale(self, n: int) -> float:
+        """Factor between this rule's forward gradient of layer n and the backprop gradient it stands for."""
+        return 1.0
+
+    @property
+    def forward_parameters(self) -> list[Tensor]:
+        """The forward weights, in the order of the layers."""
+        return list(self.network.parameters())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, classes) of images (B, C, H, W)."""
+        return self.network(x)
+
+    # --- optimizers -------------------------------------------------------------------------------------------------
+
+    def feedback_optimizer_list(self) -> list[Optimizer]:
+        """Optimizers other than the forward one, made anew; for rules that train more than the forward weights."""
+        return []
+
+    def configure_optimizers(self):
+        o = self.options
+        self.forward_optimizer = make_optimizer(o.optimizer, self.forward_parameters, o.lr, o.momentum, o.weight_decay)
+        max_epochs = self.trainer.max_epochs if self._trainer is not None else None
+        schedule = make_schedule(self.forward_optimizer, o, max_epochs or 1)
+        return [self.forward_optimizer, *self.feedback_optimizer_list()], [schedule]
+
+    def step(self, optimizer: Optimizer, parameters: list[Tensor], gradients: list[Tensor]) -> None:
+        """One step of ``optimizer`` on ``gradients``; afterwards no parameter has a ``.grad``.
+
+        The step goes through the strategy, which averages the gradients over ranks and applies the precision plugin.
+        It does not go through Lightning's optimizer wrapper, which would count it as a global step.
+        """
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        if self._trainer is None:
+            self.on_before_optimizer_step(optimizer)
+            optimizer.step()
+        else:
+            self.trainer.strategy.optimizer_step(optimizer, lambda: None)
+        for parameter in parameters:
+            parameter.grad = None
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        # Here the gradients are already averaged over ranks.
+        if self.options.clip_norm > 0 and optimizer is self.forward_optimizer:
+            torch.nn.utils.clip_grad_norm_(self.forward_parameters, self.options.clip_norm)
+
+    # --- training, as Lightning calls it ----------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        self.noise_streams.rank = self.global_rank
+
+    def on_train_epoch_start(self) -> None:
+        self._epoch_means.reset()
+        self._window_means.reset()
+        self._images = 0
+        self._epoch_began = time.perf_counter()
+        self._feedback_before = self.feedback_timer.seconds
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        x, y = batch
+        logits, scalars = self.training_batch(x, y)
+        with torch.no_grad():
+            logits = full_precision(logits)
+            values = {
+                "loss": F.cross_entropy(logits, y),
+                "accuracy": (logits.argmax(1) == y).float().mean(),
+                **scalars,
+            }
+        self._epoch_means.add(values, weight=len(x))
+        self._window_means.add(values, weight=len(x))
+        self._images += len(x)
+        self._count_batch()
+
+    def _count_batch(self) -> None:
+        """Make ``global_step`` count this batch, once, whatever the number of optimizer steps in it.
+
+        Lightning counts the steps of its own optimizer wrappers, about 160 in a batch of L-DRL on VGG, and
+        ``max_steps``, checkpoints and loggers follow that count. ``step`` above bypasses the wrappers; this is the one
+        count instead.
+        """
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        progress.increment_ready()
+        progress.increment_completed()
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+            self._log_window()
+
+    def on_train_epoch_end(self) -> None:
+        self.check_finite()
+        self._log_window()
+        means = {f"train/{name}_epoch": value for name, value in self._epoch_means.compute().items()}
+        progress = self.progress()
+        self.report(
+            {
+                "epoch": float(self.current_epoch),
+                **means,
+                "train/images_per_second": progress["images_per_second"],
+                "train/feedback_share": progress["feedback_share"],
+            }
+        )
+        # Manual optimization steps no schedule; here the new rate is in the checkpoint that the epoch's end writes.
+        for scheduler in _as_list(self.lr_schedulers()):
+            scheduler.step()
+
+    def _log_window(self) -> None:
+        means = self._window_means.compute()
+        self._window_means.reset()
+        if not means:
+            return
+        _require_finite(means, self.global_step)
+        lr = self.forward_optimizer.param_groups[0]["lr"]
+        self.report(
+            {
+                "epoch": float(self.current_epoch),
+                **{f"train/{name}": value for name, value in means.items()},
+                "train/lr": lr,
+            }
+        )
+
+    def progress(self) -> dict[str, float]:
+        """Loss, accuracy, images per second and share of time in the feedback phase, since the epoch began."""
+        seconds = max(time.perf_counter() - self._epoch_began, 1e-9)
+        means = self._epoch_means.compute()
+        return {
+            "loss": means.get("loss", float("nan")),
+            "accuracy": means.get("accuracy", float("nan")),
+            "images_per_second": self._images / seconds,
+            "feedback_share": min((self.feedback_timer.seconds - self._feedback_before) / seconds, 1.0),
+        }
+
+    def check_finite(self) -> None:
+        """Raise UserError if a loss of this epoch or a weight is NaN or infinite. Waits for the device."""
+        _require_finite(self._epoch_means.compute(), self.global_step)
+        bad = [name for name, value in self.named_parameters() if not torch.isfinite(value).all()]
+        if bad:
+            _raise_not_finite(f"the weights {bad[0]}", self.global_step)
+
+    # --- validation and test ----------------------------------------------------------------------------------------
+
+    def _evaluate(self, batch: tuple[Tensor, Tensor], split: str) -> None:
+        x, y = batch
+        logits = full_precision(self(x))
+        for k in sorted({1, self.top_k}):
+            self.scores[f"{split}_{k}"].update(logits, y)
+        self.log(f"{split}/loss", F.cross_entropy(logits, y), batch_size=len(x), logger=False, sync_dist=True)
+
+    def _report_scores(self, split: str) -> None:
+        names = (
+            {1: f"{split}/accuracy", self.top_k: f"{split}/top{self.top_k}"}
+            if self.top_k > 1
+            else {1: f"{split}/accuracy"}
+        )
+        scores = {}
+        for k, name in names.items():
+            scores[name] = float(self.scores[f"{split}_{k}"].compute())
+            self.scores[f"{split}_{k}"].reset()
+        self.log_dict(scores, logger=False)
+        if not self.trainer.sanity_checking:
+            loss = self.trainer.callback_metrics.get(f"{split}/loss")
+            losses = {} if loss is None else {f"{split}/loss": float(loss)}
+            self.report({"epoch": float(self.current_epoch), **losses, **scores})
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, "val")
+
+    def on_validation_epoch_end(self) -> None:
+        self._report_scores("val")
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate(batch, "test")
+
+    def on_test_epoch_end(self) -> None:
+        self._report_scores("test")
+
+    def report(self, metrics: dict[str, float]) -> None:
+        """Send metrics to every logger, at the present batch count."""
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step=self.global_step)
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        states: list[Any] = [self.noise_streams.state_dict()]
+        if self._trainer is not None and self.trainer.world_size > 1:
+            states = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(states, self.noise_streams.state_dict())
+        checkpoint["noise"] = states
+        checkpoint["feedback_seconds"] = self.feedback_timer.seconds
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        states = checkpoint["noise"]
+        rank = self.global_rank
+        if rank < len(states):
+            self.noise_streams.load_state_dict(states[rank])
+        else:
+            self.noise_streams.restart(checkpoint["global_step"])
+        self.feedback_timer.seconds = checkpoint["feedback_seconds"]
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """``x`` in float32 where autocast had rounded it to 16 bits; float32 and float64 as they are."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def _as_list(found: Any) -> list:
+    if found is None:
+        return []
+    return found if isinstance(found, list) else [found]
+
+
+def _require_finite(means: dict[str, float], step: int) -> None:
+    for name, value in means.items():
+        if value != value or value in (float("inf"), float("-inf")):
+            _raise_not_finite(name, step)
+
+
+def _raise_not_finite(what: str, step: int) -> None:
+    raise UserError(
+        f"Training diverged: {what} is not a finite number by batch {step}. Lower --lr or --feedback-lr (or --noise); "
+        "checkpoints written before it are kept."
+    )
+
+
+def _check_ranges(options: AlgorithmOptions) -> None:
+    o = options
+    if not o.lr > 0:
+        raise UserError(f"--lr: expected a number above 0, found {o.lr}.")
+    if not 0 <= o.momentum < 1:
+        raise UserError(f"--momentum: expected a number from 0 to below 1, found {o.momentum}.")
+    for flag in ("weight_decay", "lr_period", "lr_min", "clip_norm"):
+        if not getattr(o, flag) >= 0:
+            raise UserError(f"--{flag.replace('_', '-')}: expected 0 or more, found {getattr(o, flag)}.")
+    if not 0 < o.lr_gamma <= 1:
+        raise UserError(f"--lr-gamma: expected a number above 0 and up to 1, found {o.lr_gamma}.")

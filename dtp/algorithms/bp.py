@@ -1,0 +1,16 @@
+"""Backpropagation, the baseline."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dtp.algorithms.base import Algorithm, full_precision
+
+
+class BP(Algorithm):
+    """Gradient of the mean cross-entropy through the whole network."""
+
+    def forward_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        logits = self.network(x)
+        gradients = torch.autograd.grad(F.cross_entropy(full_precision(logits), y), self.forward_parameters)
+        return logits.detach(), list(gradients)

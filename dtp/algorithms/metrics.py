@@ -1,0 +1,31 @@
+"""Running means of training metrics, kept on the device and read only when somebody looks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class RunningMeans:
+    """Means of scalar tensors, weighted; adding never waits for the device."""
+
+    def __init__(self):
+        self._sums: dict[str, Tensor] = {}
+        self._weights: dict[str, float] = {}
+
+    def add(self, values: dict[str, Tensor], weight: float = 1.0) -> None:
+        for name, value in values.items():
+            value = value.detach().to(torch.float64 if value.device.type != "mps" else torch.float32) * weight
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._weights[name] = self._weights.get(name, 0.0) + weight
+
+    def compute(self) -> dict[str, float]:
+        """The means. One transfer from the device for all of them."""
+        if not self._sums:
+            return {}
+        values = torch.stack(list(self._sums.values())).tolist()
+        return {name: value / self._weights[name] for name, value in zip(self._sums, values, strict=True)}
+
+    def reset(self) -> None:
+        self._sums.clear()
+        self._weights.clear()

@@ -1,0 +1,270 @@
+"""The template of target propagation: activations, feedback phase, targets, local losses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dtp.algorithms.base import Algorithm, full_precision
+from dtp.algorithms.optimizers import make_optimizer
+from dtp.algorithms.options import TargetPropagationOptions
+from dtp.errors import UserError
+from dtp.feedback import (
+    Context,
+    FeedbackNetwork,
+    FeedbackProblem,
+    FeedbackSettings,
+    derive_feedback,
+    forward_with_context,
+    per_sample_dot,
+    train_feedback,
+)
+from dtp.models.network import Network
+
+
+@dataclass(frozen=True)
+class Activations:
+    """One forward pass, cut between layers.
+
+    Attributes:
+        s: ``s[n]`` for n = 0..N, (B, *shape), detached float32 (or float64); ``s[0]`` is the input.
+        contexts: ``contexts[n]`` for n = 1..N (``contexts[0]`` is empty): what layer n hands to its feedback.
+        outputs: ``outputs[n]`` equals ``s[n]`` but its graph reaches the weights of layer n, and only those.
+    """
+
+    s: list[Tensor]
+    contexts: list[Context]
+    outputs: list[Tensor]
+
+
+class TargetPropagation(Algorithm):
+    """Template of the rules that learn from local targets.
+
+    On every batch: activations; the feedback phase, in which each feedback layer takes its iterations on
+    :meth:`feedback_loss`; targets, from :meth:`first_target` downwards by :meth:`lower_target`; one step of the forward
+    weights on the sum of the layers' :meth:`forward_loss`. No gradient crosses a layer boundary. A rule overrides the
+    hooks in which it differs; ``feedback_settings`` says how its feedback layers are made.
+
+    Layers are numbered n = 1..N; ``self.network[n]`` is F_n, ``self.feedback[n]`` is G_n, which maps s_n to s_{n-1}.
+    """
+
+    Options = TargetPropagationOptions
+    feedback_settings = FeedbackSettings()
+
+    def __init__(self, network: Network, options: TargetPropagationOptions | None = None, seed: int = 0):
+        super().__init__(network, options, seed)
+        o = self.options
+        self.feedback = self.make_feedback()
+        numbers = self.feedback.numbers
+        self.noise = per_layer("noise", o.noise, numbers, above=0)
+        self.feedback_iterations = per_layer("feedback-iterations", o.feedback_iterations, numbers, least=0)
+        rates = o.feedback_lr or [self._usual_feedback_lr(n) for n in numbers]
+        self.feedback_lr = per_layer("feedback-lr", rates, numbers, above=0)
+        self.feedback_optimizers: dict[int, Optimizer] = {}
+        if not o.beta > 0:
+            raise UserError(f"--beta: expected a number above 0, found {o.beta}.")
+        if o.noise_samples < 1:
+            raise UserError(f"--noise-samples: expected at least 1, found {o.noise_samples}.")
+        if not 0 <= o.feedback_momentum < 1:
+            raise UserError(f"--feedback-momentum: expected a number from 0 to below 1, found {o.feedback_momentum}.")
+        if not o.feedback_weight_decay >= 0:
+            raise UserError(f"--feedback-weight-decay: expected 0 or more, found {o.feedback_weight_decay}.")
+
+    # --- hooks: what rules of the family differ in --------------------------------------------------------------------
+
+    @property
+    def top(self) -> int:
+        """Number of the highest layer that has a target; the layers above it learn the task loss."""
+        return self.network.depth
+
+    def make_feedback(self) -> FeedbackNetwork:
+        """The feedback layers, for n = 2..top."""
+        settings = FeedbackSettings(
+            self.feedback_settings.nonlinearity, self.feedback_settings.bias, self.options.unpool
+        )
+        numbers = range(2, self.top + 1)
+        feedback = derive_feedback(self.network.layers, self.network.shapes, numbers, settings)
+        if self.options.feedback_init == "symmetric":
+            for n in numbers:
+                feedback[n].copy_transpose(self.network[n])
+        return feedback
+
+    def feedback_loss(self, n: int, activations: Activations) -> Tensor:
+        """What feedback layer n is trained on, a scalar; called once per iteration, without autocast.
+
+        Draw noise with :meth:`draw_noise`. Only the weights of ``self.feedback[n]`` are stepped on it.
+        """
+        raise NotImplementedError
+
+    def first_target(self, activations: Activations, y: Tensor) -> Tensor:
+        """Target of layer :attr:`top`, (B, *shape). Default: t_N = s_N - beta d loss / d s_N, loss per sample."""
+        logits = activations.s[self.network.depth]
+        gradient = torch.softmax(logits, dim=1) - F.one_hot(y, logits.shape[1]).to(logits.dtype)
+        return logits - self.options.beta * gradient
+
+    def lower_target(self, n: int, targets: dict[int, Tensor], activations: Activations) -> Tensor:
+        """Target of layer n-1 from the targets above it. Default, the difference rule (Lee et al. 2015, eq. 15):
+
+        t_{n-1} = s_{n-1} + G_n(t_n) - G_n(s_n), with the context of the clean pass.
+        """
+        a, feedback = activations, self.feedback[n]
+        return a.s[n - 1] + feedback(targets[n], a.contexts[n]) - feedback(a.s[n], a.contexts[n])
+
+    def forward_loss(self, n: int, output: Tensor, target: Tensor) -> Tensor:
+        """Local loss of layer n: half the squared distance to its target, summed over features, mean over samples.
+
+        ``output`` (B, *shape) carries gradients to the weights of layer n; ``target`` is constant.
+        """
+        difference = output - target
+        return 0.5 * per_sample_dot(difference, difference)
+
+    # --- the template -------------------------------------------------------------------------------------------------
+
+    def training_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        schedule = self.options.schedule
+        feedback_turn = schedule != "alternating" or self.current_epoch % 2 == 0
+        forward_turn = schedule != "alternating" or self.current_epoch % 2 == 1
+        activations = self.activations(x, gradients=forward_turn)
+        # Parallel: the targets are those of the feedback weights as they were when the batch came in.
+        targets = self.targets(activations, y) if schedule == "parallel" else None
+        losses = self.feedback_phase(activations) if feedback_turn else {}
+        if forward_turn:
+            if targets is None:
+                targets = self.targets(activations, y)
+            gradients = self._local_gradients(activations, targets, y)
+            self.step(self.forward_optimizer, self.forward_parameters, gradients)
+        return activations.s[-1], {f"feedback_loss_{n}": loss for n, loss in losses.items()}
+
+    def forward_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        activations = self.activations(x)
+        return activations.s[-1], self._local_gradients(activations, self.targets(activations, y), y)
+
+    def activations(self, x: Tensor, gradients: bool = True) -> Activations:
+        """One forward pass in which every layer starts from a detached input."""
+        s, contexts, outputs = [full_precision(x.detach())], [Context()], [x.detach()]
+        with torch.set_grad_enabled(gradients):
+            for n in range(1, self.network.depth + 1):
+                output, context = forward_with_context(self.network[n], s[-1])
+                outputs.append(output)
+                contexts.append(context)
+                s.append(full_precision(output.detach()))
+        return Activations(s, contexts, outputs)
+
+    def feedback_phase(self, activations: Activations) -> dict[int, Tensor]:
+        """Train every feedback layer for its iterations. Returns their last losses, detached scalars.
+
+        Always in full precision: bfloat16 costs 3 to 60 per cent of error in these gradients.
+        """
+        with self.feedback_timer.measure(self.device), _no_autocast(activations.s[0]):
+            activations = self._in_full_precision(activations)
+            problems = [
+                FeedbackProblem(
+                    n,
+                    tuple(self.feedback[n].parameters()),
+                    self.feedback_iterations[n],
+                    lambda n=n: self.feedback_loss(n, activations),
+                )
+                for n in self.feedback.numbers
+            ]
+            return train_feedback(problems, self._step_feedback)
+
+    def targets(self, activations: Activations, y: Tensor) -> dict[int, Tensor]:
+        """Targets t_n by layer number, (B, *shape), constants."""
+        if self.top < 1:
+            return {}
+        with torch.no_grad(), _no_autocast(activations.s[0]):
+            targets = {self.top: self.first_target(activations, y)}
+            for n in range(self.top, 1, -1):
+                targets[n - 1] = self.lower_target(n, targets, activations)
+        return targets
+
+    def local_losses(self, activations: Activations, targets: dict[int, Tensor], y: Tensor) -> dict[int, Tensor]:
+        """The local loss of each layer n = 1..N, scalars whose graphs are disjoint."""
+        losses = {}
+        for n in range(1, self.network.depth + 1):
+            output = full_precision(activations.outputs[n])
+            if n in targets and not self._learns_task(n):
+                losses[n] = self.forward_loss(n, output, targets[n])
+            else:
+                losses[n] = F.cross_entropy(output, y)
+        return losses
+
+    def gradient_scale(self, n: int) -> float:
+        return 1.0 if self._learns_task(n) else self.options.beta
+
+    def draw_noise(self, n: int, like: Tensor) -> Tensor:
+        """Noise for feedback layer n, (m B, *shape) for ``like`` (B, *shape) and m noise samples."""
+        shape = (self.options.noise_samples * like.shape[0], *like.shape[1:])
+        return self.noise_streams.normal(n, shape, self.noise[n], like)
+
+    def feedback_optimizer_list(self) -> list[Optimizer]:
+        o = self.options
+        self.feedback_optimizers = {
+            n: make_optimizer(
+                o.feedback_optimizer,
+                self.feedback[n].parameters(),
+                self.feedback_lr[n],
+                o.feedback_momentum,
+                o.feedback_weight_decay,
+            )
+            for n in self.feedback.numbers
+        }
+        return list(self.feedback_optimizers.values())
+
+    def _learns_task(self, n: int) -> bool:
+        return n > self.top or (n == self.network.depth and self.options.output_loss == "task")
+
+    def _local_gradients(self, activations: Activations, targets: dict[int, Tensor], y: Tensor) -> list[Tensor]:
+        total = sum(self.local_losses(activations, targets, y).values())
+        return list(torch.autograd.grad(total, self.forward_parameters))
+
+    def _step_feedback(self, n: int, gradients: Sequence[Tensor]) -> None:
+        self.step(self.feedback_optimizers[n], list(self.feedback[n].parameters()), list(gradients))
+
+    def _in_full_precision(self, activations: Activations) -> Activations:
+        """The same activations, with outputs recomputed from the same inputs where autocast had rounded them."""
+        a = activations
+        if a.outputs[-1].dtype == a.s[-1].dtype:
+            return a
+        s, contexts = [a.s[0]], [a.contexts[0]]
+        with torch.no_grad():
+            for n in range(1, self.network.depth + 1):
+                output, context = forward_with_context(self.network[n], s[-1], given=a.contexts[n])
+                s.append(output)
+                contexts.append(context)
+        return Activations(s, contexts, s)
+
+    def _usual_feedback_lr(self, n: int) -> float:
+        """1e-3 / (sigma^2 P), P the spatial positions of s_n: what the tuned rates of published networks share."""
+        positions = self.network.shapes[n][1:].numel()
+        return 1e-3 / (self.noise[n] ** 2 * positions)
+
+
+def per_layer(
+    flag: str, values: Sequence[float], numbers: Sequence[int], least: float | None = None, above: float | None = None
+) -> dict[int, float]:
+    """One value for each feedback layer, from one value for all or one each.
+
+    Raises:
+        UserError: another number of values, or a value out of range.
+    """
+    if len(values) != 1 and len(values) != len(numbers):
+        names = ", ".join(map(str, numbers)) or "none"
+        raise UserError(
+            f"--{flag}: expected {len(numbers)} values, one for each trained feedback layer (layers {names}), or 1 for "
+            f"all; found {len(values)}."
+        )
+    for value in values:
+        if (least is not None and not value >= least) or (above is not None and not value > above):
+            bound = f"at least {least}" if least is not None else f"above {above}"
+            raise UserError(f"--{flag}: expected values {bound}, found {value}.")
+    return dict(zip(numbers, values if len(values) > 1 else list(values) * len(numbers), strict=True))
+
+
+def _no_autocast(x: Tensor) -> torch.autocast:
+    return torch.autocast(x.device.type, enabled=False)

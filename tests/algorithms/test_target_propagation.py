@@ -1,0 +1,340 @@
+"""Properties that hold for every rule made on the template."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dtp.algorithms import ALGORITHMS, BP, DTP, TP, TargetPropagation, VanillaDTP
+from dtp.algorithms.options import DTPOptions, TPOptions, VanillaDTPOptions
+from dtp.diagnostics import update_alignment
+from dtp.errors import UserError
+from dtp.models import VGG
+from dtp.models.options import VGGOptions
+from tests.conftest import make_batch
+
+LOCAL_RULES = [entry for entry in ALGORITHMS.entries.values() if entry.name != "bp"]
+VARIANTS = [
+    pytest.param(entry.name, changes, id=f"{entry.name}-{'-'.join(map(str, changes.values())) or 'default'}")
+    for entry in LOCAL_RULES
+    for changes in (
+        {},
+        {"schedule": "parallel"},
+        *([{"first_target": "output"}, {"first_target": "penultimate"}] if entry.name in ("tp", "vanilla-dtp") else []),
+        *([{"routing": "fixed"}] if "dtp" in (entry.name, entry.name[-3:]) and entry.name != "vanilla-dtp" else []),
+    )
+]
+
+
+def make(name, network, **changes):
+    entry = ALGORITHMS.resolve(name)
+    rule = entry.load()(network, entry.load_options()(**changes), seed=3)
+    rule.configure_optimizers()
+    return rule
+
+
+def state(module):
+    return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def same(before, after):
+    return all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("name, changes", VARIANTS)
+def test_the_local_loss_of_a_layer_reaches_the_weights_of_that_layer_alone(name, changes, network, batch):
+    rule = make(name, network, **changes)
+    x, y = batch
+    x.requires_grad_()
+    activations = rule.activations(x)
+    losses = rule.local_losses(activations, rule.targets(activations, y), y)
+    assert sorted(losses) == list(range(1, network.depth + 1))
+    everything = [x, *rule.parameters()]
+    for n, loss in losses.items():
+        reached = torch.autograd.grad(loss, everything, allow_unused=True)
+        own = {id(p) for p in network[n].parameters()}
+        assert {id(t) for t, g in zip(everything, reached, strict=True) if g is not None} == own
+
+
+@pytest.mark.parametrize("name, changes", VARIANTS)
+def test_the_feedback_loss_of_a_layer_reaches_its_feedback_weights_alone(name, changes, network, batch):
+    rule = make(name, network, **changes)
+    x, _ = batch
+    activations = rule.activations(x)
+    everything = list(rule.parameters())
+    for n in rule.feedback.numbers:
+        reached = torch.autograd.grad(rule.feedback_loss(n, activations), everything, allow_unused=True)
+        own = {id(p) for p in rule.feedback[n].parameters()}
+        assert {id(t) for t, g in zip(everything, reached, strict=True) if g is not None} <= own
+
+
+@pytest.mark.parametrize("name, changes", VARIANTS)
+def test_no_layer_receives_an_input_that_carries_gradients_during_training(name, changes, network, batch):
+    """Watches the real training step from outside: what enters a layer must be cut from what made it."""
+    rule = make(name, network, **changes)
+    entered = []
+
+    def watch(n):
+        def hook(module, inputs):
+            entered.append((n, inputs[0].requires_grad))
+
+        return hook
+
+    for n in range(1, network.depth + 1):
+        network[n][0].register_forward_pre_hook(watch(n))
+    rule.training_batch(*batch)
+    assert {n for n, _ in entered} == set(range(1, network.depth + 1))
+    with_gradient = {n for n, requires_grad in entered if requires_grad}
+    # Lee's first target is a gradient through the output layer, and only there.
+    allowed = {network.depth} if getattr(rule.options, "first_target", "output") == "penultimate" else set()
+    assert with_gradient <= allowed
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in LOCAL_RULES])
+def test_targets_are_constants(name, network, batch):
+    rule = make(name, network)
+    x, y = batch
+    targets = rule.targets(rule.activations(x), y)
+    assert targets and all(not target.requires_grad for target in targets.values())
+    assert all(target.shape[1:] == network.shapes[n] for n, target in targets.items())
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in LOCAL_RULES])
+def test_feedback_phase_leaves_forward_weights_bit_identical_and_without_gradients(name, network, batch):
+    rule = make(name, network)
+    before, feedback_before = state(network), state(rule.feedback)
+    rule.feedback_phase(rule.activations(batch[0]))
+    assert same(before, network.state_dict())
+    assert not same(feedback_before, rule.feedback.state_dict())
+    assert all(p.grad is None for p in rule.parameters())
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in LOCAL_RULES])
+def test_forward_step_leaves_feedback_weights_bit_identical(name, network, batch):
+    rule = make(name, network, feedback_iterations=[0], schedule="sequential")
+    before, feedback_before = state(network), state(rule.feedback)
+    rule.training_batch(*batch)
+    assert same(feedback_before, rule.feedback.state_dict())
+    assert not same(before, network.state_dict())
+    assert all(p.grad is None for p in rule.parameters())
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in LOCAL_RULES])
+@pytest.mark.parametrize("init", ["random", "symmetric"])
+def test_forward_and_feedback_tensors_share_no_storage(name, init, network):
+    rule = make(name, network, feedback_init=init)
+    forward = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    feedback = {p.untyped_storage().data_ptr() for p in rule.feedback.parameters()}
+    assert forward and feedback and not forward & feedback
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in ALGORITHMS.entries.values()])
+def test_asking_for_gradients_changes_nothing(name, network, batch):
+    rule = make(name, network)
+    before, noise = state(rule), rule.noise_streams.state_dict()
+    rule.forward_gradients(*batch)
+    assert same(before, rule.state_dict())
+    assert noise == rule.noise_streams.state_dict()
+    assert all(p.grad is None for p in rule.parameters())
+
+
+@pytest.mark.parametrize("beta, limit", [(0.7, 4.0), (0.01, 1.5)])
+def test_symmetric_feedback_gives_backprop_updates_on_an_elu_vgg(beta, limit):
+    network = VGG(VGGOptions(channels=[16, 16, 32, 32, 64]), (3, 32, 32), 10)
+    rule = DTP(network, DTPOptions(beta=beta, feedback_init="symmetric"))
+    found = update_alignment(rule, torch.randn(64, 3, 32, 32), torch.randint(10, (64,)))
+    assert all(found[n].angle <= limit for n in range(1, 7))
+    # The two highest layers have no nonlinearity between target and loss; what is left is rounding.
+    assert found[6].angle < 1e-3 and found[5].angle < 1e-2
+
+
+def test_random_feedback_gives_unrelated_updates_below_the_output_layer():
+    network = VGG(VGGOptions(channels=[16, 16, 32, 32, 64]), (3, 32, 32), 10)
+    found = update_alignment(DTP(network), torch.randn(64, 3, 32, 32), torch.randint(10, (64,)))
+    assert all(60 < found[n].angle < 120 for n in range(1, 6))
+    assert found[6].angle < 1e-3
+
+
+def test_output_gradient_of_dtp_is_beta_times_the_gradient_of_the_mean_cross_entropy(mlp):
+    mlp.double()
+    x, y = make_batch(mlp)
+    _, rule = DTP(mlp, DTPOptions(beta=0.3)).double().forward_gradients(x, y)
+    _, backprop = BP(mlp).forward_gradients(x, y)
+    for ours, theirs in zip(rule[-2:], backprop[-2:], strict=True):
+        torch.testing.assert_close(ours, 0.3 * theirs, rtol=1e-10, atol=1e-14)
+
+
+def test_ldrl_training_turns_random_feedback_towards_backprop(mlp):
+    x, y = make_batch(mlp, 64)
+    rule = make("dtp", mlp, feedback_iterations=[400], noise=[0.1])
+    before = update_alignment(rule, x, y)
+    rule.feedback_phase(rule.activations(x))
+    after = update_alignment(rule, x, y)
+    for n in range(1, mlp.depth):
+        assert before[n].angle > 45 and after[n].angle < 20
+
+
+def test_difference_rule_returns_the_activation_when_the_target_is_the_activation(network, batch):
+    rule = make("dtp", network)
+    a = rule.activations(batch[0])
+    for n in rule.feedback.numbers:
+        torch.testing.assert_close(rule.lower_target(n, {n: a.s[n]}, a), a.s[n - 1])
+
+
+def test_tp_hands_down_the_target_itself(network, batch):
+    rule = make("tp", network)
+    a = rule.activations(batch[0])
+    targets = rule.targets(a, batch[1])
+    for n in rule.feedback.numbers:
+        torch.testing.assert_close(targets[n - 1], rule.feedback[n](targets[n], a.contexts[n]))
+
+
+def test_penultimate_target_is_a_gradient_step_on_the_task_loss_of_each_sample(mlp):
+    rule = make("vanilla-dtp", mlp, beta=0.2)
+    x, y = make_batch(mlp)
+    a = rule.activations(x)
+    targets = rule.targets(a, y)
+    assert sorted(targets) == [1, 2, 3] and rule.feedback.numbers == [2, 3]
+    for b in range(len(x)):
+        s = a.s[3][b : b + 1].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(mlp[4](s), y[b : b + 1]), s)
+        torch.testing.assert_close(targets[3][b : b + 1], (s - 0.2 * gradient).detach())
+
+
+def test_activations_equal_the_plain_forward_pass(network, batch):
+    a = make("dtp", network).activations(batch[0])
+    assert torch.equal(a.s[-1], network(batch[0]))
+    assert len(a.s) == len(a.contexts) == len(a.outputs) == network.depth + 1
+
+
+def test_one_iteration_of_parallel_dtp_averages_its_noise_samples(mlp):
+    """m samples in one loss equal the mean of m losses of one sample each, for the same noise."""
+    from dtp.feedback import ldrl_loss
+
+    mlp.double()
+    rule = make("parallel-dtp", mlp).double()
+    a = rule.activations(make_batch(mlp)[0])
+    noise = [torch.randn(4 * 6, *mlp.shapes[n], dtype=torch.float64) for n in (1, 2)]
+    args = (mlp[2], rule.feedback[2], a.s[1], a.s[2], a.contexts[2])
+    together = ldrl_loss(*args, *noise, noise_samples=4)
+    apart = [ldrl_loss(*args, *(part[6 * k : 6 * k + 6] for part in noise)) for k in range(4)]
+    torch.testing.assert_close(together, sum(apart) / 4)
+
+
+def test_parallel_schedule_uses_the_feedback_weights_from_before_their_step(mlp):
+    x, y = make_batch(mlp)
+    rule = make("vanilla-dtp", mlp, schedule="parallel", optimizer="sgd", lr=0.1, momentum=0.0)
+    _, expected = rule.forward_gradients(x, y)
+    before = [p.clone() for p in rule.forward_parameters]
+    feedback_before = state(rule.feedback)
+    rule.training_batch(x, y)
+    assert not same(feedback_before, rule.feedback.state_dict())
+    for p, old, gradient in zip(rule.forward_parameters, before, expected, strict=True):
+        torch.testing.assert_close(p, old - 0.1 * gradient)
+
+
+@pytest.mark.parametrize("epoch, moves", [(0, "feedback"), (1, "network"), (2, "feedback")])
+def test_alternating_schedule_trains_one_kind_of_weights_per_epoch(mlp, epoch, moves, monkeypatch):
+    rule = make("vanilla-dtp", mlp, schedule="alternating")
+    monkeypatch.setattr(type(rule), "current_epoch", epoch)
+    network_before, feedback_before = state(mlp), state(rule.feedback)
+    rule.training_batch(*make_batch(mlp))
+    assert same(network_before, mlp.state_dict()) == (moves == "feedback")
+    assert same(feedback_before, rule.feedback.state_dict()) == (moves == "network")
+
+
+@pytest.mark.parametrize("flag", ["noise", "feedback_iterations", "feedback_lr"])
+@pytest.mark.parametrize("count", [2, 4, 5])
+def test_lists_of_the_wrong_length_are_an_error_that_names_the_layers(mlp, flag, count):
+    value = 1 if flag == "feedback_iterations" else 0.1
+    with pytest.raises(UserError, match=r"expected 3 values.*layers 2, 3, 4.*found " + str(count)) as error:
+        DTP(mlp, DTPOptions(**{flag: [value] * count}))
+    assert "--" + flag.replace("_", "-") in str(error.value)
+
+
+def test_lists_of_one_value_and_of_one_value_each_are_taken(mlp):
+    assert DTP(mlp, DTPOptions(noise=[0.3])).noise == {2: 0.3, 3: 0.3, 4: 0.3}
+    assert DTP(mlp, DTPOptions(noise=[0.3, 0.2, 0.1])).noise == {2: 0.3, 3: 0.2, 4: 0.1}
+    # Lee's first target leaves layer 4 without feedback.
+    assert VanillaDTP(mlp, VanillaDTPOptions(noise=[0.3, 0.2])).noise == {2: 0.3, 3: 0.2}
+
+
+@pytest.mark.parametrize(
+    "changes, flag",
+    [
+        ({"beta": 0.0}, "--beta"),
+        ({"noise": [0.0]}, "--noise"),
+        ({"noise": [-1.0, 0.1, 0.1]}, "--noise"),
+        ({"feedback_iterations": [-1]}, "--feedback-iterations"),
+        ({"feedback_lr": [0.0]}, "--feedback-lr"),
+        ({"noise_samples": 0}, "--noise-samples"),
+        ({"feedback_momentum": 1.0}, "--feedback-momentum"),
+        ({"lr": -1.0}, "--lr"),
+        ({"momentum": 1.5}, "--momentum"),
+        ({"lr": float("nan")}, "--lr"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(mlp, changes, flag):
+    with pytest.raises(UserError, match=flag + ":"):
+        DTP(mlp, DTPOptions(**changes))
+
+
+def test_usual_feedback_rates_come_near_the_tuned_ones_of_the_published_vgg():
+    """Spec: 2 lr sigma^2 P is about 2e-3 for four of the five published layers, 6e-4 for the other."""
+    network = VGG(VGGOptions(), (3, 32, 32), 10)
+    rule = DTP(network, DTPOptions(noise=[0.4, 0.4, 0.2, 0.2, 0.08]))
+    published = {2: 1e-4, 3: 3.5e-4, 4: 8e-3, 5: 8e-3, 6: 0.18}
+    assert all(0.5 < rule.feedback_lr[n] / published[n] < 4 for n in published)
+
+
+def test_a_network_of_one_layer_learns_without_feedback():
+    from dtp.models import MLP
+    from dtp.models.options import MLPOptions
+
+    network = MLP(MLPOptions(widths=[]), (1, 4, 4), 5)
+    for name in ("dtp", "tp", "vanilla-dtp"):
+        rule = make(name, network, schedule="sequential")
+        before = state(network)
+        rule.training_batch(*make_batch(network))
+        assert rule.feedback.numbers == [] and not same(before, network.state_dict())
+
+
+def test_feedback_phase_runs_in_full_precision_under_autocast(lenet):
+    rule = make("dtp", lenet)
+    seen = []
+    original = rule.feedback_loss
+
+    def watch(n, activations):
+        seen.append({t.dtype for t in activations.s} | {activations.contexts[n][-1] and torch.float32} - {None})
+        loss = original(n, activations)
+        seen.append({loss.dtype})
+        return loss
+
+    rule.feedback_loss = watch
+    x, y = make_batch(lenet)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert lenet(x).dtype == torch.bfloat16
+        rule.training_batch(x, y)
+    assert seen and all(dtypes <= {torch.float32} for dtypes in seen)
+    assert all(torch.isfinite(p).all() for p in rule.parameters())
+
+
+def test_full_precision_activations_of_the_feedback_phase_are_consistent_under_autocast(lenet):
+    """s_n must be F_n(s_{n-1}) in float32: bfloat16 rounding in it would enter r_eps - r as noise."""
+    rule = make("dtp", lenet)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = rule.activations(make_batch(lenet)[0])
+    exact = rule._in_full_precision(rounded)
+    for n in range(1, lenet.depth + 1):
+        torch.testing.assert_close(exact.s[n], lenet[n](exact.s[n - 1]))
+
+
+def test_template_without_a_feedback_loss_says_what_is_missing(mlp):
+    rule = TargetPropagation(mlp)
+    rule.configure_optimizers()
+    with pytest.raises(NotImplementedError):
+        rule.training_batch(*make_batch(mlp))
+
+
+def test_tp_options_let_the_first_target_be_chosen(mlp):
+    assert TP(mlp, TPOptions()).top == 4
+    assert TP(mlp, TPOptions(first_target="penultimate")).top == 3

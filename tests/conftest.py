@@ -1,0 +1,58 @@
+"""What all tests share: determinism, small networks and batches, and no traces left behind."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+from dtp.models import MLP, LeNet, Network
+from dtp.models.options import LeNetOptions, MLPOptions
+
+
+def pytest_collection_modifyitems(items):
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+@pytest.fixture(autouse=True)
+def isolation(monkeypatch):
+    """Same random numbers for every test; signal handlers, threads and the environment as they were."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    threads = torch.get_num_threads()
+    for name in [name for name in os.environ if name.startswith(("WANDB_", "SLURM_", "DTP_"))]:
+        monkeypatch.delenv(name)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def mlp() -> Network:
+    return MLP(MLPOptions(widths=[12, 11, 10]), (1, 4, 4), 5)
+
+
+@pytest.fixture
+def lenet() -> Network:
+    return LeNet(LeNetOptions(channels=[3, 4], hidden=8), (2, 12, 12), 5)
+
+
+@pytest.fixture(params=["mlp", "lenet"])
+def network(request) -> Network:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def batch(network) -> tuple[torch.Tensor, torch.Tensor]:
+    return make_batch(network)
+
+
+def make_batch(network: Network, size: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random images and labels for a network, in its dtype."""
+    dtype = next(network.parameters()).dtype
+    return torch.randn(size, *network.input_shape, dtype=dtype), torch.randint(network.num_classes, (size,))
