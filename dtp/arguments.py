@@ -1,0 +1,248 @@
+"""The command line as a configuration: parsing, merging, help and error messages. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import shutil
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from simple_parsing import ArgumentGenerationMode, ArgumentParser, ConflictResolution
+from simple_parsing.docstring import get_attribute_docstring
+from simple_parsing.wrappers.field_wrapper import DashVariant
+
+from dtp.algorithms import ALGORITHMS
+from dtp.config import (
+    PRESETS,
+    Config,
+    RunOptions,
+    as_arguments,
+    check_run_options,
+    config_path,
+    preset_origin,
+    preset_path,
+    read_yaml,
+)
+from dtp.data import DATA
+from dtp.errors import UserError
+from dtp.models import MODELS
+from dtp.registry import Entry, did_you_mean
+
+REGISTRIES = (ALGORITHMS, MODELS, DATA)
+
+
+class _Parser(ArgumentParser):
+    """simple-parsing's parser, whose mistakes are one sentence and an exception instead of an exit."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(_one_sentence(message, self))
+
+
+def parse(argv: Sequence[str]) -> Config:
+    """The configuration that a command line means: preset, then file, then the words themselves.
+
+    Raises:
+        UserError: an unknown option or choice, a value of the wrong type, an unreadable or wrong file.
+        SystemExit: ``--help``, after printing it.
+    """
+    first, wants_help = _first_look(argv)
+    file_values = read_yaml(config_path(first["config"])) if first.get("config") else {}
+    chosen = {}
+    for registry in REGISTRIES:
+        default = RunOptions.__dataclass_fields__[registry.flag].default
+        chosen[registry.flag] = str(first.get(registry.flag) or file_values.get(registry.flag) or default)
+    entries = {registry.flag: registry.resolve(chosen[registry.flag]) for registry in REGISTRIES}
+    parser = _make_parser(entries)
+
+    sources: list[tuple[str, list[str]]] = []
+    origins = []
+    preset = preset_path(**chosen)
+    if preset is not None:
+        sources.append((f"preset {preset.name}", as_arguments(read_yaml(preset))))
+        origins.append(f"preset {preset.stem}: {preset_origin(preset)}")
+    if file_values:
+        sources.append((f"--config {first['config']}", as_arguments(file_values)))
+        origins.append(f"file {first['config']}")
+    if wants_help:
+        defaults = _parse_checked(parser, [word for _, words in sources for word in words], entries)
+        print(_manual(entries, defaults))
+        raise SystemExit(0)
+    for name, words in sources:
+        try:
+            _parse_checked(parser, words, entries)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+    # Alone first: a stray word at its beginning would become a value of the last option of the file.
+    _parse_checked(parser, list(argv), entries)
+    sources.append(("command line", list(argv)))
+    parsed = _parse_checked(parser, [word for _, words in sources for word in words], entries)
+    if argv:
+        origins.append("command line: " + " ".join(argv))
+    run = dataclasses.replace(parsed.run, **chosen)
+    check_run_options(run)
+    return Config(run, parsed.algo, parsed.model, parsed.data, tuple(origins))
+
+
+def _first_look(argv: Sequence[str]) -> tuple[dict[str, str], bool]:
+    """The options that decide which other options exist."""
+    look = _plain_parser()
+    for flag in ("algo", "model", "data", "config"):
+        look.add_argument(f"--{flag}")
+    look.add_argument("-h", "--help", action="store_true")
+    known, _ = look.parse_known_args(list(argv))
+    values = vars(known)
+    return values, values.pop("help")
+
+
+def _plain_parser() -> argparse.ArgumentParser:
+    class Parser(argparse.ArgumentParser):
+        error = _Parser.error
+
+    return Parser(add_help=False, allow_abbrev=False)
+
+
+def _option_classes(entries: dict[str, Entry]) -> dict[str, type]:
+    return {"run": RunOptions, **{flag: entry.load_options() for flag, entry in entries.items()}}
+
+
+def _make_parser(entries: dict[str, Entry]) -> _Parser:
+    classes = _option_classes(entries)
+    owners: dict[str, str] = {}
+    for flag, cls in classes.items():
+        if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+            raise UserError(f"--{flag} {entries[flag].name}: its Options must be a dataclass, found {cls!r}.")
+        for field in dataclasses.fields(cls):
+            if owners.setdefault(field.name, flag) != flag:
+                raise UserError(
+                    f"The options of --{flag} {entries[flag].name} and of the {owners[field.name]} both define "
+                    f"{field.name!r}; rename the field in the class of your own."
+                )
+    parser = _Parser(
+        prog="main.py",
+        add_help=False,
+        allow_abbrev=False,
+        add_option_string_dash_variants=DashVariant.UNDERSCORE_AND_DASH,
+        conflict_resolution=ConflictResolution.NONE,
+        argument_generation_mode=ArgumentGenerationMode.FLAT,
+    )
+    for flag, cls in classes.items():
+        parser.add_arguments(cls, flag)
+    return parser
+
+
+def _parse_checked(parser: _Parser, words: list[str], entries: dict[str, Entry]) -> argparse.Namespace:
+    parsed, unknown = parser.parse_known_args(words)
+    if unknown:
+        raise UserError(_unknown_option(unknown, parser, entries))
+    return parsed
+
+
+def _unknown_option(unknown: list[str], parser: argparse.ArgumentParser, entries: dict[str, Entry]) -> str:
+    flags = [word for word in unknown if word.startswith("--")]
+    if not flags:
+        return f"Unexpected word {unknown[0]!r}; options begin with two dashes (python main.py --help lists them)."
+    flag = flags[0].partition("=")[0]
+    name = flag[2:].replace("-", "_")
+    for registry in REGISTRIES:
+        having = [entry.name for entry in registry.entries.values() if _has_option(entry, name)]
+        if having:
+            return (
+                f"{flag} is an option of --{registry.flag} {', '.join(having)}, not of "
+                f"--{registry.flag} {entries[registry.flag].name}."
+            )
+    known = {
+        "--" + option.lstrip("-").replace("_", "-") for action in parser._actions for option in action.option_strings
+    }
+    return f"Unknown option {flag}{did_you_mean(flag, sorted(known))} (python main.py --help lists all)."
+
+
+def _has_option(entry: Entry, name: str) -> bool:
+    return name in entry.load_options().__dataclass_fields__
+
+
+def _one_sentence(message: str, parser: argparse.ArgumentParser) -> str:
+    """argparse's message in our form: what was expected, what was found."""
+    match = re.match(r"argument (\S+?)(?:, |/|:)", message)
+    flag = "--" + match.group(1).lstrip("-").replace("_", "-") if match else ""
+    if choice := re.search(r"invalid choice: '?([^' ]*)'? \(choose from (.*)\)", message):
+        choices = [word.strip(" '") for word in choice.group(2).split(",")]
+        hint = did_you_mean(choice.group(1), choices)
+        return f"{flag}: expected one of {', '.join(choices)}; found {choice.group(1)!r}{hint}."
+    if value := re.search(r"invalid (\S+) value: (.*)", message):
+        kind = {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(
+            value.group(1).strip("'").removeprefix("_parse_"), "a number"
+        )
+        return f"{flag}: expected {kind}, found {value.group(2)}."
+    if "expected" in message and match:
+        return f"{flag}: {message.partition(': ')[2]}, found none."
+    return message[0].upper() + message[1:] + "."
+
+
+# --- the manual -------------------------------------------------------------------------------------------------------
+
+
+def _manual(entries: dict[str, Entry], defaults: argparse.Namespace) -> str:
+    width = min(shutil.get_terminal_size().columns, 110)
+    algo, model, data = (entries[flag].name for flag in ("algo", "model", "data"))
+    blocks = [
+        "Train a deep network by target propagation or a relative of it.",
+        f"usage: {sys.argv[0].rpartition('/')[2] or 'main.py'} [--algo NAME] [--model NAME] [--data NAME] [options]",
+        _wrap(
+            "Values come from the preset of the three names where one exists, then from --config, then from the "
+            "command line; each beats the one before. Dashes and underscores in option names mean the same. Lists are "
+            "separated by spaces. The options of a rule, network or dataset are shown for the chosen ones: here "
+            f"--algo {algo} --model {model} --data {data}, with their defaults; for others add those names to --help.",
+            width,
+        ),
+    ]
+    for registry, title in zip(REGISTRIES, ("rules", "networks", "datasets"), strict=True):
+        lines = [f"{title} (--{registry.flag}):"]
+        lines += [f"  {entry.name:<16}{entry.summary}" for entry in registry.entries.values()]
+        blocks.append("\n".join(lines))
+    titles = {"run": "run", "algo": f"rule {algo}", "model": f"network {model}", "data": f"dataset {data}"}
+    for flag, cls in _option_classes(entries).items():
+        blocks.append(_describe(titles[flag], cls, getattr(defaults, flag), width))
+    presets = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+    blocks.append("presets:\n" + textwrap.indent(_wrap(presets, width - 2), "  "))
+    blocks.append(
+        "examples:\n"
+        "  python main.py                                            digits, under a minute\n"
+        "  python main.py --algo bp                                  the same by backprop\n"
+        "  python main.py --algo dtp --model vgg --data imagenet32   the published experiment\n"
+        "  python main.py --resume auto                              go on where it was stopped"
+    )
+    return "\n\n".join(blocks)
+
+
+def _describe(title: str, cls: type, values: Any, width: int) -> str:
+    lines = [f"{title}: {(cls.__doc__ or '').strip().partition(chr(10))[0]}"]
+    for field in dataclasses.fields(cls):
+        doc = get_attribute_docstring(cls, field.name)
+        text = " ".join((doc.comment_above or doc.docstring_below or doc.comment_inline).split())
+        default = as_arguments({field.name: getattr(values, field.name)})[1:]
+        if default and default != [""]:
+            text += f" (default: {' '.join(default)})"
+        lines.append(f"  --{field.name.replace('_', '-')} {_type_words(field.type)}")
+        lines.append(textwrap.indent(_wrap(text, width - 6), " " * 6))
+    return "\n".join(lines)
+
+
+def _type_words(annotation: Any) -> str:
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", None) or str(annotation)
+    if "Literal" in str(annotation):
+        return "{" + ",".join(re.findall(r"'([^']+)'", str(annotation))) + "}"
+    plain = str(annotation) if "[" in str(annotation) else text
+    many = plain.startswith(("list", "typing.List"))
+    kind = next((word for key, word in _KINDS.items() if key in plain), "WORD")
+    return f"{kind} ..." if many else kind
+
+
+_KINDS = {"bool": "true|false", "int": "INT", "float": "NUMBER", "str": "WORD"}
+
+
+def _wrap(text: str, width: int) -> str:
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)

@@ -1,0 +1,63 @@
+"""The command line: from words to an exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+from dtp.arguments import parse
+from dtp.errors import UserError
+from dtp.signals import Stopped, stop_request
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` (default: the process's) and return its exit status.
+
+    0: done. 1: an unexpected error. 2: a mistake of the user, told in one sentence. 75: stopped by SIGTERM or SIGUSR1
+    with a checkpoint, to be continued. 130: stopped by Ctrl-C with a checkpoint.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    stop_request.install()
+    # A user's own rule lies in a file where the command is typed.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        config = parse_with_resume(argv)
+        # Only now: importing torch takes seconds, and --help and wrong options should not wait for it.
+        from dtp.train import train
+
+        train(config, argv)
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print(str(stopped), file=sys.stderr)
+        return stopped.status
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (head, less) went away; point stdout elsewhere so that exit does not complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception:
+        traceback.print_exc()
+        print(
+            "error: this is a defect of dtp, not of your command; please report it with the lines above.",
+            file=sys.stderr,
+        )
+        return 1
+
+
+def parse_with_resume(argv: list[str]):
+    """:func:`parse`, where ``--resume RUN`` makes the resumed run's own configuration the base of the command line."""
+    from dtp.runs import saved_config_of
+
+    config = parse(argv)
+    if config.run.resume in ("", "auto"):
+        return config
+    saved = saved_config_of(config.run.resume)
+    return config if saved is None else parse(["--config", str(saved), *argv])

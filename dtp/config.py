@@ -1,0 +1,204 @@
+"""Options of a run, and how presets, files and the command line become one configuration. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from dtp.errors import UserError
+from dtp.registry import did_you_mean
+
+PRESETS = Path(__file__).parent / "presets"
+
+
+@dataclass
+class RunOptions:
+    """What is trained, for how long, on what, and where the results go."""
+
+    # Learning rule (listed above), or your own as module:Class.
+    algo: str = "dtp"
+    # Network (listed above), or your own as module:Class.
+    model: str = "mlp"
+    # Dataset (listed above), or your own as module:Class.
+    data: str = "digits"
+    # YAML file with any of these options, or the name of a preset. It beats the preset; the command line beats it.
+    config: str = ""
+    # Epochs (passes over the training set) to train in all, at least 1.
+    max_epochs: int = 20
+    # Batches to train in all, whatever the number of optimizer steps in a batch; -1 for no such limit.
+    max_steps: int = -1
+    # Seed of the first weights, the order of the images, their augmentation and the noise; 0 or more.
+    seed: int = 0
+    # Devices per machine: a number of GPUs (or of processes on a CPU), or auto for all GPUs.
+    devices: str = "1"
+    # Machines. Start one process per device on each, with srun or torchrun.
+    num_nodes: int = 1
+    # How several devices work together: feedback-ddp gives each its own images and averages gradients at every
+    # optimizer step; auto is that for several devices and none for one.
+    strategy: Literal["auto", "feedback-ddp"] = "auto"
+    # Kind of device; auto takes a GPU where there is one.
+    accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto"
+    # Floating-point numbers: 32 (bits), 64, or bf16-mixed: bfloat16 in the forward phase, 32 bits in the feedback
+    # phase.
+    precision: str = "32"
+    # Let matrix products and convolutions of 32 bits use TensorFloat32 on GPUs that have it: faster, 10-bit mantissa.
+    tf32: bool = False
+    # Folder of this run. Left out: a new one, runs/ALGO_MODEL_DATA/DATE-seedSEED.
+    run_dir: str = ""
+    # Go on with an interrupted run: auto continues the newest run of the same configuration (or the one in --run-dir),
+    # or starts; a run folder or a checkpoint file continues that one with its own configuration.
+    resume: str = ""
+    # Where metrics go besides metrics.csv; wandb is online when logged in and offline otherwise.
+    logger: Literal["csv", "wandb"] = "csv"
+    # Training batches per epoch: a count (10) or a fraction with a point (0.1).
+    limit_train_batches: str = "1.0"
+    # Validation batches per epoch: a count (10) or a fraction with a point (0.1); 0 for no validation.
+    limit_val_batches: str = "1.0"
+    # Batches between two rows of training metrics, at least 1.
+    log_every: int = 50
+    # Batches between two checkpoints within an epoch; 0 for one at each end of an epoch only.
+    checkpoint_every: int = 0
+    # Epochs between two measurements of angles (feedback to forward weights, update to backprop's); 0 for none.
+    diagnostics_every: int = 1
+    # Weights that are tested once at the end: those of the best validation accuracy, or the last.
+    test_weights: Literal["best", "last"] = "best"
+    # Print the network and its feedback layers at the start, and tracebacks of unexpected errors.
+    verbose: bool = False
+
+
+PRECISIONS = {"32": "32-true", "32-true": "32-true", "64": "64-true", "64-true": "64-true", "bf16-mixed": "bf16-mixed"}
+
+
+def check_run_options(run: RunOptions) -> None:
+    """Raise UserError for a value of the run options that is out of range."""
+    for name, least in (("max_epochs", 1), ("num_nodes", 1), ("log_every", 1), ("seed", 0)):
+        if getattr(run, name) < least:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag}: expected a whole number of at least {least}, found {getattr(run, name)}.")
+    for name in ("checkpoint_every", "diagnostics_every"):
+        if getattr(run, name) < 0:
+            raise UserError(f"--{name.replace('_', '-')}: expected 0 or more, found {getattr(run, name)}.")
+    if run.max_steps < 1 and run.max_steps != -1:
+        raise UserError(f"--max-steps: expected at least 1, or -1 for no limit, found {run.max_steps}.")
+    if run.precision in ("16", "16-mixed", "16-true", "fp16"):
+        raise UserError(
+            f"--precision {run.precision}: float16 is refused, for its loss scale changes between the optimizers of "
+            "one batch and spoils the feedback weights; use bf16-mixed or 32."
+        )
+    if run.precision not in PRECISIONS:
+        raise UserError(f"--precision: expected one of 32, 64, bf16-mixed; found {run.precision!r}.")
+    if run.devices != "auto" and not (run.devices.isdigit() and int(run.devices) >= 1):
+        raise UserError(f"--devices: expected a whole number of at least 1, or auto, found {run.devices!r}.")
+    parse_limit("limit-train-batches", run.limit_train_batches, least=1)
+    parse_limit("limit-val-batches", run.limit_val_batches, least=0)
+
+
+def parse_limit(flag: str, text: str, least: int) -> int | float:
+    """A number of batches: an int for a count, a float from 0 to 1 for a fraction of the epoch."""
+    try:
+        value = float(text) if "." in text or "e" in text.lower() else int(text)
+    except ValueError:
+        value = -1
+    if isinstance(value, int) and value >= least or isinstance(value, float) and 0 < value <= 1:
+        return value
+    raise UserError(
+        f"--{flag}: expected a count of at least {least}, or a fraction up to 1.0 written with a point; found {text!r}."
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """One resolved configuration.
+
+    Attributes:
+        run, algo, model, data: the dataclasses of options, filled in.
+        origins: where values came from, in words, lowest priority first.
+    """
+
+    run: RunOptions
+    algo: Any
+    model: Any
+    data: Any
+    origins: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """All options, flat, by name."""
+        return {**asdict(self.run), **asdict(self.data), **asdict(self.model), **asdict(self.algo)}
+
+
+def preset_path(algo: str, model: str, data: str) -> Path | None:
+    """The shipped preset of these three, if there is one."""
+    path = PRESETS / f"{algo}_{model}_{data}.yaml"
+    return path if path.is_file() else None
+
+
+def config_path(name: str) -> Path:
+    """The file that ``--config name`` means: a path, or the name of a preset.
+
+    Raises:
+        UserError: neither exists.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = PRESETS / f"{name.removesuffix('.yaml')}.yaml"
+    if shipped.is_file():
+        return shipped
+    names = [preset.stem for preset in PRESETS.glob("*.yaml")]
+    raise UserError(
+        f"--config {name}: no such file, nor a preset of that name{did_you_mean(name, names)}; "
+        "give the path of a YAML file, or a preset's name (python main.py --help lists them)."
+    )
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Options in a YAML file, names with underscores.
+
+    Raises:
+        UserError: the file cannot be read, is not YAML, or is not a flat mapping of options.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}).") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not valid YAML ({' '.join(str(error).split())}).") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"{path}: expected lines of the form 'option: value', found {type(values).__name__}.")
+    for key, value in values.items():
+        items = value if isinstance(value, list) else [value]
+        if any(isinstance(item, dict | list) for item in items):
+            raise UserError(f"{path}: expected a single value or a flat list for {key!r}, found {value!r}.")
+    return {key.replace("-", "_"): value for key, value in values.items()}
+
+
+def as_arguments(values: dict[str, Any]) -> list[str]:
+    """The command line that says the same as ``values``, so that files and flags share a parser; None is left out."""
+    arguments = []
+    for key, value in values.items():
+        if value is None:
+            continue
+        arguments.append(f"--{key.replace('_', '-')}")
+        arguments.extend(_word(item) for item in (value if isinstance(value, list) else [value]))
+    return arguments
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def preset_origin(path: Path) -> str:
+    """The comment lines at the top of a preset: where its values come from."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# ").strip())
+    return " ".join(lines)

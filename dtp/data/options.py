@@ -1,0 +1,43 @@
+"""Command-line options of the datasets. Imports no torch, so that ``--help`` is quick."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass
+class DataOptions:
+    """Images: where they lie, how they are split, normalised, augmented and batched."""
+
+    # Folder that holds the dataset (for imagefolder: the folder of class folders, or one with train/ and test/ in it).
+    data_dir: str = "data"
+    # Download the dataset into --data-dir if it is not there (not for imagenet32 and imagefolder); without it nothing
+    # ever touches the network.
+    download: bool = False
+    # Images per batch and device, at least 1.
+    batch_size: int = 128
+    # Processes that load and augment batches, 0 or more; 0 loads in the main process, best for small datasets.
+    num_workers: int = 0
+    # Images held out of the training set for validation: a count (5000), a fraction below 1 (0.1), or 0 for none.
+    # Default: the dataset's own usual split (5000; imagenet32 50 of each class; digits and imagefolder a tenth).
+    val_size: float | None = None
+    # Seed of the training/validation split, any whole number; kept apart from --seed so that runs with other seeds
+    # share one split.
+    split_seed: int = 42
+    # Statistics that are subtracted and divided by: the dataset's own (standard), its std times three (std3x),
+    # 0.5 and 0.5 (meanstd05), or none, which leaves pixels in [0, 1] (unit).
+    normalisation: Literal["standard", "std3x", "meanstd05", "unit"] = "standard"
+    # Mirror each training image left-right with probability one half. Default: the dataset's own (never for digits).
+    flip: bool | None = None
+    # Crop each training image at random after padding it by this many pixels; 0 for none. Default: the dataset's own
+    # (4 for CIFAR and imagenet32, an eighth of the side for imagefolder, 0 for the others).
+    crop_padding: int | None = None
+    # What the padding of the random crop holds: the edge pixels repeated, or zeros.
+    padding_mode: Literal["edge", "zeros"] = "edge"
+
+
+@dataclass
+class ImageFolderOptions(DataOptions):
+    """Class folders: --data-dir holds train/CLASS/*, test/CLASS/* and perhaps val/CLASS/*, or CLASS/* alone."""
+
+    # Side in pixels to which every image is resized and centre-cropped, at least 1.
+    image_size: int = 32

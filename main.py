@@ -1,0 +1,8 @@
+"""Train a network: python main.py --algo dtp --model vgg --data imagenet32. See --help."""
+
+import sys
+
+from dtp.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,224 @@
+"""The command line: priorities, user's own classes, help, and mistakes told in one sentence."""
+
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dtp.algorithms import ALGORITHMS
+from dtp.arguments import parse
+from dtp.config import PRESETS, as_arguments, read_yaml
+from dtp.data import DATA
+from dtp.errors import UserError
+from dtp.models import MODELS
+
+ROOT = Path(__file__).parent.parent
+
+
+def words(text):
+    return text.split()
+
+
+def test_published_experiment_needs_no_further_option():
+    config = parse(words("--algo dtp --model vgg --data imagenet32"))
+    assert config.algo.feedback_iterations == [25, 35, 40, 60, 25]
+    assert config.algo.noise == [0.4, 0.4, 0.2, 0.2, 0.08]
+    assert config.algo.feedback_lr == [1e-4, 3.5e-4, 8e-3, 8e-3, 0.18]
+    assert (config.algo.beta, config.algo.lr, config.algo.weight_decay, config.algo.momentum) == (0.7, 0.01, 1e-4, 0.9)
+    assert (config.algo.lr_schedule, config.algo.lr_period, config.run.max_epochs) == ("cosine", 85, 90)
+    assert (config.data.batch_size, config.algo.routing, config.model.activation) == (256, "noisy", "elu")
+    assert config.model.channels == [128, 128, 256, 256, 512]
+    assert "Ernoult" in config.origins[0] and "dtp_vgg_imagenet32" in config.origins[0]
+
+
+def test_command_line_beats_file_beats_preset(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("lr: 0.2\nbeta: 0.5\n")
+    arguments = ["--algo", "dtp", "--model", "vgg", "--data", "cifar10"]
+    assert parse(arguments).algo.lr == 0.05
+    assert parse([*arguments, "--config", str(file)]).algo.lr == 0.2
+    config = parse([*arguments, "--config", str(file), "--lr", "0.3"])
+    assert (config.algo.lr, config.algo.beta, config.algo.momentum) == (0.3, 0.5, 0.9)
+
+
+def test_file_may_choose_rule_network_and_data_and_the_preset_follows(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("algo: dtp\nmodel: vgg\ndata: cifar10\nmax-epochs: 3\n")
+    config = parse(["--config", str(file)])
+    assert (config.run.algo, config.run.model, config.run.data, config.run.max_epochs) == ("dtp", "vgg", "cifar10", 3)
+    assert config.algo.feedback_iterations == [20, 30, 35, 55, 20]
+    assert parse(["--config", str(file), "--data", "cifar100"]).run.data == "cifar100"
+
+
+def test_name_of_a_preset_is_a_config():
+    config = parse(words("--model vgg --data imagefolder --config dtp_vgg_cifar10"))
+    assert config.run.data == "imagefolder" and config.algo.noise == [0.4, 0.4, 0.2, 0.2, 0.08]
+
+
+@pytest.mark.parametrize("spelling", ["--max-epochs", "--max_epochs"])
+def test_dashes_and_underscores_mean_the_same(spelling):
+    assert parse([spelling, "7"]).run.max_epochs == 7
+    assert parse([f"{spelling}=7"]).run.max_epochs == 7
+
+
+OPTIONS_THAT_SCRIPTS_RELY_ON = words(
+    "algo model data data-dir config max-epochs max-steps batch-size seed devices num-nodes strategy accelerator "
+    "precision run-dir resume logger limit-train-batches limit-val-batches num-workers download"
+)
+
+
+def test_options_that_scripts_rely_on_exist_for_every_choice(capsys):
+    for registry in (ALGORITHMS, MODELS, DATA):
+        for name in registry.names():
+            with pytest.raises(SystemExit):
+                parse([f"--{registry.flag}", name, "--help"])
+            text = capsys.readouterr().out
+            assert all(f"  --{option} " in text for option in OPTIONS_THAT_SCRIPTS_RELY_ON)
+
+
+def test_every_option_is_described(capsys):
+    for registry in (ALGORITHMS, MODELS, DATA):
+        for name in registry.names():
+            with pytest.raises(SystemExit):
+                parse([f"--{registry.flag}", name, "--help"])
+            lines = capsys.readouterr().out.splitlines()
+            options = [i for i, line in enumerate(lines) if line.startswith("  --")]
+            assert len(options) > 40
+            undescribed = [lines[i] for i in options if not re.match(r" {6}[A-Z]\w+.{15}", lines[i + 1])]
+            assert not undescribed
+
+
+def test_help_shows_the_values_that_the_preset_gives(capsys):
+    with pytest.raises(SystemExit):
+        parse(words("--algo dtp --model vgg --data cifar10 --help"))
+    assert "(default: 20 30 35 55 20)" in capsys.readouterr().out
+
+
+def test_help_answers_in_under_three_seconds_and_without_torch():
+    begin = time.perf_counter()
+    done = subprocess.run([sys.executable, ROOT / "main.py", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "--max-epochs" in done.stdout
+    assert time.perf_counter() - begin < 3
+    code = "import sys, dtp.arguments, dtp.cli, dtp.runs, dtp.signals; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_preset_parses_and_tells_its_origin(preset):
+    algo, model, data = preset.stem.split("_")
+    config = parse(["--algo", algo, "--model", model, "--data", data])
+    values = config.as_dict()
+    assert all(values[name] == value for name, value in read_yaml(preset).items())
+    assert len(config.origins[0]) > len(f"preset {preset.stem}: ")
+
+
+def test_a_configuration_survives_being_written_as_arguments():
+    config = parse(words("--algo dtp --model vgg --data cifar10 --flip false --val-size 0.1 --max-steps 5 --noise 0.1"))
+    again = parse(as_arguments(config.as_dict()))
+    assert again.as_dict() == config.as_dict()
+
+
+def test_a_users_rule_brings_its_own_options(tmp_path, monkeypatch):
+    (tmp_path / "my_rules.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from dtp.algorithms import DTP\n"
+        "class Mine(DTP):\n"
+        '    """My own rule."""\n'
+        "    @dataclass\n"
+        "    class Options(DTP.Options):\n"
+        '        """How mine differs."""\n'
+        "        # How strange it is, from 0 to 1.\n"
+        "        strangeness: float = 0.25\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = parse(words("--algo my_rules:Mine --strangeness 0.5 --beta 0.1"))
+    assert (config.algo.strangeness, config.algo.beta) == (0.5, 0.1)
+
+
+MISTAKES = {
+    "unknown option": ("--max-epoch 3", "Unknown option --max-epoch; did you mean --max-epochs?"),
+    "unknown option, underscores": ("--batchsize 3", "did you mean --batch-size?"),
+    "option of another rule": ("--algo bp --beta 0.5", "--beta is an option of --algo dtp"),
+    "option of another network": ("--model vgg --widths 3", "--widths is an option of --model mlp"),
+    "option of another dataset": ("--image-size 3", "--image-size is an option of --data imagefolder"),
+    "unknown rule": ("--algo vanila-dtp", "did you mean vanilla-dtp?"),
+    "unknown network": ("--model vg", "did you mean vgg?"),
+    "unknown dataset": ("--data cifar-10", "did you mean cifar10?"),
+    "unknown choice": ("--logger wand", "--logger: expected one of csv, wandb; found 'wand'; did you mean wandb?"),
+    "word for a number": ("--lr abc", "--lr: expected a number, found 'abc'"),
+    "fraction for a whole number": ("--max-epochs 1.5", "--max-epochs: expected a whole number, found '1.5'"),
+    "word in a list": ("--noise 0.1 high", "--noise"),
+    "no value": ("--lr", "--lr: expected one argument, found none"),
+    "stray word": ("train", "Unexpected word 'train'"),
+    "zero epochs": ("--max-epochs 0", "--max-epochs: expected a whole number of at least 1, found 0"),
+    "negative seed": ("--seed -1", "--seed"),
+    "zero steps": ("--max-steps 0", "--max-steps: expected at least 1"),
+    "wrong devices": ("--devices two", "--devices: expected a whole number of at least 1, or auto, found 'two'"),
+    "fp16": ("--precision 16-mixed", "float16 is refused"),
+    "unknown precision": ("--precision 8", "--precision: expected one of 32, 64, bf16-mixed"),
+    "wrong limit": ("--limit-train-batches 2.5", "--limit-train-batches: expected a count"),
+    "zero training batches": ("--limit-train-batches 0", "--limit-train-batches"),
+    "stock ddp": ("--strategy ddp", "--strategy: expected one of auto, feedback-ddp"),
+    "missing file": ("--config nowhere.yaml", "--config nowhere.yaml: no such file"),
+    "module that is not there": ("--algo no_such_module:Rule", "could not be imported"),
+    "class that is not there": ("--algo dtp.algorithms.dtp:Nothing", "could not be imported"),
+    "class of another kind": ("--algo dtp.models:VGG", "expected a subclass of dtp.algorithms.base.Algorithm"),
+    "run that is not there": ("--resume nowhere", "--resume nowhere: no such file or folder"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_and_status_2(mistake, capsys, monkeypatch, tmp_path):
+    from dtp.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    command, expected = MISTAKES[mistake]
+    assert main(words(command)) == 2
+    captured = capsys.readouterr()
+    assert expected in captured.err and captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1 and "Traceback" not in captured.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        ("lr: [", "is not valid YAML"),
+        ("- lr\n- 3\n", "expected lines of the form 'option: value'"),
+        ("lrr: 0.1", "Unknown option --lrr; did you mean --lr?"),
+        ("lr: fast", "--lr: expected a number, found 'fast'"),
+        ("noise: [[1, 2], [3]]", "expected a single value or a flat list for 'noise'"),
+        ("lr: {a: 1}", "expected a single value or a flat list for 'lr'"),
+        ("routing: sideways", "--routing: expected one of noisy, fixed"),
+    ],
+)
+def test_a_mistake_in_a_file_names_the_file(text, expected, tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(UserError, match=re.escape(expected)) as error:
+        parse(["--config", str(file)])
+    assert "mine.yaml" in str(error.value)
+
+
+def test_null_in_a_file_leaves_the_default(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("lr: null\n")
+    assert parse(["--config", str(file)]).algo.lr == parse([]).algo.lr
+
+
+def test_two_classes_with_one_option_name_are_refused(tmp_path, monkeypatch):
+    (tmp_path / "clashing.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from dtp.algorithms import DTP\n"
+        "class Mine(DTP):\n"
+        "    @dataclass\n"
+        "    class Options(DTP.Options):\n"
+        "        # Clashes with the data's.\n"
+        "        batch_size: int = 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match="both define 'batch_size'"):
+        parse(words("--algo clashing:Mine"))
