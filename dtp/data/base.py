@@ -1,0 +1,204 @@
+"""What all datasets share: splits, normalisation, augmentation and loaders."""
+
+from pathlib import Path
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+
+from dtp.data.augmentation import Augmentation
+from dtp.data.batches import BatchLoader, ImageBatches, Images
+from dtp.data.options import DataOptions
+from dtp.data.sampler import OrderedBatches, TrainingBatches
+from dtp.data.split import SplitKind, count_held_out, split_indices
+from dtp.data.statistics import STATISTICS, Statistics, compute_statistics, used_statistics
+from dtp.errors import UserError
+
+Part = tuple[Images, np.ndarray]
+
+
+class ImageData(LightningDataModule):
+    """Images with class labels, in a training, a validation and a test part.
+
+    A dataset says how its images are read: :meth:`load_train` and :meth:`load_test`, and the class attributes below.
+    Batches are ``(x, y)``: ``x`` float32 (B, C, H, W), normalised; ``y`` int64 (B,).
+
+    Args:
+        options: command-line options.
+        seed: of the order and of the augmentation of the training images, not of the split.
+
+    Attributes:
+        name: what the dataset is called on the command line and in :data:`~dtp.data.statistics.STATISTICS`.
+        num_classes: number of classes; labels are 0 .. num_classes - 1.
+        val_size: images held out for validation by default, a count or a fraction below 1.
+        split: how they are chosen: ``random``, ``stratified`` or ``balanced`` over classes.
+        flip: whether training images are mirrored by default.
+        crop_padding: padding in pixels of the random crop by default, 0 for none.
+
+    Raises:
+        UserError: an option is out of range.
+    """
+
+    Options = DataOptions
+
+    name: str
+    num_classes: int
+    val_size: float = 0.1
+    split: SplitKind = "random"
+    flip: bool = False
+    crop_padding: int = 0
+
+    def __init__(self, options: DataOptions, seed: int = 0):
+        super().__init__()
+        _check(options)
+        self.options = options
+        self.seed = seed
+        self.data_dir = Path(options.data_dir).expanduser()
+        self._parts: dict[str, ImageBatches | None] = {}
+        self._statistics: Statistics | None = None
+        self._input_shape: tuple[int, int, int] | None = None
+
+    # What a dataset provides.
+
+    def load_train(self) -> Part:
+        """Training images (uint8, indexed like an array (N, C, H, W)) and labels (int64, (N,)), in a fixed order."""
+        raise NotImplementedError
+
+    def load_test(self) -> Part:
+        """Test images and labels, in the same form."""
+        raise NotImplementedError
+
+    def load_val(self) -> Part | None:
+        """Validation images of their own; by default there are none, and some training images are held out."""
+        return None
+
+    def prepare_data(self) -> None:
+        """Download what is missing, check files and build caches; called in one process.
+
+        Raises:
+            UserError: files are missing and ``download`` is off, or files are damaged or foreign.
+        """
+
+    def own_statistics(self, train: Images) -> Statistics:
+        """Mean and std of the training images: from the table, else computed."""
+        if self.name in STATISTICS:
+            return STATISTICS[self.name]
+        return compute_statistics(train[rows] for rows in np.array_split(np.arange(len(train)), 1 + len(train) // 1024))
+
+    # What Lightning and the rules use.
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an image; valid after ``setup``."""
+        if self._input_shape is None:
+            raise RuntimeError("input_shape is known after prepare_data() and setup()")
+        return self._input_shape
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and std per channel that images are normalised with, for pixels in [0, 1]; valid after ``setup``."""
+        if self._statistics is None:
+            raise RuntimeError("statistics are known after prepare_data() and setup()")
+        return self._statistics.mean, self._statistics.std
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of images by part: train, val, test; valid after ``setup``."""
+        return {name: 0 if part is None else len(part) for name, part in self._parts.items()}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the images and split them; the first call does all, whatever the stage.
+
+        Raises:
+            UserError: as ``prepare_data``, or more validation images are asked for than there are images.
+        """
+        if self._parts:
+            return
+        train, test = self._checked(self.load_train(), "training"), self._checked(self.load_test(), "test")
+        self._input_shape = tuple(train[0].shape[1:])
+        self._statistics = used_statistics(self.own_statistics(train[0]), self.options.normalisation, self.name)
+        kept, val = self._split(train)
+        self._parts = {
+            "train": self._part(train, kept, self._augmentation()),
+            "val": None if val is None else self._part(*val),
+            "test": self._part(test, np.arange(len(test[1]))),
+        }
+
+    def train_dataloader(self) -> BatchLoader:
+        """Shuffled, augmented batches; starts where the run of the attached trainer stands (see ``sampler.py``)."""
+        dataset = self._parts["train"]
+        rank, ranks = self._rank()
+        done = None if self.trainer is None else self._batches_done
+        batches = TrainingBatches(len(dataset), self.options.batch_size, self.seed, rank, ranks, done)
+        return BatchLoader(dataset, batches, self.options.num_workers)
+
+    def val_dataloader(self) -> BatchLoader | list:
+        """All validation images in order, not augmented; an empty list when there are none."""
+        return self._ordered("val")
+
+    def test_dataloader(self) -> BatchLoader | list:
+        """All test images in order, not augmented."""
+        return self._ordered("test")
+
+    # How it is done.
+
+    def _ordered(self, part: str) -> BatchLoader | list:
+        dataset = self._parts[part]
+        if dataset is None:
+            return []
+        batches = OrderedBatches(len(dataset), self.options.batch_size, *self._rank())
+        return BatchLoader(dataset, batches, self.options.num_workers)
+
+    def _rank(self) -> tuple[int, int]:
+        """This process's share of the data, which the trainer's strategy decides: (rank, number of ranks)."""
+        shares = getattr(self.trainer, "distributed_sampler_kwargs", None) or {}
+        return shares.get("rank", 0), shares.get("num_replicas", 1)
+
+    def _batches_done(self) -> int:
+        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+
+    def _split(self, train: Part) -> tuple[np.ndarray, tuple[Part, np.ndarray] | None]:
+        """Indices of the training images kept, and the validation images with their indices."""
+        everything = np.arange(len(train[1]))
+        own = self.load_val() if self.options.val_size is None else None
+        if own is not None:
+            return everything, (self._checked(own, "validation"), np.arange(len(own[1])))
+        size = self.val_size if self.options.val_size is None else self.options.val_size
+        count = count_held_out(size, len(everything), self.name)
+        if count == 0:
+            return everything, None
+        kept, held_out = split_indices(train[1], count, self.options.split_seed, self.split)
+        return kept, (train, held_out)
+
+    def _augmentation(self) -> Augmentation | None:
+        options = self.options
+        flip = self.flip if options.flip is None else options.flip
+        padding = self.crop_padding if options.crop_padding is None else options.crop_padding
+        return Augmentation(flip, padding, options.padding_mode, self.seed) if flip or padding else None
+
+    def _part(self, part: Part, indices: np.ndarray, augmentation: Augmentation | None = None) -> ImageBatches:
+        return ImageBatches(*part, indices, self._statistics, augmentation)
+
+    def _checked(self, part: Part, role: str) -> Part:
+        images, labels = part
+        labels = np.asarray(labels, dtype=np.int64)
+        if len(images) != len(labels) or len(labels) == 0:
+            raise UserError(
+                f"{self.name} in {self.data_dir}: expected as many {role} images as labels, and at least one, found "
+                f"{len(images)} images and {len(labels)} labels; fetch the files again."
+            )
+        if labels.min() < 0 or labels.max() >= self.num_classes:
+            raise UserError(
+                f"{self.name} in {self.data_dir}: expected {role} labels from 0 to {self.num_classes - 1}, found "
+                f"{labels.min()} to {labels.max()}; these are not the files of {self.name}."
+            )
+        return images, labels
+
+
+def _check(options: DataOptions) -> None:
+    for flag, value, least in (
+        ("--batch-size", options.batch_size, 1),
+        ("--num-workers", options.num_workers, 0),
+        ("--crop-padding", options.crop_padding or 0, 0),
+    ):
+        if value < least:
+            raise UserError(f"{flag} {value}: expected a whole number of at least {least}; give a larger one.")

@@ -1,0 +1,102 @@
+"""From uint8 images to normalised float batches: the one path that every dataset takes."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from dtp.data.augmentation import Augmentation
+from dtp.data.sampler import Batch, OrderedBatches, TrainingBatches
+from dtp.data.statistics import Statistics
+
+
+class Images(Protocol):
+    """Many images of one size: a uint8 numpy array (N, C, H, W) or what can be indexed like one."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray: ...
+
+
+class MappedImages:
+    """Images in a ``.npy`` file, read where needed; pickles as its path, so that worker processes share one copy."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._array = np.load(path, mmap_mode="r")
+        self.shape = self._array.shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        return np.asarray(self._array)[indices]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return MappedImages, (self.path,)
+
+
+class ImageBatches(Dataset):
+    """The images ``indices`` of ``images``, fetched a batch at a time: augmented, then normalised."""
+
+    def __init__(
+        self,
+        images: Images,
+        labels: np.ndarray,
+        indices: np.ndarray,
+        statistics: Statistics,
+        augmentation: Augmentation | None = None,
+    ):
+        self.images, self.labels, self.indices, self.augmentation = images, labels, indices, augmentation
+        mean = torch.tensor(statistics.mean, dtype=torch.float64).view(-1, 1, 1)
+        std = torch.tensor(statistics.std, dtype=torch.float64).view(-1, 1, 1)
+        # (pixel / 255 - mean) / std as one product and one sum.
+        self._scale, self._shift = (1 / (255 * std)).float(), (-mean / std).float()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitems__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images, float32 (B, C, H, W), and labels, int64 (B,). ``batch`` is (pass, positions in this dataset)."""
+        epoch, positions = batch
+        indices = self.indices[positions]
+        pixels = self.images[indices]
+        if self.augmentation is not None:
+            pixels = self.augmentation(pixels, epoch, indices)
+        x = torch.from_numpy(np.ascontiguousarray(pixels)).float().mul_(self._scale).add_(self._shift)
+        return x, torch.from_numpy(self.labels[indices])
+
+
+def _as_fetched(batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    return batch
+
+
+class BatchLoader(DataLoader):
+    """DataLoader over whole batches that leaves every global random generator alone.
+
+    Its place in the stream of batches follows from how many the run has trained on (see ``sampler.py``), so it has
+    nothing to save; the two state methods tell Lightning that a resume in the middle of an epoch is exact.
+    """
+
+    def __init__(self, dataset: ImageBatches, batches: TrainingBatches | OrderedBatches, num_workers: int):
+        super().__init__(
+            dataset,
+            batch_sampler=batches,
+            num_workers=num_workers,
+            collate_fn=_as_fetched,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=num_workers > 0,
+            # Making an iterator draws a seed for the workers; without this it would come from torch's own generator.
+            generator=torch.Generator().manual_seed(0),
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass

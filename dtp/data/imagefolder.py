@@ -1,0 +1,222 @@
+"""Any folder of class folders of image files."""
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS
+from torchvision.transforms import functional
+
+from dtp.data.base import ImageData, Part
+from dtp.data.batches import Images
+from dtp.data.cache import cache_folder, fingerprint
+from dtp.data.options import ImageFolderOptions
+from dtp.data.split import split_indices
+from dtp.data.statistics import Statistics, cached_statistics, compute_statistics
+from dtp.errors import UserError
+
+# Decoded images are kept in memory when all of them take no more bytes than this.
+MEMORY_LIMIT = 2**30
+_TEST_SHARE = 0.1
+
+
+class Files(NamedTuple):
+    """Image files of one part, relative to ``data_dir``, sorted by class and name, with labels (int64)."""
+
+    names: list[str]
+    labels: np.ndarray
+
+
+class ImageFolderData(ImageData):
+    """Images in ``train/CLASS/*``, ``test/CLASS/*`` and perhaps ``val/CLASS/*``, or in ``CLASS/*`` alone.
+
+    Classes are numbered in alphabetical order. Images are converted to RGB, resized (bilinear) so that the shorter
+    side has ``image_size`` pixels, and centre-cropped. Without a ``test`` folder a fixed stratified tenth of the
+    images is the test part; without a ``val`` folder a stratified tenth of the rest is held out for validation
+    (with one, ``--val-size`` still overrides it).
+    """
+
+    Options = ImageFolderOptions
+
+    name = "imagefolder"
+    val_size = 0.1
+    split = "stratified"
+    flip = True
+
+    def __init__(self, options: ImageFolderOptions, seed: int = 0):
+        super().__init__(options, seed)
+        if options.image_size < 1:
+            raise UserError(f"--image-size {options.image_size}: expected at least 1 pixel; give a larger one.")
+        self.image_size = options.image_size
+        self.crop_padding = options.image_size // 8
+        self._files: dict[str, Files] = {}
+        self._decoded: dict[str, Images] = {}
+
+    def prepare_data(self) -> None:
+        self._scan()
+        # Decodes every training image once, whatever the normalisation: a broken file is found before training.
+        self.own_statistics(self._images("train"))
+
+    def setup(self, stage: str | None = None) -> None:
+        self._scan()
+        super().setup(stage)
+
+    def load_train(self) -> Part:
+        return self._load("train")
+
+    def load_val(self) -> Part | None:
+        return self._load("val") if "val" in self._files else None
+
+    def load_test(self) -> Part:
+        return self._load("test")
+
+    def own_statistics(self, train: Images) -> Statistics:
+        names = self._files["train"].names
+        path = cache_folder(self.data_dir) / f".dtp-statistics-{self.image_size}.json"
+        key = fingerprint(self.data_dir, names, self.image_size)
+
+        def compute() -> Statistics:
+            rank_zero_info(f"imagefolder: computing the mean and std of {len(names)} training images, once")
+            return compute_statistics(_chunks(train))
+
+        return cached_statistics(path, key, compute)
+
+    def _load(self, part: str) -> Part:
+        return self._images(part), self._files[part].labels
+
+    def _scan(self) -> None:
+        if self._files:
+            return
+        classes, self._files = find_images(self.data_dir)
+        self.num_classes = len(classes)
+
+    def _images(self, part: str) -> Images:
+        if part not in self._decoded:
+            images: Images = ImageFiles(self.data_dir, self._files[part].names, self.image_size)
+            if sum(len(files.names) for files in self._files.values()) * 3 * self.image_size**2 <= MEMORY_LIMIT:
+                images = np.concatenate(list(_chunks(images)))
+            self._decoded[part] = images
+        return self._decoded[part]
+
+
+class ImageFiles:
+    """Image files that are decoded when indexed."""
+
+    def __init__(self, root: Path, names: list[str], image_size: int):
+        self.root, self.names = root, names
+        self.shape = (len(names), 3, image_size, image_size)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
+        return np.stack([decode(self.root / self.names[index], self.shape[-1]) for index in indices])
+
+
+def decode(path: Path, image_size: int) -> np.ndarray:
+    """One image file as uint8 (3, image_size, image_size).
+
+    Raises:
+        UserError: it is not an image, or truncated.
+    """
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+        if image.size != (image_size, image_size):
+            image = functional.center_crop(functional.resize(image, image_size), image_size)
+        return np.asarray(image).transpose(2, 0, 1)
+    except Exception as error:
+        # PIL's decoders fail with many exceptions on damaged files.
+        raise UserError(
+            f"{path}: expected an image, found a file that cannot be decoded ({error}); repair or remove it."
+        ) from error
+
+
+def find_images(data_dir: Path) -> tuple[list[str], dict[str, Files]]:
+    """Class names, and the files of the parts ``train``, ``test`` and perhaps ``val``.
+
+    Raises:
+        UserError: no such layout, a class folder without images, or parts with different classes.
+    """
+    if not data_dir.is_dir():
+        raise UserError(
+            f"imagefolder: expected a folder of class folders, found no folder {data_dir}; mend --data-dir."
+        )
+    parts = [part for part in ("train", "val", "test") if (data_dir / part).is_dir()]
+    if not parts:
+        return _split_off_test(data_dir, *_find_classes(data_dir, ""))
+    if not {"train", "test"} <= set(parts):
+        raise UserError(
+            f"imagefolder: expected both train and test in {data_dir}, found only {' and '.join(parts)}; add the other "
+            "one, or give a folder of class folders with --data-dir."
+        )
+    found = {part: _find_classes(data_dir, part) for part in parts}
+    classes = found["train"][0]
+    for part, (others, _) in found.items():
+        if others != classes:
+            odd = sorted(set(others) ^ set(classes))
+            raise UserError(
+                f"imagefolder: expected the same classes in {data_dir / 'train'} and {data_dir / part}, found "
+                f"{odd[0]} in only one of them ({len(odd)} such classes); make the class folders agree."
+            )
+    return classes, {part: files for part, (_, files) in found.items()}
+
+
+def _find_classes(data_dir: Path, part: str) -> tuple[list[str], Files]:
+    folder = data_dir / part
+    with os.scandir(folder) as entries:
+        classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        raise UserError(
+            f"imagefolder: expected class folders in {folder}, found none; give a folder that holds train and test, or "
+            "one folder per class, with --data-dir."
+        )
+    names, labels = [], []
+    for label, class_name in enumerate(classes):
+        inside = sorted(_image_names(folder / class_name, data_dir))
+        if not inside:
+            raise UserError(
+                f"imagefolder: expected images ({' '.join(IMG_EXTENSIONS)}) in {folder / class_name}, found none; "
+                "add some or remove the folder."
+            )
+        names += inside
+        labels += [label] * len(inside)
+    return classes, Files(names, np.asarray(labels, dtype=np.int64))
+
+
+def _image_names(folder: Path, root: Path) -> Iterator[str]:
+    for inside, _, names in os.walk(folder, followlinks=True):
+        for name in names:
+            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."):
+                yield os.path.relpath(os.path.join(inside, name), root)
+
+
+def _split_off_test(data_dir: Path, classes: list[str], files: Files) -> tuple[list[str], dict[str, Files]]:
+    count = round(_TEST_SHARE * len(files.names))
+    if count == 0:
+        raise UserError(f"imagefolder: expected at least 10 images in {data_dir}, found {len(files.names)}; add some.")
+    rank_zero_info(f"imagefolder: {data_dir} has no test folder; a fixed tenth, {count} images, is the test part")
+    # Seed 0 always: the test part must not depend on any option, or runs could not be compared.
+    kept, held_out = split_indices(files.labels, count, seed=0, kind="stratified")
+
+    def take(rows: np.ndarray) -> Files:
+        return Files([files.names[row] for row in rows], files.labels[rows])
+
+    return classes, {"train": take(kept), "test": take(held_out)}
+
+
+def _chunks(images: Images, size: int = 256) -> Iterator[np.ndarray]:
+    """All images in order, ``size`` at a time, fetched by as many threads as there are processors for us."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    threads = len(affinity(0)) if affinity else os.cpu_count() or 1
+    rows = np.arange(len(images))
+    pending = [rows[start : start + size] for start in range(0, len(rows), size)]
+    with ThreadPoolExecutor(threads) as pool:
+        # A few chunks per thread at a time, so that a set that does not fit in memory is never held in it.
+        for start in range(0, len(pending), 2 * threads):
+            yield from pool.map(images.__getitem__, pending[start : start + 2 * threads])

@@ -1,0 +1,176 @@
+"""ImageNet at 32x32: the ten training pickles and the validation pickle, converted once to files that are mapped."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
+
+from dtp.data.base import ImageData, Part
+from dtp.data.batches import MappedImages
+from dtp.data.cache import cache_folder, fingerprint, written_atomically
+from dtp.errors import UserError
+
+try:
+    from numpy._core.multiarray import _reconstruct, scalar
+    from numpy._core.numeric import _frombuffer
+except ImportError:  # numpy 1
+    from numpy.core.multiarray import _reconstruct, scalar
+    from numpy.core.numeric import _frombuffer
+
+_PIXELS = 3 * 32 * 32
+_TEN = [f"train_data_batch_{number}" for number in range(1, 11)]
+_HOW = (
+    "get Imagenet32_train.zip and Imagenet32_val.zip from the download page of image-net.org (after registration; "
+    "--download cannot), unpack both into one folder and give it with --data-dir"
+)
+
+
+class ImageNet32(ImageData):
+    """1,281,167 training images, 50 of each class held out; the official validation images (50,000) are the test part.
+
+    ``data_dir`` holds the files as the official archives unpack (``train_data_batch_1`` .. ``_10`` and ``val_data``,
+    together or in ``Imagenet32_train`` and ``Imagenet32_val``), or a re-packed form with ten files of those names in
+    each of ``out_data_train`` and ``out_data_val``. They are converted once, one file in memory at a time, to ``.npy``
+    files beside them (3.9 GB), or in the user's cache directory if ``data_dir`` cannot be written to.
+    """
+
+    name = "imagenet32"
+    num_classes = 1000
+    val_size = 50_000
+    split = "balanced"
+    flip = True
+    crop_padding = 4
+
+    def prepare_data(self) -> None:
+        train, test = self._sources()
+        self._converted("train", train)
+        self._converted("test", test)
+
+    def load_train(self) -> Part:
+        return self._converted("train", self._sources()[0])
+
+    def load_test(self) -> Part:
+        return self._converted("test", self._sources()[1])
+
+    def _sources(self) -> tuple[list[str], list[str]]:
+        """Files of the training and of the test part, relative to ``data_dir``."""
+        train = self._find([_TEN, _inside("Imagenet32_train", _TEN), _inside("out_data_train", _TEN)])
+        test = self._find([["val_data"], ["Imagenet32_val/val_data"], _inside("out_data_val", _TEN)])
+        return train, test
+
+    def _find(self, layouts: list[list[str]]) -> list[str]:
+        """The layout that has the most files here.
+
+        Raises:
+            UserError: it is not complete.
+        """
+        missing = [[name for name in names if not (self.data_dir / name).is_file()] for names in layouts]
+        best = max(range(len(layouts)), key=lambda i: len(layouts[i]) - len(missing[i]))
+        if missing[best]:
+            found = len(layouts[best]) - len(missing[best])
+            raise UserError(
+                f"imagenet32: expected {self.data_dir / missing[best][0]}, found no such file (and {found} of the "
+                f"{len(layouts[best])} files it belongs with); {_HOW}."
+            )
+        return layouts[best]
+
+    def _converted(self, part: str, names: list[str]) -> Part:
+        key = fingerprint(self.data_dir, names)
+        folder = cache_folder(self.data_dir)
+        images, labels = folder / f"dtp-{part}-{key}-images.npy", folder / f"dtp-{part}-{key}-labels.npy"
+        if not (images.is_file() and labels.is_file()):
+            rank_zero_info(f"imagenet32: converting {len(names)} files to {images}, once")
+            with written_atomically(images) as pixels_path, written_atomically(labels) as labels_path:
+                _convert([self.data_dir / name for name in names], pixels_path, labels_path)
+            for old in folder.glob(f"dtp-{part}-*-*.npy"):
+                if old not in (images, labels):
+                    old.unlink(missing_ok=True)
+        return MappedImages(images), np.load(labels)
+
+
+def _inside(folder: str, names: list[str]) -> list[str]:
+    return [f"{folder}/{name}" for name in names]
+
+
+def _convert(sources: list[Path], pixels_path: Path, labels_path: Path) -> None:
+    """Append the pixels of all sources to one ``.npy`` file, and write all labels to another."""
+    labels = []
+    with pixels_path.open("wb") as file:
+        # numpy pads the header so that the first dimension can be filled in afterwards, when it is known.
+        _write_header(file, 0)
+        start = file.tell()
+        for path in sources:
+            labels.append(_append(path, file))
+        file.seek(0)
+        _write_header(file, sum(map(len, labels)))
+        assert file.tell() == start
+    with labels_path.open("wb") as file:
+        np.save(file, np.concatenate(labels))
+
+
+def _write_header(file: Any, images: int) -> None:
+    header = {"descr": "|u1", "fortran_order": False, "shape": (images, 3, 32, 32)}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
+def _append(path: Path, file: Any) -> np.ndarray:
+    # A function of its own, so that the pixels of one file are gone before the next is read.
+    pixels, labels = read_pickle(path)
+    file.write(np.ascontiguousarray(pixels))
+    return labels
+
+
+def read_pickle(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Pixels, uint8 (n, 3072), channel by channel and row by row, and labels 0 .. 999, int64 (n,), of one file.
+
+    Raises:
+        UserError: truncated, or not such a file. No code in a foreign pickle is run.
+    """
+    try:
+        with path.open("rb") as file:
+            content = _ArrayUnpickler(file, encoding="latin1").load()
+    except Exception as error:
+        # A damaged pickle can fail with almost any exception.
+        raise _foreign(path, f"a file that cannot be read ({type(error).__name__}: {error})") from error
+    if not isinstance(content, dict) or "data" not in content or not {"labels", "fine_labels"} & content.keys():
+        raise _foreign(path, "a pickle without them")
+    pixels = content["data"]
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != (len(pixels), _PIXELS):
+        raise _foreign(path, f"data {getattr(pixels, 'dtype', type(pixels))} {getattr(pixels, 'shape', '')}")
+    labels = np.asarray(content["labels"] if "labels" in content else content["fine_labels"])
+    if labels.dtype.kind not in "iu" or labels.shape != (len(pixels),) or not len(labels):
+        raise _foreign(path, f"labels {labels.dtype} {labels.shape} for {len(pixels)} images")
+    if labels.min() < 1 or labels.max() > 1000:
+        raise _foreign(path, f"labels from {labels.min()} to {labels.max()}")
+    return pixels, labels.astype(np.int64) - 1
+
+
+def _foreign(path: Path, found: str) -> UserError:
+    return UserError(
+        f"imagenet32: {path}: expected a pickle of a dictionary with data, uint8 (n, {_PIXELS}), and n labels from 1 "
+        f"to 1000, found {found}; it is truncated or not of this dataset: {_HOW}."
+    )
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads numpy arrays and plain containers and refuses everything else, so that a pickle cannot run code."""
+
+    _ALLOWED = {
+        ("multiarray", "_reconstruct"): _reconstruct,
+        ("multiarray", "scalar"): scalar,
+        ("numeric", "_frombuffer"): _frombuffer,
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): np.dtype,
+    }
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            # How Python 3 writes bytes in the old protocols.
+            return lambda text, encoding: text.encode(encoding)
+        for prefix in ("numpy.core.", "numpy._core."):
+            module = module.removeprefix(prefix)
+        if (module, name) not in self._ALLOWED:
+            raise pickle.UnpicklingError(f"it holds {module}.{name}, which is not an array")
+        return self._ALLOWED[module, name]

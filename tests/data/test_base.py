@@ -1,0 +1,150 @@
+import numpy as np
+import pytest
+import torch
+
+from dtp.data import DATA
+from dtp.data.base import ImageData
+from dtp.data.options import DataOptions
+from dtp.data.small import Digits
+from dtp.errors import UserError
+
+
+def digits(seed: int = 0, **options) -> Digits:
+    data = Digits(DataOptions(**options), seed)
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def batches(loader) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return list(loader)
+
+
+def same(first, second) -> bool:
+    return len(first) == len(second) and all(
+        torch.equal(a, c) and torch.equal(b, d) for (a, b), (c, d) in zip(first, second, strict=True)
+    )
+
+
+def test_every_dataset_of_the_registry_is_one():
+    for entry in DATA.entries.values():
+        assert issubclass(entry.load(), ImageData)
+        assert entry.load().Options is entry.load_options()
+        assert entry.load().name == entry.name
+
+
+def test_batches_are_normalised_float_images_and_integer_labels():
+    x, y = next(iter(digits().train_dataloader()))
+    assert x.shape == (128, 1, 8, 8) and x.dtype == torch.float32
+    assert y.shape == (128,) and y.dtype == torch.int64
+
+
+def test_training_images_have_mean_zero_and_std_one():
+    x = torch.cat([x for x, _ in batches(digits(val_size=0.0, batch_size=1437).train_dataloader())])
+    assert abs(x.mean()) < 1e-3 and abs(x.std() - 1) < 1e-3
+
+
+def test_normalisation_is_of_pixels_in_the_unit_interval():
+    plain = batches(digits(normalisation="unit").test_dataloader())[0][0]
+    assert plain.min() == 0 and plain.max() == 1
+    for mode in ("standard", "std3x", "meanstd05"):
+        data = digits(normalisation=mode)
+        (mean,), (std,) = data.statistics
+        assert torch.allclose(batches(data.test_dataloader())[0][0], (plain - mean) / std, atol=1e-6)
+
+
+def test_shape_and_classes_are_known_after_setup_and_not_before():
+    data = digits()
+    assert (data.input_shape, data.num_classes) == ((1, 8, 8), 10)
+    assert data.statistics == ((0.3054,), (0.3761,))
+    with pytest.raises(RuntimeError, match="setup"):
+        _ = Digits(DataOptions()).input_shape
+
+
+def test_setup_twice_changes_nothing():
+    data = digits()
+    parts = data._parts
+    data.setup("fit")
+    assert data._parts is parts
+
+
+def test_training_and_validation_are_disjoint_and_depend_on_the_split_seed_only():
+    def held_out(**options):
+        return digits(**options)._parts["val"].indices.tolist()
+
+    data = digits()
+    train, val = (data._parts[part].indices.tolist() for part in ("train", "val"))
+    assert len(val) == 144 and sorted(train + val) == list(range(1437))
+    assert held_out(seed=5, batch_size=7, num_workers=1, flip=True) == val
+    assert held_out(split_seed=1) != val
+
+
+def test_validation_and_test_are_in_order_complete_and_not_augmented():
+    plain, augmented = digits(), digits(flip=True, crop_padding=2)
+    for part in ("val_dataloader", "test_dataloader"):
+        assert same(batches(getattr(plain, part)()), batches(getattr(augmented, part)()))
+    assert sum(len(y) for _, y in batches(plain.test_dataloader())) == 360
+    assert not same(batches(plain.train_dataloader()), batches(augmented.train_dataloader()))
+
+
+def test_no_validation_images_give_no_loader():
+    data = digits(val_size=0.0)
+    assert data.val_dataloader() == []
+    assert len(data._parts["train"]) == 1437
+
+
+def test_workers_change_neither_order_nor_augmentation():
+    alone, helped = (digits(flip=True, crop_padding=2, num_workers=n).train_dataloader() for n in (0, 2))
+    for _ in range(2):
+        assert same(batches(alone), batches(helped))
+
+
+def test_the_seed_decides_order_and_augmentation():
+    first, again, other = (batches(digits(seed, flip=True).train_dataloader()) for seed in (0, 0, 1))
+    assert same(first, again) and not same(first, other)
+
+
+def test_loaders_use_no_global_generator():
+    state = torch.get_rng_state()
+    data = digits(flip=True, crop_padding=2)
+    batches(data.train_dataloader()), batches(data.val_dataloader())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("batch_size", 0), ("num_workers", -1), ("crop_padding", -1), ("val_size", -5.0)]
+)
+def test_options_out_of_range_are_refused_by_name(option, value):
+    with pytest.raises(UserError, match=f"--{option.replace('_', '-')} {value:g}"):
+        digits(**{option: value})
+
+
+class Stripes(ImageData):
+    """A user's own dataset: only the images and what they are."""
+
+    name = "stripes"
+    num_classes = 2
+    labels = np.arange(40) % 2
+
+    def load_train(self):
+        return np.full((40, 1, 4, 4), 51, dtype=np.uint8), self.labels
+
+    load_test = load_train
+
+
+def test_a_users_own_dataset_needs_two_methods():
+    data = Stripes(DataOptions(batch_size=4))
+    data.prepare_data()
+    data.setup()
+    assert data.statistics[0] == pytest.approx((0.2,))
+    assert len(data.train_dataloader()) == 9 and len(data._parts["val"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"), [(np.arange(40), "from 0 to 1, found 0 to 39"), (np.zeros(3), "3 labels")]
+)
+def test_labels_that_do_not_fit_are_refused(labels, words):
+    data = Stripes(DataOptions())
+    data.labels = labels
+    with pytest.raises(UserError, match=words):
+        data.setup()

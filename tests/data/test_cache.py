@@ -1,0 +1,38 @@
+import os
+
+import pytest
+
+from dtp.data.cache import cache_folder, fingerprint, written_atomically
+from dtp.errors import UserError
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(KeyError), written_atomically(path) as temporary:
+        temporary.write_text("half")
+        raise KeyError
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_file_system_that_refuses_is_the_users_to_mend(tmp_path):
+    with pytest.raises(UserError, match="free space"), written_atomically(tmp_path / "file"):
+        raise OSError("No space left on device")
+
+
+def test_a_fingerprint_follows_names_sizes_times_and_settings(tmp_path):
+    (tmp_path / "a").write_text("1")
+    (tmp_path / "b").write_text("1")
+    first = fingerprint(tmp_path, ["a"], 32)
+    assert fingerprint(tmp_path, ["a"], 32) == first
+    assert len({first, fingerprint(tmp_path, ["b"], 32), fingerprint(tmp_path, ["a"], 64)}) == 3
+    os.utime(tmp_path / "a", ns=(0, 0))
+    assert fingerprint(tmp_path, ["a"], 32) != first
+
+
+def test_a_folder_that_cannot_be_written_to_is_cached_in_the_users_own(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert cache_folder(tmp_path) == tmp_path
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    assert cache_folder(tmp_path).parent == tmp_path / "cache" / "dtp"

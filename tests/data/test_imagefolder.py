@@ -1,0 +1,148 @@
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dtp.data import imagefolder
+from dtp.data.imagefolder import ImageFolderData, decode
+from dtp.data.options import ImageFolderOptions
+from dtp.errors import UserError
+
+
+def folder(root, **options) -> ImageFolderData:
+    data = ImageFolderData(ImageFolderOptions(str(root), **({"image_size": 8} | options)))
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def sizes(data) -> list[int]:
+    return [len(data._parts[part]) for part in ("train", "val", "test")]
+
+
+def test_train_and_test_folders_hold_out_a_tenth(tmp_path, write_folder):
+    write_folder(tmp_path / "train", count=20)
+    write_folder(tmp_path / "test", count=5)
+    data = folder(tmp_path)
+    assert sizes(data) == [36, 4, 10]
+    assert (data.num_classes, data.input_shape, data.crop_padding) == (2, (3, 8, 8), 1)
+
+
+def test_a_val_folder_is_the_validation_part_unless_a_size_is_given(tmp_path, write_folder):
+    for part, count in (("train", 10), ("val", 3), ("test", 5)):
+        write_folder(tmp_path / part, count=count)
+    assert sizes(folder(tmp_path)) == [20, 6, 10]
+    assert sizes(folder(tmp_path, val_size=4.0)) == [16, 4, 10]
+
+
+def test_class_folders_alone_give_a_fixed_stratified_test_part(tmp_path, write_folder):
+    write_folder(tmp_path, count=20)
+    data = folder(tmp_path)
+    assert sizes(data) == [32, 4, 4]
+    labels = data.load_test()[1]
+    assert np.bincount(labels).tolist() == [2, 2]
+    assert data._files["test"].names == folder(tmp_path, split_seed=1)._files["test"].names
+
+
+def test_images_come_sorted_by_class_and_name_with_their_own_pixels(tmp_path, write_folder):
+    write_folder(tmp_path / "train")
+    write_folder(tmp_path / "test")
+    images, labels = folder(tmp_path).load_train()
+    assert labels.tolist() == [0] * 10 + [1] * 10
+    assert images[:, 0, 0, 0].tolist() == [*range(10), *range(100, 110)]
+    assert images[0, :, 0, 0].tolist() == [0, 20, 200]
+
+
+def test_images_too_many_for_memory_are_decoded_when_needed(tmp_path, write_folder, monkeypatch):
+    write_folder(tmp_path / "train")
+    write_folder(tmp_path / "test")
+    kept = folder(tmp_path).load_train()[0]
+    monkeypatch.setattr(imagefolder, "MEMORY_LIMIT", 0)
+    data = folder(tmp_path, batch_size=18)
+    lazy = data.load_train()[0]
+    assert isinstance(lazy, imagefolder.ImageFiles)
+    assert np.array_equal(lazy[np.array([3, 17])], kept[[3, 17]])
+    assert next(iter(data.train_dataloader()))[0].shape == (18, 3, 8, 8)
+
+
+@pytest.mark.parametrize("size", [(16, 8), (8, 16), (31, 47), (5, 9), (8, 8)])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "1"])
+def test_any_image_becomes_rgb_of_the_size_asked_for(tmp_path, size, mode):
+    Image.new(mode, size).save(tmp_path / "image.png")
+    pixels = decode(tmp_path / "image.png", 8)
+    assert pixels.shape == (3, 8, 8) and pixels.dtype == np.uint8
+
+
+def test_the_centre_is_kept(tmp_path):
+    image = np.zeros((8, 24, 3), dtype=np.uint8)
+    image[:, 8:16] = 255
+    Image.fromarray(image).save(tmp_path / "image.png")
+    assert (decode(tmp_path / "image.png", 8) == 255).all()
+
+
+def test_statistics_are_those_of_the_training_images_and_follow_the_files(tmp_path, write_folder):
+    write_folder(tmp_path / "train")
+    write_folder(tmp_path / "test", count=3)
+    data = folder(tmp_path)
+    images = data.load_train()[0] / 255
+    assert np.allclose(data.statistics[0], images.mean((0, 2, 3)), atol=1e-12)
+    assert data.statistics[1][0] == pytest.approx(images[:, 0].std())
+    Image.new("RGB", (8, 8), (255, 255, 255)).save(tmp_path / "train" / "dog" / "new.png")
+    assert folder(tmp_path).statistics[0][0] > data.statistics[0][0]
+
+
+def test_statistics_are_computed_once(tmp_path, write_folder, monkeypatch):
+    write_folder(tmp_path / "train")
+    write_folder(tmp_path / "test")
+    first = folder(tmp_path).statistics
+    monkeypatch.setattr(imagefolder, "compute_statistics", None)
+    assert folder(tmp_path).statistics == first
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", None])
+def test_a_broken_image_is_named_before_training(tmp_path, write_folder, content):
+    write_folder(tmp_path / "train")
+    write_folder(tmp_path / "test")
+    path = tmp_path / "train" / "dog" / "004.png"
+    path.write_bytes(path.read_bytes()[:-30] if content is None else content)
+    data = ImageFolderData(ImageFolderOptions(str(tmp_path), image_size=8))
+    with pytest.raises(UserError, match="cannot be decoded") as caught:
+        data.prepare_data()
+    assert str(path) in str(caught.value)
+
+
+def test_hidden_folders_and_other_files_are_passed_over(tmp_path, write_folder):
+    write_folder(tmp_path)
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / "cat" / "notes.txt").write_text("meow")
+    assert folder(tmp_path).num_classes == 2
+
+
+def test_parts_with_other_classes_are_refused(tmp_path, write_folder):
+    write_folder(tmp_path / "train")
+    write_folder(tmp_path / "test", classes=("cat", "cow"))
+    with pytest.raises(UserError, match="same classes.*cow"):
+        folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda root: os.rmdir(root), "found no folder.*--data-dir"),
+        (lambda root: None, "class folders.*found none.*--data-dir"),
+        (lambda root: (root / "train").mkdir(), "both train and test.*found only train"),
+        (lambda root: (root / "cat").mkdir(), "expected images.*found none"),
+    ],
+)
+def test_a_folder_of_another_form_is_refused(tmp_path, make, words):
+    root = tmp_path / "images"
+    root.mkdir()
+    make(root)
+    with pytest.raises(UserError, match=words):
+        folder(root)
+
+
+def test_no_pixels_are_refused():
+    with pytest.raises(UserError, match="--image-size 0"):
+        ImageFolderData(ImageFolderOptions(image_size=0))

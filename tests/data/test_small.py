@@ -1,0 +1,90 @@
+import numpy as np
+import pytest
+import torch
+
+from dtp.data.options import DataOptions
+from dtp.data.small import CIFAR10, CIFAR100, KMNIST, MNIST, Digits, FashionMNIST
+from dtp.errors import UserError
+
+
+def test_digits_use_all_grey_levels_and_a_test_part_that_no_option_changes():
+    images, labels = Digits(DataOptions(), seed=0).load_train()
+    assert set(np.unique(images)) == {round(level * 255 / 16) for level in range(17)}
+    test, test_labels = Digits(DataOptions(split_seed=1), seed=1).load_test()
+    assert len(labels) + len(test_labels) == 1797 and len(test) == 360
+    assert np.bincount(test_labels).min() >= 35
+    assert np.array_equal(test, Digits(DataOptions()).load_test()[0])
+
+
+@pytest.mark.parametrize("dataset", [MNIST, FashionMNIST, KMNIST])
+def test_files_in_the_mnist_format_are_read(tmp_path, write_idx, dataset):
+    images = write_idx(tmp_path, dataset.source.__name__)
+    data = dataset(DataOptions(str(tmp_path), val_size=10, normalisation="unit", batch_size=100))
+    data.prepare_data()
+    data.setup()
+    (x, y), (val, val_labels) = next(iter(data.train_dataloader())), next(iter(data.val_dataloader()))
+    assert (len(x), len(val), len(data._parts["test"])) == (50, 10, 20)
+    assert data.input_shape == (1, 28, 28)
+    read = {(pixels.numpy().tobytes(), int(label)) for pixels, label in zip([*x, *val], [*y, *val_labels], strict=True)}
+    pixels = (torch.from_numpy(images)[:, None].float() * torch.tensor(1 / 255)).numpy()
+    written = {(image.tobytes(), number % 10) for number, image in enumerate(pixels)}
+    assert read == written
+
+
+def test_only_photographs_are_flipped_and_cropped_by_default():
+    assert [(d.flip, d.crop_padding) for d in (CIFAR10, CIFAR100)] == [(True, 4)] * 2
+    assert [(d.flip, d.crop_padding) for d in (Digits, MNIST, FashionMNIST, KMNIST)] == [(False, 0)] * 4
+
+
+@pytest.mark.parametrize("dataset", [MNIST, FashionMNIST, KMNIST, CIFAR10, CIFAR100])
+def test_missing_files_are_named_with_the_flags_that_help(tmp_path, dataset):
+    with pytest.raises(UserError, match=r"no such file.*--data-dir.*--download") as caught:
+        dataset(DataOptions(str(tmp_path))).prepare_data()
+    assert str(tmp_path) in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("train-images-idx3-ubyte", None, "truncated"),
+        ("t10k-labels-idx1-ubyte", None, "truncated"),
+        ("train-labels-idx1-ubyte", b"", "IDX file"),
+        ("t10k-images-idx3-ubyte", b"<html>not found</html>", "IDX file"),
+        ("t10k-images-idx3-ubyte", bytes((0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 7)), "1x1 pixels"),
+    ],
+)
+def test_a_damaged_idx_file_is_named(tmp_path, write_idx, name, content, words):
+    write_idx(tmp_path)
+    path = tmp_path / "MNIST" / "raw" / name
+    path.write_bytes(path.read_bytes()[:-1] if content is None else content)
+    with pytest.raises(UserError, match=words) as caught:
+        MNIST(DataOptions(str(tmp_path))).prepare_data()
+    assert str(path) in str(caught.value)
+
+
+def test_a_failed_download_says_why(tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise OSError("network is unreachable")
+
+    monkeypatch.setattr(MNIST, "source", type("MNIST", (), {"__new__": refuse}))
+    with pytest.raises(UserError, match="could not be downloaded.*network is unreachable.*--data-dir"):
+        MNIST(DataOptions(str(tmp_path), download=True)).prepare_data()
+
+
+def test_cifar10_is_read_channel_first(tmp_path, write_cifar10):
+    images = write_cifar10(tmp_path)
+    data = CIFAR10(DataOptions(str(tmp_path), val_size=10))
+    data.prepare_data()
+    data.setup()
+    assert np.array_equal(data.load_train()[0], images)
+    assert data.input_shape == (3, 32, 32)
+
+
+def test_a_damaged_cifar_file_is_named(tmp_path, write_cifar10):
+    write_cifar10(tmp_path)
+    path = tmp_path / CIFAR10.source.base_folder / "data_batch_3"
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="checksum.*--download") as caught:
+        CIFAR10(DataOptions(str(tmp_path))).prepare_data()
+    assert str(path) in str(caught.value)
