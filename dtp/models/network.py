@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import Size, Tensor, nn
 
@@ -69,6 +69,10 @@ class Network(nn.Module):
         if not 1 <= n <= self.depth:
             raise IndexError(f"layer {n}: layers are numbered 1 to {self.depth}")
         return self.layers[n - 1]
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        """Layers 1 .. N. Without it Python would iterate by ``network[0]``, and find no layers."""
+        return iter(self.layers)
 
     def forward(self, x: Tensor) -> Tensor:
         """Images (B, C, H, W) to logits (B, num_classes); gradients flow through all layers."""

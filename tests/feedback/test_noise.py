@@ -1,0 +1,136 @@
+"""Noise streams: one per layer and rank, reproducible, continued from a checkpoint bit for bit."""
+
+import io
+
+import pytest
+import torch
+
+from dtp.feedback import NoiseStreams
+
+LIKE = torch.empty(0)
+COUNT = 40_000
+
+
+def draw(streams: NoiseStreams, n: int, count: int = 5) -> torch.Tensor:
+    return streams.normal(n, (count,), 1.0, LIKE)
+
+
+def test_same_seed_gives_the_same_noise():
+    one, other = NoiseStreams(3), NoiseStreams(3)
+    for n in (2, 3, 2):
+        assert torch.equal(draw(one, n), draw(other, n))
+
+
+def test_noise_has_the_shape_dtype_and_scale_asked_for():
+    noise = NoiseStreams(0).normal(2, (200, 3, 50), 0.3, torch.empty(0, dtype=torch.float64))
+    assert noise.shape == (200, 3, 50) and noise.dtype == torch.float64
+    # The standard error of a standard deviation is sigma / sqrt(2 n), that of a mean sigma / sqrt(n).
+    assert abs(noise.std() / 0.3 - 1) < 5 / (2 * noise.numel()) ** 0.5
+    assert abs(noise.mean() / 0.3) < 5 / noise.numel() ** 0.5
+
+
+def test_streams_of_layers_ranks_seeds_and_restarts_are_independent():
+    """Correlations of independent noise have standard deviation 1 / sqrt(n)."""
+    restarted = NoiseStreams(0)
+    restarted.restart(1)
+    origins = [NoiseStreams(0), NoiseStreams(1), NoiseStreams(0, rank=1), NoiseStreams(1, rank=1), restarted]
+    rows = torch.stack([draw(streams, n, COUNT) for streams in origins for n in (2, 3)])
+    correlations = torch.corrcoef(rows) - torch.eye(len(rows))
+    assert correlations.abs().max() < 5 / COUNT**0.5
+
+
+def test_successive_draws_are_independent():
+    streams = NoiseStreams(0)
+    rows = torch.stack([draw(streams, 2, COUNT) for _ in range(3)])
+    assert (torch.corrcoef(rows) - torch.eye(3)).abs().max() < 5 / COUNT**0.5
+
+
+def test_a_layers_noise_does_not_depend_on_the_other_layers():
+    alone, among = NoiseStreams(0), NoiseStreams(0)
+    expected = [draw(alone, 3), draw(alone, 3)]
+    draw(among, 2)
+    first = draw(among, 3)
+    draw(among, 2), draw(among, 4)
+    assert torch.equal(first, expected[0]) and torch.equal(draw(among, 3), expected[1])
+
+
+def test_noise_and_torchs_global_generator_do_not_disturb_each_other():
+    undisturbed, streams = NoiseStreams(0), NoiseStreams(0)
+    expected = [draw(undisturbed, 2), draw(undisturbed, 2)]
+    torch.manual_seed(1)
+    first = draw(streams, 2)
+    torch.randn(7)
+    torch.manual_seed(2)
+    state = torch.get_rng_state()
+    assert torch.equal(first, expected[0]) and torch.equal(draw(streams, 2), expected[1])
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def saved(streams: NoiseStreams) -> dict:
+    """The state as a checkpoint gives it back."""
+    file = io.BytesIO()
+    torch.save(streams.state_dict(), file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("drawn_since", [(), (2, 3), (2, 7, 7)], ids=str)
+def test_restored_streams_continue_exactly(drawn_since):
+    """Whatever the streams that the state is loaded into had drawn, of these layers or of others."""
+    original, resumed = NoiseStreams(0), NoiseStreams(9)
+    draw(original, 2), draw(original, 2, 3), draw(original, 3)
+    state = saved(original)
+    for n in drawn_since:
+        draw(resumed, n)
+    resumed.load_state_dict(state)
+    for n in (3, 2, 2, 3, 4, 7):  # 4 and 7 begin in both
+        assert torch.equal(draw(resumed, n), draw(original, n)), n
+
+
+def test_loading_goes_back_in_the_same_streams():
+    streams = NoiseStreams(0)
+    draw(streams, 2)
+    state = streams.state_dict()
+    expected = [draw(streams, n) for n in (2, 3, 2)]
+    streams.load_state_dict(state)
+    assert all(torch.equal(draw(streams, n), noise) for n, noise in zip((2, 3, 2), expected, strict=True))
+
+
+def test_saved_state_does_not_move_with_later_draws():
+    streams = NoiseStreams(0)
+    draw(streams, 2)
+    state = streams.state_dict()
+    before = state["states"][2].clone()
+    draw(streams, 2)
+    assert torch.equal(state["states"][2], before)
+
+
+def test_a_state_passes_through_streams_that_draw_nothing():
+    """Resumed and stopped again before a layer's first draw, its place in the stream is not lost."""
+    original, between, last = NoiseStreams(0), NoiseStreams(0), NoiseStreams(0)
+    draw(original, 2), draw(original, 3)
+    between.load_state_dict(saved(original))
+    draw(between, 3), draw(original, 3)
+    last.load_state_dict(saved(between))
+    for n in (2, 3):
+        assert torch.equal(draw(last, n), draw(original, n))
+
+
+def test_restarted_streams_differ_from_every_earlier_start():
+    streams = NoiseStreams(0)
+    starts = []
+    for epoch in (0, 1, 100):
+        streams.restart(epoch)
+        starts.append(draw(streams, 2))
+    assert torch.equal(starts[0], draw(NoiseStreams(0), 2))
+    assert not any(torch.equal(starts[i], starts[j]) for i, j in [(0, 1), (0, 2), (1, 2)])
+
+
+def test_restarted_streams_continue_exactly_after_a_checkpoint():
+    """Also for a layer that had not drawn yet: it must not replay the noise of the first start."""
+    original, resumed = NoiseStreams(0, rank=1), NoiseStreams(0, rank=1)
+    original.restart(100)
+    draw(original, 2)
+    resumed.load_state_dict(saved(original))
+    for n in (2, 3):
+        assert torch.equal(draw(resumed, n), draw(original, n)), n

@@ -1,0 +1,482 @@
+"""Each feedback operation against the vector-Jacobian product that autograd gives for its forward operation."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dtp.errors import UserError
+from dtp.feedback import (
+    Elementwise,
+    FeedbackOperation,
+    FeedbackSettings,
+    derive_feedback,
+    forward_with_context,
+    ldrl_loss,
+    register_feedback,
+)
+
+from .helpers import undo
+from .reference import last_wins
+
+exact = {"rtol": 1e-10, "atol": 1e-12}  # float64: rounding alone
+
+
+def random_like(x: Tensor) -> Tensor:
+    return torch.randn(x.shape, dtype=x.dtype)
+
+
+def assert_adjoint(module: nn.Module, in_shape: tuple[int, ...], batch: int = 2, **settings) -> None:
+    """G u equals the vector-Jacobian product, and <G u, v> = <u, F v> where F is the linear part of the module."""
+    module = module.double()
+    x = torch.randn(batch, *in_shape, dtype=torch.float64, requires_grad=True)
+    y, context = forward_with_context(module, x)
+    u = random_like(y)
+    r = undo(module, in_shape, symmetric=True, **settings)(u, context)
+    torch.testing.assert_close(r, torch.autograd.grad(module(x), x, u)[0], **exact)
+
+    if any(isinstance(m, nn.MaxPool2d) for m in module.modules()):
+        return  # linear only once its switches are fixed: has a test of its own
+    with torch.no_grad():
+        v = random_like(x)
+        linear_part = module(v) - module(torch.zeros_like(v))
+    torch.testing.assert_close((r * v).sum(), (u * linear_part).sum(), **exact)
+
+
+# --- affine maps ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_feedback_is_adjoint(bias):
+    assert_adjoint(nn.Linear(7, 4, bias=bias), (7,))
+    assert_adjoint(nn.Linear(7, 4, bias=bias), (7,), bias=True)  # copy_transpose zeroes the feedback bias
+
+
+CONVOLUTIONS = [
+    dict(kernel_size=1),
+    dict(kernel_size=3),
+    dict(kernel_size=3, padding=1, stride=2),
+    dict(kernel_size=2, stride=2),
+    dict(kernel_size=5, padding=2, stride=3),
+    dict(kernel_size=(3, 2), padding=(0, 1), stride=(2, 3)),
+    dict(kernel_size=(1, 5), padding=(3, 2), stride=(4, 1)),
+    dict(kernel_size=3, dilation=2, padding=1, stride=2),
+    dict(kernel_size=(2, 3), dilation=(4, 2), stride=(3, 2), padding=1),
+    dict(kernel_size=3, padding="same"),
+    dict(kernel_size=(5, 3), padding="same", dilation=(1, 2)),
+    dict(kernel_size=2, padding="same", dilation=2),
+    dict(kernel_size=(4, 3), padding="valid", stride=(1, 3)),
+    dict(kernel_size=3, padding=1, stride=2, groups=2),
+    dict(kernel_size=(3, 5), padding="same", groups=4),
+]
+
+
+@pytest.mark.parametrize("arguments", CONVOLUTIONS, ids=lambda a: " ".join(f"{k}={v}" for k, v in a.items()))
+def test_convolution_feedback_is_adjoint_for_every_input_size(arguments):
+    conv = nn.Conv2d(4, 8, **arguments)
+    for height in range(5, 40):
+        assert_adjoint(conv, (4, height, 44 - height), batch=1)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_convolution_bias_is_no_part_of_the_adjoint(bias):
+    assert_adjoint(nn.Conv2d(2, 3, 3, bias=bias), (2, 6, 7), bias=True)
+
+
+@pytest.mark.parametrize("mode", ["circular", "reflect", "replicate"])
+def test_convolution_that_pads_with_other_than_zeros_is_refused(mode):
+    with pytest.raises(UserError, match=rf"Layer 1: .*{mode}.*padding_mode='zeros'"):
+        undo(nn.Conv2d(2, 3, 3, padding=1, padding_mode=mode), (2, 6, 6))
+
+
+@pytest.mark.parametrize("arguments", [dict(kernel_size=4), dict(kernel_size=(3, 2)), dict(kernel_size=2, dilation=3)])
+def test_convolution_that_pads_unevenly_is_refused(arguments):
+    with pytest.raises(UserError, match=r"Layer 1: .*padding='same'.*unevenly"):
+        undo(nn.Conv2d(2, 3, padding="same", **arguments), (2, 6, 6))
+
+
+# --- reshapes and average pooling -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("flatten", [nn.Flatten(), nn.Flatten(2), nn.Flatten(1, 2)])
+def test_unflatten_is_adjoint(flatten):
+    assert_adjoint(flatten, (3, 4, 5))
+
+
+def test_identity_feedback_is_identity():
+    assert_adjoint(nn.Identity(), (3, 4))
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [
+        nn.AvgPool2d(2),
+        nn.AvgPool2d(3, stride=2, padding=1),
+        nn.AvgPool2d(3, stride=2, padding=1, count_include_pad=False),
+        nn.AvgPool2d((2, 3), stride=(1, 2), ceil_mode=True),
+        nn.AvgPool2d(2, divisor_override=3),
+        nn.AdaptiveAvgPool2d(1),
+        nn.AdaptiveAvgPool2d((3, 2)),
+        nn.AdaptiveAvgPool2d((None, 4)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("size", [(8, 8), (7, 10), (5, 9)])
+def test_average_pooling_feedback_is_adjoint(pool, size):
+    assert_adjoint(pool, (3, *size))
+
+
+def test_average_pooling_feedback_passes_gradients_and_works_without_them():
+    pool = nn.AvgPool2d(2).double()
+    x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
+    y, context = forward_with_context(pool, x)
+    feedback = undo(pool, (3, 6, 6))
+    y.requires_grad_()
+    upward = random_like(x)
+    # The adjoint of the adjoint is the pooling itself.
+    torch.testing.assert_close(torch.autograd.grad(feedback(y, context), y, upward)[0], pool(upward), **exact)
+    with torch.no_grad():
+        assert not feedback(y, context).requires_grad
+    with torch.inference_mode():
+        torch.testing.assert_close(feedback(y, context), feedback(y.detach(), context))
+
+
+# --- batch normalisation ----------------------------------------------------------------------------------------------
+
+
+def batch_norm(kind: type[nn.Module], train: bool, **arguments) -> nn.Module:
+    """A batch normalisation with random statistics and weights."""
+    module = kind(4, **arguments).double().train(train)
+    for tensor in [*module.parameters(), *(b for b in module.buffers() if b.is_floating_point())]:
+        nn.init.uniform_(tensor, 0.5, 2.0)
+    return module
+
+
+def frozen(module: nn.Module, mean: Tensor, var: Tensor, x: Tensor) -> Tensor:
+    return F.batch_norm(x, mean, var, module.weight, module.bias, training=False, eps=module.eps)
+
+
+def batch_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
+    rows = x.transpose(0, 1).flatten(1)
+    return rows.mean(1), rows.var(1, unbiased=False)
+
+
+BATCH_NORMS = pytest.mark.parametrize(
+    ("kind", "in_shape"), [(nn.BatchNorm1d, (4,)), (nn.BatchNorm1d, (4, 5)), (nn.BatchNorm2d, (4, 5, 3))]
+)
+
+
+@BATCH_NORMS
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("mode", ["eval", "train", "untracked"])
+def test_batch_norm_feedback_is_adjoint_of_the_frozen_affine_map(kind, in_shape, affine, mode):
+    module = batch_norm(kind, mode == "train", affine=affine, track_running_stats=mode != "untracked")
+    x = torch.randn(6, *in_shape, dtype=torch.float64, requires_grad=True)
+    if mode == "eval":
+        statistics = module.running_mean.clone(), module.running_var.clone()
+    else:
+        statistics = batch_statistics(x.detach())
+
+    y, context = forward_with_context(module, x)
+    expected = frozen(module, *statistics, x)
+    torch.testing.assert_close(y, expected, **exact)
+    u = random_like(y)
+    feedback = undo(module, in_shape)
+    torch.testing.assert_close(feedback(u, context), torch.autograd.grad(expected, x, u)[0], **exact)
+
+
+@BATCH_NORMS
+def test_batch_norm_context_does_not_change_with_the_buffers(kind, in_shape):
+    module = batch_norm(kind, train=False)
+    x = torch.randn(6, *in_shape, dtype=torch.float64)
+    _, context = forward_with_context(module, x)
+    feedback = undo(module, in_shape)
+    before = feedback(x, context)
+    with torch.no_grad():
+        module.running_mean.add_(3)
+        module.running_var.mul_(5)
+    torch.testing.assert_close(feedback(x, context), before, rtol=0, atol=0)
+
+
+@BATCH_NORMS
+@pytest.mark.parametrize("train", [True, False])
+def test_noisy_pass_uses_the_clean_statistics_and_stores_none(kind, in_shape, train):
+    module = batch_norm(kind, train)
+    x = torch.randn(6, *in_shape, dtype=torch.float64)
+    statistics = batch_statistics(x) if train else (module.running_mean.clone(), module.running_var.clone())
+    _, context = forward_with_context(module, x)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+    noisy = x + random_like(x)
+    y, noisy_context = forward_with_context(module, noisy, given=context)
+
+    torch.testing.assert_close(y, frozen(module, *statistics, noisy), **exact)
+    assert noisy_context == context
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@BATCH_NORMS
+def test_clean_pass_in_training_updates_running_statistics_once(kind, in_shape):
+    module, other = batch_norm(kind, True), batch_norm(kind, True)
+    other.load_state_dict(module.state_dict())
+    x = torch.randn(6, *in_shape, dtype=torch.float64)
+    forward_with_context(module, x)
+    other(x)
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+# --- max pooling ------------------------------------------------------------------------------------------------------
+
+POOLS = [
+    nn.MaxPool2d(2),
+    nn.MaxPool2d((2, 3), ceil_mode=True),
+    nn.MaxPool2d(3, stride=2, padding=1),
+    nn.MaxPool2d(3, stride=1),
+    nn.MaxPool2d((3, 2), stride=(2, 1), padding=(1, 0), ceil_mode=True),
+    nn.MaxPool2d(2, stride=1, dilation=2),
+    nn.MaxPool2d(2, stride=2, dilation=(2, 3), padding=1, ceil_mode=True),
+]
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+@pytest.mark.parametrize("size", [(8, 8), (7, 10)])
+def test_max_unpooling_by_addition_is_adjoint(pool, size):
+    assert_adjoint(pool, (3, *size), unpool="add")
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+@pytest.mark.parametrize("size", [(8, 8), (7, 10)])
+def test_fixed_routing_gathers_what_unpooling_scatters(pool, size):
+    x = torch.randn(2, 3, *size, dtype=torch.float64)
+    y, context = forward_with_context(pool, x)
+    torch.testing.assert_close(y, pool(x), rtol=0, atol=0)
+    # With the switches of x, pooling is linear: any v, with maxima elsewhere, satisfies <G u, v> = <u, P v>.
+    v, u = random_like(x), random_like(y)
+    pooled, fixed_context = forward_with_context(pool, v, given=context, routing="fixed")
+    assert fixed_context == context
+    unpooled = undo(pool, x.shape[1:])(u, context)
+    torch.testing.assert_close((unpooled * v).sum(), (u * pooled).sum(), **exact)
+    # P v, one entry after the other.
+    for b in range(2):
+        for c in range(3):
+            at = context[0].indices[b, c]
+            assert torch.equal(pooled[b, c], v[b, c].flatten()[at.flatten()].view_as(at))
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+def test_noisy_routing_pools_the_noisy_values(pool):
+    x = torch.randn(2, 3, 7, 8)
+    _, context = forward_with_context(pool, x)
+    v = random_like(x)
+    pooled, noisy_context = forward_with_context(pool, v, given=context, routing="noisy")
+    assert torch.equal(pooled, pool(v))
+    expected = F.max_pool2d(v, **pool_arguments(pool), return_indices=True)[1]
+    assert torch.equal(noisy_context[0].indices, expected)
+
+
+def pool_arguments(pool: nn.MaxPool2d) -> dict:
+    return {name: getattr(pool, name) for name in ("kernel_size", "stride", "padding", "dilation", "ceil_mode")}
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(3, 1), nn.MaxPool2d((3, 2), 2)])
+def test_unpooling_by_writing_is_torchs_with_its_gradient(pool):
+    """Of several values at one position torch's keeps the last only as long as no threads race for it: here is one."""
+    x = torch.randn(4, 3, 8, 8)
+    pooled, context = forward_with_context(pool, x)
+    # Not the pooled values themselves: those are equal wherever windows share a maximum, targets are not.
+    y = random_like(pooled).requires_grad_()
+    found = undo(pool, x.shape[1:], unpool="write")(y, context)
+    expected = F.max_unpool2d(y, context[0].indices, pool.kernel_size, pool.stride, pool.padding, output_size=(8, 8))
+    assert torch.equal(found, expected)
+    upward = random_like(found)
+    assert torch.equal(torch.autograd.grad(found, y, upward)[0], torch.autograd.grad(expected, y, upward)[0])
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+def test_unpooling_by_writing_keeps_the_last_of_several_values(pool):
+    x = torch.randn(4, 3, 8, 9)
+    pooled, context = forward_with_context(pool, x)
+    y = random_like(pooled)
+    found = undo(pool, x.shape[1:], unpool="write")(y, context)
+    assert torch.equal(found, last_wins(y, context[0].indices, (8, 9)))
+
+
+def test_writing_and_adding_differ_only_where_windows_share_a_maximum():
+    x = torch.randn(4, 3, 8, 8)
+    y, context = forward_with_context(nn.MaxPool2d(2), x)
+    written, added = (undo(nn.MaxPool2d(2), x.shape[1:], unpool=mode)(y, context) for mode in ("write", "add"))
+    assert torch.equal(written, added)
+
+    overlapping = nn.MaxPool2d(3, 2, 1)
+    y, context = forward_with_context(overlapping, x)
+    written, added = (undo(overlapping, x.shape[1:], unpool=mode)(y, context) for mode in ("write", "add"))
+    times = undo(overlapping, x.shape[1:], unpool="add")(torch.ones_like(y), context)
+    # Every window that shares a maximum holds the same value, so adding multiplies it by their number.
+    assert times.max() > 1
+    torch.testing.assert_close(added, written * times)
+
+
+# --- nonlinearities ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [(nn.ELU(0.7), lambda x: F.elu(x, 0.7)), (nn.ReLU(), F.relu), (nn.Tanh(), torch.tanh)]
+    + [(nn.LeakyReLU(0.3), lambda x: F.leaky_relu(x, 0.3))],
+)
+def test_nonlinearity_is_its_own_feedback(module, function):
+    y = torch.randn(5, 4)
+    _, context = forward_with_context(module, y)
+    assert torch.equal(undo(module, (4,))(y, context), function(y))
+
+
+@pytest.mark.parametrize("function", [nn.ReLU(inplace=True), nn.ELU(inplace=True), nn.LeakyReLU(0.1, inplace=True)])
+@pytest.mark.parametrize("nonlinearity", ["before", "after"])
+def test_in_place_nonlinearity_leaves_activations_alone(function, nonlinearity):
+    layers = [nn.Sequential(nn.Linear(6, 5), function), nn.Sequential(nn.Linear(5, 4), function)]
+    shapes = [torch.Size([6]), torch.Size([5])]
+    feedback = derive_feedback(layers, shapes, [2], FeedbackSettings(nonlinearity=nonlinearity))[2]
+    x = torch.randn(3, 5)
+    before = x.clone()
+    y, context = forward_with_context(layers[1], x)
+    assert torch.equal(x, before)
+    assert function.inplace, "the forward layer is not ours to change"
+    target = torch.randn(3, 4)  # with negative entries, which an in-place nonlinearity would overwrite
+    before = target.clone()
+    feedback(target, context)
+    assert torch.equal(target, before)
+
+
+# --- the table --------------------------------------------------------------------------------------------------------
+
+
+def test_unregistered_type_is_named_with_its_layer_and_the_remedy():
+    layers = [nn.Linear(6, 5), nn.Linear(5, 4), nn.Sequential(nn.Linear(4, 3), nn.Softsign())]
+    shapes = [torch.Size([n]) for n in (6, 5, 4)]
+    with pytest.raises(UserError, match=r"Layer 3: .*Softsign.*register_feedback"):
+        derive_feedback(layers, shapes, [2, 3], FeedbackSettings())
+
+
+def test_unregistered_type_below_a_feedback_layer_is_named_with_its_layer():
+    layers = [nn.Sequential(nn.Linear(6, 5), nn.Softsign()), nn.Linear(5, 4)]
+    with pytest.raises(UserError, match=r"Layer 1: .*Softsign.*register_feedback"):
+        derive_feedback(layers, [torch.Size([6]), torch.Size([5])], [2], FeedbackSettings(nonlinearity="after"))
+
+
+def test_unregistered_type_in_a_forward_pass_is_named():
+    with pytest.raises(UserError, match=r"Softsign.*register_feedback"):
+        forward_with_context(nn.Sequential(nn.Linear(4, 3), nn.Softsign()), torch.randn(2, 4))
+
+
+def test_registered_nonlinearity_works_end_to_end(registry):
+    register_feedback(nn.Softsign, lambda module, in_shape, settings: Elementwise(module))
+    layer = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Softsign(), nn.MaxPool2d(2)).double()
+    x = torch.randn(4, 2, 6, 6, dtype=torch.float64)
+    y, context = forward_with_context(layer, x)
+    torch.testing.assert_close(y, layer(x), rtol=0, atol=0)
+    feedback = undo(layer, (2, 6, 6), symmetric=True)
+    unpooled = F.max_unpool2d(F.softsign(y), context[2].indices, 2)
+    torch.testing.assert_close(feedback(y, context), F.conv_transpose2d(unpooled, layer[0].weight, padding=1), **exact)
+    loss = ldrl_loss(layer, feedback, x, y, context, random_like(x), random_like(y))
+    (gradient,) = torch.autograd.grad(loss, list(feedback.parameters()))
+    assert gradient.abs().sum() > 0
+
+
+@dataclass(frozen=True)
+class ScaleContext:
+    """What a user's own operation hands to its feedback."""
+
+    norm: Tensor
+
+    def repeat(self, samples):
+        return ScaleContext(self.norm.repeat(samples, 1))
+
+    def select(self, index):
+        return ScaleContext(self.norm[index])
+
+
+class UnitNorm(nn.Module):
+    """A user's own operation whose feedback needs a context: divide every sample by its norm."""
+
+    def forward(self, x):
+        return x / x.norm(dim=1, keepdim=True)
+
+
+class TimesNorm(FeedbackOperation):
+    kind = "reshape"
+
+    def forward(self, y, context):
+        return y * context.norm
+
+
+def unit_norm_forward(module, x, given, routing):
+    norm = x.norm(dim=1, keepdim=True) if given is None else given.norm
+    return x / norm, ScaleContext(norm)
+
+
+def test_registered_operation_with_its_own_context_works_end_to_end(registry):
+    register_feedback(UnitNorm, lambda module, in_shape, settings: TimesNorm(), unit_norm_forward)
+    layer = nn.Sequential(UnitNorm(), nn.Linear(5, 4))
+    x = torch.randn(3, 5)
+    y, context = forward_with_context(layer, x)
+    feedback = undo(layer, (5,), symmetric=True)
+    torch.testing.assert_close(feedback(y, context), (y @ layer[1].weight) * x.norm(dim=1, keepdim=True))
+    noise = torch.randn(2 * 3, 5), torch.randn(2 * 3, 4)
+    assert ldrl_loss(layer, feedback, x, y, context, *noise, noise_samples=2).isfinite()
+
+
+@pytest.mark.parametrize("nonlinearity", ["before", "after"])
+def test_a_users_feedback_is_made_with_the_shape_that_its_operation_receives(registry, nonlinearity):
+    shapes = []
+
+    def make(module, in_shape, settings):
+        shapes.append(tuple(in_shape))
+        return TimesNorm()
+
+    register_feedback(nn.PixelUnshuffle, make)
+    layers = [
+        nn.Sequential(nn.Conv2d(1, 2, 3), nn.PixelUnshuffle(2)),
+        nn.Sequential(nn.PixelUnshuffle(2), nn.Flatten()),
+    ]
+    in_shapes = [torch.Size([1, 10, 10]), torch.Size([8, 4, 4])]
+    derive_feedback(layers, in_shapes, [1, 2], FeedbackSettings(nonlinearity=nonlinearity))
+    assert set(shapes) == {(2, 8, 8), (8, 4, 4)}
+
+
+def test_any_module_may_be_a_feedback_operation(registry):
+    class Roll(nn.Module):
+        def forward(self, x):
+            return x.roll(1, dims=1)
+
+    class RollBack(nn.Module):
+        def forward(self, y, context):
+            return y.roll(-1, dims=1)
+
+    register_feedback(Roll, lambda module, in_shape, settings: RollBack())
+    assert_adjoint(nn.Sequential(nn.Linear(6, 5), Roll()), (6,))
+
+
+def test_subclasses_have_the_feedback_of_their_base():
+    class MyConv(nn.Conv2d):
+        pass
+
+    class MyELU(nn.ELU):
+        pass
+
+    assert_adjoint(MyConv(2, 3, 3, stride=2), (2, 6, 9))
+    y = torch.randn(2, 3)
+    assert torch.equal(undo(MyELU(), (3,))(y, forward_with_context(MyELU(), y)[1]), F.elu(y))
+
+
+def test_a_users_subclass_may_replace_the_feedback_of_its_base(registry):
+    class Reversed(nn.ELU):
+        pass
+
+    register_feedback(Reversed, lambda module, in_shape, settings: Elementwise(nn.Tanh()))
+    y = torch.randn(2, 3)
+    assert torch.equal(undo(Reversed(), (3,))(y, forward_with_context(Reversed(), y)[1]), torch.tanh(y))
+    assert torch.equal(undo(nn.ELU(), (3,))(y, forward_with_context(nn.ELU(), y)[1]), F.elu(y))

@@ -1,0 +1,41 @@
+"""Shape inference without data."""
+
+import pytest
+import torch
+from torch import nn
+
+from dtp.shapes import output_shape
+
+
+@pytest.mark.parametrize(
+    ("module", "in_shape"),
+    [
+        (nn.Linear(5, 3), (5,)),
+        (nn.Conv2d(2, 3, (3, 2), stride=2, padding=1), (2, 9, 6)),
+        (nn.MaxPool2d(3, 2, 1, ceil_mode=True), (4, 7, 10)),
+        (nn.AdaptiveAvgPool2d((3, 2)), (4, 7, 10)),
+        (nn.Sequential(nn.Conv2d(2, 3, 3).double(), nn.Flatten(2)), (2, 9, 6)),
+        (nn.BatchNorm1d(4), (4,)),
+    ],
+    ids=str,
+)
+def test_output_shape_is_that_of_a_real_pass(module, in_shape):
+    dtype = next((p.dtype for p in module.parameters()), torch.float32)
+    expected = module(torch.randn(2, *in_shape, dtype=dtype)).shape[1:]
+    assert output_shape(module, in_shape) == expected
+
+
+def test_module_and_random_state_stay_as_they_are():
+    module = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Dropout())
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    state = torch.get_rng_state()
+    output_shape(module, (2, 5, 5))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert module.training
+    for name, tensor in module.state_dict().items():
+        assert tensor.device.type == "cpu" and torch.equal(tensor, before[name])
+
+
+def test_shape_that_does_not_fit_is_an_error():
+    with pytest.raises(RuntimeError):
+        output_shape(nn.Linear(5, 3), (6,))
