@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -9,12 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dtp.algorithms.base import Algorithm, full_precision
-from dtp.feedback import FeedbackLayer, operations
+from dtp.feedback import FeedbackLayer, NoiseStreams, operations
 
 
 @dataclass(frozen=True)
 class Alignment:
-    """``angle`` in degrees (90: unrelated) and relative ``distance`` |a - b| / |b| of a tensor a to a reference b."""
+    """``angle`` in degrees (90: unrelated) and relative ``distance`` |a - b| / |b| of a tensor a to a reference b.
+
+    Zero tensors have no direction. Two of them are equal, so both numbers are 0; one alone is at 90 degrees to anything
+    else, and the distance to a zero reference is infinite. Neither number is NaN for finite tensors.
+    """
 
     angle: float
     distance: float
@@ -22,17 +29,22 @@ class Alignment:
 
 def alignment(a: Tensor, reference: Tensor) -> Alignment:
     """Angle and relative distance of two tensors of one shape, flattened; computed in float64."""
-    a, b = a.detach().double().flatten(), reference.detach().double().flatten()
-    norms = (a.norm() * b.norm()).clamp_min(torch.finfo(torch.float64).tiny)
-    cosine = (a @ b / norms).clamp(-1.0, 1.0)
-    # Near 0 degrees acos loses half the digits; the chord between the unit vectors does not.
-    angle = torch.rad2deg(torch.acos(cosine))
-    if cosine > 0.999:
-        tiny = torch.finfo(torch.float64).tiny
-        chord = (a / a.norm().clamp_min(tiny) - b / b.norm().clamp_min(tiny)).norm()
-        angle = torch.rad2deg(2 * torch.asin((chord / 2).clamp(max=1.0)))
-    distance = (a - b).norm() / b.norm().clamp_min(torch.finfo(torch.float64).tiny)
-    return Alignment(float(angle), float(distance))
+    a, b = _flat(a), _flat(reference)
+    length, reference_length = a.norm(), b.norm()
+    if reference_length == 0:
+        return Alignment(0.0, 0.0) if length == 0 else Alignment(90.0, math.inf)
+    if length == 0:
+        return Alignment(90.0, 1.0)
+    u, v = a / length, b / reference_length
+    # acos of the cosine loses half the digits near 0 and 180 degrees; this form loses none anywhere (Kahan).
+    angle = 2 * torch.rad2deg(torch.atan2((u - v).norm(), (u + v).norm()))
+    return Alignment(float(angle), float((a - b).norm() / reference_length))
+
+
+def _flat(x: Tensor) -> Tensor:
+    # Apple's devices have no float64.
+    x = x.detach().cpu() if x.device.type == "mps" else x.detach()
+    return x.double().flatten()
 
 
 def transposed_weight(operation: nn.Module) -> Tensor | None:
@@ -44,11 +56,14 @@ def transposed_weight(operation: nn.Module) -> Tensor | None:
     return None
 
 
-def weight_alignment(layer: nn.Module, feedback: FeedbackLayer) -> Alignment | None:
+def weight_alignment(layer: nn.Module, feedback: nn.Module) -> Alignment | None:
     """Alignment of the feedback weights V of one layer with the transposed forward weights W^T.
 
-    All affine operations of the layer are taken together. None where the feedback is not made of such operations.
+    All affine operations of the layer are taken together. None where the feedback is not made of such operations, as
+    a user's own feedback module may not be.
     """
+    if not isinstance(feedback, FeedbackLayer):
+        return None
     forward, backward = [], []
     modules = operations(layer)
     for operation, position in zip(feedback.operations, feedback.positions, strict=True):
@@ -70,15 +85,13 @@ def update_alignment(algorithm: Algorithm, x: Tensor, y: Tensor) -> dict[int, Al
         x: images (B, C, H, W) on the algorithm's device.
         y: labels (B,).
     """
-    network = algorithm.network
-    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    with torch.enable_grad():
-        _, rule = algorithm.forward_gradients(x, y)
-        parameters = algorithm.forward_parameters
-        backprop = torch.autograd.grad(F.cross_entropy(full_precision(network(x)), y), parameters)
-    with torch.no_grad():
-        for name, buffer in network.named_buffers():
-            buffer.copy_(buffers[name])
+    network, parameters = algorithm.network, algorithm.forward_parameters
+    with _untouched(algorithm), torch.enable_grad():
+        # Both from the same random state: a layer that draws (dropout) draws the same for both.
+        with _forked_randomness(x):
+            _, rule = algorithm.forward_gradients(x, y)
+        with _forked_randomness(x):
+            backprop = torch.autograd.grad(F.cross_entropy(full_precision(network(x)), y), parameters)
     by_parameter = {id(p): (g, b) for p, g, b in zip(parameters, rule, backprop, strict=True)}
     found = {}
     for n in range(1, network.depth + 1):
@@ -87,3 +100,23 @@ def update_alignment(algorithm: Algorithm, x: Tensor, y: Tensor) -> dict[int, Al
             gradient = torch.cat([g.flatten() for g, _ in pairs]) / algorithm.gradient_scale(n)
             found[n] = alignment(gradient, torch.cat([b.flatten() for _, b in pairs]))
     return found
+
+
+@contextmanager
+def _untouched(algorithm: Algorithm) -> Iterator[None]:
+    """Put buffers back afterwards (running statistics), and let noise come from copies of the streams."""
+    streams, buffers = algorithm.noise_streams, [(buffer, buffer.clone()) for buffer in algorithm.buffers()]
+    algorithm.noise_streams = NoiseStreams(streams.seed, streams.rank)
+    algorithm.noise_streams.load_state_dict(streams.state_dict())
+    try:
+        yield
+    finally:
+        algorithm.noise_streams = streams
+        with torch.no_grad():
+            for buffer, before in buffers:
+                buffer.copy_(before)
+
+
+def _forked_randomness(x: Tensor) -> AbstractContextManager[None]:
+    """Context after which torch's global generators are as they were before it."""
+    return torch.random.fork_rng(devices=[x.device] if x.is_cuda else [])

@@ -1,0 +1,57 @@
+"""Measures alignment once in a while during training, logs it, and draws it at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from dtp.algorithms.base import Algorithm
+from dtp.diagnostics.alignment import update_alignment, weight_alignment
+from dtp.diagnostics.plots import draw_run
+from dtp.feedback import FeedbackNetwork
+from dtp.loggers import log_figure
+
+
+class AlignmentCallback(Callback):
+    """Every ``every`` epochs: alignment of feedback with forward weights, and of updates with backprop's, by layer.
+
+    The updates are measured on the epoch's last training batch. Metrics are ``feedback_angle/layerN``,
+    ``feedback_distance/layerN``, ``update_angle/layerN`` and ``update_distance/layerN``. At the end of training
+    ``RUN/training.png`` shows them with the learning curves. Costs one or two training batches per measurement.
+    """
+
+    FIGURE = "training.png"
+
+    def __init__(self, run_dir: Path, every: int):
+        self.run_dir = run_dir
+        self.every = every
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Algorithm, outputs, batch, batch_idx) -> None:
+        if trainer.is_last_batch and (trainer.current_epoch + 1) % self.every == 0:
+            self.measure(trainer, pl_module, *batch)
+
+    def measure(self, trainer: pl.Trainer, algorithm: Algorithm, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Log the alignment of every layer on images ``x`` (B, C, H, W) and labels ``y`` (B,)."""
+        metrics = {}
+        feedback = getattr(algorithm, "feedback", None)
+        for n in feedback.numbers if isinstance(feedback, FeedbackNetwork) else ():
+            found = weight_alignment(algorithm.network[n], feedback[n])
+            if found is not None:
+                metrics[f"feedback_angle/layer{n}"] = found.angle
+                metrics[f"feedback_distance/layer{n}"] = found.distance
+        for n, found in update_alignment(algorithm, x, y).items():
+            metrics[f"update_angle/layer{n}"] = found.angle
+            metrics[f"update_distance/layer{n}"] = found.distance
+        algorithm.report({"epoch": float(trainer.current_epoch), **metrics})
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Algorithm) -> None:
+        if not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            logger.save()
+        figure = self.run_dir / self.FIGURE
+        if draw_run(self.run_dir / "metrics.csv", figure):
+            log_figure(trainer.loggers, "training", figure)

@@ -1,0 +1,121 @@
+"""The callback that measures alignment during training."""
+
+import csv
+import math
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+from dtp.algorithms import BP, DTP
+from dtp.algorithms.options import AlgorithmOptions, DTPOptions
+from dtp.diagnostics.callback import AlignmentCallback
+from dtp.loggers import MetricsCSV
+from dtp.models import MLP, Network
+from dtp.models.options import MLPOptions
+
+BATCHES = 3
+
+
+def small_network() -> Network:
+    torch.manual_seed(0)
+    return MLP(MLPOptions(widths=[8, 7]), (1, 4, 4), 4)
+
+
+def loader(shuffle: bool) -> DataLoader:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(8 * BATCHES, 1, 4, 4, generator=generator)
+    labels = torch.randint(4, (8 * BATCHES,), generator=generator)
+    return DataLoader(TensorDataset(images, labels), batch_size=8, shuffle=shuffle, generator=generator)
+
+
+def train(folder, algorithm, epochs=4, every=2, callbacks=None, loggers=None, **options):
+    if callbacks is None:
+        callbacks = [AlignmentCallback(folder, every)]
+    trainer = pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        devices=1,
+        logger=[MetricsCSV(folder)] if loggers is None else loggers,
+        callbacks=callbacks,
+        default_root_dir=folder,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=2,
+        **options,
+    )
+    trainer.fit(algorithm, loader(shuffle=True), loader(shuffle=False))
+    return algorithm
+
+
+def measurements(folder) -> list[dict[str, float]]:
+    """Rows of the CSV with alignment: their epoch, batch and angles and distances."""
+    with (folder / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    kept = ("epoch", "step", "update_", "feedback_")
+    found = [{name: float(cell) for name, cell in row.items() if cell and name.startswith(kept)} for row in rows]
+    return [row for row in found if any("layer" in name for name in row)]
+
+
+def test_every_second_epoch_all_layers_are_measured_at_its_last_batch(tmp_path):
+    train(tmp_path, DTP(small_network(), DTPOptions(feedback_iterations=[2])), epochs=5, every=2)
+    rows = measurements(tmp_path)
+    assert [(row["epoch"], row["step"]) for row in rows] == [(1, 2 * BATCHES), (3, 4 * BATCHES)]
+    updates = {f"update_{what}/layer{n}" for what in ("angle", "distance") for n in (1, 2, 3)}
+    feedback = {f"feedback_{what}/layer{n}" for what in ("angle", "distance") for n in (2, 3)}
+    for row in rows:
+        assert set(row) == {"epoch", "step"} | updates | feedback
+        assert all(math.isfinite(value) for value in row.values())
+
+
+def test_a_rule_without_feedback_is_measured_against_backprop_alone(tmp_path):
+    train(tmp_path, BP(small_network()), epochs=1, every=1)
+    (row,) = measurements(tmp_path)
+    assert not any(name.startswith("feedback") for name in row)
+    assert [row[f"update_angle/layer{n}"] for n in (1, 2, 3)] == pytest.approx([0, 0, 0], abs=1e-4)
+
+
+def test_the_measured_feedback_angle_is_that_of_the_weights_after_the_epoch(tmp_path):
+    options = DTPOptions(feedback_iterations=[0], lr=1e-30, feedback_init="symmetric")
+    train(tmp_path, DTP(small_network(), options), epochs=1, every=1)
+    (row,) = measurements(tmp_path)
+    assert row["feedback_angle/layer2"] == pytest.approx(0, abs=1e-4)
+
+
+@pytest.mark.parametrize("epochs, every", [(2, 1), (1, 5)], ids=["measured", "too short to measure"])
+def test_the_figure_is_there_at_the_end(tmp_path, epochs, every):
+    train(tmp_path, BP(small_network()), epochs=epochs, every=every)
+    assert (tmp_path / "training.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_figure_is_given_to_loggers_that_take_images(tmp_path):
+    class Images(MetricsCSV):
+        given = []
+
+        def log_image(self, key, images):
+            self.given.append((key, images))
+
+    train(tmp_path, BP(small_network()), epochs=1, every=1, loggers=[Images(tmp_path)])
+    assert Images.given == [("training", [str(tmp_path / "training.png")])]
+
+
+def test_without_metrics_on_disk_training_ends_without_a_figure(tmp_path):
+    train(tmp_path, BP(small_network()), epochs=1, every=1, loggers=[])
+    assert not (tmp_path / "training.png").exists()
+
+
+def test_a_run_that_ends_within_an_epoch_is_not_measured(tmp_path):
+    train(tmp_path, BP(small_network()), epochs=5, every=1, max_steps=BATCHES + 1)
+    assert [row["step"] for row in measurements(tmp_path)] == [BATCHES]
+
+
+@pytest.mark.parametrize("rule, options", [(DTP, DTPOptions(feedback_iterations=[2])), (BP, AlgorithmOptions())])
+def test_training_gives_the_same_weights_bit_for_bit_with_and_without_the_callback(tmp_path, rule, options):
+    measured = train(tmp_path, rule(small_network(), options), epochs=2, every=1)
+    plain = train(tmp_path, rule(small_network(), options), epochs=2, callbacks=[])
+    for a, b in zip(measured.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(a, b)
