@@ -9,6 +9,11 @@ import torch
 from dtp.models import MLP, LeNet, Network
 from dtp.models.options import LeNetOptions, MLPOptions
 
+# For this process, and for the processes that tests start: the tensors of the tests are small, and threads
+# that wait for each other on a busy machine would cost far more than they bring.
+os.environ["OMP_NUM_THREADS"] = "1"
+torch.set_num_threads(1)
+
 
 def pytest_collection_modifyitems(items):
     if torch.cuda.is_available():
@@ -20,14 +25,12 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def isolation(monkeypatch):
-    """Same random numbers for every test; signal handlers, threads and the environment as they were."""
+    """Same random numbers for every test; signal handlers and the environment as they were."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    threads = torch.get_num_threads()
     for name in [name for name in os.environ if name.startswith(("WANDB_", "SLURM_", "DTP_"))]:
         monkeypatch.delenv(name)
     torch.manual_seed(0)
     yield
-    torch.set_num_threads(threads)
     for number, handler in handlers.items():
         signal.signal(number, handler)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from typing import Any
 
 import torch
@@ -189,8 +190,12 @@ class Algorithm(LightningModule):
             }
         )
         # Manual optimization steps no schedule; here the new rate is in the checkpoint that the epoch's end writes.
-        for scheduler in _as_list(self.lr_schedulers()):
-            scheduler.step()
+        with warnings.catch_warnings():
+            # In an epoch that trains feedback weights alone the forward optimizer has not stepped, which torch
+            # suspects.
+            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+            for scheduler in _as_list(self.lr_schedulers()):
+                scheduler.step()
 
     def _log_window(self) -> None:
         means = self._window_means.compute()

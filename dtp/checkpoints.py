@@ -1,0 +1,161 @@
+"""Checkpoints: at each end of an epoch, every so many batches, and when a signal asks to stop."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+
+from dtp.errors import UserError
+from dtp.runs import Run, checkpoint_step
+from dtp.signals import Stopped, stop_request
+
+
+class Checkpoints(Checkpoint):
+    """Writes ``checkpoints/step=N.ckpt`` (the newest two are kept) and ``checkpoints/best.ckpt`` (validation accuracy).
+
+    A subclass of Lightning's ``Checkpoint`` so that it runs after every other hook at the end of an epoch.
+
+    Args:
+        run: the run folder.
+        identity: what the checkpoint belongs to (rule, network, dataset), compared when it is loaded.
+        every: batches between two checkpoints within an epoch, 0 for none.
+    """
+
+    KEEP = 2
+
+    def __init__(self, run: Run, identity: dict[str, Any], every: int = 0):
+        self.run = run
+        self.identity = identity
+        self.every = every
+        self.best_accuracy = float("-inf")
+        self.best_epoch = -1
+        self._seconds_before = 0.0
+        self._began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Wall seconds of training so far, over all starts of this run."""
+        return self._seconds_before + time.perf_counter() - self._began
+
+    @property
+    def best(self) -> Path:
+        return self.run.checkpoints / "best.ckpt"
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._began = time.perf_counter()
+        # Lightning has put a handler of its own before ours: it broadcasts to other ranks from wherever the signal
+        # lands, which can deadlock. Ours sets a flag.
+        stop_request.install()
+        stop_request.training = True
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        stop_request.training = False
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if trainer.is_last_batch:
+            # The end of the epoch is about to come, and with it a checkpoint that includes it.
+            return
+        if self._must_stop(trainer):
+            self._stop(trainer, self._save(trainer))
+        elif (self.every and (batch_idx + 1) % self.every == 0) or trainer.global_step == trainer.max_steps:
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not trainer.is_last_batch:
+            # max_steps ended training within the epoch; the checkpoint of that batch is what can be continued.
+            return
+        accuracy = trainer.callback_metrics.get("val/accuracy")
+        improved = accuracy is not None and float(accuracy) > self.best_accuracy
+        if improved:
+            self.best_accuracy, self.best_epoch = float(accuracy), trainer.current_epoch
+        path = self._save(trainer)
+        if improved and trainer.is_global_zero:
+            _link(path, self.best)
+        if self._must_stop(trainer):
+            self._stop(trainer, path)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_accuracy": self.best_accuracy, "best_epoch": self.best_epoch, "seconds": self.seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_accuracy, self.best_epoch = state_dict["best_accuracy"], state_dict["best_epoch"]
+        self._seconds_before = state_dict["seconds"]
+
+    def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
+        checkpoint["identity"] = self.identity
+
+    def _must_stop(self, trainer: pl.Trainer) -> bool:
+        return trainer.strategy.reduce_boolean_decision(stop_request.signum is not None, all=False)
+
+    def _stop(self, trainer: pl.Trainer, path: Path) -> None:
+        # An exception, not trainer.should_stop: that would still run validation and the hooks of the epoch's end, which
+        # the resumed run has yet to come to.
+        raise Stopped(
+            f"Stopped by {stop_request.name or 'another process'} after batch {trainer.global_step}; everything is in "
+            f"{path}. Go on with: python main.py --resume {self.run.folder}"
+        )
+
+    def _save(self, trainer: pl.Trainer) -> Path:
+        trainer.lightning_module.check_finite()
+        path = self.run.checkpoints / f"step={trainer.global_step:08d}.ckpt"
+        temporary = path.with_suffix(".tmp")
+        try:
+            trainer.save_checkpoint(temporary)
+            if trainer.is_global_zero:
+                with temporary.open("rb") as file:
+                    os.fsync(file.fileno())
+                temporary.replace(path)
+                self._remove_old()
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise UserError(
+                f"{path}: the checkpoint cannot be written ({error.strerror}); make room or permissions, then go on "
+                f"with python main.py --resume {self.run.folder}"
+            ) from error
+        trainer.strategy.barrier("checkpoint")
+        return path
+
+    def _remove_old(self) -> None:
+        kept = sorted(self.run.checkpoints.glob("step=*.ckpt"), key=checkpoint_step, reverse=True)
+        for path in kept[self.KEEP :]:
+            path.unlink()
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make ``target`` another name of ``source``, replacing what it named before in one step."""
+    temporary = target.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        # Some file systems have no hard links.
+        temporary.write_bytes(source.read_bytes())
+    temporary.replace(target)
+
+
+def load_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
+    """Read a checkpoint and make sure that it belongs to this rule, network and dataset.
+
+    Raises:
+        UserError: not a checkpoint of ours, damaged, or of something else.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(
+            f"{path}: is damaged or no checkpoint ({type(error).__name__}); give another checkpoint of the run, "
+            "or start anew."
+        ) from error
+    found = checkpoint.get("identity") if isinstance(checkpoint, dict) else None
+    if not isinstance(found, dict) or "state_dict" not in checkpoint:
+        raise UserError(f"{path}: is not a checkpoint of this program; expected one from a run folder's checkpoints/.")
+    for name, value in identity.items():
+        if found.get(name) != value:
+            raise UserError(f"{path}: is a checkpoint of --{name} {found.get(name)}, not of {value}.")
+    return checkpoint

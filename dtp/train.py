@@ -1,0 +1,271 @@
+"""One run from configuration to summary: data, network, rule, trainer, test."""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+import shlex
+import subprocess
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+from dtp import __version__
+from dtp.algorithms import ALGORITHMS
+from dtp.algorithms.base import Algorithm
+from dtp.checkpoints import Checkpoints, load_checkpoint
+from dtp.config import PRECISIONS, Config, RunOptions, parse_limit
+from dtp.data import DATA
+from dtp.data.base import ImageData
+from dtp.diagnostics.callback import AlignmentCallback
+from dtp.distributed.strategy import FeedbackDDPStrategy
+from dtp.errors import UserError
+from dtp.loggers import MetricsCSV, make_wandb_logger
+from dtp.models import MODELS
+from dtp.progress import progress_callback
+from dtp.runs import Run, open_run, process_rank, write_config, write_summary
+
+
+def train(config: Config, argv: Sequence[str]) -> dict[str, Any]:
+    """Train, test once, write the summary into the run folder and return it.
+
+    Raises:
+        UserError: a mistake of the user anywhere on the way.
+        Stopped: a signal asked to stop; the checkpoint is written.
+    """
+    _quiet_lightning()
+    command = shlex.join(["python", "main.py", *argv])
+    accelerator, devices = _devices(config.run)
+    data, algorithm = build(config)
+    run = open_run(config)
+    checkpoints = Checkpoints(run, _identity(config), config.run.checkpoint_every)
+    resumed_at = 0
+    if run.checkpoint is not None:
+        resumed_at = load_checkpoint(run.checkpoint, _identity(config))["global_step"]
+    if process_rank() == 0:
+        write_config(run, config, command)
+        _print_header(config, run, data, algorithm, resumed_at)
+    if _already_finished(run, config.run):
+        print(f"This run has finished: {_result_line(run.summary)} Raise --max-epochs to go on with it.")
+        return run.summary
+
+    metrics_csv = MetricsCSV(run.folder)
+    metrics_csv.resume_at(resumed_at)
+    loggers: list[Any] = [metrics_csv]
+    if config.run.logger == "wandb":
+        loggers.append(make_wandb_logger(run.folder, config.as_dict(), name=run.folder.name))
+    progress = progress_callback()
+    callbacks: list[Any] = [progress, checkpoints]
+    if config.run.diagnostics_every:
+        callbacks.insert(0, AlignmentCallback(run.folder, config.run.diagnostics_every))
+    trainer = pl.Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=config.run.num_nodes,
+        strategy=_strategy(config.run, devices),
+        precision=PRECISIONS[config.run.precision],
+        max_epochs=config.run.max_epochs,
+        max_steps=config.run.max_steps,
+        limit_train_batches=parse_limit("limit-train-batches", config.run.limit_train_batches, 1),
+        # Lightning takes a missing validation loader for a mistake, unless it is told to want none.
+        limit_val_batches=parse_limit("limit-val-batches", config.run.limit_val_batches, 0) if data.sizes["val"] else 0,
+        log_every_n_steps=config.run.log_every,
+        logger=loggers,
+        callbacks=callbacks,
+        plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
+        default_root_dir=run.folder,
+        num_sanity_val_steps=0,
+        # The sampler shards by itself; Lightning's would shuffle and forget where a resumed epoch was.
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        enable_progress_bar=isinstance(progress, ProgressBar),
+        enable_checkpointing=True,
+    )
+    trainer.fit(algorithm, datamodule=data, ckpt_path=run.checkpoint)
+    summary = _finish(config, run, command, trainer, algorithm, data, checkpoints)
+    for logger in loggers:
+        logger.finalize("success")
+    if trainer.world_size > 1:
+        # Without this, ranks that leave early tear down connections that others still use, and torchrun reports
+        # SIGABRT.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+    return summary
+
+
+def build(config: Config) -> tuple[ImageData, Algorithm]:
+    """Data module and rule with its network, as ``config`` says; the weights are a function of the seed alone.
+
+    Raises:
+        UserError: missing or wrong data, a network that does not fit it, options out of range.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = config.run.tf32
+    torch.backends.cudnn.allow_tf32 = config.run.tf32
+    pl.seed_everything(config.run.seed, verbose=False)
+    data = DATA.resolve(config.run.data).load()(config.data, seed=config.run.seed)
+    data.prepare_data()
+    data.setup()
+    # Reading data may have drawn random numbers, and must not change the first weights.
+    pl.seed_everything(config.run.seed, verbose=False)
+    network = MODELS.resolve(config.run.model).load()(config.model, data.input_shape, data.num_classes)
+    algorithm = ALGORITHMS.resolve(config.run.algo).load()(network, config.algo, seed=config.run.seed)
+    return data, algorithm
+
+
+def _identity(config: Config) -> dict[str, str]:
+    return {"algo": config.run.algo, "model": config.run.model, "data": config.run.data}
+
+
+def _devices(run: RunOptions) -> tuple[str, int]:
+    """Kind and number of devices, checked against the machine."""
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    wants_gpu = run.accelerator in ("gpu", "cuda") or (run.accelerator == "auto" and gpus > 0)
+    if wants_gpu and not gpus:
+        raise UserError(f"--accelerator {run.accelerator}: this machine has no usable GPU; use --accelerator cpu.")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    available, kind = (gpus, "GPUs") if wants_gpu else (cores, "CPU cores")
+    count = (gpus if wants_gpu else 1) if run.devices == "auto" else int(run.devices)
+    if count > available:
+        raise UserError(f"--devices {run.devices}: this machine has {available} {kind}; ask for at most as many.")
+    return ("gpu" if wants_gpu else "cpu"), count
+
+
+def _strategy(run: RunOptions, devices: int) -> FeedbackDDPStrategy | str:
+    several = devices * run.num_nodes > 1 or run.strategy == FeedbackDDPStrategy.strategy_name
+    return FeedbackDDPStrategy() if several else "auto"
+
+
+def _already_finished(run: Run, options: RunOptions) -> bool:
+    summary = run.summary
+    if summary is None or run.checkpoint is None:
+        return False
+    return summary["epochs"] >= options.max_epochs or 0 <= options.max_steps <= summary["steps"]
+
+
+def _finish(
+    config: Config,
+    run: Run,
+    command: str,
+    trainer: pl.Trainer,
+    algorithm: Algorithm,
+    data: ImageData,
+    checkpoints: Checkpoints,
+) -> dict[str, Any]:
+    epochs, steps, seconds = trainer.current_epoch, trainer.global_step, checkpoints.seconds
+    feedback_seconds = algorithm.feedback_timer.seconds
+    val = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    tested = "last"
+    if config.run.test_weights == "best" and checkpoints.best.is_file():
+        best = torch.load(checkpoints.best, map_location="cpu", weights_only=True)
+        algorithm.load_state_dict(best["state_dict"])
+        tested = f"epoch {checkpoints.best_epoch + 1}, best on validation"
+        val["val/accuracy"] = checkpoints.best_accuracy
+    trainer.test(algorithm, datamodule=data, verbose=False)
+    test = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
+    top = f"top{algorithm.top_k}"
+    summary = {
+        **_identity(config),
+        "seed": config.run.seed,
+        "epochs": epochs,
+        "steps": steps,
+        "wall_seconds": round(seconds, 3),
+        "feedback_seconds": round(feedback_seconds, 3),
+        "val_accuracy": val.get("val/accuracy"),
+        "test_accuracy": test.get("test/accuracy"),
+        **({f"test_{top}": test.get(f"test/{top}")} if algorithm.top_k > 1 else {}),
+        "test_loss": test.get("test/loss"),
+        "tested_weights": tested,
+        "train_images": data.sizes["train"],
+        "val_images": data.sizes["val"],
+        "test_images": data.sizes["test"],
+        "parameters": sum(p.numel() for p in algorithm.forward_parameters),
+        "device": torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else _cpu_name(),
+        "world_size": trainer.world_size,
+        "threads": torch.get_num_threads(),
+        "precision": config.run.precision,
+        "versions": {
+            "dtp": __version__,
+            "commit": _commit(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "lightning": lightning.__version__,
+        },
+        "command": command,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    if trainer.is_global_zero:
+        write_summary(run, summary)
+        print(_result_line(summary))
+        print(f"Results in {run.folder}")
+    return summary
+
+
+def _result_line(summary: dict[str, Any]) -> str:
+    s = summary
+    top = next((f", {name[5:]} {value:.2%}" for name, value in s.items() if name.startswith("test_top")), "")
+    share = s["feedback_seconds"] / s["wall_seconds"] if s["wall_seconds"] else 0.0
+    return (
+        f"test accuracy {s['test_accuracy']:.2%}{top} ({s['tested_weights']}); {s['algo']} {s['model']} {s['data']}, "
+        f"{s['epochs']} epochs, {s['steps']} batches, {s['wall_seconds']:.1f} s, feedback phase {share:.0%}."
+    )
+
+
+def _print_header(config: Config, run: Run, data: ImageData, algorithm: Algorithm, resumed_at: int) -> None:
+    print(f"{config.run.algo} on {config.run.data} with {config.run.model}, seed {config.run.seed}")
+    for origin in config.origins:
+        print(f"  {origin}")
+    shape = "x".join(map(str, data.input_shape))
+    print(
+        f"  images {shape}, {data.num_classes} classes: {data.sizes['train']} training, "
+        f"{data.sizes['val']} validation, {data.sizes['test']} test"
+    )
+    print(f"  layers {' -> '.join('x'.join(map(str, shape)) for shape in algorithm.network.shapes)}")
+    if resumed_at:
+        print(f"  goes on from batch {resumed_at}")
+    print(f"  run folder {run.folder}", flush=True)
+    if config.run.verbose:
+        print(algorithm)
+
+
+def _quiet_lightning() -> None:
+    """Keep Lightning's advice about its own flags out of the output; errors and warnings about the run stay."""
+    warnings.filterwarnings("ignore", category=PossibleUserWarning)
+    warnings.filterwarnings("ignore", message=".*not resumable.*")
+    # Of Lightning's own use of torch, nothing a user could change.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def _commit() -> str:
+    """Commit of the source tree, for the record; empty when it is not a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()

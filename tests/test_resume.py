@@ -1,0 +1,175 @@
+"""A run that is stopped anywhere and resumed ends with the weights of one never stopped, bit for bit."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dtp.algorithms.base import Algorithm
+from dtp.cli import main
+from dtp.runs import newest_checkpoint
+from dtp.signals import stop_request
+
+ROOT = Path(__file__).parent.parent
+# Ten batches per epoch, three epochs.
+COMMAND = "--model mlp --widths 16 16 --max-epochs 3 --batch-size 128 --log-every 2".split()
+AUGMENTED = ["--crop-padding", "1", "--flip", "true"]
+
+
+@pytest.fixture(autouse=True)
+def no_stop_request(monkeypatch):
+    monkeypatch.setattr(stop_request, "signum", None)
+    monkeypatch.setattr(stop_request, "training", False)
+
+
+def final_state(folder):
+    checkpoint = torch.load(newest_checkpoint(folder), weights_only=True)
+    assert checkpoint["epoch"] == 2
+    return {
+        name: checkpoint[name] for name in ("state_dict", "optimizer_states", "lr_schedulers", "noise", "global_step")
+    }
+
+
+def assert_identical(a, b):
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_identical(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_identical(x, y)
+    else:
+        assert a == b
+
+
+def stop_after(batches, monkeypatch):
+    """Ask to stop, as a signal handler does, during the given batch of this process."""
+    seen = 0
+    original = Algorithm.training_step
+
+    def training_step(self, batch, batch_idx):
+        nonlocal seen
+        seen += 1
+        if seen == batches:
+            signal.raise_signal(signal.SIGUSR1)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(Algorithm, "training_step", training_step)
+
+
+@pytest.mark.parametrize(
+    "algo, batches, workers",
+    # Of ten batches per epoch: within the first epoch, at its last batch, within the second, at the end, with workers.
+    [
+        ("dtp", 4, 0),
+        ("dtp", 10, 0),
+        ("dtp", 14, 0),
+        ("dtp", 30, 0),
+        ("dtp", 14, 2),
+        ("vanilla-dtp", 14, 0),
+        ("bp", 14, 0),
+    ],
+)
+def test_a_run_stopped_by_a_signal_and_resumed_equals_one_never_stopped(
+    algo, batches, workers, tmp_path, monkeypatch, capsys
+):
+    # Momentum in the feedback optimizers and several iterations, so that their state matters.
+    feedback = [] if algo == "bp" else ["--feedback-iterations", "3"]
+    command = ["--algo", algo, *COMMAND, *feedback, *AUGMENTED, "--num-workers", str(workers)]
+    assert main([*command, "--run-dir", str(tmp_path / "whole")]) == 0
+    stopped = [*command, "--run-dir", str(tmp_path / "stopped"), "--resume", "auto"]
+    with monkeypatch.context() as patch:
+        stop_after(batches, patch)
+        assert main(stopped) == 75
+    assert f"after batch {batches}" in capsys.readouterr().err
+    assert not (tmp_path / "stopped" / "summary.json").exists()
+    stop_request.signum = None
+    assert main(stopped) == 0
+    assert_identical(final_state(tmp_path / "whole"), final_state(tmp_path / "stopped"))
+
+
+def test_a_run_stopped_twice_within_one_epoch_equals_one_never_stopped(tmp_path, monkeypatch):
+    assert main([*COMMAND, "--run-dir", str(tmp_path / "whole")]) == 0
+    stopped = [*COMMAND, "--run-dir", str(tmp_path / "stopped"), "--resume", "auto"]
+    for batches in (12, 3):
+        with monkeypatch.context() as patch:
+            stop_after(batches, patch)
+            assert main(stopped) == 75
+        stop_request.signum = None
+    assert main(stopped) == 0
+    assert_identical(final_state(tmp_path / "whole"), final_state(tmp_path / "stopped"))
+
+
+def test_a_run_ended_by_max_steps_within_an_epoch_goes_on_as_if_it_had_not(tmp_path):
+    assert main([*COMMAND, "--run-dir", str(tmp_path / "whole")]) == 0
+    longer = [*COMMAND, "--run-dir", str(tmp_path / "longer"), "--resume", "auto"]
+    assert main([*longer, "--max-steps", "13"]) == 0
+    assert main(longer) == 0
+    assert_identical(final_state(tmp_path / "whole"), final_state(tmp_path / "longer"))
+
+
+def test_metrics_of_a_resumed_run_have_no_row_twice(tmp_path, monkeypatch):
+    command = [*COMMAND, "--run-dir", str(tmp_path / "run"), "--resume", "auto", "--checkpoint-every", "3"]
+    with monkeypatch.context() as patch:
+        stop_after(15, patch)
+        assert main(command) == 75
+    stop_request.signum = None
+    assert main(command) == 0
+    lines = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    column = lines[0].split(",").index("train/loss")
+    steps = [int(line.split(",")[1]) for line in lines[1:] if line.split(",")[column]]
+    assert steps == sorted(set(steps)) and steps[-1] == 30
+
+
+def start(command, folder):
+    return subprocess.Popen(
+        [sys.executable, ROOT / "main.py", *command, "--run-dir", folder, "--resume", "auto"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(condition, process):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+# Long batches, so that the signal lands within an epoch.
+SLOW_COMMAND = [*COMMAND, "--feedback-iterations", "60"]
+
+
+@pytest.fixture(scope="module")
+def whole_slow_run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert main([*SLOW_COMMAND, "--run-dir", str(folder)]) == 0
+    return final_state(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signum, status", [(signal.SIGKILL, -9), (signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_real_signal_to_a_real_process_loses_nothing(signum, status, tmp_path, whole_slow_run):
+    command = SLOW_COMMAND
+    process = start(command, tmp_path / "stopped")
+    wait_for(lambda: newest_checkpoint(tmp_path / "stopped"), process)
+    process.send_signal(signum)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == status, output
+    assert "Traceback" not in output
+    assert not (tmp_path / "stopped" / "summary.json").exists()
+    again = start(command, tmp_path / "stopped")
+    output = again.communicate(timeout=120)[0]
+    assert again.returncode == 0, output
+    assert "goes on from batch" in output
+    assert_identical(whole_slow_run, final_state(tmp_path / "stopped"))
