@@ -34,6 +34,7 @@ class Checkpoints(Checkpoint):
         self.identity = identity
         self.every = every
         self.best_accuracy = float("-inf")
+        self.best_loss = float("inf")
         self.best_epoch = -1
         self._seconds_before = 0.0
         self._began = time.perf_counter()
@@ -70,21 +71,31 @@ class Checkpoints(Checkpoint):
         if not trainer.is_last_batch:
             # max_steps ended training within the epoch; the checkpoint of that batch is what can be continued.
             return
-        accuracy = trainer.callback_metrics.get("val/accuracy")
-        improved = accuracy is not None and float(accuracy) > self.best_accuracy
-        if improved:
-            self.best_accuracy, self.best_epoch = float(accuracy), trainer.current_epoch
+        improved = self._note_best(trainer)
         path = self._save(trainer)
         if improved and trainer.is_global_zero:
             _link(path, self.best)
         if self._must_stop(trainer):
             self._stop(trainer, path)
 
+    def _note_best(self, trainer: pl.Trainer) -> bool:
+        """Whether this epoch validates best; of equal accuracies, frequent in small sets, the lower loss is better."""
+        metrics = trainer.callback_metrics
+        if "val/accuracy" not in metrics:
+            return False
+        accuracy, loss = float(metrics["val/accuracy"]), float(metrics["val/loss"])
+        if (accuracy, -loss) <= (self.best_accuracy, -self.best_loss):
+            return False
+        self.best_accuracy, self.best_loss, self.best_epoch = accuracy, loss, trainer.current_epoch
+        return True
+
     def state_dict(self) -> dict[str, Any]:
-        return {"best_accuracy": self.best_accuracy, "best_epoch": self.best_epoch, "seconds": self.seconds}
+        best = {"best_accuracy": self.best_accuracy, "best_loss": self.best_loss, "best_epoch": self.best_epoch}
+        return {**best, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_accuracy, self.best_epoch = state_dict["best_accuracy"], state_dict["best_epoch"]
+        self.best_accuracy, self.best_loss = state_dict["best_accuracy"], state_dict["best_loss"]
+        self.best_epoch = state_dict["best_epoch"]
         self._seconds_before = state_dict["seconds"]
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:

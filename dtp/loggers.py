@@ -29,7 +29,7 @@ METRICS_FILE = "metrics.csv"
 WANDB_ID_FILE = "wandb-id.txt"
 WANDB_URL = "https://api.wandb.ai"
 CONNECT_SECONDS = 3.0
-INIT_SECONDS = 20.0
+INIT_SECONDS = 15.0
 
 Row = dict[str, str]
 WandbMode = Literal["online", "offline", "disabled"]
@@ -236,7 +236,7 @@ def make_wandb_logger(run_dir: Path, config: dict[str, Any], name: str, project:
     """
     try:
         # By name: a folder called wandb in the current one imports too, and holds no such names.
-        from wandb import Settings, finish
+        from wandb import Settings, finish, init, setup, teardown
     except ImportError as error:
         raise UserError("--logger wandb needs a package: pip install wandb, or use --logger csv.") from error
     from lightning.pytorch.loggers import WandbLogger
@@ -248,31 +248,33 @@ def make_wandb_logger(run_dir: Path, config: dict[str, Any], name: str, project:
     if mode == "online" and not _has_credentials(_server(os.environ), os.environ):
         # Asked for by WANDB_MODE; W&B would ask for a key, and wait.
         mode, why = "offline", " (no API key: wandb login)"
-    # Lightning would log into a run that this process began earlier.
-    finish()
+    run_id = _wandb_id(run_dir)
 
-    def start(mode: WandbMode) -> WandbLogger:
-        # Not WandbLogger(offline=True): that overwrites WANDB_MODE for everything that follows, even "disabled".
-        logger = WandbLogger(
-            name=name,
-            project=project,
-            save_dir=run_dir,
-            id=_wandb_id(run_dir),
-            resume="allow",
-            mode=mode,
-            settings=Settings(console="off", silent=True, init_timeout=INIT_SECONDS),
+    def start(mode: WandbMode) -> Any:
+        setup(settings=Settings(silent=True))
+        settings = Settings(silent=True, console="off", init_timeout=INIT_SECONDS)
+        return init(
+            project=project, name=name, dir=str(run_dir), id=run_id, resume="allow", mode=mode, settings=settings
         )
-        logger.log_hyperparams(config)
-        return logger
 
+    # Of an earlier run in this process; init would return that one.
+    finish()
+    # Not left to WandbLogger: its offline=True overwrites WANDB_MODE for good, and it passes options that W&B warns of.
     try:
-        logger = start(mode)
+        run = start(mode)
     except Exception as error:
         # A key that is refused, a server that breaks off: no reason not to train.
         if mode != "online":
             raise
+        # The id stays taken by the attempt that failed until its service has ended.
+        teardown()
         mode, why = "offline", f" ({' '.join(str(error).split())[:200]})"
-        logger = start(mode)
+        run = start(mode)
+    # As WandbLogger does for the runs it starts: batches are the x-axis.
+    run.define_metric("trainer/global_step")
+    run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+    logger = WandbLogger(name=name, project=project, save_dir=run_dir, id=run_id, experiment=run)
+    logger.log_hyperparams(config)
     if mode == "offline":
         print(f"W&B is offline{why}; upload later with: wandb sync {run_dir}/wandb/offline-run-*", file=sys.stderr)
     return logger

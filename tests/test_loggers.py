@@ -2,8 +2,8 @@
 
 import csv
 import os
+import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -128,14 +128,18 @@ def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path):
         MetricsCSV(tmp_path / "missing").log_metrics({"a": 1}, step=1)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_nothing_is_lost_when_the_process_is_killed(tmp_path):
-    program = (
-        "import os, sys; from pathlib import Path; from dtp.loggers import MetricsCSV\n"
-        "logger = MetricsCSV(Path(sys.argv[1]))\n"
-        "for step in range(20): logger.log_metrics({'a': step, f'b{step // 7}': 1}, step=step)\n"
-        "os.kill(os.getpid(), 9)"
-    )
-    assert subprocess.run([sys.executable, "-c", program, str(tmp_path)]).returncode == -9
+    child = os.fork()
+    if child == 0:
+        try:
+            logger = MetricsCSV(tmp_path)
+            for step in range(20):
+                logger.log_metrics({"a": step, f"b{step // 7}": 1}, step=step)
+        finally:
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     assert [row["a"] for row in rows(tmp_path)] == [str(step) for step in range(20)]
 
 
@@ -276,7 +280,7 @@ def wandb(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("NETRC", raising=False)
     yield package
-    package.teardown()
+    package.finish()
 
 
 def test_wandb_offline_run_is_continued_under_its_id(tmp_path, monkeypatch, wandb, capfd):

@@ -60,7 +60,10 @@ class TargetPropagation(Algorithm):
         super().__init__(network, options, seed)
         o = self.options
         self.feedback = self.make_feedback()
-        numbers = self.feedback.numbers
+        # A layer without weights of its own (a user's pooling layer) has feedback, but nothing in it to train.
+        numbers = self.trained_feedback = [
+            n for n in self.feedback.numbers if any(True for _ in self.feedback[n].parameters())
+        ]
         self.noise = per_layer("noise", o.noise, numbers, above=0)
         self.feedback_iterations = per_layer("feedback-iterations", o.feedback_iterations, numbers, least=0)
         rates = o.feedback_lr or [self._usual_feedback_lr(n) for n in numbers]
@@ -169,7 +172,7 @@ class TargetPropagation(Algorithm):
                     self.feedback_iterations[n],
                     lambda n=n: self.feedback_loss(n, activations),
                 )
-                for n in self.feedback.numbers
+                for n in self.trained_feedback
             ]
             return train_feedback(problems, self._step_feedback)
 
@@ -212,7 +215,7 @@ class TargetPropagation(Algorithm):
                 o.feedback_momentum,
                 o.feedback_weight_decay,
             )
-            for n in self.feedback.numbers
+            for n in self.trained_feedback
         }
         return list(self.feedback_optimizers.values())
 

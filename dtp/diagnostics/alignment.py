@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dtp.algorithms.base import Algorithm, full_precision
-from dtp.feedback import FeedbackLayer, NoiseStreams, operations
+from dtp.feedback import FeedbackLayer, NoiseStreams, layer_operations
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def weight_alignment(layer: nn.Module, feedback: nn.Module) -> Alignment | None:
     if not isinstance(feedback, FeedbackLayer):
         return None
     forward, backward = [], []
-    modules = operations(layer)
+    modules = layer_operations(layer)
     for operation, position in zip(feedback.operations, feedback.positions, strict=True):
         reference = transposed_weight(modules[position]) if position is not None else None
         weights = [p for name, p in operation.named_parameters() if name.endswith("weight")]

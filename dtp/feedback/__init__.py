@@ -6,7 +6,7 @@ from dtp.feedback.layers import (
     FeedbackNetwork,
     derive_feedback,
     forward_with_context,
-    operations,
+    layer_operations,
 )
 from dtp.feedback.loop import FeedbackProblem, train_feedback
 from dtp.feedback.losses import ldrl_loss, per_sample_dot, reconstruction_loss
@@ -35,7 +35,7 @@ __all__ = [
     "derive_feedback",
     "forward_with_context",
     "ldrl_loss",
-    "operations",
+    "layer_operations",
     "per_sample_dot",
     "reconstruction_loss",
     "register_feedback",

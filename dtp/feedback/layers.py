@@ -17,7 +17,7 @@ from dtp.feedback.operations import (
 from dtp.shapes import output_shape
 
 
-def operations(layer: nn.Module) -> list[nn.Module]:
+def layer_operations(layer: nn.Module) -> list[nn.Module]:
     """The operations of a forward layer in order: the children of an ``nn.Sequential``, or the module itself."""
     return list(layer) if isinstance(layer, nn.Sequential) else [layer]
 
@@ -37,7 +37,7 @@ def forward_with_context(
     Returns:
         ``(y, context)``, y of shape (B, *out).
     """
-    modules = operations(layer)
+    modules = layer_operations(layer)
     contexts = []
     for module, known in zip(modules, given if given is not None else (None,) * len(modules), strict=True):
         x, context = operation_of(module).forward(module, x, known, routing)
@@ -67,7 +67,7 @@ class FeedbackLayer(nn.Module):
 
     def copy_transpose(self, layer: nn.Module) -> None:
         """Make the feedback weights the transposes of the forward weights of ``layer``. Values are copied."""
-        modules = operations(layer)
+        modules = layer_operations(layer)
         for operation, position in zip(self.operations, self.positions, strict=True):
             if position is not None and hasattr(operation, "copy_transpose"):
                 operation.copy_transpose(modules[position])
@@ -149,6 +149,6 @@ def _elementwise_before_unpooling(steps: list) -> None:
 
 def _with_input_shapes(layer: nn.Module, in_shape: Size) -> Iterator[tuple[nn.Module, Size]]:
     shape = in_shape
-    for module in operations(layer):
+    for module in layer_operations(layer):
         yield module, shape
         shape = output_shape(module, shape)

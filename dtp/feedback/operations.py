@@ -47,8 +47,9 @@ class FeedbackOperation(nn.Module):
     """One operation of a feedback layer: ``forward(y, context) -> r``, a function of its arguments and parameters only.
 
     ``kind`` orders the operations: an ``"elementwise"`` one is evaluated before the ``"spatial"`` one (unpooling) that
-    precedes it, since both orders agree where f(0) = 0 and the pooled tensor is smaller; an ``"affine"`` one is linear
-    in its input and holds the feedback weights.
+    precedes it. For max-pooling both orders agree where f(0) = 0 and switches differ, and the pooled tensor is smaller;
+    where switches coincide, and for average pooling, this order is the closer adjoint, for f then sees values of the
+    size of the activation's. An ``"affine"`` one is linear in its input and holds the feedback weights.
     """
 
     kind: Literal["elementwise", "spatial", "reshape", "affine"] = "affine"

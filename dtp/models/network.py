@@ -85,11 +85,15 @@ class Network(nn.Module):
             return output_shape(layer, self.shapes[-1])
         except RuntimeError as error:
             size = "x".join(map(str, self.input_shape[1:]))
+            received = "x".join(map(str, self.shapes[-1]))
             raise UserError(
-                f"Images of {size} pixels are too small for {type(self).__name__}: layer {len(self.layers)} receives "
-                f"{'x'.join(map(str, self.shapes[-1]))} values and cannot pool or convolve them; use larger images or "
-                "fewer layers."
+                f"Images of {size} pixels do not fit {type(self).__name__}: layer {len(self.layers)} receives "
+                f"{received} values and cannot take them ({_first_line(error)}); use larger images or fewer layers."
             ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def require_positive(flag: str, values: Iterable[int]) -> None:

@@ -193,11 +193,12 @@ def test_batch_norm_context_does_not_change_with_the_buffers(kind, in_shape):
     x = torch.randn(6, *in_shape, dtype=torch.float64)
     _, context = forward_with_context(module, x)
     feedback = undo(module, in_shape)
-    before = feedback(x, context)
+    before = feedback(x, context), forward_with_context(module, x, given=context)[0]
     with torch.no_grad():
         module.running_mean.add_(3)
         module.running_var.mul_(5)
-    torch.testing.assert_close(feedback(x, context), before, rtol=0, atol=0)
+    assert torch.equal(feedback(x, context), before[0])
+    assert torch.equal(forward_with_context(module, x, given=context)[0], before[1])
 
 
 @BATCH_NORMS
@@ -265,6 +266,12 @@ def test_fixed_routing_gathers_what_unpooling_scatters(pool, size):
         for c in range(3):
             at = context[0].indices[b, c]
             assert torch.equal(pooled[b, c], v[b, c].flatten()[at.flatten()].view_as(at))
+
+
+def test_routing_has_no_effect_on_a_clean_pass():
+    x = torch.randn(2, 3, 7, 8)
+    (y, context), (fixed, fixed_context) = (forward_with_context(POOLS[2], x, routing=r) for r in ("noisy", "fixed"))
+    assert torch.equal(y, fixed) and torch.equal(context[0].indices, fixed_context[0].indices)
 
 
 @pytest.mark.parametrize("pool", POOLS, ids=str)

@@ -127,11 +127,11 @@ def test_base_class_has_no_layers():
 
 
 def test_too_small_images_are_refused_with_their_size():
-    with pytest.raises(UserError, match=r"16x24 pixels are too small for VGG: layer 5 receives 256x1x1 .*larger"):
+    with pytest.raises(UserError, match=r"16x24 pixels do not fit VGG: layer 5 receives 256x1x1 .*too small.*larger"):
         VGG(VGG.Options(), (3, 16, 24), 10)
 
 
 def test_the_smallest_images_that_fit_are_accepted():
     assert VGG(VGG.Options(channels=[2, 2, 2]), (3, 8, 8), 10).shapes[-2] == (2, 1, 1)
-    with pytest.raises(UserError, match="8x7 pixels are too small"):
+    with pytest.raises(UserError, match="8x7 pixels do not fit .*too small"):
         VGG(VGG.Options(channels=[2, 2, 2]), (3, 8, 7), 10)
