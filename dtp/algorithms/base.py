@@ -50,7 +50,7 @@ class Algorithm(LightningModule):
         self._epoch_means = RunningMeans()
         self._window_means = RunningMeans()
         self._images = 0
-        self._epoch_began = time.perf_counter()
+        self._epoch_began = self._last_batch_ended = time.perf_counter()
         self._feedback_before = 0.0
         classes = network.num_classes
         self.scores = torch.nn.ModuleDict(
@@ -143,7 +143,7 @@ class Algorithm(LightningModule):
         self._epoch_means.reset()
         self._window_means.reset()
         self._images = 0
-        self._epoch_began = time.perf_counter()
+        self._epoch_began = self._last_batch_ended = time.perf_counter()
         self._feedback_before = self.feedback_timer.seconds
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -160,6 +160,11 @@ class Algorithm(LightningModule):
         self._window_means.add(values, weight=len(x))
         self._images += len(x)
         self._count_batch()
+        self._last_batch_ended = time.perf_counter()
+        # Here, not in a hook after the batch: a checkpoint of this batch is written by such a hook, and the row at its
+        # step must be there before it.
+        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+            self._log_window()
 
     def _count_batch(self) -> None:
         """Make ``global_step`` count this batch, once, whatever the number of optimizer steps in it.
@@ -171,10 +176,6 @@ class Algorithm(LightningModule):
         progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
         progress.increment_ready()
         progress.increment_completed()
-
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
-            self._log_window()
 
     def on_train_epoch_end(self) -> None:
         self.check_finite()
@@ -213,8 +214,8 @@ class Algorithm(LightningModule):
         )
 
     def progress(self) -> dict[str, float]:
-        """Loss, accuracy, images per second and share of time in the feedback phase, since the epoch began."""
-        seconds = max(time.perf_counter() - self._epoch_began, 1e-9)
+        """Loss, accuracy, images per second and share of time in the feedback phase, of the epoch's training batches."""
+        seconds = max(self._last_batch_ended - self._epoch_began, 1e-9)
         means = self._epoch_means.compute()
         return {
             "loss": means.get("loss", float("nan")),
