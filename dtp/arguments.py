@@ -31,6 +31,7 @@ from dtp.data import DATA
 from dtp.errors import UserError
 from dtp.models import MODELS
 from dtp.registry import Entry, did_you_mean
+from dtp.runs import saved_config_of
 
 REGISTRIES = (ALGORITHMS, MODELS, DATA)
 
@@ -50,7 +51,16 @@ def parse(argv: Sequence[str]) -> Config:
         SystemExit: ``--help``, after printing it.
     """
     first, wants_help = _first_look(argv)
-    file_values = read_yaml(config_path(first["config"])) if first.get("config") else {}
+    # The configuration of a run that is resumed by its path, then the file the user names.
+    files: list[tuple[str, dict[str, Any]]] = []
+    if first["resume"] not in (None, "", "auto"):
+        saved = saved_config_of(first["resume"])
+        if saved is not None:
+            files.append((str(saved), read_yaml(saved)))
+            _require_same_names(first, *files[0])
+    if first["config"]:
+        files.append((f"--config {first['config']}", read_yaml(config_path(first["config"]))))
+    file_values = {name: value for _, values in files for name, value in values.items()}
     chosen = {}
     for registry in REGISTRIES:
         default = RunOptions.__dataclass_fields__[registry.flag].default
@@ -64,9 +74,9 @@ def parse(argv: Sequence[str]) -> Config:
     if preset is not None:
         sources.append((f"preset {preset.name}", as_arguments(read_yaml(preset))))
         origins.append(f"preset {preset.stem}: {preset_origin(preset)}")
-    if file_values:
-        sources.append((f"--config {first['config']}", as_arguments(file_values)))
-        origins.append(f"file {first['config']}")
+    for name, values in files:
+        sources.append((name, as_arguments(values)))
+        origins.append(f"file {name.removeprefix('--config ')}")
     if wants_help:
         defaults = _parse_checked(parser, [word for _, words in sources for word in words], entries)
         print(_manual(entries, defaults))
@@ -87,10 +97,19 @@ def parse(argv: Sequence[str]) -> Config:
     return Config(run, parsed.algo, parsed.model, parsed.data, tuple(origins))
 
 
-def _first_look(argv: Sequence[str]) -> tuple[dict[str, str], bool]:
+def _require_same_names(first: dict[str, str | None], saved: str, values: dict[str, Any]) -> None:
+    for flag in ("algo", "model", "data"):
+        if first[flag] and first[flag] != values.get(flag):
+            raise UserError(
+                f"--resume: {saved} was made with --{flag} {values.get(flag)}, not {first[flag]}; leave --{flag} out, "
+                "or start a new run."
+            )
+
+
+def _first_look(argv: Sequence[str]) -> tuple[dict[str, str | None], bool]:
     """The options that decide which other options exist."""
     look = _plain_parser()
-    for flag in ("algo", "model", "data", "config"):
+    for flag in ("algo", "model", "data", "config", "resume"):
         look.add_argument(f"--{flag}")
     look.add_argument("-h", "--help", action="store_true")
     known, _ = look.parse_known_args(list(argv))

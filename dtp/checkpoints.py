@@ -150,11 +150,11 @@ def _link(source: Path, target: Path) -> None:
     temporary.replace(target)
 
 
-def load_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    """Read a checkpoint and make sure that it belongs to this rule, network and dataset.
+def load_checkpoint(path: Path, identity: dict[str, Any], module: pl.LightningModule) -> dict[str, Any]:
+    """Read a checkpoint and make sure that it belongs to this rule, network and dataset, and fits ``module``.
 
     Raises:
-        UserError: not a checkpoint of ours, damaged, or of something else.
+        UserError: not a checkpoint of ours, damaged, of something else, or with weights of other shapes.
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
@@ -169,4 +169,15 @@ def load_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     for name, value in identity.items():
         if found.get(name) != value:
             raise UserError(f"{path}: is a checkpoint of --{name} {found.get(name)}, not of {value}.")
+    saved, present = (_shapes(state) for state in (checkpoint["state_dict"], module.state_dict()))
+    for name in sorted({*saved, *present}):
+        if saved.get(name) != present.get(name):
+            raise UserError(
+                f"{path}: holds weights of other shapes, {name} is {saved.get(name, 'missing')} and should be "
+                f"{present.get(name, 'missing')}; give the options that the run was made with."
+            )
     return checkpoint
+
+
+def _shapes(state: dict[str, Any]) -> dict[str, str]:
+    return {name: "x".join(map(str, tensor.shape)) or "a number" for name, tensor in state.items()}

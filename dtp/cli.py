@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        config = parse_with_resume(argv)
+        config = parse(argv)
         # Only now: importing torch takes seconds, and --help and wrong options should not wait for it.
         from dtp.train import train
 
@@ -50,14 +50,3 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 1
-
-
-def parse_with_resume(argv: list[str]):
-    """:func:`parse`, where ``--resume RUN`` makes the resumed run's own configuration the base of the command line."""
-    from dtp.runs import saved_config_of
-
-    config = parse(argv)
-    if config.run.resume in ("", "auto"):
-        return config
-    saved = saved_config_of(config.run.resume)
-    return config if saved is None else parse(["--config", str(saved), *argv])

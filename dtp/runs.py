@@ -220,7 +220,8 @@ def _resumed(path: Path, run_dir: Path | None) -> Run:
 def _require_unused(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--run-dir {folder}: is a file; expected a folder, or a path where one can be made.")
-    if folder.is_dir() and any(folder.iterdir()):
+    # A start that failed early leaves the empty folder of the checkpoints.
+    if folder.is_dir() and any(path.name != CHECKPOINTS or any(path.iterdir()) for path in folder.iterdir()):
         raise UserError(
             f"--run-dir {folder}: is not empty, and nothing in it is overwritten; give another folder, or --resume "
             "auto to go on with the run in it."

@@ -51,7 +51,7 @@ def train(config: Config, argv: Sequence[str]) -> dict[str, Any]:
     checkpoints = Checkpoints(run, _identity(config), config.run.checkpoint_every)
     resumed_at = 0
     if run.checkpoint is not None:
-        resumed_at = load_checkpoint(run.checkpoint, _identity(config))["global_step"]
+        resumed_at = load_checkpoint(run.checkpoint, _identity(config), algorithm)["global_step"]
     if process_rank() == 0:
         write_config(run, config, command)
         _print_header(config, run, data, algorithm, resumed_at)

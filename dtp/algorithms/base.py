@@ -214,7 +214,7 @@ class Algorithm(LightningModule):
         )
 
     def progress(self) -> dict[str, float]:
-        """Loss, accuracy, images per second and share of time in the feedback phase, of the epoch's training batches."""
+        """Loss, accuracy, images per second, share of time in the feedback phase: of the epoch's training batches."""
         seconds = max(self._last_batch_ended - self._epoch_began, 1e-9)
         means = self._epoch_means.compute()
         return {

@@ -1,0 +1,427 @@
+"""Whole runs on the embedded digits: what they write, what they count, and how they fail."""
+
+import csv
+import json
+import math
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from dtp.algorithms import ALGORITHMS
+from dtp.algorithms.base import Algorithm
+from dtp.arguments import parse
+from dtp.cli import main
+from dtp.data import DATA
+from dtp.runs import newest_checkpoint
+from dtp.signals import stop_request
+from dtp.train import build
+
+ROOT = Path(__file__).parent.parent
+# Eleven batches per epoch.
+SHORT = "--model mlp --widths 16 --batch-size 128 --max-epochs 2".split()
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stop_request, "signum", None)
+
+
+def rows(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_default_command_learns_digits(capsys):
+    """The README's promise, at its own threshold."""
+    assert main([]) == 0
+    out = capsys.readouterr().out
+    accuracy = float(re.search(r"test accuracy ([\d.]+)%", out).group(1))
+    assert accuracy >= 95
+
+
+def test_a_run_folder_holds_what_it_promises(tmp_path):
+    folder = tmp_path / "run"
+    command = ["--algo", "dtp", *SHORT, "--seed", "4", "--run-dir", str(folder)]
+    assert main(command) == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    assert {name: summary[name] for name in ("algo", "model", "data", "seed", "epochs", "steps")} == {
+        "algo": "dtp",
+        "model": "mlp",
+        "data": "digits",
+        "seed": 4,
+        "epochs": 2,
+        "steps": 20,
+    }
+    assert 0 < summary["feedback_seconds"] < summary["wall_seconds"]
+    assert 0 < summary["test_accuracy"] <= summary["test_top5"] <= 1 and 0 < summary["val_accuracy"] <= 1
+    assert summary["versions"]["torch"] == torch.__version__ and summary["command"].startswith(
+        "python main.py --algo dtp"
+    )
+    # The saved configuration is one that --config takes, and it means the same.
+    again = parse(["--config", str(folder / "config.yaml")])
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert saved.items() <= again.as_dict().items() and saved["seed"] == 4
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml",
+        "metrics.csv",
+        "summary.json",
+        "training.png",
+        "checkpoints",
+    }
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {
+        "best.ckpt",
+        "step=00000010.ckpt",
+        "step=00000020.ckpt",
+    }
+    found = rows(folder)
+    for name in ("train/loss", "val/accuracy", "test/accuracy", "feedback_angle/layer2", "update_angle/layer1"):
+        assert [row[name] for row in found if row[name]], name
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS.names())
+def test_global_step_counts_batches_for_every_rule(algo, tmp_path):
+    assert main(["--algo", algo, *SHORT, "--run-dir", str(tmp_path / algo)]) == 0
+    checkpoint = torch.load(newest_checkpoint(tmp_path / algo), weights_only=True)
+    assert checkpoint["global_step"] == 20
+    assert max(int(row["step"]) for row in rows(tmp_path / algo)) == 20
+    assert all(math.isfinite(float(row["train/loss"])) for row in rows(tmp_path / algo) if row["train/loss"])
+
+
+def test_max_steps_counts_batches(tmp_path):
+    assert main([*SHORT, "--feedback-iterations", "7", "--max-steps", "13", "--run-dir", str(tmp_path / "run")]) == 0
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 13
+
+
+def test_learning_rate_follows_its_schedule_once_per_epoch(tmp_path):
+    command = "--algo bp --model mlp --max-epochs 4 --lr 0.1 --lr-schedule cosine --lr-min 0 --log-every 5".split()
+    assert main([*command, "--run-dir", str(tmp_path / "run")]) == 0
+    rates = {int(row["epoch"]): float(row["train/lr"]) for row in rows(tmp_path / "run") if row["train/lr"]}
+    for epoch, rate in rates.items():
+        assert rate == pytest.approx(0.05 * (1 + math.cos(math.pi * epoch / 4)))
+
+
+def test_first_weights_and_first_batches_depend_on_the_seed_alone(tmp_path):
+    def first(seed, algo):
+        data, algorithm = build(parse(["--seed", str(seed), "--algo", algo, "--batch-size", "32"]))
+        return algorithm.network.state_dict(), next(iter(data.train_dataloader()))
+
+    weights, (x, y) = first(1, "dtp")
+    again, (x_again, y_again) = first(1, "bp")
+    other, (x_other, _) = first(2, "dtp")
+    assert torch.equal(x, x_again) and torch.equal(y, y_again) and not torch.equal(x, x_other)
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    assert not torch.equal(weights["layers.0.1.weight"], other["layers.0.1.weight"])
+
+
+@pytest.mark.parametrize("precision", ["64", "bf16-mixed"])
+def test_other_precisions_train(precision, tmp_path):
+    assert main([*SHORT, "--precision", precision, "--run-dir", str(tmp_path / "run")]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["test_accuracy"] > 0.5
+
+
+def test_tf32_only_on_request():
+    build(parse([]))
+    assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+    build(parse(["--tf32"]))
+    assert torch.backends.cuda.matmul.allow_tf32 and torch.backends.cudnn.allow_tf32
+    build(parse([]))
+
+
+def test_clipping_bounds_the_forward_gradient(tmp_path, monkeypatch):
+    norms = []
+    original = Algorithm.on_before_optimizer_step
+
+    def watch(self, optimizer):
+        original(self, optimizer)
+        if optimizer is self.forward_optimizer:
+            norms.append(torch.stack([p.grad.norm() for p in self.forward_parameters]).norm().item())
+
+    monkeypatch.setattr(Algorithm, "on_before_optimizer_step", watch)
+    assert main([*SHORT, "--clip-norm", "0.01", "--run-dir", str(tmp_path / "run")]) == 0
+    assert len(norms) == 20 and max(norms) <= 0.01 * (1 + 1e-4)
+
+
+def test_test_set_is_used_once_and_on_the_weights_of_the_best_validation(tmp_path, monkeypatch):
+    tested = []
+    original = Algorithm.on_test_epoch_end
+
+    def watch(self):
+        tested.append({name: value.clone() for name, value in self.network.state_dict().items()})
+        original(self)
+
+    monkeypatch.setattr(Algorithm, "on_test_epoch_end", watch)
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--run-dir", str(folder)]) == 0
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert len(tested) == 1
+    assert all(torch.equal(value, best[f"network.{name}"]) for name, value in tested[0].items())
+    accuracies = {int(row["epoch"]): float(row["val/accuracy"]) for row in rows(folder) if row["val/accuracy"]}
+    assert json.loads((folder / "summary.json").read_text())["val_accuracy"] == max(accuracies.values())
+
+
+def test_without_validation_images_the_last_weights_are_tested(tmp_path):
+    assert main([*SHORT, "--val-size", "0", "--run-dir", str(tmp_path / "run")]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["tested_weights"] == "last" and summary["val_accuracy"] is None and summary["val_images"] == 0
+
+
+def test_a_users_rule_network_and_dataset_train(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine_to_train.py").write_text(
+        "import numpy as np\n"
+        "from torch import nn\n"
+        "from dtp.algorithms import DTP\n"
+        "from dtp.data.base import ImageData\n"
+        "from dtp.models import Network\n"
+        "class Rule(DTP):\n"
+        "    'Mine.'\n"
+        "class Net(Network):\n"
+        "    'Mine.'\n"
+        "    def make_layers(self):\n"
+        "        yield nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), self.activation(), nn.AvgPool2d(2))\n"
+        "        yield nn.Sequential(nn.Flatten(), nn.Linear(self.features, self.num_classes))\n"
+        "class Data(ImageData):\n"
+        "    'Mine.'\n"
+        "    name, num_classes = 'stripes', 2\n"
+        "    def load_train(self):\n"
+        "        labels = np.arange(256) % 2\n"
+        "        images = np.zeros((256, 1, 8, 8), np.uint8)\n"
+        "        images[labels == 0, :, ::2] = 255\n"
+        "        images[labels == 1, :, :, ::2] = 255\n"
+        "        return images, labels\n"
+        "    load_test = load_train\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    names = "--algo mine_to_train:Rule --model mine_to_train:Net --data mine_to_train:Data".split()
+    assert main([*names, "--max-epochs", "3", "--batch-size", "32", "--run-dir", str(tmp_path / "run")]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["test_accuracy"] > 0.95 and "test_top5" not in summary
+
+
+# --- what exists is never overwritten ---------------------------------------------------------------------------------
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def fails(capsys, arguments, *expected):
+    """The command ends with status 2 and one sentence that holds the expected words."""
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    sentences = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert len(sentences) == 1 and "Traceback" not in error
+    for words in expected:
+        assert words in sentences[0], sentences[0]
+
+
+def test_a_folder_that_is_not_empty_is_refused(tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("years of work")
+    fails(capsys, [*SHORT, "--run-dir", str(folder)], "is not empty", "--resume auto")
+    assert contents(folder) == {folder / "thesis.tex": b"years of work"}
+
+
+def test_two_runs_of_one_command_have_two_folders(tmp_path):
+    assert main(SHORT) == 0 and main(SHORT) == 0
+    assert len(list((tmp_path / "runs" / "dtp_mlp_digits").iterdir())) == 2
+
+
+def test_resuming_a_finished_run_says_so_and_changes_nothing(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--run-dir", str(folder)]) == 0
+    before = contents(folder)
+    assert main(["--resume", str(folder)]) == 0
+    assert "This run has finished" in capsys.readouterr().out
+    assert contents(folder) == before
+
+
+def test_a_finished_run_goes_on_when_it_is_given_more_epochs(tmp_path):
+    folder = tmp_path / "run"
+    constant = [*SHORT, "--lr-schedule", "constant"]
+    assert main([*constant, "--run-dir", str(folder)]) == 0
+    assert main(["--resume", str(folder), "--max-epochs", "3"]) == 0
+    assert main([*constant, "--max-epochs", "3", "--run-dir", str(tmp_path / "whole")]) == 0
+    a, b = (torch.load(newest_checkpoint(f), weights_only=True)["state_dict"] for f in (folder, tmp_path / "whole"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert json.loads((folder / "summary.json").read_text())["epochs"] == 3
+
+
+def test_resume_auto_takes_the_run_of_the_same_configuration(tmp_path, capsys):
+    assert main([*SHORT, "--lr", "0.01", "--max-steps", "3"]) == 0
+    assert main([*SHORT, "--lr", "0.02", "--max-steps", "3"]) == 0
+    capsys.readouterr()
+    assert main([*SHORT, "--lr", "0.01", "--resume", "auto"]) == 0
+    assert "goes on from batch 3" in capsys.readouterr().out
+    assert len(list((tmp_path / "runs" / "dtp_mlp_digits").iterdir())) == 2
+    assert main([*SHORT, "--lr", "0.03", "--resume", "auto"]) == 0
+    assert "goes on" not in capsys.readouterr().out
+    assert len(list((tmp_path / "runs" / "dtp_mlp_digits").iterdir())) == 3
+
+
+def test_resuming_from_a_checkpoint_file_into_a_new_folder_leaves_the_old_run_alone(tmp_path):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--run-dir", str(folder)]) == 0
+    before = contents(folder)
+    checkpoint = folder / "checkpoints" / "step=00000010.ckpt"
+    assert main(["--resume", str(checkpoint), "--run-dir", str(tmp_path / "branch")]) == 0
+    assert contents(folder) == before
+    assert json.loads((tmp_path / "branch" / "summary.json").read_text())["steps"] == 20
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+def test_options_that_a_resumed_run_cannot_change_are_refused(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--run-dir", str(folder)]) == 0
+    before = contents(folder)
+    fails(capsys, ["--resume", str(folder), "--lr", "0.5"], "made with --lr 0.05, not 0.5")
+    fails(capsys, ["--resume", str(folder), "--algo", "bp"], "was made with --algo dtp, not bp")
+    fails(capsys, [*SHORT, "--run-dir", str(folder), "--resume", "auto", "--seed", "3"], "made with --seed 0, not 3")
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("other", ["--algo bp", "--model lenet --hidden 8"])
+def test_a_checkpoint_of_another_rule_or_network_is_refused(other, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--run-dir", str(folder)]) == 0
+    lone = tmp_path / "lone.ckpt"
+    newest_checkpoint(folder).rename(lone)
+    flag, value = other.split()[:2]
+    command = [*other.split(), "--max-epochs", "3", "--resume", str(lone), "--run-dir", str(tmp_path / "new")]
+    fails(capsys, command, f"is a checkpoint of {flag}", f"not of {value}")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "text"])
+def test_a_damaged_or_foreign_checkpoint_is_refused(damage, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--run-dir", str(folder)]) == 0
+    path = tmp_path / "broken.ckpt"
+    whole = newest_checkpoint(folder).read_bytes()
+    if damage == "truncated":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif damage == "foreign":
+        torch.save({"weights": torch.zeros(3)}, path)
+    else:
+        path.write_text("hello")
+    fails(capsys, [*SHORT, "--resume", str(path), "--run-dir", str(tmp_path / "new")], "broken.ckpt: is")
+
+
+def test_a_checkpoint_of_another_width_is_refused(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--run-dir", str(folder)]) == 0
+    lone = tmp_path / "lone.ckpt"
+    newest_checkpoint(folder).rename(lone)
+    command = ["--model", "mlp", "--widths", "17", "--resume", str(lone), "--run-dir", str(tmp_path / "new")]
+    fails(capsys, command, "lone.ckpt", "other shapes")
+
+
+def test_divergence_is_one_sentence_and_keeps_the_good_checkpoints(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--run-dir", str(folder)]) == 0
+    before = {path.name for path in (folder / "checkpoints").iterdir()}
+    command = [*SHORT, "--max-epochs", "4", "--lr", "1e30", "--run-dir", str(tmp_path / "diverged")]
+    fails(capsys, command, "Training diverged", "--lr")
+    assert list((tmp_path / "diverged" / "checkpoints").iterdir()) == []
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == before
+
+
+def test_images_too_small_for_the_network(capsys, tmp_path):
+    fails(capsys, ["--model", "vgg"], "Images of 8x8 pixels do not fit VGG")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("data", [name for name in DATA.names() if name != "digits"])
+def test_missing_data_says_what_to_do(data, capsys, tmp_path):
+    fails(capsys, ["--data", data, "--data-dir", str(tmp_path / "nothing")], "--data-dir")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_foreign_data(capsys, tmp_path):
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (raw / f"{name}-ubyte").write_bytes(b"not an image at all" * 10)
+    fails(capsys, ["--data", "mnist", "--data-dir", str(tmp_path / "data")], "-ubyte")
+
+
+def test_truncated_data(capsys, tmp_path):
+    import pickle
+
+    data = {"data": np.zeros((5, 3072), np.uint8), "labels": [1, 2, 3, 4, 5]}
+    for number in range(1, 11):
+        (tmp_path / f"train_data_batch_{number}").write_bytes(pickle.dumps(data))
+    (tmp_path / "val_data").write_bytes(pickle.dumps(data)[:-100])
+    fails(capsys, ["--data", "imagenet32", "--model", "mlp", "--data-dir", str(tmp_path)], "val_data")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_folder_by_permissions(capsys, tmp_path):
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    try:
+        fails(capsys, [*SHORT, "--run-dir", str(tmp_path / "run")], "cannot be written")
+    finally:
+        tmp_path.chmod(stat.S_IRWXU)
+
+
+def test_an_unwritable_folder(capsys, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    fails(capsys, [*SHORT, "--run-dir", str(tmp_path / "file" / "run")], "cannot be written")
+    fails(capsys, [*SHORT, "--run-dir", str(tmp_path / "file")], "is a file")
+
+
+def test_more_devices_than_there_are(capsys):
+    fails(capsys, [*SHORT, "--devices", "4096"], "--devices 4096: this machine has")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_where_there_is_none(capsys):
+    fails(capsys, [*SHORT, "--accelerator", "gpu"], "no usable GPU")
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        ("--noise 0.1 0.2 0.3", "--noise: expected 2 values"),
+        ("--feedback-iterations 1 2 3 4", "--feedback-iterations: expected 2 values"),
+        ("--feedback-lr 1 2 3", "(layers 2, 3)"),
+        ("--beta -1", "--beta: expected a number above 0"),
+        ("--batch-size 0", "--batch-size"),
+        ("--val-size 5000", "--val-size"),
+        ("--widths 3 0", "--widths: expected values of at least 1"),
+        ("--lr 0", "--lr: expected a number above 0"),
+        ("--num-workers -1", "--num-workers"),
+    ],
+)
+def test_values_out_of_range(arguments, expected, capsys, tmp_path):
+    fails(capsys, arguments.split(), expected)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, capsys, monkeypatch):
+    import lightning.pytorch as pl
+
+    def full(self, path, *args, **kwargs):
+        Path(path).write_bytes(b"part")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", full)
+    fails(capsys, [*SHORT, "--run-dir", str(tmp_path / "run")], "No space left on device")
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+def test_a_closed_output_pipe_is_no_defect(tmp_path):
+    command = f"{sys.executable} {ROOT / 'main.py'} --help | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
