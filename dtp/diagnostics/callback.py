@@ -19,7 +19,7 @@ from dtp.loggers import log_figure
 class AlignmentCallback(Callback):
     """Every ``every`` epochs: alignment of feedback with forward weights, and of updates with backprop's, by layer.
 
-    The updates are measured on the epoch's last training batch. Metrics are ``feedback_angle/layerN``,
+    They are measured before the first batch, and after an epoch on its last batch. Metrics are ``feedback_angle/layerN``,
     ``feedback_distance/layerN``, ``update_angle/layerN`` and ``update_distance/layerN``. At the end of training
     ``RUN/training.png`` shows them with the learning curves. Costs one or two training batches per measurement.
     """
@@ -29,6 +29,11 @@ class AlignmentCallback(Callback):
     def __init__(self, run_dir: Path, every: int):
         self.run_dir = run_dir
         self.every = every
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Algorithm, batch, batch_idx) -> None:
+        if trainer.global_step == 0:
+            # Where everything starts from: row 0 of the metrics.
+            self.measure(trainer, pl_module, *batch)
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Algorithm, outputs, batch, batch_idx) -> None:
         if trainer.is_last_batch and (trainer.current_epoch + 1) % self.every == 0:

@@ -61,10 +61,10 @@ def measurements(folder) -> list[dict[str, float]]:
     return [row for row in found if any("layer" in name for name in row)]
 
 
-def test_every_second_epoch_all_layers_are_measured_at_its_last_batch(tmp_path):
+def test_all_layers_are_measured_at_the_start_and_at_the_last_batch_of_every_second_epoch(tmp_path):
     train(tmp_path, DTP(small_network(), DTPOptions(feedback_iterations=[2])), epochs=5, every=2)
     rows = measurements(tmp_path)
-    assert [(row["epoch"], row["step"]) for row in rows] == [(1, 2 * BATCHES), (3, 4 * BATCHES)]
+    assert [(row["epoch"], row["step"]) for row in rows] == [(0, 0), (1, 2 * BATCHES), (3, 4 * BATCHES)]
     updates = {f"update_{what}/layer{n}" for what in ("angle", "distance") for n in (1, 2, 3)}
     feedback = {f"feedback_{what}/layer{n}" for what in ("angle", "distance") for n in (2, 3)}
     for row in rows:
@@ -74,7 +74,7 @@ def test_every_second_epoch_all_layers_are_measured_at_its_last_batch(tmp_path):
 
 def test_a_rule_without_feedback_is_measured_against_backprop_alone(tmp_path):
     train(tmp_path, BP(small_network()), epochs=1, every=1)
-    (row,) = measurements(tmp_path)
+    _, row = measurements(tmp_path)
     assert not any(name.startswith("feedback") for name in row)
     assert [row[f"update_angle/layer{n}"] for n in (1, 2, 3)] == pytest.approx([0, 0, 0], abs=1e-4)
 
@@ -82,7 +82,7 @@ def test_a_rule_without_feedback_is_measured_against_backprop_alone(tmp_path):
 def test_the_measured_feedback_angle_is_that_of_the_weights_after_the_epoch(tmp_path):
     options = DTPOptions(feedback_iterations=[0], lr=1e-30, feedback_init="symmetric")
     train(tmp_path, DTP(small_network(), options), epochs=1, every=1)
-    (row,) = measurements(tmp_path)
+    _, row = measurements(tmp_path)
     assert row["feedback_angle/layer2"] == pytest.approx(0, abs=1e-4)
 
 
@@ -110,7 +110,7 @@ def test_without_metrics_on_disk_training_ends_without_a_figure(tmp_path):
 
 def test_a_run_that_ends_within_an_epoch_is_not_measured(tmp_path):
     train(tmp_path, BP(small_network()), epochs=5, every=1, max_steps=BATCHES + 1)
-    assert [row["step"] for row in measurements(tmp_path)] == [BATCHES]
+    assert [row["step"] for row in measurements(tmp_path)] == [0, BATCHES]
 
 
 @pytest.mark.parametrize("rule, options", [(DTP, DTPOptions(feedback_iterations=[2])), (BP, AlgorithmOptions())])

@@ -1,0 +1,143 @@
+"""The README tells the truth: its commands are the ones that work, and its listing is a rule that trains."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dtp.algorithms import ALGORITHMS
+from dtp.arguments import parse
+from dtp.cli import main
+from dtp.data import DATA
+from dtp.models import MODELS
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def block(marker, language):
+    """The fenced block after an HTML comment."""
+    found = re.search(rf"<!-- {marker} -->\n```{language}\n(.*?)```", README, re.DOTALL)
+    assert found, f"no block {marker!r} in README.md"
+    return found.group(1)
+
+
+def commands():
+    """Every ``python main.py`` line of the README, without comments."""
+    lines = [shlex.split(line, comments=True) for line in README.splitlines() if line.startswith("python main.py")]
+    return [line[2:] for line in lines]
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def standing_for_an_install(here):
+    """A folder where the README's install is done: ``.venv/bin/python`` is this Python, ``pip install`` is skipped."""
+    (here / ".venv" / "bin").mkdir(parents=True)
+    python = here / ".venv" / "bin" / "python"
+    python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    pip = here / ".venv" / "bin" / "pip"
+    pip.write_text('#!/bin/sh\nprintf "%s\\n" "$*" > pip-was-asked\n')
+    fake = here / "bin" / "python3"
+    fake.parent.mkdir()
+    # Stands for `python3 -m venv .venv`.
+    fake.write_text('#!/bin/sh\nprintf "%s\\n" "$*" > venv-was-asked\n')
+    for path in (python, pip, fake):
+        path.chmod(0o755)
+    for name in ("main.py", "dtp", "setup.cfg", "pyproject.toml"):
+        (here / name).symlink_to(ROOT / name)
+    return here
+
+
+def run_as_shown(marker, here):
+    environment = {"PATH": f"{here / 'bin'}:/usr/bin:/bin", "HOME": str(here), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block(marker, "bash")],
+        cwd=here,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+
+
+@pytest.mark.slow
+def test_the_first_command_trains_and_prints_the_test_accuracy(standing_for_an_install):
+    """All of the command but the download, which .ci/run does on a clean machine."""
+    done = run_as_shown("run-command", standing_for_an_install)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (standing_for_an_install / "venv-was-asked").read_text() == "-m venv .venv\n"
+    assert (standing_for_an_install / "pip-was-asked").read_text() == "install -q -e .[test]\n"
+    accuracy = float(re.search(r"test accuracy ([\d.]+)%", done.stdout).group(1))
+    assert accuracy >= 96
+    summary = json.loads(next((standing_for_an_install / "runs" / "dtp_mlp_digits").glob("*/summary.json")).read_text())
+    assert summary["test_accuracy"] * 100 == pytest.approx(accuracy, abs=0.01)
+
+
+def test_the_second_command_runs_the_tests(standing_for_an_install):
+    here = standing_for_an_install
+    (here / "tests").mkdir()
+    (here / "tests" / "test_one.py").write_text("def test_one():\n    pass\n")
+    done = run_as_shown("test-command", here)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+
+
+@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def test_every_command_parses(command, here, capsys):
+    if "--help" in command:
+        with pytest.raises(SystemExit):
+            parse(command)
+        return
+    if "my_rule:Hybrid" in command:
+        (here / "my_rule.py").write_text(block("own-rule", "python"))
+    parse(command)
+
+
+def test_the_listing_of_an_own_rule_trains(here):
+    (here / "my_rule.py").write_text(block("own-rule", "python"))
+    command = (
+        "--algo my_rule:Hybrid --alpha 0.9 --model mlp --widths 32 32 --max-epochs 5 --batch-size 64 --run-dir run"
+    )
+    assert main(command.split()) == 0
+    assert json.loads((here / "run" / "summary.json").read_text())["test_accuracy"] > 0.85
+
+
+def test_the_listing_of_an_own_rule_is_short_and_does_what_it_says(here):
+    import torch
+
+    from dtp.algorithms import BP
+    from dtp.models import MLP
+    from dtp.models.options import MLPOptions
+
+    text = block("own-rule", "python")
+    assert len([line for line in text.splitlines() if line.strip()]) <= 22
+    (here / "my_exact_rule.py").write_text(text)
+    from my_exact_rule import Hybrid
+
+    network = MLP(MLPOptions(widths=[8, 8], activation="tanh"), (1, 3, 3), 4).double()
+    x, y = torch.randn(5, 1, 3, 3, dtype=torch.float64), torch.randint(4, (5,))
+    _, backprop = BP(network).forward_gradients(x, y)
+    rule = Hybrid(network, Hybrid.Options(alpha=1.0, beta=0.3)).double()
+    for ours, theirs in zip(rule.forward_gradients(x, y)[1], backprop, strict=True):
+        torch.testing.assert_close(ours / 0.3, theirs, rtol=1e-10, atol=1e-14)
+
+
+def test_every_choice_is_in_the_tables():
+    for registry in (ALGORITHMS, MODELS, DATA):
+        for name in registry.names():
+            assert f"`{name}`" in README
+
+
+def test_files_that_the_readme_names_exist():
+    for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / path).exists(), path
