@@ -19,9 +19,10 @@ from dtp.loggers import log_figure
 class AlignmentCallback(Callback):
     """Every ``every`` epochs: alignment of feedback with forward weights, and of updates with backprop's, by layer.
 
-    They are measured before the first batch, and after an epoch on its last batch. Metrics are ``feedback_angle/layerN``,
-    ``feedback_distance/layerN``, ``update_angle/layerN`` and ``update_distance/layerN``. At the end of training
-    ``RUN/training.png`` shows them with the learning curves. Costs one or two training batches per measurement.
+    They are measured before the first batch, and after an epoch on its last batch. Metrics are
+    ``feedback_angle/layerN``, ``feedback_distance/layerN``, ``update_angle/layerN`` and ``update_distance/layerN``. At
+    the end of training ``RUN/training.png`` shows them with the learning curves. A measurement costs about one
+    training batch without its feedback phase, and one of backprop.
     """
 
     FIGURE = "training.png"

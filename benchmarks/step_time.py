@@ -1,0 +1,63 @@
+"""Time of one training batch of each rule as a ratio to backprop's, in one process, medians of interleaved rounds.
+
+python benchmarks/step_time.py --model vgg --shape 3 32 32 --batch-size 32 --rounds 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+
+import torch
+
+from dtp.algorithms import ALGORITHMS
+from dtp.arguments import parse
+from dtp.models import MODELS
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="mlp")
+    parser.add_argument("--shape", type=int, nargs=3, default=[1, 28, 28], help="channels, height, width of the images")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--algos", nargs="*", default=ALGORITHMS.names())
+    parser.add_argument("--data", default="cifar10", help="whose preset is used, where there is one")
+    options = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    x = torch.randn(options.batch_size, *options.shape, device=device)
+    y = torch.randint(10, (options.batch_size,), device=device)
+    rules = {}
+    for algo in options.algos:
+        config = parse(["--algo", algo, "--model", options.model, "--data", options.data])
+        torch.manual_seed(0)
+        network = MODELS.resolve(options.model).load()(config.model, options.shape, 10)
+        rules[algo] = ALGORITHMS.resolve(algo).load()(network, config.algo).to(device)
+        rules[algo].configure_optimizers()
+    seconds: dict[str, list[float]] = {algo: [] for algo in rules}
+    for _ in range(options.rounds + 1):
+        for algo, rule in rules.items():
+            begin = time.perf_counter()
+            rule.training_batch(x, y)
+            if device == "cuda":
+                torch.cuda.synchronize()
+            seconds[algo].append(time.perf_counter() - begin)
+    medians = {algo: statistics.median(times[1:]) for algo, times in seconds.items()}
+    result = {
+        "model": options.model,
+        "batch_size": options.batch_size,
+        "shape": options.shape,
+        "device": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "milliseconds": {algo: round(1000 * value, 2) for algo, value in medians.items()},
+        "ratio_to_bp": {algo: round(value / medians["bp"], 2) for algo, value in medians.items() if "bp" in medians},
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
