@@ -19,6 +19,8 @@ RUNS = Path("runs")
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
 CHECKPOINTS = "checkpoints"
+# How the first process of a machine tells the others, which inherit its environment, what it has chosen.
+FOLDER_VARIABLE, CHECKPOINT_VARIABLE = "DTP_PROCESS_RUN_FOLDER", "DTP_PROCESS_RUN_CHECKPOINT"
 
 # Options that may change when a run is resumed: they say how long, where and how it is watched, not what is computed.
 MAY_DIFFER = {
@@ -78,6 +80,17 @@ def open_run(config: Config) -> Run:
     Raises:
         UserError: a folder that holds another run, cannot be written, or nothing to resume where a path was given.
     """
+    if process_rank() > 0 and FOLDER_VARIABLE in os.environ:
+        # Started by a first process, which has chosen already; a folder's name holds the second it was made in.
+        checkpoint = os.environ[CHECKPOINT_VARIABLE]
+        return Run(Path(os.environ[FOLDER_VARIABLE]), Path(checkpoint) if checkpoint else None)
+    found = _chosen_run(config)
+    os.environ[FOLDER_VARIABLE] = str(found.folder)
+    os.environ[CHECKPOINT_VARIABLE] = str(found.checkpoint or "")
+    return found
+
+
+def _chosen_run(config: Config) -> Run:
     run = config.run
     if run.resume and run.resume != "auto":
         found = _resumed(Path(run.resume), Path(run.run_dir) if run.run_dir else None)

@@ -78,10 +78,12 @@ def test_two_processes_train_and_stay_identical(tmp_path):
         "        return result\n"
     )
     command = [sys.executable, ROOT / "main.py", "--algo", "watched:Watched", "--model", "mlp", "--widths", "16"]
-    command += ["--batch-size", "64", "--max-epochs", "2", "--devices", "2", "--accelerator", "cpu", "--run-dir", "run"]
+    command += ["--batch-size", "64", "--max-epochs", "2", "--devices", "2", "--accelerator", "cpu"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stdout + done.stderr
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    # One folder, though its name holds the second in which it was made.
+    (folder,) = (tmp_path / "runs" / "watched-Watched_mlp_digits").iterdir()
+    summary = json.loads((folder / "summary.json").read_text())
     assert summary["world_size"] == 2 and summary["steps"] == 20 and summary["test_accuracy"] > 0.3
-    rows = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+    rows = (folder / "metrics.csv").read_text().splitlines()
     assert len([row for row in rows[1:] if row.split(",")[1] == "20"]) == 1
