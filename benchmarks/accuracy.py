@@ -4,6 +4,7 @@
     python benchmarks/accuracy.py dtp-mlp-mnist --mnist DIR          DIR holds MNIST/raw
     python benchmarks/accuracy.py dtp-vgg-cifar10-noisy --cifar DIR  DIR holds train/CLASS/*.jpg and test/CLASS/*.jpg
     python benchmarks/accuracy.py --list
+    python benchmarks/accuracy.py --table                            a Markdown table of all results
 
 Each run gets a folder under --runs, and ``benchmarks/results/NAME.json``: the run's summary with the last measured
 angles. A run that is finished is not repeated; one that was interrupted goes on.
@@ -47,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", choices=[*EXPERIMENTS, []], help="runs to make")
     parser.add_argument("--list", action="store_true", help="print the runs and their commands")
+    parser.add_argument("--table", action="store_true", help="print a Markdown table of benchmarks/results/*.json")
     parser.add_argument("--mnist", default="data", help="folder that holds MNIST/raw")
     parser.add_argument("--cifar", default="data/cifar10-jpeg", help="folder that holds train/ and test/ class folders")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks"), help="where run folders are made")
@@ -54,6 +56,8 @@ def main() -> None:
     if options.list:
         for name, words in EXPERIMENTS.items():
             print(f"{name:<26}python main.py {words}")
+    if options.table:
+        print_table()
     for name in options.names:
         words = EXPERIMENTS[name].format(mnist=options.mnist, cifar=options.cifar).split()
         folder = options.runs / name
@@ -82,6 +86,21 @@ def write_result(name: str, folder: Path) -> None:
                 },
             }
     (HERE / "results" / f"{name}.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def print_table() -> None:
+    print("| run | epochs | batches | test accuracy | seed | wall time | in the feedback phase | commit |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name in EXPERIMENTS:
+        path = HERE / "results" / f"{name}.json"
+        if not path.is_file():
+            continue
+        s = json.loads(path.read_text())
+        share = s["feedback_seconds"] / s["wall_seconds"]
+        print(
+            f"| [{name}]({path.name}) | {s['epochs']} | {s['steps']} | {s['test_accuracy']:.2%} | {s['seed']} | "
+            f"{s['wall_seconds']:.0f} s | {share:.0%} | {s['versions']['commit']} |"
+        )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from simple_parsing import ArgumentGenerationMode, ArgumentParser, ConflictResolution
@@ -54,7 +55,7 @@ def parse(argv: Sequence[str]) -> Config:
     # The configuration of a run that is resumed by its path, then the file the user names.
     files: list[tuple[str, dict[str, Any]]] = []
     if first["resume"] not in (None, "", "auto"):
-        saved = saved_config_of(first["resume"])
+        saved = saved_config_of(str(Path(first["resume"]).expanduser()))
         if saved is not None:
             files.append((str(saved), read_yaml(saved)))
             _require_same_names(first, *files[0])
@@ -92,7 +93,10 @@ def parse(argv: Sequence[str]) -> Config:
     parsed = _parse_checked(parser, [word for _, words in sources for word in words], entries)
     if argv:
         origins.append("command line: " + " ".join(argv))
-    run = dataclasses.replace(parsed.run, **chosen)
+    home = {
+        name: str(Path(value).expanduser()) for name in ("run_dir", "resume") if (value := getattr(parsed.run, name))
+    }
+    run = dataclasses.replace(parsed.run, **chosen, **home)
     check_run_options(run)
     return Config(run, parsed.algo, parsed.model, parsed.data, tuple(origins))
 

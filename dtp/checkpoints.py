@@ -11,8 +11,9 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 
+from dtp.config import Config
 from dtp.errors import UserError
-from dtp.runs import Run, checkpoint_step
+from dtp.runs import Run, checkpoint_step, require_same_configuration, saved_options
 from dtp.signals import Stopped, stop_request
 
 
@@ -23,19 +24,22 @@ class Checkpoints(Checkpoint):
 
     Args:
         run: the run folder.
-        identity: what the checkpoint belongs to (rule, network, dataset), compared when it is loaded.
+        config: the configuration, saved in each checkpoint and compared when one is loaded.
         every: batches between two checkpoints within an epoch, 0 for none.
     """
 
     KEEP = 2
 
-    def __init__(self, run: Run, identity: dict[str, Any], every: int = 0):
+    def __init__(self, run: Run, config: Config, every: int = 0):
         self.run = run
-        self.identity = identity
+        self.config = config
         self.every = every
         self.best_accuracy = float("-inf")
         self.best_loss = float("inf")
         self.best_epoch = -1
+        self.best_step = -1
+        self.epochs_done = 0
+        self.ended_within_epoch = False
         self._seconds_before = 0.0
         self._began = time.perf_counter()
 
@@ -50,13 +54,18 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._began = time.perf_counter()
-        # Lightning has put a handler of its own before ours: it broadcasts to other ranks from wherever the signal
-        # lands, which can deadlock. Ours sets a flag.
-        stop_request.install()
+        self.ended_within_epoch = False
+        if trainer.is_global_zero:
+            self.find_best()
+        take_signals_back()
         stop_request.training = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         stop_request.training = False
+
+    def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # A signal now is too late for a checkpoint, and the test is short: it finishes.
+        take_signals_back()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if trainer.is_last_batch:
@@ -68,9 +77,11 @@ class Checkpoints(Checkpoint):
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if not trainer.is_last_batch:
+        self.ended_within_epoch = not trainer.is_last_batch
+        if self.ended_within_epoch:
             # max_steps ended training within the epoch; the checkpoint of that batch is what can be continued.
             return
+        self.epochs_done = trainer.current_epoch + 1
         improved = self._note_best(trainer)
         path = self._save(trainer)
         if improved and trainer.is_global_zero:
@@ -86,20 +97,38 @@ class Checkpoints(Checkpoint):
         accuracy, loss = float(metrics["val/accuracy"]), float(metrics["val/loss"])
         if (accuracy, -loss) <= (self.best_accuracy, -self.best_loss):
             return False
-        self.best_accuracy, self.best_loss, self.best_epoch = accuracy, loss, trainer.current_epoch
+        self.best_accuracy, self.best_loss = accuracy, loss
+        self.best_epoch, self.best_step = trainer.current_epoch, trainer.global_step
         return True
 
+    def find_best(self) -> None:
+        """Make sure that best.ckpt holds what the state calls best: after a kill between two writes, or in a branch."""
+        if self.best_step < 0:
+            return
+        places = [self.run.checkpoints]
+        if self.run.checkpoint is not None:
+            places.append(self.run.checkpoint.parent)
+        for place in places:
+            for path in (place / self.best.name, place / _name(self.best_step), self.run.checkpoint):
+                if path is not None and path.is_file() and _step_in(path) == self.best_step:
+                    if path != self.best:
+                        _link(path, self.best)
+                    return
+        # Nothing to go back to: from here on the best of the epochs to come.
+        self.best_accuracy, self.best_loss, self.best_epoch, self.best_step = float("-inf"), float("inf"), -1, -1
+
+    _STATE = ("best_accuracy", "best_loss", "best_epoch", "best_step", "epochs_done")
+
     def state_dict(self) -> dict[str, Any]:
-        best = {"best_accuracy": self.best_accuracy, "best_loss": self.best_loss, "best_epoch": self.best_epoch}
-        return {**best, "seconds": self.seconds}
+        return {**{name: getattr(self, name) for name in self._STATE}, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_accuracy, self.best_loss = state_dict["best_accuracy"], state_dict["best_loss"]
-        self.best_epoch = state_dict["best_epoch"]
+        for name in self._STATE:
+            setattr(self, name, state_dict[name])
         self._seconds_before = state_dict["seconds"]
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
-        checkpoint["identity"] = self.identity
+        checkpoint["config"] = saved_options(self.config)
 
     def _must_stop(self, trainer: pl.Trainer) -> bool:
         return trainer.strategy.reduce_boolean_decision(stop_request.signum is not None, all=False)
@@ -114,7 +143,7 @@ class Checkpoints(Checkpoint):
 
     def _save(self, trainer: pl.Trainer) -> Path:
         trainer.lightning_module.check_finite()
-        path = self.run.checkpoints / f"step={trainer.global_step:08d}.ckpt"
+        path = self.run.checkpoints / _name(trainer.global_step)
         temporary = path.with_suffix(".tmp")
         try:
             trainer.save_checkpoint(temporary)
@@ -138,6 +167,26 @@ class Checkpoints(Checkpoint):
             path.unlink()
 
 
+def take_signals_back() -> None:
+    """Put our handlers, which set a flag, in the place of Lightning's.
+
+    Lightning registers its own whenever it begins to fit or test. It broadcasts to the other ranks from wherever the
+    signal lands, which can deadlock, and ends the process before the summary is written.
+    """
+    stop_request.install()
+
+
+def _name(step: int) -> str:
+    return f"step={step:08d}.ckpt"
+
+
+def _step_in(path: Path) -> int:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
+    except Exception:
+        return -1
+
+
 def _link(source: Path, target: Path) -> None:
     """Make ``target`` another name of ``source``, replacing what it named before in one step."""
     temporary = target.with_suffix(".tmp")
@@ -150,8 +199,8 @@ def _link(source: Path, target: Path) -> None:
     temporary.replace(target)
 
 
-def load_checkpoint(path: Path, identity: dict[str, Any], module: pl.LightningModule) -> dict[str, Any]:
-    """Read a checkpoint and make sure that it belongs to this rule, network and dataset, and fits ``module``.
+def load_checkpoint(path: Path, config: Config, module: pl.LightningModule) -> dict[str, Any]:
+    """Read a checkpoint and make sure that it was made with this configuration and fits ``module``.
 
     Raises:
         UserError: not a checkpoint of ours, damaged, of something else, or with weights of other shapes.
@@ -163,12 +212,10 @@ def load_checkpoint(path: Path, identity: dict[str, Any], module: pl.LightningMo
             f"{path}: is damaged or no checkpoint ({type(error).__name__}); give another checkpoint of the run, "
             "or start anew."
         ) from error
-    found = checkpoint.get("identity") if isinstance(checkpoint, dict) else None
+    found = checkpoint.get("config") if isinstance(checkpoint, dict) else None
     if not isinstance(found, dict) or "state_dict" not in checkpoint:
         raise UserError(f"{path}: is not a checkpoint of this program; expected one from a run folder's checkpoints/.")
-    for name, value in identity.items():
-        if found.get(name) != value:
-            raise UserError(f"{path}: is a checkpoint of --{name} {found.get(name)}, not of {value}.")
+    require_same_configuration(path, found, config)
     saved, present = (_shapes(state) for state in (checkpoint["state_dict"], module.state_dict()))
     for name in sorted({*saved, *present}):
         if saved.get(name) != present.get(name):

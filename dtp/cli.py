@@ -6,10 +6,11 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 
 from dtp.arguments import parse
 from dtp.errors import UserError
-from dtp.signals import Stopped, stop_request
+from dtp.signals import Interrupted, Stopped, stop_request
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,17 +37,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Stopped as stopped:
         print(str(stopped), file=sys.stderr)
         return stopped.status
-    except KeyboardInterrupt:
+    except (Interrupted, KeyboardInterrupt):
         print("Interrupted.", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output (head, less) went away; point stdout elsewhere so that exit does not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except Exception:
+    except Exception as error:
         traceback.print_exc()
-        print(
-            "error: this is a defect of dtp, not of your command; please report it with the lines above.",
-            file=sys.stderr,
-        )
+        print(f"error: {_whose_defect(error)}", file=sys.stderr)
         return 1
+
+
+def _whose_defect(error: Exception) -> str:
+    """What to say of an unexpected error: in which file of the user's own it arose, or that the defect is ours."""
+    ours = Path(__file__).parent
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        is_library = "site-packages" in path.parts or str(path).startswith((sys.prefix, sys.base_prefix, "<"))
+        if not is_library and ours not in path.parents and path != ours.parent / "main.py":
+            return f"your file {path}, line {frame.lineno}, raised {type(error).__name__}: {error}"
+    return "this is a defect of dtp, not of your command; please report it with the lines above."

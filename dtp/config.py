@@ -30,7 +30,7 @@ class RunOptions:
     max_epochs: int = 20
     # Batches to train in all, whatever the number of optimizer steps in a batch; -1 for no such limit.
     max_steps: int = -1
-    # Seed of the first weights, the order of the images, their augmentation and the noise; 0 or more.
+    # Seed of the first weights, the order of the images, their augmentation and the noise; from 0 to 2^32 - 1.
     seed: int = 0
     # Devices per machine: a number of GPUs (or of processes on a CPU), or auto for all GPUs.
     devices: str = "1"
@@ -65,7 +65,7 @@ class RunOptions:
     diagnostics_every: int = 1
     # Weights that are tested once at the end: those of the best validation accuracy, or the last.
     test_weights: Literal["best", "last"] = "best"
-    # Print the network and its feedback layers at the start, and tracebacks of unexpected errors.
+    # Print the network and its feedback layers at the start.
     verbose: bool = False
 
 
@@ -83,6 +83,8 @@ def check_run_options(run: RunOptions) -> None:
             raise UserError(f"--{name.replace('_', '-')}: expected 0 or more, found {getattr(run, name)}.")
     if run.max_steps < 1 and run.max_steps != -1:
         raise UserError(f"--max-steps: expected at least 1, or -1 for no limit, found {run.max_steps}.")
+    if run.seed >= 2**32:
+        raise UserError(f"--seed: expected a whole number below 2^32, found {run.seed}.")
     if run.precision in ("16", "16-mixed", "16-true", "fp16"):
         raise UserError(
             f"--precision {run.precision}: float16 is refused, for its loss scale changes between the optimizers of "
@@ -141,7 +143,10 @@ def config_path(name: str) -> Path:
     Raises:
         UserError: neither exists.
     """
-    path = Path(name)
+    path = Path(name).expanduser()
+    if path.is_dir() and (path / "config.yaml").is_file():
+        # A run folder: its configuration.
+        return path / "config.yaml"
     if path.is_file():
         return path
     shipped = PRESETS / f"{name.removesuffix('.yaml')}.yaml"

@@ -69,10 +69,11 @@ class Registry:
     def _user_entry(self, path: str) -> Entry:
         try:
             found = import_object(path)
-        except (ImportError, AttributeError) as error:
+        except Exception as error:
+            # Whatever importing a user's file may raise, a syntax error among others.
             raise UserError(
-                f"--{self.flag} {path}: could not be imported ({error}); expected module:Class, "
-                "with the module in the current directory or installed."
+                f"--{self.flag} {path}: could not be imported ({type(error).__name__}: {error}); expected "
+                "module:Class, with the module in the current directory or installed."
             ) from error
         base = import_object(self.base)
         if not (isinstance(found, type) and issubclass(found, base)):

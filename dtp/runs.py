@@ -6,25 +6,28 @@ import datetime
 import json
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import yaml
 
 from dtp.config import Config, read_yaml
 from dtp.errors import UserError
+from dtp.locks import try_lock
 
 RUNS = Path("runs")
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
+LOCK_FILE = ".lock"
 CHECKPOINTS = "checkpoints"
 # How the first process of a machine tells the others, which inherit its environment, what it has chosen.
 FOLDER_VARIABLE, CHECKPOINT_VARIABLE = "DTP_PROCESS_RUN_FOLDER", "DTP_PROCESS_RUN_CHECKPOINT"
 
 # Options that may change when a run is resumed: they say how long, where and how it is watched, not what is computed.
 MAY_DIFFER = {
-    "max_epochs",
     "max_steps",
     "config",
     "resume",
@@ -61,9 +64,39 @@ class Run:
 
     @property
     def summary(self) -> dict[str, Any] | None:
-        """What the finished run wrote; None if it has not finished."""
+        """What the finished run wrote; None if it has not finished.
+
+        Raises:
+            UserError: the file is not one of ours.
+        """
         path = self.folder / SUMMARY_FILE
-        return json.loads(path.read_text()) if path.is_file() else None
+        if not path.is_file():
+            return None
+        try:
+            summary = json.loads(path.read_text(encoding="utf-8"))
+            return summary if {"epochs", "steps", "test_accuracy"} <= set(summary) else _foreign(path)
+        except (OSError, ValueError, TypeError):
+            return _foreign(path)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the folder; several processes of one run count as the first of them.
+
+        Raises:
+            UserError: another process has it.
+        """
+        if process_rank() > 0:
+            yield
+            return
+        held = try_lock(self.folder / LOCK_FILE)
+        if held is None:
+            raise UserError(f"{self.folder}: another process is training in it; wait, or give another --run-dir.")
+        with held:
+            yield
+
+
+def _foreign(path: Path) -> NoReturn:
+    raise UserError(f"{path}: is not a summary that this program wrote; move it away.")
 
 
 def process_rank() -> int:
@@ -93,22 +126,17 @@ def open_run(config: Config) -> Run:
 def _chosen_run(config: Config) -> Run:
     run = config.run
     if run.resume and run.resume != "auto":
-        found = _resumed(Path(run.resume), Path(run.run_dir) if run.run_dir else None)
-        require_same_configuration(found, config)
-        return found
+        return _resumed(Path(run.resume), config)
     if run.run_dir:
         folder = Path(run.run_dir)
-        found = Run(folder, newest_checkpoint(folder))
         if run.resume == "auto" and (folder / CONFIG_FILE).is_file():
-            require_same_configuration(found, config)
-            return found
-        if process_rank() == 0:
-            _require_unused(folder)
+            require_same_configuration(folder, read_yaml(folder / CONFIG_FILE), config)
+            return Run(folder, newest_checkpoint(folder))
         return _made(folder)
     if run.resume == "auto":
         for folder in sorted(_parent(config).glob("*"), key=_age, reverse=True):
-            checkpoint = newest_checkpoint(folder)
-            if checkpoint is not None and not differing_options(folder, config):
+            checkpoint, saved = newest_checkpoint(folder), folder / CONFIG_FILE
+            if checkpoint is not None and saved.is_file() and not differing_options(read_yaml(saved), config):
                 return Run(folder, checkpoint)
     return _made(_new_folder(config))
 
@@ -135,36 +163,46 @@ def saved_config_of(resume: str) -> Path | None:
         raise UserError(
             f"--resume {resume}: no such file or folder; expected a run folder, a checkpoint file, or auto."
         )
-    for folder in (path, path.parent, path.parent.parent):
-        if folder.is_dir() and (folder / CONFIG_FILE).is_file():
-            return folder / CONFIG_FILE
-    return None
+    folder = _folder_of(path)
+    return None if folder is None else folder / CONFIG_FILE
 
 
-def differing_options(folder: Path, config: Config) -> dict[str, tuple[Any, Any]]:
-    """Options whose values differ between a run folder and ``config``, as (saved, present); all must agree."""
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        return {"config": (None, None)}
-    saved, present = read_yaml(path), config.as_dict()
+def _folder_of(path: Path) -> Path | None:
+    """The run folder that ``path`` is, or that the checkpoint ``path`` lies in; None for a checkpoint on its own."""
+    folder = path if path.is_dir() else path.parent.parent
+    in_run = path.is_dir() or path.parent.name == CHECKPOINTS
+    return folder if in_run and (folder / CONFIG_FILE).is_file() else None
+
+
+def saved_options(config: Config) -> dict[str, Any]:
+    """The options that make up a run's configuration, by name."""
+    return {name: value for name, value in config.as_dict().items() if name not in NOT_SAVED}
+
+
+def differing_options(saved: dict[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
+    """Options that must agree to resume, but differ between a saved configuration and ``config``: (saved, present)."""
+    present = saved_options(config)
+    may_differ = set(MAY_DIFFER)
+    if present.get("lr_schedule") == "constant" or present.get("lr_period"):
+        # Otherwise the schedule is one over all epochs, and another one for another number of them.
+        may_differ.add("max_epochs")
     return {
         name: (saved.get(name), present.get(name))
-        for name in {*saved, *present} - MAY_DIFFER
+        for name in {*saved, *present} - may_differ
         if saved.get(name) != present.get(name)
     }
 
 
-def require_same_configuration(run: Run, config: Config) -> None:
-    """Raise UserError if ``config`` would compute something else than what the run folder was made with."""
-    if not (run.folder / CONFIG_FILE).is_file():
-        return
-    different = differing_options(run.folder, config)
+def require_same_configuration(what: Path, saved: dict[str, Any], config: Config) -> None:
+    """Raise UserError if ``config`` would compute something else than ``saved``, the configuration of ``what``."""
+    different = differing_options(saved, config)
     for name in ("algo", "model", "data", *sorted(different)):
         if name in different:
-            saved, present = different[name]
+            before, now = different[name]
+            why = ", and its learning rate follows a schedule over all of them" if name == "max_epochs" else ""
             raise UserError(
-                f"{run.folder} was made with --{name.replace('_', '-')} {_shown(saved)}, not {_shown(present)}; a "
-                "resumed run keeps its configuration: leave the option out, or start a new run with another --run-dir."
+                f"{what} was made with --{name.replace('_', '-')} {_shown(before)}, not {_shown(now)}{why}; a resumed "
+                "run keeps its configuration: leave the option out, or start a new run with another --run-dir."
             )
 
 
@@ -173,13 +211,14 @@ def _shown(value: Any) -> str:
 
 
 def write_config(run: Run, config: Config, command: str) -> None:
-    """Write the resolved configuration, which ``--config`` reads back; a resumed run keeps its first."""
+    """Write the resolved configuration, which ``--config`` reads back, under the commands that led to it."""
     path = run.folder / CONFIG_FILE
     if path.is_file():
-        return
-    values = {name: value for name, value in config.as_dict().items() if name not in NOT_SAVED}
-    header = "".join(f"# {line}\n" for line in [f"command: {command}", *config.origins])
-    write_atomically(path, header + yaml.safe_dump(values, sort_keys=False))
+        before = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+        header = [*before, f"# resumed: {command}"]
+    else:
+        header = [f"# {line}" for line in [f"command: {command}", *config.origins]]
+    write_atomically(path, "\n".join(header) + "\n" + yaml.safe_dump(saved_options(config), sort_keys=False))
 
 
 def write_summary(run: Run, summary: dict[str, Any]) -> None:
@@ -214,20 +253,23 @@ def _new_folder(config: Config) -> Path:
     return folder
 
 
-def _resumed(path: Path, run_dir: Path | None) -> Run:
-    if path.is_dir():
-        checkpoint = newest_checkpoint(path)
-        if checkpoint is None:
-            raise UserError(
-                f"--resume {path}: no checkpoint in {path / CHECKPOINTS}; expected a run folder that has one."
-            )
-        folder = path
-    else:
-        checkpoint, folder = path, path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
-    if run_dir is not None and run_dir.resolve() != folder.resolve():
-        _require_unused(run_dir)
-        return Run(_made(run_dir).folder, checkpoint)
-    return Run(folder, checkpoint)
+def _resumed(path: Path, config: Config) -> Run:
+    """The run that ``--resume PATH`` goes on with: in its folder from its newest checkpoint, else in a new folder.
+
+    A checkpoint with later ones beside it, or one outside a run folder, is not continued in place: what came after it,
+    or what lies around it, would be lost.
+    """
+    folder, checkpoint = _folder_of(path), newest_checkpoint(path) if path.is_dir() else path
+    if checkpoint is None:
+        raise UserError(f"--resume {path}: no checkpoint in {path / CHECKPOINTS}; give a run folder that has one.")
+    target = Path(config.run.run_dir) if config.run.run_dir else None
+    if folder is not None:
+        require_same_configuration(folder, read_yaml(folder / CONFIG_FILE), config)
+        newest = newest_checkpoint(folder)
+        is_newest = newest is not None and newest.resolve() == checkpoint.resolve()
+        if is_newest and (target is None or target.resolve() == folder.resolve()):
+            return Run(folder, checkpoint)
+    return Run(_made(target or _new_folder(config)).folder, checkpoint)
 
 
 def _require_unused(folder: Path) -> None:
@@ -242,6 +284,10 @@ def _require_unused(folder: Path) -> None:
 
 
 def _made(folder: Path) -> Run:
+    """Make a new run folder, in the first process alone."""
+    if process_rank() > 0:
+        return Run(folder)
+    _require_unused(folder)
     try:
         (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         probe = folder / f".writable.{os.getpid()}"

@@ -26,7 +26,7 @@ class StopRequest:
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if signum == signal.SIGINT and (self.signum == signal.SIGINT or not self.training):
-            raise KeyboardInterrupt
+            raise Interrupted
         if self.signum is None:
             self.signum = signum
             if signum == signal.SIGINT:
@@ -36,6 +36,13 @@ class StopRequest:
     @property
     def name(self) -> str:
         return signal.Signals(self.signum).name if self.signum is not None else ""
+
+
+class Interrupted(BaseException):
+    """Ctrl-C where nothing can or shall be saved.
+
+    Not KeyboardInterrupt, which Lightning answers with an exit status of its own.
+    """
 
 
 stop_request = StopRequest()

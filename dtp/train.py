@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import getpass
+import hashlib
 import logging
 import os
 import platform
 import shlex
 import subprocess
+import tempfile
 import time
 import warnings
 from collections.abc import Sequence
@@ -30,10 +33,12 @@ from dtp.data.base import ImageData
 from dtp.diagnostics.callback import AlignmentCallback
 from dtp.distributed.strategy import FeedbackDDPStrategy
 from dtp.errors import UserError
+from dtp.locks import locked
 from dtp.loggers import MetricsCSV, make_wandb_logger
 from dtp.models import MODELS
 from dtp.progress import progress_callback
 from dtp.runs import Run, open_run, process_rank, write_config, write_summary
+from dtp.signals import Stopped, stop_request
 
 
 def train(config: Config, argv: Sequence[str]) -> dict[str, Any]:
@@ -48,17 +53,24 @@ def train(config: Config, argv: Sequence[str]) -> dict[str, Any]:
     accelerator, devices = _devices(config.run)
     data, algorithm = build(config)
     run = open_run(config)
-    checkpoints = Checkpoints(run, _identity(config), config.run.checkpoint_every)
+    with run.locked():
+        return _train_in(run, config, command, data, algorithm, accelerator, devices)
+
+
+def _train_in(
+    run: Run, config: Config, command: str, data: ImageData, algorithm: Algorithm, accelerator: str, devices: int
+) -> dict[str, Any]:
+    checkpoints = Checkpoints(run, config, config.run.checkpoint_every)
     resumed_at = 0
     if run.checkpoint is not None:
-        resumed_at = load_checkpoint(run.checkpoint, _identity(config), algorithm)["global_step"]
+        resumed_at = load_checkpoint(run.checkpoint, config, algorithm)["global_step"]
+    if _already_finished(run, config.run):
+        if process_rank() == 0:
+            print(f"This run has finished: {_result_line(run.summary)}")
+        return run.summary
     if process_rank() == 0:
         write_config(run, config, command)
         _print_header(config, run, data, algorithm, resumed_at)
-    if _already_finished(run, config.run):
-        print(f"This run has finished: {_result_line(run.summary)} Raise --max-epochs to go on with it.")
-        return run.summary
-
     metrics_csv = MetricsCSV(run.folder)
     metrics_csv.resume_at(resumed_at)
     loggers: list[Any] = [metrics_csv]
@@ -91,6 +103,8 @@ def train(config: Config, argv: Sequence[str]) -> dict[str, Any]:
         enable_progress_bar=isinstance(progress, ProgressBar),
         enable_checkpointing=True,
     )
+    if stop_request.signum is not None:
+        raise Stopped(f"Stopped by {stop_request.name} before training; start it again with --resume auto.")
     trainer.fit(algorithm, datamodule=data, ckpt_path=run.checkpoint)
     summary = _finish(config, run, command, trainer, algorithm, data, checkpoints)
     for logger in loggers:
@@ -113,7 +127,9 @@ def build(config: Config) -> tuple[ImageData, Algorithm]:
     torch.backends.cudnn.allow_tf32 = config.run.tf32
     pl.seed_everything(config.run.seed, verbose=False)
     data = DATA.resolve(config.run.data).load()(config.data, seed=config.run.seed)
-    data.prepare_data()
+    # One process of a machine after the other: the first downloads and converts, the others find it done.
+    with locked(Path(tempfile.gettempdir()) / f"dtp-data-{_digest(config)}.lock"):
+        data.prepare_data()
     data.setup()
     # Reading data may have drawn random numbers, and must not change the first weights.
     pl.seed_everything(config.run.seed, verbose=False)
@@ -122,8 +138,9 @@ def build(config: Config) -> tuple[ImageData, Algorithm]:
     return data, algorithm
 
 
-def _identity(config: Config) -> dict[str, str]:
-    return {"algo": config.run.algo, "model": config.run.model, "data": config.run.data}
+def _digest(config: Config) -> str:
+    where = f"{getpass.getuser()} {config.run.data} {Path(config.data.data_dir).expanduser().resolve()}"
+    return hashlib.sha256(where.encode()).hexdigest()[:16]
 
 
 def _devices(run: RunOptions) -> tuple[str, int]:
@@ -135,7 +152,9 @@ def _devices(run: RunOptions) -> tuple[str, int]:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     available, kind = (gpus, "GPUs") if wants_gpu else (cores, "CPU cores")
     count = (gpus if wants_gpu else 1) if run.devices == "auto" else int(run.devices)
-    if count > available:
+    # Started by srun or torchrun, this process sees its own share of the machine, not that of all tasks.
+    started_by_launcher = "SLURM_NTASKS" in os.environ or "WORLD_SIZE" in os.environ
+    if count > available and not started_by_launcher:
         raise UserError(f"--devices {run.devices}: this machine has {available} {kind}; ask for at most as many.")
     return ("gpu" if wants_gpu else "cpu"), count
 
@@ -149,7 +168,7 @@ def _already_finished(run: Run, options: RunOptions) -> bool:
     summary = run.summary
     if summary is None or run.checkpoint is None:
         return False
-    return summary["epochs"] >= options.max_epochs or 0 <= options.max_steps <= summary["steps"]
+    return summary["epochs"] >= options.max_epochs or 0 < options.max_steps <= summary["steps"]
 
 
 def _finish(
@@ -161,11 +180,17 @@ def _finish(
     data: ImageData,
     checkpoints: Checkpoints,
 ) -> dict[str, Any]:
-    epochs, steps, seconds = trainer.current_epoch, trainer.global_step, checkpoints.seconds
+    epochs, steps, seconds = checkpoints.epochs_done, trainer.global_step, checkpoints.seconds
     feedback_seconds = algorithm.feedback_timer.seconds
     val = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     tested = "last"
-    if config.run.test_weights == "best" and checkpoints.best.is_file():
+    if trainer.is_global_zero:
+        # Where there was nothing left to train, no hook of the callback has looked for it.
+        checkpoints.find_best()
+    if checkpoints.ended_within_epoch:
+        # These weights were never validated, and are what --max-steps asked for.
+        val = {}
+    elif config.run.test_weights == "best" and checkpoints.best_step >= 0:
         best = torch.load(checkpoints.best, map_location="cpu", weights_only=True)
         algorithm.load_state_dict(best["state_dict"])
         tested = f"epoch {checkpoints.best_epoch + 1}, best on validation"
@@ -174,7 +199,9 @@ def _finish(
     test = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
     top = f"top{algorithm.top_k}"
     summary = {
-        **_identity(config),
+        "algo": config.run.algo,
+        "model": config.run.model,
+        "data": config.run.data,
         "seed": config.run.seed,
         "epochs": epochs,
         "steps": steps,

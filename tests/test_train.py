@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import signal
 import stat
 import subprocess
 import sys
@@ -76,6 +77,7 @@ def test_a_run_folder_holds_what_it_promises(tmp_path):
         "summary.json",
         "training.png",
         "checkpoints",
+        ".lock",
     }
     assert {path.name for path in (folder / "checkpoints").iterdir()} == {
         "best.ckpt",
@@ -279,6 +281,115 @@ def test_resuming_from_a_checkpoint_file_into_a_new_folder_leaves_the_old_run_al
     assert json.loads((tmp_path / "branch" / "summary.json").read_text())["steps"] == 20
 
 
+def test_going_back_to_the_best_checkpoint_makes_a_new_run_and_keeps_the_old(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--max-epochs", "4", "--run-dir", str(folder)]) == 0
+    before = contents(folder)
+    assert main(["--resume", str(folder / "checkpoints" / "step=00000030.ckpt")]) == 0
+    assert contents(folder) == before
+    (branch,) = (tmp_path / "runs" / "dtp_mlp_digits").iterdir()
+    # The branch ends as the run did, and tests the same best weights.
+    whole, again = (json.loads((f / "summary.json").read_text()) for f in (folder, branch))
+    same = ("steps", "epochs", "val_accuracy", "test_accuracy", "tested_weights")
+    assert {name: whole[name] for name in same} == {name: again[name] for name in same}
+
+
+def test_a_kill_between_a_checkpoint_and_its_name_as_the_best_is_mended(tmp_path):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--run-dir", str(folder)]) == 0
+    expected = json.loads((folder / "summary.json").read_text())
+    best = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["global_step"]
+    # As if killed before best.ckpt was renamed: an older file, and no summary yet.
+    other = 10 if best == 20 else 20
+    (folder / "checkpoints" / "best.ckpt").unlink()
+    (folder / "checkpoints" / "best.ckpt").write_bytes((folder / "checkpoints" / f"step={other:08d}.ckpt").read_bytes())
+    (folder / "summary.json").unlink()
+    assert main(["--resume", str(folder)]) == 0
+    again = json.loads((folder / "summary.json").read_text())
+    assert (again["tested_weights"], again["test_accuracy"]) == (expected["tested_weights"], expected["test_accuracy"])
+
+
+def test_more_epochs_are_refused_where_the_schedule_spans_them(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--run-dir", str(folder)]) == 0
+    fails(capsys, ["--resume", str(folder), "--max-epochs", "3"], "--max-epochs 2, not 3", "schedule")
+
+
+def test_a_stopped_extension_goes_on_with_the_command_that_is_printed(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--lr-schedule", "constant", "--run-dir", str(folder)]) == 0
+    with monkeypatch.context() as patch:
+        original, seen = Algorithm.training_step, []
+
+        def training_step(self, batch, batch_idx):
+            seen.append(batch_idx)
+            if len(seen) == 3:
+                signal.raise_signal(signal.SIGTERM)
+            return original(self, batch, batch_idx)
+
+        patch.setattr(Algorithm, "training_step", training_step)
+        assert main(["--resume", str(folder), "--max-epochs", "3"]) == 75
+    stop_request.signum = None
+    printed = capsys.readouterr().err.rpartition("python main.py ")[2].split()
+    assert main(printed) == 0
+    assert json.loads((folder / "summary.json").read_text())["epochs"] == 3
+
+
+def test_a_run_ended_by_max_steps_tests_its_last_weights_and_goes_on_when_given_more(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--max-steps", "13", "--run-dir", str(folder)]) == 0
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["epochs"], summary["steps"], summary["tested_weights"]) == (1, 13, "last")
+    assert main(["--resume", str(folder), "--max-steps", "-1"]) == 0
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 20
+
+
+def test_a_signal_during_the_final_test_lets_it_finish(tmp_path, monkeypatch):
+    original = Algorithm.test_step
+
+    def test_step(self, batch, batch_idx):
+        signal.raise_signal(signal.SIGTERM)
+        return original(self, batch, batch_idx)
+
+    monkeypatch.setattr(Algorithm, "test_step", test_step)
+    assert main([*SHORT, "--run-dir", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "summary.json").is_file()
+
+
+def test_ctrl_c_outside_training_and_a_second_one_within_end_with_130(tmp_path, monkeypatch, capsys):
+    def interrupt(times):
+        def step(self, batch, batch_idx):
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+
+        return step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Algorithm, "test_step", interrupt(1))
+        assert main([*SHORT, "--run-dir", str(tmp_path / "tested")]) == 130
+    with monkeypatch.context() as patch:
+        patch.setattr(Algorithm, "training_step", interrupt(2))
+        assert main([*SHORT, "--run-dir", str(tmp_path / "trained")]) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_second_process_in_the_same_folder_is_refused(tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "run"
+    refused = []
+    original = Algorithm.on_train_epoch_end
+
+    def again(self):
+        code = "import sys; from dtp.cli import main; sys.exit(main(sys.argv[1:]))"
+        command = [sys.executable, "-c", code, *SHORT, "--run-dir", str(folder), "--resume", "auto"]
+        if not refused:
+            refused.append(subprocess.run(command, capture_output=True, text=True, cwd=ROOT))
+        original(self)
+
+    monkeypatch.setattr(Algorithm, "on_train_epoch_end", again)
+    assert main([*SHORT, "--run-dir", str(folder)]) == 0
+    assert refused[0].returncode == 2 and "another process is training in it" in refused[0].stderr
+
+
 # --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
@@ -299,8 +410,8 @@ def test_a_checkpoint_of_another_rule_or_network_is_refused(other, tmp_path, cap
     lone = tmp_path / "lone.ckpt"
     newest_checkpoint(folder).rename(lone)
     flag, value = other.split()[:2]
-    command = [*other.split(), "--max-epochs", "3", "--resume", str(lone), "--run-dir", str(tmp_path / "new")]
-    fails(capsys, command, f"is a checkpoint of {flag}", f"not of {value}")
+    command = [*other.split(), "--max-epochs", "2", "--resume", str(lone), "--run-dir", str(tmp_path / "new")]
+    fails(capsys, command, "lone.ckpt was made with", f"{flag} ", f", not {value}")
 
 
 @pytest.mark.parametrize("damage", ["truncated", "foreign", "text"])
@@ -323,8 +434,8 @@ def test_a_checkpoint_of_another_width_is_refused(tmp_path, capsys):
     assert main([*SHORT, "--run-dir", str(folder)]) == 0
     lone = tmp_path / "lone.ckpt"
     newest_checkpoint(folder).rename(lone)
-    command = ["--model", "mlp", "--widths", "17", "--resume", str(lone), "--run-dir", str(tmp_path / "new")]
-    fails(capsys, command, "lone.ckpt", "other shapes")
+    command = [*SHORT, "--widths", "17", "--resume", str(lone), "--run-dir", str(tmp_path / "new")]
+    fails(capsys, command, "lone.ckpt was made with --widths 16, not 17")
 
 
 def test_divergence_is_one_sentence_and_keeps_the_good_checkpoints(tmp_path, capsys):
@@ -419,6 +530,22 @@ def test_a_full_disk_is_one_sentence(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pl.Trainer, "save_checkpoint", full)
     fails(capsys, [*SHORT, "--run-dir", str(tmp_path / "run")], "No space left on device")
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+def test_a_mistake_in_a_users_file_is_told_as_theirs(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "with_syntax_error.py").write_text("class Rule(:\n")
+    fails(capsys, ["--algo", "with_syntax_error:Rule"], "with_syntax_error:Rule: could not be imported (SyntaxError")
+    (tmp_path / "that_raises.py").write_text(
+        "from dtp.algorithms import DTP\n"
+        "class Rule(DTP):\n"
+        "    'Mine.'\n"
+        "    def lower_target(self, n, targets, activations):\n"
+        "        return targets[n + 7]\n"
+    )
+    assert main([*SHORT, "--algo", "that_raises:Rule", "--run-dir", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "that_raises.py, line 5, raised KeyError" in error and "defect" not in error
 
 
 def test_a_closed_output_pipe_is_no_defect(tmp_path):

@@ -20,6 +20,7 @@ from dtp.algorithms.timing import PhaseTimer
 from dtp.errors import UserError
 from dtp.feedback.noise import NoiseStreams
 from dtp.models.network import Network
+from dtp.precision import full_precision
 
 
 class Algorithm(LightningModule):
@@ -91,10 +92,14 @@ class Algorithm(LightningModule):
         """Factor between this rule's forward gradient of layer n and the backprop gradient it stands for."""
         return 1.0
 
+    def task_loss(self, output: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
+        """What the network is to minimise: cross-entropy of logits (B, classes) and labels (B,), mean or sum."""
+        return F.cross_entropy(output, y, reduction=reduction)
+
     @property
     def forward_parameters(self) -> list[Tensor]:
-        """The forward weights, in the order of the layers."""
-        return list(self.network.parameters())
+        """The forward weights that are trained, in the order of the layers; frozen ones are left out."""
+        return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, classes) of images (B, C, H, W)."""
@@ -137,7 +142,9 @@ class Algorithm(LightningModule):
     # --- training, as Lightning calls it ----------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        self.noise_streams.rank = self.global_rank
+        # Ranks that see the same images (another division of the work than theirs by data) draw the same noise.
+        shares = getattr(self.trainer, "distributed_sampler_kwargs", None) or {}
+        self.noise_streams.rank = shares.get("rank", 0)
 
     def on_train_epoch_start(self) -> None:
         self._epoch_means.reset()
@@ -152,7 +159,7 @@ class Algorithm(LightningModule):
         with torch.no_grad():
             logits = full_precision(logits)
             values = {
-                "loss": F.cross_entropy(logits, y),
+                "loss": self.task_loss(logits, y),
                 "accuracy": (logits.argmax(1) == y).float().mean(),
                 **scalars,
             }
@@ -238,7 +245,7 @@ class Algorithm(LightningModule):
         logits = full_precision(self(x))
         for k in sorted({1, self.top_k}):
             self.scores[f"{split}_{k}"].update(logits, y)
-        self.log(f"{split}/loss", F.cross_entropy(logits, y), batch_size=len(x), logger=False, sync_dist=True)
+        self.log(f"{split}/loss", self.task_loss(logits, y), batch_size=len(x), logger=False, sync_dist=True)
 
     def _report_scores(self, split: str) -> None:
         names = (
@@ -291,11 +298,6 @@ class Algorithm(LightningModule):
         else:
             self.noise_streams.restart(checkpoint["global_step"])
         self.feedback_timer.seconds = checkpoint["feedback_seconds"]
-
-
-def full_precision(x: Tensor) -> Tensor:
-    """``x`` in float32 where autocast had rounded it to 16 bits; float32 and float64 as they are."""
-    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
 def _as_list(found: Any) -> list:

@@ -1,10 +1,10 @@
 """Backpropagation, the baseline."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from dtp.algorithms.base import Algorithm, full_precision
+from dtp.algorithms.base import Algorithm
+from dtp.precision import full_precision
 
 
 class BP(Algorithm):
@@ -12,5 +12,5 @@ class BP(Algorithm):
 
     def forward_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         logits = self.network(x)
-        gradients = torch.autograd.grad(F.cross_entropy(full_precision(logits), y), self.forward_parameters)
+        gradients = torch.autograd.grad(self.task_loss(full_precision(logits), y), self.forward_parameters)
         return logits.detach(), list(gradients)

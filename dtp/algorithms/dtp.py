@@ -16,7 +16,10 @@ class DTP(TargetPropagation):
 
     Options = DTPOptions
 
-    def feedback_loss(self, n: int, activations: Activations) -> Tensor:
+    def feedback_noise(self, n: int, activations: Activations) -> tuple[Tensor, Tensor]:
+        return self.draw_noise(n, activations.s[n - 1]), self.draw_noise(n, activations.s[n])
+
+    def feedback_loss(self, n: int, activations: Activations, noise: tuple[Tensor, ...]) -> Tensor:
         a, o = activations, self.options
         return ldrl_loss(
             self.network[n],
@@ -24,12 +27,16 @@ class DTP(TargetPropagation):
             a.s[n - 1],
             a.s[n],
             a.contexts[n],
-            noise_in=self.draw_noise(n, a.s[n - 1]),
-            noise_out=self.draw_noise(n, a.s[n]),
+            *noise,
             routing=o.routing,
             noise_samples=o.noise_samples,
-            paper_scale=self.noise[n] if o.ldrl_scale == "paper" else None,
+            paper_scale=self.noise_scale(n) if o.ldrl_scale == "paper" else None,
         )
+
+    def usual_feedback_lr(self, n: int) -> float:
+        # The paper's loss is the code's divided by 2 sigma^2, and so are its gradients.
+        sgd_on_paper = self.options.ldrl_scale == "paper" and self.options.feedback_optimizer == "sgd"
+        return super().usual_feedback_lr(n) * (2 * self.noise[n] ** 2 if sgd_on_paper else 1.0)
 
 
 class ParallelDTP(DTP):

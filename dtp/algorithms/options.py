@@ -37,7 +37,8 @@ class TargetPropagationOptions(AlgorithmOptions):
     beta: float = 0.7
     # Optimizer of the feedback weights.
     feedback_optimizer: Literal["sgd", "adam"] = "sgd"
-    # Learning rate of each feedback layer, n = 2..N, above 0. Left out: 1e-3 / (noise^2 * positions of the layer).
+    # Learning rate of each feedback layer, n = 2..N, above 0. Left out: 1e-3 / (noise^2 * positions of the
+    # layer) for sgd, 3e-4 for adam.
     feedback_lr: list[float] = field(default_factory=list)
     # Momentum of the feedback SGD, from 0 to below 1; for Adam it is the first beta.
     feedback_momentum: float = 0.9

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dtp.algorithms.base import Algorithm, full_precision
+from dtp.algorithms.base import Algorithm
 from dtp.algorithms.optimizers import make_optimizer
 from dtp.algorithms.options import TargetPropagationOptions
 from dtp.errors import UserError
@@ -25,6 +24,7 @@ from dtp.feedback import (
     train_feedback,
 )
 from dtp.models.network import Network
+from dtp.precision import full_precision
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class TargetPropagation(Algorithm):
         ]
         self.noise = per_layer("noise", o.noise, numbers, above=0)
         self.feedback_iterations = per_layer("feedback-iterations", o.feedback_iterations, numbers, least=0)
-        rates = o.feedback_lr or [self._usual_feedback_lr(n) for n in numbers]
+        rates = o.feedback_lr or [self.usual_feedback_lr(n) for n in numbers]
         self.feedback_lr = per_layer("feedback-lr", rates, numbers, above=0)
         self.feedback_optimizers: dict[int, Optimizer] = {}
         if not o.beta > 0:
@@ -97,18 +97,27 @@ class TargetPropagation(Algorithm):
                 feedback[n].copy_transpose(self.network[n])
         return feedback
 
-    def feedback_loss(self, n: int, activations: Activations) -> Tensor:
+    def feedback_noise(self, n: int, activations: Activations) -> tuple[Tensor, ...]:
+        """The noise of one feedback iteration of layer n. Default: noise on the layer's input, (m B, *in)."""
+        return (self.draw_noise(n, activations.s[n - 1]),)
+
+    def feedback_loss(self, n: int, activations: Activations, noise: tuple[Tensor, ...]) -> Tensor:
         """What feedback layer n is trained on, a scalar; called once per iteration, without autocast.
 
-        Draw noise with :meth:`draw_noise`. Only the weights of ``self.feedback[n]`` are stepped on it.
+        A pure function of its arguments and the weights; only those of ``self.feedback[n]`` are stepped on it.
+        ``noise`` is what :meth:`feedback_noise` drew.
         """
         raise NotImplementedError
 
+    def turns(self) -> tuple[bool, bool]:
+        """Whether this batch trains the feedback weights, and whether it trains the forward weights."""
+        alternating = self.options.schedule == "alternating"
+        return not alternating or self.current_epoch % 2 == 0, not alternating or self.current_epoch % 2 == 1
+
     def first_target(self, activations: Activations, y: Tensor) -> Tensor:
         """Target of layer :attr:`top`, (B, *shape). Default: t_N = s_N - beta d loss / d s_N, loss per sample."""
-        logits = activations.s[self.network.depth]
-        gradient = torch.softmax(logits, dim=1) - F.one_hot(y, logits.shape[1]).to(logits.dtype)
-        return logits - self.options.beta * gradient
+        s = activations.s[self.network.depth]
+        return s - self.options.beta * self.loss_gradient(s, y)
 
     def lower_target(self, n: int, targets: dict[int, Tensor], activations: Activations) -> Tensor:
         """Target of layer n-1 from the targets above it. Default, the difference rule (Lee et al. 2015, eq. 15):
@@ -129,12 +138,10 @@ class TargetPropagation(Algorithm):
     # --- the template -------------------------------------------------------------------------------------------------
 
     def training_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        schedule = self.options.schedule
-        feedback_turn = schedule != "alternating" or self.current_epoch % 2 == 0
-        forward_turn = schedule != "alternating" or self.current_epoch % 2 == 1
+        feedback_turn, forward_turn = self.turns()
         activations = self.activations(x, gradients=forward_turn)
         # Parallel: the targets are those of the feedback weights as they were when the batch came in.
-        targets = self.targets(activations, y) if schedule == "parallel" else None
+        targets = self.targets(activations, y) if self.options.schedule == "parallel" else None
         losses = self.feedback_phase(activations) if feedback_turn else {}
         if forward_turn:
             if targets is None:
@@ -170,7 +177,8 @@ class TargetPropagation(Algorithm):
                     n,
                     tuple(self.feedback[n].parameters()),
                     self.feedback_iterations[n],
-                    lambda n=n: self.feedback_loss(n, activations),
+                    lambda n=n: self.feedback_noise(n, activations),
+                    lambda noise, n=n: self.feedback_loss(n, activations, noise),
                 )
                 for n in self.trained_feedback
             ]
@@ -191,10 +199,10 @@ class TargetPropagation(Algorithm):
         losses = {}
         for n in range(1, self.network.depth + 1):
             output = full_precision(activations.outputs[n])
-            if n in targets and not self._learns_task(n):
-                losses[n] = self.forward_loss(n, output, targets[n])
+            if self._learns_task(n):
+                losses[n] = self.task_loss(output, y)
             else:
-                losses[n] = F.cross_entropy(output, y)
+                losses[n] = self.forward_loss(n, output, targets[n])
         return losses
 
     def gradient_scale(self, n: int) -> float:
@@ -203,7 +211,21 @@ class TargetPropagation(Algorithm):
     def draw_noise(self, n: int, like: Tensor) -> Tensor:
         """Noise for feedback layer n, (m B, *shape) for ``like`` (B, *shape) and m noise samples."""
         shape = (self.options.noise_samples * like.shape[0], *like.shape[1:])
-        return self.noise_streams.normal(n, shape, self.noise[n], like)
+        return self.noise_streams.normal(n, shape, self.noise_scale(n), like)
+
+    def noise_scale(self, n: int) -> float:
+        """Standard deviation of the noise of feedback layer n."""
+        return self.noise[n]
+
+    def loss_gradient(self, s: Tensor, y: Tensor, function=None) -> Tensor:
+        """Gradient of each sample's own task loss with respect to ``s`` (B, *shape), not divided by B.
+
+        ``function`` maps ``s`` to the output; None where ``s`` is the output. A constant.
+        """
+        s = s.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = self.task_loss(s if function is None else function(s), y, reduction="sum")
+        return torch.autograd.grad(loss, s)[0]
 
     def feedback_optimizer_list(self) -> list[Optimizer]:
         o = self.options
@@ -220,14 +242,15 @@ class TargetPropagation(Algorithm):
         return list(self.feedback_optimizers.values())
 
     def _learns_task(self, n: int) -> bool:
-        return n > self.top or (n == self.network.depth and self.options.output_loss == "task")
+        return n == self.network.depth and (n > self.top or self.options.output_loss == "task")
 
     def _local_gradients(self, activations: Activations, targets: dict[int, Tensor], y: Tensor) -> list[Tensor]:
         total = sum(self.local_losses(activations, targets, y).values())
         return list(torch.autograd.grad(total, self.forward_parameters))
 
-    def _step_feedback(self, n: int, gradients: Sequence[Tensor]) -> None:
-        self.step(self.feedback_optimizers[n], list(self.feedback[n].parameters()), list(gradients))
+    def _step_feedback(self, gradients: dict[int, tuple[Tensor, ...]]) -> None:
+        for n, values in gradients.items():
+            self.step(self.feedback_optimizers[n], list(self.feedback[n].parameters()), list(values))
 
     def _in_full_precision(self, activations: Activations) -> Activations:
         """The same activations, with outputs recomputed from the same inputs where autocast had rounded them."""
@@ -242,8 +265,11 @@ class TargetPropagation(Algorithm):
                 contexts.append(context)
         return Activations(s, contexts, s)
 
-    def _usual_feedback_lr(self, n: int) -> float:
+    def usual_feedback_lr(self, n: int) -> float:
         """1e-3 / (sigma^2 P), P the spatial positions of s_n: what the tuned rates of published networks share."""
+        if self.options.feedback_optimizer != "sgd":
+            # Adam divides by the size of the gradients, which the rule for SGD makes up for.
+            return 3e-4
         positions = self.network.shapes[n][1:].numel()
         return 1e-3 / (self.noise[n] ** 2 * positions)
 

@@ -1,7 +1,5 @@
 """Difference target propagation as Lee et al. introduced it."""
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from dtp.algorithms.options import VanillaDTPOptions
@@ -25,22 +23,19 @@ class VanillaDTP(TargetPropagation):
     def top(self) -> int:
         return self.network.depth - (self.options.first_target == "penultimate")
 
-    def feedback_loss(self, n: int, activations: Activations) -> Tensor:
+    def feedback_loss(self, n: int, activations: Activations, noise: tuple[Tensor, ...]) -> Tensor:
         a = activations
         return reconstruction_loss(
             self.network[n],
             self.feedback[n],
             a.s[n - 1],
             a.contexts[n],
-            noise_in=self.draw_noise(n, a.s[n - 1]),
+            *noise,
             noise_samples=self.options.noise_samples,
         )
 
     def first_target(self, activations: Activations, y: Tensor) -> Tensor:
         if self.options.first_target == "output":
             return super().first_target(activations, y)
-        s = activations.s[-2].detach().requires_grad_()
-        with torch.enable_grad():
-            loss = F.cross_entropy(self.network[self.network.depth](s), y, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, s)
-        return activations.s[-2] - self.options.beta * gradient
+        s = activations.s[-2]
+        return s - self.options.beta * self.loss_gradient(s, y, self.network[self.network.depth])

@@ -8,11 +8,11 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dtp.algorithms.base import Algorithm, full_precision
+from dtp.algorithms.base import Algorithm
 from dtp.feedback import FeedbackLayer, NoiseStreams, layer_operations
+from dtp.precision import full_precision
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def update_alignment(algorithm: Algorithm, x: Tensor, y: Tensor) -> dict[int, Al
         with _forked_randomness(x):
             _, rule = algorithm.forward_gradients(x, y)
         with _forked_randomness(x):
-            backprop = torch.autograd.grad(F.cross_entropy(full_precision(network(x)), y), parameters)
+            backprop = torch.autograd.grad(algorithm.task_loss(full_precision(network(x)), y), parameters)
     by_parameter = {id(p): (g, b) for p, g, b in zip(parameters, rule, backprop, strict=True)}
     found = {}
     for n in range(1, network.depth + 1):

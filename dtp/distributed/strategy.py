@@ -53,10 +53,15 @@ def average_gradients(parameters: list[Tensor]) -> None:
     for parameter in parameters:
         groups[parameter.dtype, parameter.device].append(parameter)
     for group in groups.values():
-        flags = group[0].new_tensor([float(p.grad is not None) for p in group])
+        missing = [i for i, p in enumerate(group) if p.grad is None]
+        flags = group[0].new_ones(len(group))
+        for i in missing:
+            flags[i].zero_()
         gradients = [p.grad.flatten() if p.grad is not None else torch.zeros_like(p).flatten() for p in group]
         flat = torch.cat([flags, *gradients])
         dist.all_reduce(flat)
-        present, flat = flat[: len(group)].tolist(), flat[len(group) :] / dist.get_world_size()
-        for parameter, mean, seen in zip(group, flat.split([p.numel() for p in group]), present, strict=True):
-            parameter.grad = mean.view_as(parameter) if seen else None
+        # Only who lacks a gradient must know whether the others have it; nobody else waits for the device here.
+        seen = flat[: len(group)].tolist() if missing else None
+        means = (flat[len(group) :] / dist.get_world_size()).split([p.numel() for p in group])
+        for i, (parameter, mean) in enumerate(zip(group, means, strict=True)):
+            parameter.grad = mean.view_as(parameter) if seen is None or seen[i] else None

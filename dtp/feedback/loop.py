@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+Noise = tuple[Tensor, ...]
+
 
 @dataclass(frozen=True)
 class FeedbackProblem:
@@ -21,38 +23,42 @@ class FeedbackProblem:
         layer: n, number of the forward layer it undoes.
         parameters: its weights, the only tensors that are stepped.
         iterations: K_n, how many steps.
-        loss: draws its own noise and returns a scalar; called K_n times.
+        draw: the noise of one iteration, from the layer's own stream; it depends on no weights, so an engine may draw
+            the noise of all iterations at once.
+        loss: scalar for given noise, a pure function of it and of the weights.
     """
 
     layer: int
     parameters: tuple[Tensor, ...]
     iterations: int
-    loss: Callable[[], Tensor]
+    draw: Callable[[], Noise]
+    loss: Callable[[Noise], Tensor]
 
 
 def train_feedback(
-    problems: Sequence[FeedbackProblem], step: Callable[[int, tuple[Tensor, ...]], None]
+    problems: Sequence[FeedbackProblem], step: Callable[[dict[int, tuple[Tensor, ...]]], None]
 ) -> dict[int, Tensor]:
-    """Solve independent feedback problems, the k-th iteration of every layer before the (k+1)-th of any.
+    """Train feedback layers, the k-th iteration of every layer before the (k+1)-th of any.
 
-    The layers do not depend on each other, so the order between them changes nothing; this order lets the k-th steps of
-    all layers share one collective.
+    All gradients of iteration k are taken before any layer is stepped, so the order of the layers changes nothing, even
+    for losses that look at the feedback of other layers; and the k-th steps of all layers can share one collective.
 
     Args:
         problems: one for each feedback layer that is trained.
-        step: ``step(n, gradients)`` applies one optimizer step to the parameters of feedback layer n. Gradients are
-            those of its loss with respect to its parameters alone; no ``.grad`` of any tensor is touched here.
+        step: ``step({n: gradients})`` applies one optimizer step to the parameters of each feedback layer n. Gradients
+            are those of its loss with respect to its parameters alone; no ``.grad`` of any tensor is touched here.
 
     Returns:
         The last loss of each layer, detached scalars on the device (nothing waits for them).
     """
     losses: dict[int, Tensor] = {}
     for k in range(max((problem.iterations for problem in problems), default=0)):
+        gradients = {}
         for problem in problems:
             if k >= problem.iterations:
                 continue
-            loss = problem.loss()
-            gradients = torch.autograd.grad(loss, problem.parameters)
-            step(problem.layer, gradients)
+            loss = problem.loss(problem.draw())
+            gradients[problem.layer] = torch.autograd.grad(loss, problem.parameters)
             losses[problem.layer] = loss.detach()
+        step(gradients)
     return losses

@@ -23,6 +23,7 @@ from torch import Size, Tensor, nn
 
 from dtp.errors import UserError
 from dtp.feedback.context import AffineContext, ShapeContext, SwitchesContext
+from dtp.precision import full_precision
 
 Routing = Literal["noisy", "fixed"]
 
@@ -269,7 +270,9 @@ def _batch_norm_forward(
         return y, given
     if module.training or module.running_mean is None:
         over = [0, *range(2, x.dim())]
-        mean, variance = x.detach().mean(over), x.detach().var(over, unbiased=False)
+        # The feedback phase is in full precision, and so must be the statistics that it is given.
+        seen = full_precision(x.detach())
+        mean, variance = seen.mean(over), seen.var(over, unbiased=False)
     else:
         # Copied: a context must not change when the module's buffers do.
         mean, variance = module.running_mean.clone(), module.running_var.clone()

@@ -20,17 +20,19 @@ class Training:
         self.streams = NoiseStreams(seed=0)
         self.optimizer = torch.optim.SGD(self.feedback.parameters(), lr, momentum=0.9)
 
-    def loss(self) -> torch.Tensor:
-        noise = [self.streams.normal(1, s.shape, self.sigma, s) for s in (self.s_in, self.s_out)]
+    def draw(self) -> tuple[torch.Tensor, ...]:
+        return tuple(self.streams.normal(1, s.shape, self.sigma, s) for s in (self.s_in, self.s_out))
+
+    def loss(self, noise: tuple[torch.Tensor, ...]) -> torch.Tensor:
         clean = self.s_in, self.s_out, self.context
         return ldrl_loss(self.layer, self.feedback, *clean, *noise, routing=self.routing)
 
-    def step(self, n: int, gradients: tuple[torch.Tensor, ...]) -> None:
-        (self.v.grad,) = gradients
+    def step(self, gradients: dict[int, tuple[torch.Tensor, ...]]) -> None:
+        (self.v.grad,) = gradients[1]
         self.optimizer.step()
 
     def run(self, iterations: int) -> None:
-        train_feedback([FeedbackProblem(1, (self.v,), iterations, self.loss)], self.step)
+        train_feedback([FeedbackProblem(1, (self.v,), iterations, self.draw, self.loss)], self.step)
 
     def lower_lr(self) -> None:
         self.optimizer.param_groups[0]["lr"] *= 0.1
@@ -52,7 +54,7 @@ def test_linear_layer_converges_to_its_transpose():
     assert (training.v - w.T).norm() < 0.05 * w.norm()
 
     with torch.no_grad():
-        limit = torch.stack([training.loss() for _ in range(500)]).mean() / sigma**2
+        limit = torch.stack([training.loss(training.draw()) for _ in range(500)]).mean() / sigma**2
     assert abs(limit + w.square().sum()) < 0.02 * w.square().sum()
 
 

@@ -18,17 +18,23 @@ def counting_problem(n: int, iterations: int, events: list) -> FeedbackProblem:
     """A problem that notes when its loss is evaluated: |w|^2."""
     weight = torch.ones(2, requires_grad=True)
 
-    def loss():
+    def loss(noise):
+        assert noise == ("noise", n)
         events.append(("loss", n))
         return weight.square().sum()
 
-    return FeedbackProblem(n, (weight,), iterations, loss)
+    return FeedbackProblem(n, (weight,), iterations, lambda: ("noise", n), loss)
+
+
+def noting_step(events):
+    """A step that notes for which layers it is called."""
+    return lambda gradients: events.extend(("step", n) for n in gradients)
 
 
 def test_each_problem_takes_its_own_number_of_iterations():
     events = []
     problems = [counting_problem(n, iterations, events) for n, iterations in [(2, 3), (3, 1), (4, 5)]]
-    train_feedback(problems, lambda n, gradients: events.append(("step", n)))
+    train_feedback(problems, noting_step(events))
     for n, iterations in [(2, 3), (3, 1), (4, 5)]:
         assert events.count(("loss", n)) == events.count(("step", n)) == iterations
 
@@ -36,9 +42,11 @@ def test_each_problem_takes_its_own_number_of_iterations():
 def test_the_kth_step_of_every_layer_comes_before_the_next_of_any():
     events = []
     problems = [counting_problem(n, iterations, events) for n, iterations in [(2, 3), (3, 1), (4, 2)]]
-    train_feedback(problems, lambda n, gradients: events.append(("step", n)))
+    train_feedback(problems, noting_step(events))
     assert [n for event, n in events if event == "step"] == [2, 3, 4, 2, 4, 2]
-    # A loss is evaluated at the weights that its layer's previous step left.
+    # All losses of an iteration are evaluated before any layer steps, at the weights that the iteration before left.
+    first = [event for event, _ in events[:6]]
+    assert first == ["loss"] * 3 + ["step"] * 3
     for n in (2, 3, 4):
         own = [event for event, layer in events if layer == n]
         assert own == ["loss", "step"] * (len(own) // 2)
@@ -46,9 +54,9 @@ def test_the_kth_step_of_every_layer_comes_before_the_next_of_any():
 
 def test_step_receives_the_gradients_of_its_problems_loss():
     weights = (torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor(3.0, requires_grad=True))
-    problem = FeedbackProblem(2, weights, 1, lambda: (weights[0] * weights[1]).sum())
+    problem = FeedbackProblem(2, weights, 1, tuple, lambda noise: (weights[0] * weights[1]).sum())
     received = []
-    train_feedback([problem], lambda n, gradients: received.append((n, gradients)))
+    train_feedback([problem], lambda gradients: received.extend(gradients.items()))
     ((n, (first, second)),) = received
     assert n == 2
     assert torch.equal(first, torch.tensor([3.0, 3.0])) and torch.equal(second, torch.tensor(3.0))
@@ -56,7 +64,7 @@ def test_step_receives_the_gradients_of_its_problems_loss():
 
 def test_no_iterations_and_no_problems_are_allowed():
     events = []
-    step = lambda n, gradients: events.append(("step", n))  # noqa: E731
+    step = noting_step(events)
     assert train_feedback([], step) == {}
     assert train_feedback([counting_problem(2, 0, events)], step) == {}
     assert events == []
@@ -66,9 +74,9 @@ def test_no_iterations_and_no_problems_are_allowed():
 
 def test_returned_losses_are_the_last_ones_detached():
     weight = torch.tensor(8.0, requires_grad=True)
-    problem = FeedbackProblem(2, (weight,), 3, lambda: weight**2)
+    problem = FeedbackProblem(2, (weight,), 3, tuple, lambda noise: weight**2)
 
-    def halve(n, gradients):
+    def halve(gradients):
         with torch.no_grad():
             weight.mul_(0.5)
 
@@ -99,17 +107,20 @@ class Phase:
             s = y
 
     def problem(self, n, s_in, s_out, context):
-        def loss():
-            noise = [self.streams.normal(n, s.shape, 0.1, s) for s in (s_in, s_out)]
+        def draw():
+            return tuple(self.streams.normal(n, s.shape, 0.1, s) for s in (s_in, s_out))
+
+        def loss(noise):
             return ldrl_loss(self.layers[n - 1], self.feedback[n], s_in, s_out, context, *noise)
 
-        return FeedbackProblem(n, tuple(self.feedback[n].parameters()), 2 + n, loss)
+        return FeedbackProblem(n, tuple(self.feedback[n].parameters()), 2 + n, draw, loss)
 
-    def step(self, n, gradients):
-        for p, gradient in zip(self.feedback[n].parameters(), gradients, strict=True):
-            p.grad = gradient
-        self.optimizers[n].step()
-        self.optimizers[n].zero_grad()
+    def step(self, gradients):
+        for n, values in gradients.items():
+            for p, gradient in zip(self.feedback[n].parameters(), values, strict=True):
+                p.grad = gradient
+            self.optimizers[n].step()
+            self.optimizers[n].zero_grad()
 
     def weights(self):
         return [p.detach().clone() for p in self.feedback.parameters()]
@@ -139,6 +150,6 @@ def test_no_grad_attribute_is_touched():
     marks = [torch.full_like(p, 7.0) for p in parameters]
     for p, mark in zip(parameters, marks, strict=True):
         p.grad = mark
-    train_feedback(phase.problems, lambda n, gradients: None)
+    train_feedback(phase.problems, lambda gradients: None)
     for p, mark in zip(parameters, marks, strict=True):
         assert p.grad is mark and (mark == 7).all()
