@@ -76,6 +76,11 @@ def parse(argv: Sequence[str]) -> Config:
         sources.append((f"preset {preset.name}", as_arguments(read_yaml(preset))))
         origins.append(f"preset {preset.stem}: {preset_origin(preset)}")
     for name, values in files:
+        for key in ("config", "resume"):
+            if values.get(key):
+                raise UserError(
+                    f"{name}: --{key} belongs on the command line, not into a file; take {key!r} out of it."
+                )
         sources.append((name, as_arguments(values)))
         origins.append(f"file {name.removeprefix('--config ')}")
     if wants_help:
@@ -136,8 +141,9 @@ def _make_parser(entries: dict[str, Entry]) -> _Parser:
     classes = _option_classes(entries)
     owners: dict[str, str] = {}
     for flag, cls in classes.items():
-        if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
-            raise UserError(f"--{flag} {entries[flag].name}: its Options must be a dataclass, found {cls!r}.")
+        undecorated = "__annotations__" in vars(cls) and "__dataclass_fields__" not in vars(cls)
+        if not dataclasses.is_dataclass(cls) or undecorated:
+            raise UserError(f"--{flag} {entries[flag].name}: its class Options must be decorated with @dataclass.")
         for field in dataclasses.fields(cls):
             if owners.setdefault(field.name, flag) != flag:
                 raise UserError(
@@ -195,6 +201,8 @@ def _one_sentence(message: str, parser: argparse.ArgumentParser) -> str:
         choices = [word.strip(" '") for word in choice.group(2).split(",")]
         hint = did_you_mean(choice.group(1), choices)
         return f"{flag}: expected one of {', '.join(choices)}; found {choice.group(1)!r}{hint}."
+    if boolean := re.search(r"[Bb]oolean value expected.*'(.*)'", message):
+        return f"{flag or 'An option'}: expected true or false, found {boolean.group(1)!r}."
     if value := re.search(r"invalid (\S+) value: (.*)", message):
         kind = {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(
             value.group(1).strip("'").removeprefix("_parse_"), "a number"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from dtp.config import Config
 from dtp.errors import UserError
-from dtp.runs import Run, checkpoint_step, require_same_configuration, saved_options
+from dtp.runs import Run, checkpoint_step, process_rank, require_same_configuration, saved_options
 from dtp.signals import Stopped, stop_request
 
 
@@ -199,6 +200,33 @@ def _link(source: Path, target: Path) -> None:
     temporary.replace(target)
 
 
+class DamagedCheckpoint(UserError):
+    """The file cannot be read as a checkpoint."""
+
+
+def with_usable_checkpoint(run: Run, config: Config, module: pl.LightningModule) -> tuple[Run, int]:
+    """``run`` with a checkpoint that can be read and fits, and the batch of it; 0 for a run without one.
+
+    A run that goes on in its own folder falls back to the checkpoint before a damaged one, which is renamed.
+
+    Raises:
+        UserError: no checkpoint can be used.
+    """
+    if run.checkpoint is None:
+        return run, 0
+    try:
+        return run, load_checkpoint(run.checkpoint, config, module)["global_step"]
+    except DamagedCheckpoint as error:
+        others = [path for path in run.checkpoints.glob("step=*.ckpt") if path != run.checkpoint]
+        if run.checkpoint.parent != run.checkpoints or not others:
+            raise
+        if process_rank() == 0:
+            set_aside = run.checkpoint.with_suffix(".damaged")
+            run.checkpoint.replace(set_aside)
+            print(f"warning: {error} It is now {set_aside.name}; going on from the one before.", file=sys.stderr)
+        return with_usable_checkpoint(Run(run.folder, max(others, key=checkpoint_step)), config, module)
+
+
 def load_checkpoint(path: Path, config: Config, module: pl.LightningModule) -> dict[str, Any]:
     """Read a checkpoint and make sure that it was made with this configuration and fits ``module``.
 
@@ -208,9 +236,8 @@ def load_checkpoint(path: Path, config: Config, module: pl.LightningModule) -> d
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(
-            f"{path}: is damaged or no checkpoint ({type(error).__name__}); give another checkpoint of the run, "
-            "or start anew."
+        raise DamagedCheckpoint(
+            f"{path}: is damaged or no checkpoint ({type(error).__name__}); give another one of the run, or start anew."
         ) from error
     found = checkpoint.get("config") if isinstance(checkpoint, dict) else None
     if not isinstance(found, dict) or "state_dict" not in checkpoint:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dtp.arguments import parse
 from dtp.errors import UserError
+from dtp.runs import process_rank
 from dtp.signals import Interrupted, Stopped, stop_request
 
 
@@ -35,19 +36,40 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Stopped as stopped:
-        print(str(stopped), file=sys.stderr)
-        return stopped.status
+        if process_rank() == 0:
+            print(str(stopped), file=sys.stderr)
+        # Lightning kills the first process of a plain command when one that it started ends with another status than 0.
+        return 0 if _started_by_lightning() else stopped.status
     except (Interrupted, KeyboardInterrupt):
         print("Interrupted.", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of our output (head, less) went away; point stdout elsewhere so that exit does not complain.
+        print("error: nobody reads the output any more; go on with --resume auto.", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
+        if _is_out_of_memory(error):
+            print(
+                f"error: out of memory ({_first_line(error)}); use a smaller --batch-size or network.", file=sys.stderr
+            )
+            return 2
         traceback.print_exc()
         print(f"error: {_whose_defect(error)}", file=sys.stderr)
         return 1
+
+
+def _started_by_lightning() -> bool:
+    """Whether this is a further process of a plain ``python main.py --devices N``."""
+    return process_rank() > 0 and not {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & set(os.environ)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 def _whose_defect(error: Exception) -> str:

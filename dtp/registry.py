@@ -95,5 +95,6 @@ def import_object(path: str) -> Any:
 
 def did_you_mean(word: str, known) -> str:
     """``"; did you mean X?"`` for the known word closest to ``word``, or nothing when none is close."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""
+    by_lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.6)
+    return f"; did you mean {by_lower[close[0]]}?" if close else ""

@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -135,10 +136,18 @@ def _chosen_run(config: Config) -> Run:
         return _made(folder)
     if run.resume == "auto":
         for folder in sorted(_parent(config).glob("*"), key=_age, reverse=True):
-            checkpoint, saved = newest_checkpoint(folder), folder / CONFIG_FILE
-            if checkpoint is not None and saved.is_file() and not differing_options(read_yaml(saved), config):
+            checkpoint = newest_checkpoint(folder)
+            if checkpoint is not None and _matches(folder, config):
                 return Run(folder, checkpoint)
     return _made(_new_folder(config))
+
+
+def _matches(folder: Path, config: Config) -> bool:
+    try:
+        return not differing_options(read_yaml(folder / CONFIG_FILE), config)
+    except UserError:
+        # Somebody's damaged run is no reason not to find or start another.
+        return False
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
@@ -175,8 +184,16 @@ def _folder_of(path: Path) -> Path | None:
 
 
 def saved_options(config: Config) -> dict[str, Any]:
-    """The options that make up a run's configuration, by name."""
-    return {name: value for name, value in config.as_dict().items() if name not in NOT_SAVED}
+    """The options that make up a run's configuration, by name, in the types that YAML has."""
+    return {name: _plain(value) for name, value in config.as_dict().items() if name not in NOT_SAVED}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, Enum):
+        return value.name
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
 def differing_options(saved: dict[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
@@ -228,11 +245,14 @@ def write_summary(run: Run, summary: dict[str, Any]) -> None:
 def write_atomically(path: Path, text: str) -> None:
     """Write a file under a temporary name, then rename it: readers see the old or the new text, never a part."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _parent(config: Config) -> Path:
@@ -260,6 +280,10 @@ def _resumed(path: Path, config: Config) -> Run:
     or what lies around it, would be lost.
     """
     folder, checkpoint = _folder_of(path), newest_checkpoint(path) if path.is_dir() else path
+    if checkpoint is None and folder is not None:
+        # Killed before its first checkpoint: from the beginning, where it was to be.
+        require_same_configuration(folder, read_yaml(folder / CONFIG_FILE), config)
+        return Run(folder)
     if checkpoint is None:
         raise UserError(f"--resume {path}: no checkpoint in {path / CHECKPOINTS}; give a run folder that has one.")
     target = Path(config.run.run_dir) if config.run.run_dir else None

@@ -26,12 +26,12 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from dtp import __version__
 from dtp.algorithms import ALGORITHMS
 from dtp.algorithms.base import Algorithm
-from dtp.checkpoints import Checkpoints, load_checkpoint
+from dtp.checkpoints import Checkpoints, with_usable_checkpoint
 from dtp.config import PRECISIONS, Config, RunOptions, parse_limit
 from dtp.data import DATA
 from dtp.data.base import ImageData
 from dtp.diagnostics.callback import AlignmentCallback
-from dtp.distributed.strategy import FeedbackDDPStrategy
+from dtp.distributed.devices import choose_devices, choose_strategy, leave_together
 from dtp.errors import UserError
 from dtp.locks import locked
 from dtp.loggers import MetricsCSV, make_wandb_logger
@@ -50,20 +50,27 @@ def train(config: Config, argv: Sequence[str]) -> dict[str, Any]:
     """
     _quiet_lightning()
     command = shlex.join(["python", "main.py", *argv])
-    accelerator, devices = _devices(config.run)
+    choose_devices(config.run)
     data, algorithm = build(config)
+    limit_train_batches = _limit("train", config.run.limit_train_batches, len(data.train_dataloader()))
+    limit_val_batches = _limit("val", config.run.limit_val_batches, len(data.val_dataloader()))
     run = open_run(config)
     with run.locked():
-        return _train_in(run, config, command, data, algorithm, accelerator, devices)
+        return _train_in(run, config, command, data, algorithm, limit_train_batches, limit_val_batches)
 
 
 def _train_in(
-    run: Run, config: Config, command: str, data: ImageData, algorithm: Algorithm, accelerator: str, devices: int
+    run: Run,
+    config: Config,
+    command: str,
+    data: ImageData,
+    algorithm: Algorithm,
+    limit_train_batches: int | float,
+    limit_val_batches: int | float,
 ) -> dict[str, Any]:
+    accelerator, devices = choose_devices(config.run)
+    run, resumed_at = with_usable_checkpoint(run, config, algorithm)
     checkpoints = Checkpoints(run, config, config.run.checkpoint_every)
-    resumed_at = 0
-    if run.checkpoint is not None:
-        resumed_at = load_checkpoint(run.checkpoint, config, algorithm)["global_step"]
     if _already_finished(run, config.run):
         if process_rank() == 0:
             print(f"This run has finished: {_result_line(run.summary)}")
@@ -84,13 +91,13 @@ def _train_in(
         accelerator=accelerator,
         devices=devices,
         num_nodes=config.run.num_nodes,
-        strategy=_strategy(config.run, devices),
+        strategy=choose_strategy(config.run, devices),
         precision=PRECISIONS[config.run.precision],
         max_epochs=config.run.max_epochs,
         max_steps=config.run.max_steps,
-        limit_train_batches=parse_limit("limit-train-batches", config.run.limit_train_batches, 1),
-        # Lightning takes a missing validation loader for a mistake, unless it is told to want none.
-        limit_val_batches=parse_limit("limit-val-batches", config.run.limit_val_batches, 0) if data.sizes["val"] else 0,
+        limit_train_batches=limit_train_batches,
+        # 0 where there are no validation images: Lightning takes a missing loader for a mistake otherwise.
+        limit_val_batches=limit_val_batches,
         log_every_n_steps=config.run.log_every,
         logger=loggers,
         callbacks=callbacks,
@@ -105,16 +112,26 @@ def _train_in(
     )
     if stop_request.signum is not None:
         raise Stopped(f"Stopped by {stop_request.name} before training; start it again with --resume auto.")
-    trainer.fit(algorithm, datamodule=data, ckpt_path=run.checkpoint)
-    summary = _finish(config, run, command, trainer, algorithm, data, checkpoints)
+    try:
+        trainer.fit(algorithm, datamodule=data, ckpt_path=run.checkpoint)
+        summary = _finish(config, run, command, trainer, algorithm, data, checkpoints)
+    except Stopped:
+        leave_together()
+        raise
     for logger in loggers:
         logger.finalize("success")
-    if trainer.world_size > 1:
-        # Without this, ranks that leave early tear down connections that others still use, and torchrun reports
-        # SIGABRT.
-        torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
+    leave_together()
     return summary
+
+
+def _limit(split: str, text: str, batches: int) -> int | float:
+    """Batches per epoch as Lightning takes them: a count, or a fraction that is at least one batch."""
+    limit = parse_limit(f"limit-{split}-batches", text, least=1 if split == "train" else 0)
+    if batches == 0:
+        return 0
+    if isinstance(limit, float) and int(limit * batches) < 1:
+        raise UserError(f"--limit-{split}-batches {text}: less than one of {batches} batches; give a larger one.")
+    return limit
 
 
 def build(config: Config) -> tuple[ImageData, Algorithm]:
@@ -141,27 +158,6 @@ def build(config: Config) -> tuple[ImageData, Algorithm]:
 def _digest(config: Config) -> str:
     where = f"{getpass.getuser()} {config.run.data} {Path(config.data.data_dir).expanduser().resolve()}"
     return hashlib.sha256(where.encode()).hexdigest()[:16]
-
-
-def _devices(run: RunOptions) -> tuple[str, int]:
-    """Kind and number of devices, checked against the machine."""
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    wants_gpu = run.accelerator in ("gpu", "cuda") or (run.accelerator == "auto" and gpus > 0)
-    if wants_gpu and not gpus:
-        raise UserError(f"--accelerator {run.accelerator}: this machine has no usable GPU; use --accelerator cpu.")
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    available, kind = (gpus, "GPUs") if wants_gpu else (cores, "CPU cores")
-    count = (gpus if wants_gpu else 1) if run.devices == "auto" else int(run.devices)
-    # Started by srun or torchrun, this process sees its own share of the machine, not that of all tasks.
-    started_by_launcher = "SLURM_NTASKS" in os.environ or "WORLD_SIZE" in os.environ
-    if count > available and not started_by_launcher:
-        raise UserError(f"--devices {run.devices}: this machine has {available} {kind}; ask for at most as many.")
-    return ("gpu" if wants_gpu else "cpu"), count
-
-
-def _strategy(run: RunOptions, devices: int) -> FeedbackDDPStrategy | str:
-    several = devices * run.num_nodes > 1 or run.strategy == FeedbackDDPStrategy.strategy_name
-    return FeedbackDDPStrategy() if several else "auto"
 
 
 def _already_finished(run: Run, options: RunOptions) -> bool:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dtp.algorithms import ALGORITHMS
 from dtp.arguments import parse
@@ -166,6 +167,9 @@ MISTAKES = {
     "module that is not there": ("--algo no_such_module:Rule", "could not be imported"),
     "class that is not there": ("--algo dtp.algorithms.dtp:Nothing", "could not be imported"),
     "class of another kind": ("--algo dtp.models:VGG", "expected a subclass of dtp.algorithms.base.Algorithm"),
+    "neither true nor false": ("--flip maybe", "--flip: expected true or false, found 'maybe'"),
+    "large seed": ("--seed 5000000000", "--seed: expected a whole number below 2^32"),
+    "other case": ("--algo DTP", "did you mean dtp?"),
     "run that is not there": ("--resume nowhere", "--resume nowhere: no such file or folder"),
 }
 
@@ -193,6 +197,7 @@ def test_a_mistake_is_one_sentence_and_status_2(mistake, capsys, monkeypatch, tm
         ("noise: [[1, 2], [3]]", "expected a single value or a flat list for 'noise'"),
         ("lr: {a: 1}", "expected a single value or a flat list for 'lr'"),
         ("routing: sideways", "--routing: expected one of noisy, fixed"),
+        ("resume: runs/x", "--resume belongs on the command line"),
     ],
 )
 def test_a_mistake_in_a_file_names_the_file(text, expected, tmp_path):
@@ -207,6 +212,27 @@ def test_null_in_a_file_leaves_the_default(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("lr: null\n")
     assert parse(["--config", str(file)]).algo.lr == parse([]).algo.lr
+
+
+def test_options_of_other_types_survive_a_saved_configuration(tmp_path, monkeypatch):
+    from dtp.runs import differing_options, saved_options
+
+    (tmp_path / "typed.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from dtp.algorithms import DTP\n"
+        "class Mine(DTP):\n"
+        "    'Mine.'\n"
+        "    @dataclass\n"
+        "    class Options(DTP.Options):\n"
+        "        # Two numbers.\n"
+        "        pair: tuple[int, int] = (1, 2)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = parse(words("--algo typed:Mine --pair 3 4"))
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump(saved_options(config)))
+    assert differing_options(read_yaml(file), config) == {}
+    assert parse(["--config", str(file)]).algo.pair == (3, 4)
 
 
 def test_two_classes_with_one_option_name_are_refused(tmp_path, monkeypatch):

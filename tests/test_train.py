@@ -513,6 +513,8 @@ def test_a_gpu_where_there_is_none(capsys):
         ("--widths 3 0", "--widths: expected values of at least 1"),
         ("--lr 0", "--lr: expected a number above 0"),
         ("--num-workers -1", "--num-workers"),
+        ("--noise inf", "--noise: expected finite values"),
+        ("--limit-train-batches 0.0001", "--limit-train-batches 0.0001: less than one of"),
     ],
 )
 def test_values_out_of_range(arguments, expected, capsys, tmp_path):
@@ -546,6 +548,96 @@ def test_a_mistake_in_a_users_file_is_told_as_theirs(tmp_path, monkeypatch, caps
     assert main([*SHORT, "--algo", "that_raises:Rule", "--run-dir", str(tmp_path / "run")]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert "that_raises.py, line 5, raised KeyError" in error and "defect" not in error
+
+
+OWN = {
+    "network without layers": (
+        "class Own(Network):\n    'Mine.'",
+        "--model own_part:Own",
+        "Own does not say what its layers are; define make_layers",
+    ),
+    "network with other outputs": (
+        "class Own(Network):\n    'Mine.'\n    def make_layers(self):\n"
+        "        yield nn.Sequential(nn.Flatten(), nn.Linear(self.features, 7))",
+        "--model own_part:Own",
+        "Own must end in 10 values, one for each class; found 7",
+    ),
+    "network with an unknown type in layer 1": (
+        "class Own(Network):\n    'Mine.'\n    def make_layers(self):\n"
+        "        yield nn.Sequential(nn.Flatten(), nn.Linear(self.features, 7), nn.GELU())\n"
+        "        yield nn.Sequential(nn.Linear(7, 10))",
+        "--model own_part:Own",
+        "Layer 1: No feedback is known for the layer type GELU",
+    ),
+    "rule with a target of another shape": (
+        "class Own(DTP):\n    'Mine.'\n    def lower_target(self, n, targets, activations):\n"
+        "        return activations.s[n - 1][:, :1]",
+        "--algo own_part:Own",
+        "The target of layer 1 has shape (128, 1)",
+    ),
+    "options without the decorator": (
+        "class Own(DTP):\n    'Mine.'\n    class Options(DTP.Options):\n        alpha: float = 1.0",
+        "--algo own_part:Own",
+        "its class Options must be decorated with @dataclass",
+    ),
+    "dataset without images": (
+        "class Own(ImageData):\n    'Mine.'\n    name, num_classes = 'own', 2",
+        "--data own_part:Own",
+        "define load_train",
+    ),
+    "dataset of floats": (
+        "class Own(ImageData):\n    'Mine.'\n    name, num_classes = 'own', 2\n"
+        "    def load_train(self):\n        return np.zeros((8, 1, 4, 4)), np.zeros(8)\n    load_test = load_train",
+        "--data own_part:Own",
+        "expected training images as uint8",
+    ),
+}
+
+
+@pytest.mark.parametrize("part", OWN)
+def test_what_is_wrong_with_a_part_of_the_users_own_is_told(part, tmp_path, monkeypatch, capsys):
+    code, arguments, expected = OWN[part]
+    imports = ["numpy as np"], ["torch import nn", "dtp.algorithms import DTP", "dtp.models import Network"]
+    lines = [f"import {name}" for name in imports[0]] + [f"from {name}" for name in imports[1]]
+    lines.append("from dtp.data.base import ImageData")
+    (tmp_path / "own_part.py").write_text("\n".join([*lines, code]) + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_part", raising=False)
+    sizes = ["--widths", "16"] if "--model" not in arguments else []
+    short = [*sizes, "--batch-size", "128", "--max-epochs", "1", "--run-dir", str(tmp_path / "run")]
+    fails(capsys, [*arguments.split(), *short], expected)
+
+
+def test_the_newest_checkpoint_being_damaged_the_one_before_is_used(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--max-epochs", "3", "--max-steps", "25", "--run-dir", str(folder)]) == 0
+    whole = tmp_path / "whole"
+    assert main([*SHORT, "--max-epochs", "3", "--run-dir", str(whole)]) == 0
+    newest_checkpoint(folder).write_bytes(b"torn")
+    assert main(["--resume", str(folder), "--max-steps", "-1"]) == 0
+    captured = capsys.readouterr()
+    assert "goes on from batch 20" in captured.out and "warning:" in captured.err
+    a, b = (torch.load(newest_checkpoint(f), weights_only=True)["state_dict"] for f in (folder, whole))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert (folder / "checkpoints" / "step=00000025.damaged").read_bytes() == b"torn"
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again_in_its_folder(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--run-dir", str(folder)]) == 0
+    for path in (*(folder / "checkpoints").iterdir(), folder / "summary.json"):
+        path.unlink()
+    assert main(["--resume", str(folder)]) == 0
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 20
+    steps = [int(row["step"]) for row in rows(folder)]
+    assert steps == sorted(set(steps))
+
+
+def test_processes_that_a_launcher_started_must_be_as_many_as_the_devices(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    fails(capsys, [*SHORT, "--run-dir", "run"], "The launcher started 2 processes", "means 1")
+    monkeypatch.delenv("WORLD_SIZE")
+    fails(capsys, [*SHORT, "--num-nodes", "2", "--run-dir", "run"], "--num-nodes 2", "srun or torchrun")
 
 
 def test_a_closed_output_pipe_is_no_defect(tmp_path):

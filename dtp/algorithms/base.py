@@ -76,7 +76,7 @@ class Algorithm(LightningModule):
         Returns:
             The logits (B, classes), detached, and one gradient for each of :attr:`forward_parameters`, in their order.
         """
-        raise NotImplementedError
+        raise UserError(f"{type(self).__name__} does not say how the forward weights learn; define forward_gradients.")
 
     def training_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Learn from one batch: one step on :meth:`forward_gradients`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from dtp.feedback import (
     derive_feedback,
     forward_with_context,
     per_sample_dot,
+    require_known_operations,
     train_feedback,
 )
 from dtp.models.network import Network
@@ -91,6 +93,8 @@ class TargetPropagation(Algorithm):
             self.feedback_settings.nonlinearity, self.feedback_settings.bias, self.options.unpool
         )
         numbers = range(2, self.top + 1)
+        for n, layer in enumerate(self.network, start=1):
+            require_known_operations(n, layer)
         feedback = derive_feedback(self.network.layers, self.network.shapes, numbers, settings)
         if self.options.feedback_init == "symmetric":
             for n in numbers:
@@ -107,7 +111,7 @@ class TargetPropagation(Algorithm):
         A pure function of its arguments and the weights; only those of ``self.feedback[n]`` are stepped on it.
         ``noise`` is what :meth:`feedback_noise` drew.
         """
-        raise NotImplementedError
+        raise UserError(f"{type(self).__name__} does not say what its feedback learns; define feedback_loss in it.")
 
     def turns(self) -> tuple[bool, bool]:
         """Whether this batch trains the feedback weights, and whether it trains the forward weights."""
@@ -202,6 +206,12 @@ class TargetPropagation(Algorithm):
             if self._learns_task(n):
                 losses[n] = self.task_loss(output, y)
             else:
+                if targets[n].shape != output.shape:
+                    # Broadcasting would go on silently, with another rule than was meant.
+                    raise UserError(
+                        f"The target of layer {n} has shape {tuple(targets[n].shape)}; expected that of its "
+                        f"activation, {tuple(output.shape)}. Mend {type(self).__name__}."
+                    )
                 losses[n] = self.forward_loss(n, output, targets[n])
         return losses
 
@@ -283,15 +293,19 @@ def per_layer(
         UserError: another number of values, or a value out of range.
     """
     if len(values) != 1 and len(values) != len(numbers):
-        names = ", ".join(map(str, numbers)) or "none"
+        names = (
+            ("layers " if len(numbers) > 1 else "layer ") + ", ".join(map(str, numbers)) if numbers else "there is none"
+        )
         raise UserError(
-            f"--{flag}: expected {len(numbers)} values, one for each trained feedback layer (layers {names}), or 1 for "
-            f"all; found {len(values)}."
+            f"--{flag}: expected {len(numbers)} values, one for each trained feedback layer ({names}), or 1 for all; "
+            f"found {len(values)}."
         )
     for value in values:
         if (least is not None and not value >= least) or (above is not None and not value > above):
             bound = f"at least {least}" if least is not None else f"above {above}"
             raise UserError(f"--{flag}: expected values {bound}, found {value}.")
+        if not math.isfinite(value):
+            raise UserError(f"--{flag}: expected finite values, found {value}.")
     return dict(zip(numbers, values if len(values) > 1 else list(values) * len(numbers), strict=True))
 
 

@@ -61,11 +61,11 @@ class ImageData(LightningDataModule):
 
     def load_train(self) -> Part:
         """Training images (uint8, indexed like an array (N, C, H, W)) and labels (int64, (N,)), in a fixed order."""
-        raise NotImplementedError
+        raise UserError(f"{type(self).__name__} does not say what its training images are; define load_train in it.")
 
     def load_test(self) -> Part:
         """Test images and labels, in the same form."""
-        raise NotImplementedError
+        raise UserError(f"{type(self).__name__} does not say what its test images are; define load_test in it.")
 
     def load_val(self) -> Part | None:
         """Validation images of their own; by default there are none, and some training images are held out."""
@@ -114,6 +114,11 @@ class ImageData(LightningDataModule):
         if self._parts:
             return
         train, test = self._checked(self.load_train(), "training"), self._checked(self.load_test(), "test")
+        if train[0].shape[1:] != test[0].shape[1:]:
+            raise UserError(
+                f"{self.name}: expected test images of the shape of the training images, {tuple(train[0].shape[1:])}, "
+                f"found {tuple(test[0].shape[1:])}."
+            )
         self._input_shape = tuple(train[0].shape[1:])
         self._statistics = used_statistics(self.own_statistics(train[0]), self.options.normalisation, self.name)
         kept, val = self._split(train)
@@ -179,8 +184,17 @@ class ImageData(LightningDataModule):
         return ImageBatches(*part, indices, self._statistics, augmentation)
 
     def _checked(self, part: Part, role: str) -> Part:
+        for attribute in ("name", "num_classes"):
+            if not hasattr(self, attribute):
+                raise UserError(f"{type(self).__name__} needs a class attribute {attribute!r}; define it.")
         images, labels = part
         labels = np.asarray(labels, dtype=np.int64)
+        kind = getattr(images, "dtype", np.uint8)
+        if len(images.shape) != 4 or kind != np.uint8:
+            raise UserError(
+                f"{self.name}: expected {role} images as uint8 of shape (N, C, H, W), found {np.dtype(kind)} of shape "
+                f"{tuple(images.shape)}; mend load_train or load_test of {type(self).__name__}."
+            )
         if len(images) != len(labels) or len(labels) == 0:
             raise UserError(
                 f"{self.name} in {self.data_dir}: expected as many {role} images as labels, and at least one, found "

@@ -126,7 +126,7 @@ def decode(path: Path, image_size: int) -> np.ndarray:
     """
     try:
         with Image.open(path) as file:
-            image = file.convert("RGB")
+            image = _eight_bits(file).convert("RGB")
         if image.size != (image_size, image_size):
             image = functional.center_crop(functional.resize(image, image_size), image_size)
         return np.asarray(image).transpose(2, 0, 1)
@@ -135,6 +135,15 @@ def decode(path: Path, image_size: int) -> np.ndarray:
         raise UserError(
             f"{path}: expected an image, found a file that cannot be decoded ({error}); repair or remove it."
         ) from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey images of 16 bits scaled to 8; PIL would clip them to white."""
+    if image.mode.startswith("I"):
+        return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range; save it with 8 or 16 bits")
+    return image
 
 
 def find_images(data_dir: Path) -> tuple[list[str], dict[str, Files]]:

@@ -7,6 +7,7 @@ from dtp.feedback.layers import (
     derive_feedback,
     forward_with_context,
     layer_operations,
+    require_known_operations,
 )
 from dtp.feedback.loop import FeedbackProblem, train_feedback
 from dtp.feedback.losses import ldrl_loss, per_sample_dot, reconstruction_loss
@@ -39,5 +40,6 @@ __all__ = [
     "per_sample_dot",
     "reconstruction_loss",
     "register_feedback",
+    "require_known_operations",
     "train_feedback",
 ]

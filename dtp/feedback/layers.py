@@ -126,6 +126,15 @@ def _derive_layer(
     return FeedbackLayer(*zip(*steps, strict=True))
 
 
+def require_known_operations(n: int, layer: nn.Module) -> None:
+    """Raise UserError if layer n holds a type that :func:`forward_with_context` cannot evaluate."""
+    for module in layer_operations(layer):
+        try:
+            operation_of(module)
+        except UserError as error:
+            raise UserError(f"Layer {n}: {error}") from error
+
+
 def _make_feedback(n: int, module: nn.Module, in_shape: Size, settings: FeedbackSettings) -> FeedbackOperation:
     try:
         return operation_of(module).make_feedback(module, in_shape, settings)

@@ -45,10 +45,15 @@ class Network(nn.Module):
         for layer in self.make_layers():
             self.layers.append(layer)
             self.shapes.append(self._shape_after(layer))
+        if not self.layers or self.shapes[-1] != Size([num_classes]):
+            found = "x".join(map(str, self.shapes[-1])) if self.layers else "no layers"
+            raise UserError(
+                f"{type(self).__name__} must end in {num_classes} values, one for each class; found {found}."
+            )
 
     def make_layers(self) -> Iterable[nn.Sequential]:
         """Yield the layers in forward order. ``self.shapes[-1]`` is the shape that the next layer receives."""
-        raise NotImplementedError
+        raise UserError(f"{type(self).__name__} does not say what its layers are; define make_layers in it.")
 
     def activation(self) -> nn.Module:
         """A new instance of the nonlinearity that the options name."""

@@ -369,7 +369,7 @@ def test_usual_feedback_rates_align_the_weights_for_both_scales_of_the_loss(scal
 def test_template_without_a_feedback_loss_says_what_is_missing(mlp):
     rule = TargetPropagation(mlp)
     rule.configure_optimizers()
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(UserError, match="define feedback_loss"):
         rule.training_batch(*make_batch(mlp))
 
 

@@ -121,8 +121,8 @@ def test_shape_inference_leaves_buffers_and_the_random_state_alone():
     assert torch.equal(torch.get_rng_state(), after)
 
 
-def test_base_class_has_no_layers():
-    with pytest.raises(NotImplementedError):
+def test_a_network_without_layers_says_what_is_missing():
+    with pytest.raises(UserError, match="define make_layers"):
         Network(ModelOptions(), (3, 8, 8), 10)
 
 

@@ -1,0 +1,66 @@
+"""Which devices a run uses, and whether they and the processes are there."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+from dtp.config import RunOptions
+from dtp.distributed.strategy import FeedbackDDPStrategy
+from dtp.errors import UserError
+
+
+def choose_devices(run: RunOptions) -> tuple[str, int]:
+    """Kind (``"gpu"`` or ``"cpu"``) and number of devices of each machine.
+
+    Raises:
+        UserError: more than there are, or another number than a launcher has started processes for.
+    """
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    wants_gpu = run.accelerator in ("gpu", "cuda") or (run.accelerator == "auto" and gpus > 0)
+    if wants_gpu and not gpus:
+        raise UserError(f"--accelerator {run.accelerator}: this machine has no usable GPU; use --accelerator cpu.")
+    count = (gpus if wants_gpu else 1) if run.devices == "auto" else int(run.devices)
+    started = _processes_of_launcher()
+    if started is None:
+        _require_machine(run, count, gpus if wants_gpu else None)
+    elif started != count * run.num_nodes:
+        raise UserError(
+            f"The launcher started {started} processes, but --num-nodes {run.num_nodes} --devices {count} means "
+            f"{count * run.num_nodes}; give --num-nodes the machines and --devices the processes on each."
+        )
+    return ("gpu" if wants_gpu else "cpu"), count
+
+
+def choose_strategy(run: RunOptions, devices: int) -> FeedbackDDPStrategy | str:
+    """The strategy for so many devices on each machine."""
+    several = devices * run.num_nodes > 1 or run.strategy == FeedbackDDPStrategy.strategy_name
+    return FeedbackDDPStrategy() if several else "auto"
+
+
+def leave_together() -> None:
+    """End the process group. Ranks that leave early tear down connections that others use, which ends in SIGABRT."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+
+
+def _processes_of_launcher() -> int | None:
+    """How many processes srun, torchrun or Lightning started; None for a plain command."""
+    count = os.environ.get("SLURM_NTASKS" if SLURMEnvironment.detect() else "WORLD_SIZE", "")
+    return int(count) if count.isdigit() else None
+
+
+def _require_machine(run: RunOptions, count: int, gpus: int | None) -> None:
+    # Only for a plain command: a process that a launcher started sees its own share of the machine.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    available, kind = (cores, "CPU cores") if gpus is None else (gpus, "GPUs")
+    if count > available:
+        raise UserError(f"--devices {run.devices}: this machine has {available} {kind}; ask for at most as many.")
+    if run.num_nodes > 1:
+        raise UserError(
+            f"--num-nodes {run.num_nodes}: a plain command starts processes on its own machine only; start it with "
+            "srun or torchrun on every one."
+        )
