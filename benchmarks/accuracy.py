@@ -30,8 +30,8 @@ EXPERIMENTS = {
     **{f"{rule}-mlp-mnist": f"--algo {rule} --model mlp {MNIST}" for rule in ("dtp", "bp", "vanilla-dtp", "tp")},
     "parallel-dtp-mlp-mnist": f"--algo parallel-dtp --model mlp {MNIST}",
     **{
-        f"dtp-lenet-mnist-{routing}": f"--algo dtp --model lenet {MNIST} --routing {routing} --max-epochs 15 "
-        "--limit-train-batches 10 --limit-val-batches 10 --log-every 10 --test-weights last"
+        f"dtp-lenet-mnist-{routing}": f"--algo dtp --model lenet {MNIST} --routing {routing} --max-epochs 10 "
+        "--limit-train-batches 5 --limit-val-batches 5 --log-every 5 --test-weights last"
         for routing in ("noisy", "fixed")
     },
     "bp-lenet-mnist": f"--algo bp --model lenet {MNIST} --max-epochs 15 --limit-train-batches 10 --limit-val-batches "
