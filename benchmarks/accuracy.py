@@ -34,8 +34,8 @@ EXPERIMENTS = {
         "--limit-train-batches 5 --limit-val-batches 5 --log-every 5 --test-weights last"
         for routing in ("noisy", "fixed")
     },
-    "bp-lenet-mnist": f"--algo bp --model lenet {MNIST} --max-epochs 15 --limit-train-batches 10 --limit-val-batches "
-    "10 --log-every 10 --test-weights last",
+    "bp-lenet-mnist": f"--algo bp --model lenet {MNIST} --max-epochs 10 --limit-train-batches 5 --limit-val-batches "
+    "5 --log-every 5 --test-weights last",
     **{
         f"dtp-vgg-cifar10-{routing}": f"--algo dtp --model vgg {CIFAR} --config dtp_vgg_cifar10 --routing {routing} "
         + FEW_STEPS
