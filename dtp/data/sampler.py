@@ -83,6 +83,9 @@ class OrderedBatches:
     The last ranks may hold one image, and so one batch, fewer than the first.
     """
 
+    # Lightning 2.5 looks here whether an evaluation loader shuffles: it does not.
+    sampler = None
+
     def __init__(self, size: int, batch_size: int, rank: int = 0, ranks: int = 1):
         self.positions = np.arange(rank, size, ranks)
         self.batch_size = batch_size
