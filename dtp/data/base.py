@@ -167,7 +167,10 @@ class ImageData(LightningDataModule):
         own = self.load_val() if self.options.val_size is None else None
         if own is not None:
             return everything, (self._checked(own, "validation"), np.arange(len(own[1])))
-        size = self.val_size if self.options.val_size is None else self.options.val_size
+        size = self.options.val_size
+        if size is None:
+            # The usual count is one for the whole dataset; of a small part of it, a tenth.
+            size = self.val_size if self.val_size <= len(everything) / 2 else 0.1
         count = count_held_out(size, len(everything), self.name)
         if count == 0:
             return everything, None

@@ -18,7 +18,7 @@ class DataOptions:
     # Processes that load and augment batches, 0 or more; 0 loads in the main process, best for small datasets.
     num_workers: int = 0
     # Images held out of the training set for validation: a count (5000), a fraction below 1 (0.1), or 0 for none.
-    # Default: the dataset's own usual split (5000; imagenet32 50 of each class; digits and imagefolder a tenth).
+    # Default: the usual one (5000; imagenet32 50 of each class; digits, imagefolder and small parts a tenth).
     val_size: float | None = None
     # Seed of the training/validation split, any whole number; kept apart from --seed so that runs with other seeds
     # share one split.

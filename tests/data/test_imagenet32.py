@@ -144,3 +144,9 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path, protocol):
     with pytest.raises(UserError, match="mkdir"):
         read_pickle(path)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_small_part_of_the_dataset_holds_out_a_tenth_by_default(tmp_path, write_imagenet32):
+    """50 of each class would be more than there is."""
+    write_imagenet32(tmp_path)
+    assert imagenet32(tmp_path, val_size=None).sizes == {"train": 180, "val": 20, "test": 20}
