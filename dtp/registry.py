@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -91,6 +92,20 @@ def import_object(path: str) -> Any:
     for attribute in attributes.split("."):
         found = getattr(found, attribute)
     return found
+
+
+def lazy_attributes(module: str, classes: dict[str, str]) -> Callable[[str], Any]:
+    """A module's ``__getattr__`` that imports classes, by name and import path, on first use.
+
+    They need torch, and ``--help``, which imports their packages, must not wait for it.
+    """
+
+    def get(name: str) -> Any:
+        if name in classes:
+            return import_object(classes[name])
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+    return get
 
 
 def did_you_mean(word: str, known) -> str:

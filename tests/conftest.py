@@ -8,6 +8,7 @@ import torch
 
 from dtp.models import MLP, LeNet, Network
 from dtp.models.options import LeNetOptions, MLPOptions
+from dtp.signals import stop_request
 
 # For this process, and for the processes that tests start: the tensors of the tests are small, and threads
 # that wait for each other on a busy machine would cost far more than they bring.
@@ -59,3 +60,11 @@ def make_batch(network: Network, size: int = 6) -> tuple[torch.Tensor, torch.Ten
     """Random images and labels for a network, in its dtype."""
     dtype = next(network.parameters()).dtype
     return torch.randn(size, *network.input_shape, dtype=dtype), torch.randint(network.num_classes, (size,))
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder, and no stop asked for by an earlier run in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(stop_request, "signum", None)
+    return tmp_path

@@ -1,6 +1,6 @@
 """Forward networks: stacks of layers. ``--model`` chooses one; a user's own subclasses :class:`Network`."""
 
-from dtp.registry import Entry, Registry, import_object
+from dtp.registry import Entry, Registry, lazy_attributes
 
 MODELS = Registry(
     "model",
@@ -20,9 +20,4 @@ _CLASSES = {
 }
 __all__ = ["MODELS", *_CLASSES]
 
-
-def __getattr__(name: str):
-    """Classes are imported on first use: they need torch, and ``--help`` must not wait for it."""
-    if name in _CLASSES:
-        return import_object(_CLASSES[name])
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_attributes(__name__, _CLASSES)

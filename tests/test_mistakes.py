@@ -1,0 +1,272 @@
+"""Mistakes of the user in whole runs: one sentence, status 2, nothing lost."""
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dtp.cli import main
+from dtp.data import DATA
+from dtp.runs import newest_checkpoint
+from tests.runs import ROOT, SHORT, contents, fails, rows
+
+pytestmark = pytest.mark.usefixtures("here")
+
+
+def test_options_that_a_resumed_run_cannot_change_are_refused(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--run-dir", str(folder)]) == 0
+    before = contents(folder)
+    fails(capsys, ["--resume", str(folder), "--lr", "0.5"], "made with --lr 0.05, not 0.5")
+    fails(capsys, ["--resume", str(folder), "--algo", "bp"], "was made with --algo dtp, not bp")
+    fails(capsys, [*SHORT, "--run-dir", str(folder), "--resume", "auto", "--seed", "3"], "made with --seed 0, not 3")
+    assert contents(folder) == before
+
+
+@pytest.mark.parametrize("other", ["--algo bp", "--model lenet --hidden 8"])
+def test_a_checkpoint_of_another_rule_or_network_is_refused(other, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--run-dir", str(folder)]) == 0
+    lone = tmp_path / "lone.ckpt"
+    newest_checkpoint(folder).rename(lone)
+    flag, value = other.split()[:2]
+    command = [*other.split(), "--max-epochs", "2", "--resume", str(lone), "--run-dir", str(tmp_path / "new")]
+    fails(capsys, command, "lone.ckpt was made with", f"{flag} ", f", not {value}")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "foreign", "text"])
+def test_a_damaged_or_foreign_checkpoint_is_refused(damage, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--run-dir", str(folder)]) == 0
+    path = tmp_path / "broken.ckpt"
+    whole = newest_checkpoint(folder).read_bytes()
+    if damage == "truncated":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif damage == "foreign":
+        torch.save({"weights": torch.zeros(3)}, path)
+    else:
+        path.write_text("hello")
+    fails(capsys, [*SHORT, "--resume", str(path), "--run-dir", str(tmp_path / "new")], "broken.ckpt: is")
+
+
+def test_a_checkpoint_of_another_width_is_refused(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--run-dir", str(folder)]) == 0
+    lone = tmp_path / "lone.ckpt"
+    newest_checkpoint(folder).rename(lone)
+    command = [*SHORT, "--widths", "17", "--resume", str(lone), "--run-dir", str(tmp_path / "new")]
+    fails(capsys, command, "lone.ckpt was made with --widths 16, not 17")
+
+
+def test_divergence_is_one_sentence_and_keeps_the_good_checkpoints(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--run-dir", str(folder)]) == 0
+    before = {path.name for path in (folder / "checkpoints").iterdir()}
+    command = [*SHORT, "--max-epochs", "4", "--lr", "1e30", "--run-dir", str(tmp_path / "diverged")]
+    fails(capsys, command, "Training diverged", "--lr")
+    assert list((tmp_path / "diverged" / "checkpoints").iterdir()) == []
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == before
+
+
+def test_images_too_small_for_the_network(capsys, tmp_path):
+    fails(capsys, ["--model", "vgg"], "Images of 8x8 pixels do not fit VGG")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("data", [name for name in DATA.names() if name != "digits"])
+def test_missing_data_says_what_to_do(data, capsys, tmp_path):
+    fails(capsys, ["--data", data, "--data-dir", str(tmp_path / "nothing")], "--data-dir")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_foreign_data(capsys, tmp_path):
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (raw / f"{name}-ubyte").write_bytes(b"not an image at all" * 10)
+    fails(capsys, ["--data", "mnist", "--data-dir", str(tmp_path / "data")], "-ubyte")
+
+
+def test_truncated_data(capsys, tmp_path):
+    import pickle
+
+    data = {"data": np.zeros((5, 3072), np.uint8), "labels": [1, 2, 3, 4, 5]}
+    for number in range(1, 11):
+        (tmp_path / f"train_data_batch_{number}").write_bytes(pickle.dumps(data))
+    (tmp_path / "val_data").write_bytes(pickle.dumps(data)[:-100])
+    fails(capsys, ["--data", "imagenet32", "--model", "mlp", "--data-dir", str(tmp_path)], "val_data")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_folder_by_permissions(capsys, tmp_path):
+    tmp_path.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    try:
+        fails(capsys, [*SHORT, "--run-dir", str(tmp_path / "run")], "cannot be written")
+    finally:
+        tmp_path.chmod(stat.S_IRWXU)
+
+
+def test_an_unwritable_folder(capsys, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    fails(capsys, [*SHORT, "--run-dir", str(tmp_path / "file" / "run")], "cannot be written")
+    fails(capsys, [*SHORT, "--run-dir", str(tmp_path / "file")], "is a file")
+
+
+def test_more_devices_than_there_are(capsys):
+    fails(capsys, [*SHORT, "--devices", "4096"], "--devices 4096: this machine has")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_where_there_is_none(capsys):
+    fails(capsys, [*SHORT, "--accelerator", "gpu"], "no usable GPU")
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        ("--noise 0.1 0.2 0.3", "--noise: expected 2 values"),
+        ("--feedback-iterations 1 2 3 4", "--feedback-iterations: expected 2 values"),
+        ("--feedback-lr 1 2 3", "(layers 2, 3)"),
+        ("--beta -1", "--beta: expected a number above 0"),
+        ("--batch-size 0", "--batch-size"),
+        ("--val-size 5000", "--val-size"),
+        ("--widths 3 0", "--widths: expected values of at least 1"),
+        ("--lr 0", "--lr: expected a number above 0"),
+        ("--num-workers -1", "--num-workers"),
+        ("--noise inf", "--noise: expected finite values"),
+        ("--limit-train-batches 0.0001", "--limit-train-batches 0.0001: less than one of"),
+    ],
+)
+def test_values_out_of_range(arguments, expected, capsys, tmp_path):
+    fails(capsys, arguments.split(), expected)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, capsys, monkeypatch):
+    import lightning.pytorch as pl
+
+    def full(self, path, *args, **kwargs):
+        Path(path).write_bytes(b"part")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pl.Trainer, "save_checkpoint", full)
+    fails(capsys, [*SHORT, "--run-dir", str(tmp_path / "run")], "No space left on device")
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+def test_a_mistake_in_a_users_file_is_told_as_theirs(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "with_syntax_error.py").write_text("class Rule(:\n")
+    fails(capsys, ["--algo", "with_syntax_error:Rule"], "with_syntax_error:Rule: could not be imported (SyntaxError")
+    (tmp_path / "that_raises.py").write_text(
+        "from dtp.algorithms import DTP\n"
+        "class Rule(DTP):\n"
+        "    'Mine.'\n"
+        "    def lower_target(self, n, targets, activations):\n"
+        "        return targets[n + 7]\n"
+    )
+    assert main([*SHORT, "--algo", "that_raises:Rule", "--run-dir", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "that_raises.py, line 5, raised KeyError" in error and "defect" not in error
+
+
+OWN = {
+    "network without layers": (
+        "class Own(Network):\n    'Mine.'",
+        "--model own_part:Own",
+        "Own does not say what its layers are; define make_layers",
+    ),
+    "network with other outputs": (
+        "class Own(Network):\n    'Mine.'\n    def make_layers(self):\n"
+        "        yield nn.Sequential(nn.Flatten(), nn.Linear(self.features, 7))",
+        "--model own_part:Own",
+        "Own must end in 10 values, one for each class; found 7",
+    ),
+    "network with an unknown type in layer 1": (
+        "class Own(Network):\n    'Mine.'\n    def make_layers(self):\n"
+        "        yield nn.Sequential(nn.Flatten(), nn.Linear(self.features, 7), nn.GELU())\n"
+        "        yield nn.Sequential(nn.Linear(7, 10))",
+        "--model own_part:Own",
+        "Layer 1: No feedback is known for the layer type GELU",
+    ),
+    "rule with a target of another shape": (
+        "class Own(DTP):\n    'Mine.'\n    def lower_target(self, n, targets, activations):\n"
+        "        return activations.s[n - 1][:, :1]",
+        "--algo own_part:Own",
+        "The target of layer 1 has shape (128, 1)",
+    ),
+    "options without the decorator": (
+        "class Own(DTP):\n    'Mine.'\n    class Options(DTP.Options):\n        alpha: float = 1.0",
+        "--algo own_part:Own",
+        "its class Options must be decorated with @dataclass",
+    ),
+    "dataset without images": (
+        "class Own(ImageData):\n    'Mine.'\n    name, num_classes = 'own', 2",
+        "--data own_part:Own",
+        "define load_train",
+    ),
+    "dataset of floats": (
+        "class Own(ImageData):\n    'Mine.'\n    name, num_classes = 'own', 2\n"
+        "    def load_train(self):\n        return np.zeros((8, 1, 4, 4)), np.zeros(8)\n    load_test = load_train",
+        "--data own_part:Own",
+        "expected training images as uint8",
+    ),
+}
+
+
+@pytest.mark.parametrize("part", OWN)
+def test_what_is_wrong_with_a_part_of_the_users_own_is_told(part, tmp_path, monkeypatch, capsys):
+    code, arguments, expected = OWN[part]
+    imports = ["numpy as np"], ["torch import nn", "dtp.algorithms import DTP", "dtp.models import Network"]
+    lines = [f"import {name}" for name in imports[0]] + [f"from {name}" for name in imports[1]]
+    lines.append("from dtp.data.base import ImageData")
+    (tmp_path / "own_part.py").write_text("\n".join([*lines, code]) + "\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_part", raising=False)
+    sizes = ["--widths", "16"] if "--model" not in arguments else []
+    short = [*sizes, "--batch-size", "128", "--max-epochs", "1", "--run-dir", str(tmp_path / "run")]
+    fails(capsys, [*arguments.split(), *short], expected)
+
+
+def test_the_newest_checkpoint_being_damaged_the_one_before_is_used(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--max-epochs", "3", "--max-steps", "25", "--run-dir", str(folder)]) == 0
+    whole = tmp_path / "whole"
+    assert main([*SHORT, "--max-epochs", "3", "--run-dir", str(whole)]) == 0
+    newest_checkpoint(folder).write_bytes(b"torn")
+    assert main(["--resume", str(folder), "--max-steps", "-1"]) == 0
+    captured = capsys.readouterr()
+    assert "goes on from batch 20" in captured.out and "warning:" in captured.err
+    a, b = (torch.load(newest_checkpoint(f), weights_only=True)["state_dict"] for f in (folder, whole))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert (folder / "checkpoints" / "step=00000025.damaged").read_bytes() == b"torn"
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again_in_its_folder(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--run-dir", str(folder)]) == 0
+    for path in (*(folder / "checkpoints").iterdir(), folder / "summary.json"):
+        path.unlink()
+    assert main(["--resume", str(folder)]) == 0
+    assert json.loads((folder / "summary.json").read_text())["steps"] == 20
+    steps = [int(row["step"]) for row in rows(folder)]
+    assert steps == sorted(set(steps))
+
+
+def test_processes_that_a_launcher_started_must_be_as_many_as_the_devices(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    fails(capsys, [*SHORT, "--run-dir", "run"], "The launcher started 2 processes", "means 1")
+    monkeypatch.delenv("WORLD_SIZE")
+    fails(capsys, [*SHORT, "--num-nodes", "2", "--run-dir", "run"], "--num-nodes 2", "srun or torchrun")
+
+
+def test_a_closed_output_pipe_is_no_defect(tmp_path):
+    command = f"{sys.executable} {ROOT / 'main.py'} --help | head -1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
