@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Size, nn
+from torch import Size, Tensor, nn
 
 
 @torch.no_grad()
@@ -22,3 +22,8 @@ def output_shape(module: nn.Module, in_shape: Iterable[int]) -> Size:
     dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), None)
     sample = torch.empty(2, *in_shape, dtype=dtype, device="meta")
     return torch.func.functional_call(module, state, (sample,)).shape[1:]
+
+
+def channels_last(x: Tensor) -> bool:
+    """Whether a batch of maps (B, C, H, W) lies in memory with the channels innermost."""
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)

@@ -1,10 +1,15 @@
 """Difference target propagation with the local difference reconstruction loss (L-DRL)."""
 
+import math
+from typing import Any
+
 from torch import Tensor
 
 from dtp.algorithms.options import DTPOptions, ParallelDTPOptions
 from dtp.algorithms.target_propagation import Activations, TargetPropagation
-from dtp.feedback import ldrl_loss
+from dtp.errors import UserError
+from dtp.feedback import NotReducible, ReducedLDRL, ldrl_loss
+from dtp.models.network import Network
 
 
 class DTP(TargetPropagation):
@@ -16,22 +21,41 @@ class DTP(TargetPropagation):
 
     Options = DTPOptions
 
+    def __init__(self, network: Network, options: DTPOptions | None = None, seed: int = 0):
+        super().__init__(network, options, seed)
+        angle = self.options.feedback_stop_angle
+        if not 0 <= angle < 90:
+            raise UserError(f"--feedback-stop-angle: expected an angle from 0 to below 90 degrees, found {angle}.")
+        literal = [n for n in self.trained_feedback if self.reduced(n) is None]
+        if angle and literal:
+            raise UserError(
+                f"--feedback-stop-angle: layer {literal[0]} is trained on the literal loss "
+                f"({self.feedback_forms()[literal[0]]}), which does not tell the angle; use 0."
+            )
+
+    @property
+    def enough(self) -> float:
+        angle = self.options.feedback_stop_angle
+        return math.cos(math.radians(angle)) if angle else 2.0
+
     def feedback_noise(self, n: int, activations: Activations) -> tuple[Tensor, Tensor]:
         return self.draw_noise(n, activations.s[n - 1]), self.draw_noise(n, activations.s[n])
 
     def feedback_loss(self, n: int, activations: Activations, noise: tuple[Tensor, ...]) -> Tensor:
-        a, o = activations, self.options
-        return ldrl_loss(
-            self.network[n],
-            self.feedback[n],
-            a.s[n - 1],
-            a.s[n],
-            a.contexts[n],
-            *noise,
-            routing=o.routing,
-            noise_samples=o.noise_samples,
-            paper_scale=self.noise_scale(n) if o.ldrl_scale == "paper" else None,
-        )
+        a = activations
+        layers, clean = (self.network[n], self.feedback[n]), (a.s[n - 1], a.s[n], a.contexts[n])
+        return ldrl_loss(*layers, *clean, *noise, **self._loss_settings(n))
+
+    def reduced_form(self, n: int) -> ReducedLDRL:
+        for hook in ("feedback_noise", "feedback_loss"):
+            if getattr(type(self), hook) is not getattr(DTP, hook):
+                raise NotReducible(f"{type(self).__name__} has a {hook} of its own")
+        return ReducedLDRL(self.network[n], self.feedback[n], **self._loss_settings(n))
+
+    def _loss_settings(self, n: int) -> dict[str, Any]:
+        o = self.options
+        paper_scale = self.noise_scale(n) if o.ldrl_scale == "paper" else None
+        return {"routing": o.routing, "noise_samples": o.noise_samples, "paper_scale": paper_scale}
 
     def usual_feedback_lr(self, n: int) -> float:
         # The paper's loss is the code's divided by 2 sigma^2, and so are its gradients.

@@ -57,6 +57,13 @@ class TargetPropagationOptions(AlgorithmOptions):
     schedule: Literal["sequential", "parallel", "alternating"] = "sequential"
     # What the last layer learns: squared distance to its target (mse) or the task's cross-entropy (task).
     output_loss: Literal["mse", "task"] = "mse"
+    # Batches at the start of a run that train the feedback weights alone, 0 or more.
+    feedback_warmup: int = 0
+    # How the feedback phase is computed: from the loss as it is written (literal), by exact algebra for less work
+    # wherever it holds (reduced), or that as a CUDA graph (graph); auto takes the fastest that the device has.
+    engine: Literal["auto", "literal", "reduced", "graph"] = "auto"
+    # Memory in MiB that the feedback iterations of one layer may take when several are prepared at once.
+    feedback_memory: int = 64
     # How a maximum is put back by the feedback: added where pooling windows overlap (the adjoint), or written over.
     unpool: Literal["add", "write"] = "add"
 
@@ -70,6 +77,9 @@ class DTPOptions(TargetPropagationOptions):
     # Max-pooling positions of the noisy pass: its own (noisy, as published) or those of the clean pass (fixed, as the
     # theory assumes; its feedback weights align far better).
     routing: Literal["noisy", "fixed"] = "noisy"
+    # Angle in degrees between the Jacobians of the feedback layer and the transposed forward layer, estimated from the
+    # noise of each iteration, at which a layer takes no more feedback iterations in this batch; 0 for never.
+    feedback_stop_angle: float = 0.0
     # Scale of the L-DRL loss: the published code's (code) or the paper's, divided by 2 noise^2 (paper), which needs
     # feedback learning rates that are smaller by that factor.
     ldrl_scale: Literal["code", "paper"] = "code"

@@ -16,13 +16,18 @@ from dtp.algorithms.options import TargetPropagationOptions
 from dtp.errors import UserError
 from dtp.feedback import (
     Context,
+    FeedbackLayer,
     FeedbackNetwork,
     FeedbackProblem,
     FeedbackSettings,
+    NotReducible,
+    ReducedLDRL,
+    Step,
     derive_feedback,
     forward_with_context,
     per_sample_dot,
     require_known_operations,
+    stepper,
     train_feedback,
 )
 from dtp.models.network import Network
@@ -77,6 +82,11 @@ class TargetPropagation(Algorithm):
             raise UserError(f"--noise-samples: expected at least 1, found {o.noise_samples}.")
         if not 0 <= o.feedback_momentum < 1:
             raise UserError(f"--feedback-momentum: expected a number from 0 to below 1, found {o.feedback_momentum}.")
+        if o.feedback_warmup < 0:
+            raise UserError(f"--feedback-warmup: expected 0 or more, found {o.feedback_warmup}.")
+        if o.feedback_memory < 1:
+            raise UserError(f"--feedback-memory: expected at least 1 (MiB), found {o.feedback_memory}.")
+        self._reduced = {n: self._reduced_or_reason(n) for n in numbers}
         if not o.feedback_weight_decay >= 0:
             raise UserError(f"--feedback-weight-decay: expected 0 or more, found {o.feedback_weight_decay}.")
 
@@ -113,8 +123,23 @@ class TargetPropagation(Algorithm):
         """
         raise UserError(f"{type(self).__name__} does not say what its feedback learns; define feedback_loss in it.")
 
+    def reduced_form(self, n: int) -> ReducedLDRL:
+        """The reduced form of :meth:`feedback_loss` for layer n: the same gradients for less work.
+
+        Raises:
+            NotReducible: there is none, with the reason; the loss is then evaluated as it is written.
+        """
+        raise NotReducible("the rule's feedback loss has no reduced form")
+
+    @property
+    def enough(self) -> float:
+        """Cosine between Jacobians at which a feedback layer takes no more iterations in a batch; 2 for never."""
+        return 2.0
+
     def turns(self) -> tuple[bool, bool]:
         """Whether this batch trains the feedback weights, and whether it trains the forward weights."""
+        if self.global_step < self.options.feedback_warmup:
+            return True, False
         alternating = self.options.schedule == "alternating"
         return not alternating or self.current_epoch % 2 == 0, not alternating or self.current_epoch % 2 == 1
 
@@ -129,7 +154,9 @@ class TargetPropagation(Algorithm):
         t_{n-1} = s_{n-1} + G_n(t_n) - G_n(s_n), with the context of the clean pass.
         """
         a, feedback = activations, self.feedback[n]
-        return a.s[n - 1] + feedback(targets[n], a.contexts[n]) - feedback(a.s[n], a.contexts[n])
+        if self.options.engine == "literal" or not isinstance(feedback, FeedbackLayer):
+            return a.s[n - 1] + feedback(targets[n], a.contexts[n]) - feedback(a.s[n], a.contexts[n])
+        return a.s[n - 1] + feedback.difference(targets[n], a.s[n], a.contexts[n])
 
     def forward_loss(self, n: int, output: Tensor, target: Tensor) -> Tensor:
         """Local loss of layer n: half the squared distance to its target, summed over features, mean over samples.
@@ -146,13 +173,13 @@ class TargetPropagation(Algorithm):
         activations = self.activations(x, gradients=forward_turn)
         # Parallel: the targets are those of the feedback weights as they were when the batch came in.
         targets = self.targets(activations, y) if self.options.schedule == "parallel" else None
-        losses = self.feedback_phase(activations) if feedback_turn else {}
+        scalars = self.feedback_phase(activations) if feedback_turn else {}
         if forward_turn:
             if targets is None:
                 targets = self.targets(activations, y)
             gradients = self._local_gradients(activations, targets, y)
             self.step(self.forward_optimizer, self.forward_parameters, gradients)
-        return activations.s[-1], {f"feedback_loss_{n}": loss for n, loss in losses.items()}
+        return activations.s[-1], scalars
 
     def forward_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         activations = self.activations(x)
@@ -169,24 +196,32 @@ class TargetPropagation(Algorithm):
                 s.append(full_precision(output.detach()))
         return Activations(s, contexts, outputs)
 
-    def feedback_phase(self, activations: Activations) -> dict[int, Tensor]:
-        """Train every feedback layer for its iterations. Returns their last losses, detached scalars.
+    def feedback_phase(self, activations: Activations) -> dict[str, Tensor]:
+        """Train every feedback layer for its iterations. Returns what is logged of it, detached scalars.
 
         Always in full precision: bfloat16 costs 3 to 60 per cent of error in these gradients.
         """
         with self.feedback_timer.measure(self.device), _no_autocast(activations.s[0]):
             activations = self._in_full_precision(activations)
+            a = activations
             problems = [
                 FeedbackProblem(
                     n,
                     tuple(self.feedback[n].parameters()),
                     self.feedback_iterations[n],
-                    lambda n=n: self.feedback_noise(n, activations),
-                    lambda noise, n=n: self.feedback_loss(n, activations, noise),
+                    lambda n=n: self.feedback_noise(n, a),
+                    lambda noise, n=n: self.feedback_loss(n, a, noise),
+                    self.reduced(n),
+                    (a.s[n - 1], a.s[n], a.contexts[n]),
+                    self.enough,
                 )
                 for n in self.trained_feedback
             ]
-            return train_feedback(problems, self._step_feedback)
+            result = train_feedback(problems, self._feedback_step(), self.options.feedback_memory << 20)
+        scalars = {f"feedback_loss_{n}": loss for n, loss in result.losses.items()}
+        if self.enough <= 1:
+            scalars.update({f"feedback_steps_{n}": torch.tensor(float(k)) for n, k in result.steps.items()})
+        return scalars
 
     def targets(self, activations: Activations, y: Tensor) -> dict[int, Tensor]:
         """Targets t_n by layer number, (B, *shape), constants."""
@@ -258,7 +293,44 @@ class TargetPropagation(Algorithm):
         total = sum(self.local_losses(activations, targets, y).values())
         return list(torch.autograd.grad(total, self.forward_parameters))
 
-    def _step_feedback(self, gradients: dict[int, tuple[Tensor, ...]]) -> None:
+    def reduced(self, n: int) -> ReducedLDRL | None:
+        """The reduced form that layer n is trained in; None where it is trained on the literal loss."""
+        form = self._reduced[n]
+        return form if isinstance(form, ReducedLDRL) and self.options.engine != "literal" else None
+
+    def feedback_forms(self) -> dict[int, str]:
+        """In words, by layer number: the form in which each feedback layer is trained, and why if it is the literal."""
+        forms = {}
+        for n, form in self._reduced.items():
+            if self.options.engine == "literal":
+                forms[n] = "literal, as asked"
+            else:
+                forms[n] = "reduced" if isinstance(form, ReducedLDRL) else f"literal: {form}"
+        return forms
+
+    def _reduced_or_reason(self, n: int) -> ReducedLDRL | str:
+        try:
+            return self.reduced_form(n)
+        except NotReducible as error:
+            return str(error)
+
+    def _feedback_step(self) -> Step:
+        """``step`` for :func:`train_feedback`: one step of each given layer's optimizer."""
+        customised = any(
+            getattr(type(self), hook) is not getattr(Algorithm, hook) for hook in ("step", "on_before_optimizer_step")
+        )
+        alone = self._trainer is None or self.trainer.world_size == 1
+        if customised or not alone or self.options.engine == "literal":
+            return self._step_through_strategy
+        steppers = {n: stepper(optimizer) for n, optimizer in self.feedback_optimizers.items()}
+
+        def step(gradients: dict[int, tuple[Tensor, ...]]) -> None:
+            for n, values in gradients.items():
+                steppers[n](values)
+
+        return step
+
+    def _step_through_strategy(self, gradients: dict[int, tuple[Tensor, ...]]) -> None:
         for n, values in gradients.items():
             self.step(self.feedback_optimizers[n], list(self.feedback[n].parameters()), list(values))
 

@@ -4,21 +4,25 @@ from dtp.feedback.context import AffineContext, Context, ShapeContext, SwitchesC
 from dtp.feedback.layers import (
     FeedbackLayer,
     FeedbackNetwork,
+    NotReducible,
     derive_feedback,
     forward_with_context,
     layer_operations,
     require_known_operations,
 )
-from dtp.feedback.loop import FeedbackProblem, train_feedback
+from dtp.feedback.loop import FeedbackProblem, FeedbackResult, Step, train_feedback
 from dtp.feedback.losses import ldrl_loss, per_sample_dot, reconstruction_loss
 from dtp.feedback.noise import NoiseStreams
 from dtp.feedback.operations import (
     Elementwise,
     FeedbackOperation,
     FeedbackSettings,
+    LinearMap,
     Routing,
     register_feedback,
 )
+from dtp.feedback.reduced import ReducedLDRL
+from dtp.feedback.steppers import stepper
 
 __all__ = [
     "AffineContext",
@@ -28,18 +32,24 @@ __all__ = [
     "FeedbackNetwork",
     "FeedbackOperation",
     "FeedbackProblem",
+    "FeedbackResult",
     "FeedbackSettings",
+    "LinearMap",
     "NoiseStreams",
+    "NotReducible",
+    "ReducedLDRL",
     "Routing",
     "ShapeContext",
+    "Step",
     "SwitchesContext",
     "derive_feedback",
     "forward_with_context",
-    "ldrl_loss",
     "layer_operations",
+    "ldrl_loss",
     "per_sample_dot",
     "reconstruction_loss",
     "register_feedback",
     "require_known_operations",
+    "stepper",
     "train_feedback",
 ]

@@ -11,10 +11,17 @@ from dtp.feedback.context import Context
 from dtp.feedback.operations import (
     FeedbackOperation,
     FeedbackSettings,
+    LinearMap,
+    PassThrough,
     Routing,
+    Unflatten,
     operation_of,
 )
 from dtp.shapes import output_shape
+
+
+class NotReducible(Exception):
+    """A layer has no reduced form; the text is the reason, for "literal, because ..."."""
 
 
 def layer_operations(layer: nn.Module) -> list[nn.Module]:
@@ -64,6 +71,45 @@ class FeedbackLayer(nn.Module):
         for operation, position in zip(self.operations, self.positions, strict=True):
             y = operation(y, None if position is None else context[position])
         return y
+
+    @property
+    def affine(self) -> int:
+        """Place in ``operations`` of the affine map A_V, where G(y; c) = A_V(phi(y; c)) up to a reshape and a bias.
+
+        Raises:
+            NotReducible: the layer is not of this form.
+        """
+        trained = [i for i, operation in enumerate(self.operations) if any(True for _ in operation.parameters())]
+        if len(trained) != 1:
+            raise NotReducible(f"its feedback has {len(trained)} operations with weights, not one")
+        (place,) = trained
+        if not isinstance(self.operations[place], LinearMap):
+            raise NotReducible(f"{type(self.operations[place]).__name__} does not say how it depends on its weights")
+        for operation in self.operations[place + 1 :]:
+            if type(operation) not in (Unflatten, PassThrough):
+                raise NotReducible(f"its affine map is followed by {type(operation).__name__}")
+        return place
+
+    def before_affine(self, y: Tensor, context: Context) -> Tensor:
+        """phi(y; c), everything before the affine map."""
+        for operation, position in list(zip(self.operations, self.positions, strict=True))[: self.affine]:
+            y = operation(y, None if position is None else context[position])
+        return y
+
+    def difference(self, y: Tensor, reference: Tensor, context: Context) -> Tensor:
+        """G(y; c) - G(reference; c), (B, *in), by one application of the affine map to a difference where that holds.
+
+        Equal to the difference of two evaluations, at half the cost and with less rounding.
+        """
+        try:
+            place = self.affine
+        except NotReducible:
+            return self(y, context) - self(reference, context)
+        change = self.before_affine(y, context) - self.before_affine(reference, context)
+        r = self.operations[place].apply_weight(change, self.operations[place].weight)
+        for operation, position in zip(self.operations[place + 1 :], self.positions[place + 1 :], strict=True):
+            r = operation(r, None if position is None else context[position])
+        return r
 
     def copy_transpose(self, layer: nn.Module) -> None:
         """Make the feedback weights the transposes of the forward weights of ``layer``. Values are copied."""

@@ -1,8 +1,4 @@
-"""The feedback phase: several steps for each feedback layer. A function of losses, parameters and a stepping function.
-
-This is the one place that a faster engine (batched, captured as a graph) or a distributed one (one collective for the
-k-th step of every layer) replaces.
-"""
+"""The feedback phase: several steps for each feedback layer, each layer in the form that suits it."""
 
 from __future__ import annotations
 
@@ -12,7 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dtp.feedback.context import Context
+from dtp.feedback.reduced import Constants, ReducedLDRL
+
 Noise = tuple[Tensor, ...]
+Step = Callable[[dict[int, tuple[Tensor, ...]]], None]
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,13 @@ class FeedbackProblem:
         layer: n, number of the forward layer it undoes.
         parameters: its weights, the only tensors that are stepped.
         iterations: K_n, how many steps.
-        draw: the noise of one iteration, from the layer's own stream; it depends on no weights, so an engine may draw
-            the noise of all iterations at once.
-        loss: scalar for given noise, a pure function of it and of the weights.
+        draw: the noise of one iteration, from the layer's own stream; it depends on no weights, so the noise of several
+            iterations may be drawn at once, in the same order.
+        loss: scalar for given noise, a pure function of it and of the weights: the literal form.
+        reduced: the reduced form of that loss, or None where there is none or it is not wanted.
+        clean: (s_in, s_out, context) of the layer's clean pass, for the reduced form.
+        enough: cosine between the Jacobians J_G and J_F^T, as the noise of an iteration shows it, from which on the
+            layer takes no more steps in this batch; 2 for never. For the reduced form only.
     """
 
     layer: int
@@ -33,11 +37,77 @@ class FeedbackProblem:
     iterations: int
     draw: Callable[[], Noise]
     loss: Callable[[Noise], Tensor]
+    reduced: ReducedLDRL | None = None
+    clean: tuple[Tensor, Tensor, Context] | None = None
+    enough: float = 2.0
 
 
-def train_feedback(
-    problems: Sequence[FeedbackProblem], step: Callable[[dict[int, tuple[Tensor, ...]]], None]
-) -> dict[int, Tensor]:
+class LiteralGradients:
+    """Gradients of a problem's loss as it is written, by automatic differentiation.
+
+    Attributes:
+        loss: value at the last iteration, a scalar on the device.
+        steps: how many gradients were given.
+    """
+
+    def __init__(self, problem: FeedbackProblem):
+        self.problem, self.steps = problem, 0
+
+    def __call__(self) -> tuple[Tensor, ...] | None:
+        """Gradients of the next iteration at the present weights; None when the iterations are over."""
+        if self.steps == self.problem.iterations:
+            return None
+        self.steps += 1
+        value = self.problem.loss(self.problem.draw())
+        self.loss = value.detach()
+        return torch.autograd.grad(value, self.problem.parameters)
+
+
+class ReducedGradients:
+    """The same gradients in reduced form; constants are computed for as many iterations as ``memory`` bytes hold."""
+
+    def __init__(self, problem: FeedbackProblem, memory: int):
+        self.problem, self.form, self.steps = problem, problem.reduced, 0
+        s_in, s_out, context = problem.clean
+        self.clean, self.batch = self.form.clean_pass(s_in, s_out, context), len(s_out)
+        self.scale = self.form.scale(self.batch)
+        self.chunk = max(1, min(problem.iterations, memory // self.form.bytes_per_iteration(self.clean, s_in)))
+        self._begin = self._end = 0
+
+    @torch.no_grad()
+    def __call__(self) -> tuple[Tensor, ...] | None:
+        k, problem = self.steps, self.problem
+        if k == problem.iterations:
+            return None
+        if k == self._end:
+            self._begin, self._end = k, min(k + self.chunk, problem.iterations)
+            noise = [problem.draw() for _ in range(self._begin, self._end)]
+            self._constants: Constants = self.form.constants(self.clean, noise)
+        i = k - self._begin
+        constant, quadratic = self._constants.gradient[i], self.form.quadratic_gradient(self._constants, i)
+        aligned = problem.enough <= 1 and self.form.cosine(self._constants, i, quadratic, self.batch) >= problem.enough
+        if aligned or k == problem.iterations - 1:
+            self.loss = self.form.loss(constant, quadratic, self.batch)
+        if aligned:
+            return None
+        self.steps += 1
+        return self.form.gradients(problem.parameters, constant.add_(quadratic, alpha=self.scale))
+
+
+@dataclass(frozen=True)
+class FeedbackResult:
+    """What the feedback phase of a batch came to, by layer number.
+
+    Attributes:
+        losses: last loss of each layer, detached scalars on the device (nothing waits for them).
+        steps: how many steps each layer took.
+    """
+
+    losses: dict[int, Tensor]
+    steps: dict[int, int]
+
+
+def train_feedback(problems: Sequence[FeedbackProblem], step: Step, memory: int = 1 << 26) -> FeedbackResult:
     """Train feedback layers, the k-th iteration of every layer before the (k+1)-th of any.
 
     All gradients of iteration k are taken before any layer is stepped, so the order of the layers changes nothing, even
@@ -47,18 +117,17 @@ def train_feedback(
         problems: one for each feedback layer that is trained.
         step: ``step({n: gradients})`` applies one optimizer step to the parameters of each feedback layer n. Gradients
             are those of its loss with respect to its parameters alone; no ``.grad`` of any tensor is touched here.
-
-    Returns:
-        The last loss of each layer, detached scalars on the device (nothing waits for them).
+        memory: bytes that a layer in reduced form may take for the constants of several iterations at once.
     """
-    losses: dict[int, Tensor] = {}
-    for k in range(max((problem.iterations for problem in problems), default=0)):
-        gradients = {}
-        for problem in problems:
-            if k >= problem.iterations:
-                continue
-            loss = problem.loss(problem.draw())
-            gradients[problem.layer] = torch.autograd.grad(loss, problem.parameters)
-            losses[problem.layer] = loss.detach()
-        step(gradients)
-    return losses
+    sources = {
+        problem.layer: LiteralGradients(problem) if problem.reduced is None else ReducedGradients(problem, memory)
+        for problem in problems
+        if problem.iterations > 0
+    }
+    active = dict(sources)
+    while active:
+        gradients = {n: source() for n, source in active.items()}
+        active = {n: active[n] for n, values in gradients.items() if values is not None}
+        if active:
+            step({n: gradients[n] for n in active})
+    return FeedbackResult({n: s.loss for n, s in sources.items()}, {n: s.steps for n, s in sources.items()})

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dtp.shapes import channels_last
+
 
 class NoiseStreams:
     """Gaussian noise from one ``torch.Generator`` per feedback layer.
@@ -30,9 +32,15 @@ class NoiseStreams:
         self._epoch = 0
 
     def normal(self, n: int, shape: Sequence[int], scale: float, like: Tensor) -> Tensor:
-        """Noise of standard deviation ``scale`` for layer n, of ``shape``, with the dtype and device of ``like``."""
-        noise = torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
-        return noise.normal_(0.0, scale, generator=self._generator(n, like.device))
+        """Noise of standard deviation ``scale`` for layer n, of ``shape``, with the dtype and device of ``like``.
+
+        It also has the memory format of ``like``, and numbers follow each other in memory as they were drawn.
+        """
+        shape, maps = tuple(shape), channels_last(like)
+        drawn = (shape[0], *shape[2:], shape[1]) if maps else shape
+        noise = torch.empty(drawn, dtype=like.dtype, device=like.device)
+        noise.normal_(0.0, scale, generator=self._generator(n, like.device))
+        return noise.movedim(-1, 1) if maps else noise
 
     def state_dict(self) -> dict[str, Any]:
         states = {n: generator.get_state() for n, generator in self._generators.items()}

@@ -24,6 +24,7 @@ from torch import Size, Tensor, nn
 from dtp.errors import UserError
 from dtp.feedback.context import AffineContext, ShapeContext, SwitchesContext
 from dtp.precision import full_precision
+from dtp.shapes import channels_last
 
 Routing = Literal["noisy", "fixed"]
 
@@ -59,6 +60,32 @@ class FeedbackOperation(nn.Module):
         """Make this operation the adjoint of ``forward_operation``. Copies values; never shares storage."""
 
 
+class LinearMap(FeedbackOperation):
+    """An affine feedback operation whose weights are one tensor, in which it is linear: A_V(y), plus perhaps a bias.
+
+    A user's own affine operation that is one of these takes part in the reduced form of L-DRL.
+    """
+
+    kind = "affine"
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """V."""
+        raise NotImplementedError
+
+    def apply_weight(self, y: Tensor, weight: Tensor) -> Tensor:
+        """A_V(y) for V = ``weight``, without the bias: (B, *y) -> (B, *r)."""
+        raise NotImplementedError
+
+    def weight_gradient(self, y: Tensor, error: Tensor) -> Tensor:
+        """Gradient of <error, A_V(y)>, summed over samples, with respect to V. ``y`` (B, *y), ``error`` (B, *r)."""
+        raise NotImplementedError
+
+    def weight_gradients(self, y: Tensor, error: Tensor) -> Tensor:
+        """:meth:`weight_gradient` of each of k batches: (k, B, *y), (k, B, *r) -> (k, *V)."""
+        return torch.stack([self.weight_gradient(*pair) for pair in zip(y, error, strict=True)])
+
+
 class Elementwise(FeedbackOperation):
     """The same nonlinearity as the forward operation's."""
 
@@ -75,7 +102,7 @@ class Elementwise(FeedbackOperation):
         return self.function(y)
 
 
-class LinearFeedback(FeedbackOperation):
+class LinearFeedback(LinearMap):
     """Feedback of a linear map (B, i) -> (B, o): (B, o) -> (B, i)."""
 
     def __init__(self, forward_operation: nn.Linear, bias: bool):
@@ -90,6 +117,19 @@ class LinearFeedback(FeedbackOperation):
     def forward(self, y: Tensor, context: Any = None) -> Tensor:
         return self.linear(y)
 
+    @property
+    def weight(self) -> nn.Parameter:
+        return self.linear.weight
+
+    def apply_weight(self, y: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(y, weight)
+
+    def weight_gradient(self, y: Tensor, error: Tensor) -> Tensor:
+        return error.flatten(0, -2).t() @ y.flatten(0, -2)
+
+    def weight_gradients(self, y: Tensor, error: Tensor) -> Tensor:
+        return error.flatten(1, -2).transpose(1, 2) @ y.flatten(1, -2)
+
     @torch.no_grad()
     def copy_transpose(self, forward_operation: nn.Linear) -> None:
         self.linear.weight.copy_(forward_operation.weight.t())
@@ -97,7 +137,7 @@ class LinearFeedback(FeedbackOperation):
             self.linear.bias.zero_()
 
 
-class ConvFeedback(FeedbackOperation):
+class ConvFeedback(LinearMap):
     """Feedback of a convolution: the transposed convolution of the same geometry, with weights of its own.
 
     ``output_padding`` restores the input size that the stride rounded away: (in + 2 pad - dilation (k - 1) - 1) mod
@@ -134,6 +174,31 @@ class ConvFeedback(FeedbackOperation):
     def forward(self, y: Tensor, context: Any = None) -> Tensor:
         return self.transposed(y)
 
+    @property
+    def weight(self) -> nn.Parameter:
+        return self.transposed.weight
+
+    def apply_weight(self, y: Tensor, weight: Tensor) -> Tensor:
+        t = self.transposed
+        return F.conv_transpose2d(y, weight, None, t.stride, t.padding, t.output_padding, t.groups, t.dilation)
+
+    def weight_gradient(self, y: Tensor, error: Tensor) -> Tensor:
+        # <error, A_V(y)> = <conv_V(error), y>: the weight gradient of the convolution that this one transposes.
+        t = self.transposed
+        return torch.ops.aten.convolution_backward(
+            y,
+            error,
+            t.weight,
+            None,
+            t.stride,
+            t.padding,
+            t.dilation,
+            False,
+            (0, 0),
+            t.groups,
+            (False, True, False),
+        )[1]
+
     @torch.no_grad()
     def copy_transpose(self, forward_operation: nn.Conv2d) -> None:
         self.transposed.weight.copy_(forward_operation.weight)
@@ -165,11 +230,17 @@ class MaxUnpool(FeedbackOperation):
         self.mode = mode
 
     def forward(self, y: Tensor, context: SwitchesContext) -> Tensor:
-        flat = y.flatten(2)
-        indices = context.indices.flatten(2)
-        empty = flat.new_zeros(y.shape[0], y.shape[1], context.shape[1:].numel())
-        put = empty.scatter_add if self.mode == "add" else empty.scatter
-        return put(2, indices, flat).unflatten(2, context.shape[1:])
+        if channels_last(y):
+            # In the order of the memory, (B, positions, C): no copy, and the result keeps the layout.
+            flat, indices = _positions_first(y), _positions_first(context.indices)
+            return self._put(1, indices, flat, context).transpose(1, 2).unflatten(2, context.shape[1:])
+        return self._put(2, context.indices.flatten(2), y.flatten(2), context).unflatten(2, context.shape[1:])
+
+    def _put(self, dim: int, indices: Tensor, values: Tensor, context: SwitchesContext) -> Tensor:
+        shape = list(values.shape)
+        shape[dim] = context.shape[1:].numel()
+        unpooled = values.new_zeros(shape)
+        return (unpooled.scatter_add_ if self.mode == "add" else unpooled.scatter_)(dim, indices, values)
 
     def extra_repr(self) -> str:
         return f"mode={self.mode!r}"
@@ -227,6 +298,11 @@ class PassThrough(FeedbackOperation):
         return y
 
 
+def _positions_first(x: Tensor) -> Tensor:
+    """(B, C, H, W) -> (B, H * W, C)."""
+    return x.flatten(2).transpose(1, 2) if x.is_contiguous() else x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
 def _per_channel(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(1, -1, *(1 for _ in like.shape[2:]))
 
@@ -247,6 +323,9 @@ def _max_pool_forward(
 ) -> tuple[Tensor, SwitchesContext]:
     if given is not None and routing == "fixed":
         indices = given.indices
+        if channels_last(x):
+            gathered = _positions_first(x).gather(1, _positions_first(indices))
+            return gathered.transpose(1, 2).unflatten(2, indices.shape[2:]), given
         return x.flatten(2).gather(2, indices.flatten(2)).view_as(indices), given
     y, indices = F.max_pool2d(
         x,
@@ -290,6 +369,11 @@ class _Operation:
     make_feedback: MakeFeedback
     forward: Forward
 
+    @property
+    def plain(self) -> bool:
+        """Whether the forward pass is the module's own, without a context."""
+        return self.forward is _plain_forward
+
 
 _OPERATIONS: dict[type[nn.Module], _Operation] = {}
 
@@ -329,7 +413,19 @@ def operation_of(module: nn.Module) -> _Operation:
     )
 
 
-for _type in (nn.ELU, nn.ReLU, nn.LeakyReLU, nn.Tanh):
+# Increasing functions: the maximum of a window before or after them is the same.
+_INCREASING = (nn.ELU, nn.ReLU, nn.LeakyReLU, nn.Tanh)
+
+
+def commute(elementwise: nn.Module, pooling: nn.Module) -> bool:
+    """Whether max-pooling may come before this nonlinearity: then it acts on fewer numbers, with the same result."""
+    if type(elementwise) not in _INCREASING or not isinstance(pooling, nn.MaxPool2d):
+        return False
+    increasing = getattr(elementwise, "negative_slope", 0) >= 0 and getattr(elementwise, "alpha", 1) > 0
+    return increasing and operation_of(elementwise).plain and operation_of(pooling).forward is _max_pool_forward
+
+
+for _type in _INCREASING:
     register_feedback(_type, lambda module, in_shape, settings: Elementwise(module))
 register_feedback(nn.Linear, lambda module, in_shape, settings: LinearFeedback(module, settings.bias))
 register_feedback(nn.Conv2d, lambda module, in_shape, settings: ConvFeedback(module, in_shape, settings.bias))

@@ -9,6 +9,7 @@ from dtp.algorithms import ALGORITHMS, BP, DTP, TP, TargetPropagation, VanillaDT
 from dtp.algorithms.options import DTPOptions, TPOptions, VanillaDTPOptions
 from dtp.diagnostics import update_alignment, weight_alignment
 from dtp.errors import UserError
+from dtp.feedback import ReducedLDRL
 from dtp.models import VGG, Network
 from dtp.models.options import ModelOptions, VGGOptions
 from tests.conftest import make_batch
@@ -209,7 +210,6 @@ def test_activations_equal_the_plain_forward_pass(network, batch):
 
 
 def test_one_iteration_of_parallel_dtp_averages_its_noise_samples(mlp):
-    """m samples in one loss equal the mean of m losses of one sample each, for the same noise."""
     from dtp.feedback import ldrl_loss
 
     mlp.double()
@@ -300,10 +300,16 @@ def test_a_network_of_one_layer_learns_without_feedback():
         assert rule.feedback.numbers == [] and not same(before, network.state_dict())
 
 
-def test_feedback_phase_runs_in_full_precision_under_autocast(lenet):
-    rule = make("dtp", lenet)
+@pytest.mark.parametrize("engine", ["literal", "reduced"])
+def test_feedback_phase_runs_in_full_precision_under_autocast(lenet, engine, monkeypatch):
+    rule = make("dtp", lenet, engine=engine)
     seen = []
-    original = rule.feedback_loss
+    original, constants = rule.feedback_loss, ReducedLDRL.constants
+
+    def watch_constants(form, clean, noise):
+        found = constants(form, clean, noise)
+        seen.append({t.dtype for t in (clean.phi, clean.before, clean.s_out, found.gradient, found.q)})
+        return found
 
     def watch(n, activations, noise):
         seen.append({t.dtype for t in (*activations.s, *noise)})
@@ -312,6 +318,7 @@ def test_feedback_phase_runs_in_full_precision_under_autocast(lenet):
         return loss
 
     rule.feedback_loss = watch
+    monkeypatch.setattr(ReducedLDRL, "constants", watch_constants)
     x, y = make_batch(lenet)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert lenet(x).dtype == torch.bfloat16

@@ -65,11 +65,11 @@ def test_step_receives_the_gradients_of_its_problems_loss():
 def test_no_iterations_and_no_problems_are_allowed():
     events = []
     step = noting_step(events)
-    assert train_feedback([], step) == {}
-    assert train_feedback([counting_problem(2, 0, events)], step) == {}
+    assert train_feedback([], step).losses == {}
+    assert train_feedback([counting_problem(2, 0, events)], step).losses == {}
     assert events == []
-    losses = train_feedback([counting_problem(2, 0, events), counting_problem(3, 1, events)], step)
-    assert list(losses) == [3]
+    result = train_feedback([counting_problem(2, 0, events), counting_problem(3, 1, events)], step)
+    assert list(result.losses) == [3] and result.steps == {3: 1}
 
 
 def test_returned_losses_are_the_last_ones_detached():
@@ -80,7 +80,7 @@ def test_returned_losses_are_the_last_ones_detached():
         with torch.no_grad():
             weight.mul_(0.5)
 
-    losses = train_feedback([problem], halve)
+    losses = train_feedback([problem], halve).losses
     assert losses[2].item() == 4.0  # evaluated at 8, 4, 2
     assert not losses[2].requires_grad and losses[2].grad_fn is None
 
@@ -129,8 +129,8 @@ class Phase:
 def test_order_of_the_layers_changes_nothing():
     one, other = Phase(), Phase()
     before = one.weights()
-    losses = train_feedback(one.problems, one.step)
-    reversed_losses = train_feedback(other.problems[::-1], other.step)
+    losses = train_feedback(one.problems, one.step).losses
+    reversed_losses = train_feedback(other.problems[::-1], other.step).losses
     assert all(torch.equal(losses[n], reversed_losses[n]) for n in (2, 3))
     for old, a, b in zip(before, one.weights(), other.weights(), strict=True):
         assert torch.equal(a, b) and not torch.equal(a, old)

@@ -1,0 +1,257 @@
+"""L-DRL by exact algebra: the same gradient as the literal loss for half of its work or less.
+
+A feedback layer G(y; c) = A_V(phi(y; c)) has all its weights V in one affine map that comes last, after a part phi
+without weights. With the noise eps on the layer's input and eta on its output, write::
+
+    p = phi(F(s + eps); c_eps) - phi(y; c)        q = phi(y + eta; c) - phi(y; c)
+
+The bias cancels in every difference, and the gradient of the loss (its own scale f, m B samples) is::
+
+    dL/dV = f * 2 / (m B) * sum [ WG(q, A_V(q)) - WG(p, eps) ]
+
+WG(x, e) being the weight gradient of A_V for input x and output gradient e. Only A_V(q) and one weight gradient depend
+on V. The rest, the constants of an iteration, is computed for many iterations as one batch, before the sequence of
+steps. One feedback iteration costs 4 convolutions of the layer's size instead of 7 in :func:`~dtp.feedback.ldrl_loss`
+(8 where F(s) is evaluated again, as in the published code).
+
+For a linear A_V the recursion needs q only as the matrix sum q q^T; where that is cheaper it is what is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dtp.feedback.context import Context
+from dtp.feedback.layers import FeedbackLayer, NotReducible, forward_with_context, layer_operations
+from dtp.feedback.operations import LinearFeedback, Routing, commute, operation_of
+
+
+@dataclass(frozen=True)
+class CleanPass:
+    """One layer's clean pass, and what of it all feedback iterations of the batch share.
+
+    Attributes:
+        s_out: (B, *out), y.
+        context: c.
+        before: (B, ...), the layer's value after its affine map; s_{n-1} where that is not evaluated apart.
+        phi: (B, ...), phi(y; c).
+    """
+
+    s_out: Tensor
+    context: Context
+    before: Tensor
+    phi: Tensor
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What k feedback iterations need that does not depend on the feedback weights.
+
+    Attributes:
+        gradient: (k, *V), the part of each gradient that is constant: -(2 f / m B) sum WG(p, eps).
+        q: (k, m B, ...), or the sums of q q^T, (k, d, d).
+        summed: whether ``q`` holds these sums.
+        output_change: (k,), mean over samples of |F(s + eps) - y|^2.
+    """
+
+    gradient: Tensor
+    q: Tensor
+    summed: bool
+    output_change: Tensor
+
+
+class ReducedLDRL:
+    """Gradient of L-DRL with respect to the feedback weights of one layer, in its reduced form.
+
+    Args:
+        layer: forward layer F_n.
+        feedback: feedback layer G_n.
+        routing, noise_samples, paper_scale: as for :func:`~dtp.feedback.ldrl_loss`.
+
+    Raises:
+        NotReducible: the layer has no such form.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        feedback: nn.Module,
+        *,
+        routing: Routing = "noisy",
+        noise_samples: int = 1,
+        paper_scale: float | None = None,
+    ):
+        if not isinstance(feedback, FeedbackLayer):
+            raise NotReducible(f"{type(feedback).__name__} is not made of known feedback operations")
+        self.layer, self.feedback = layer, feedback
+        self.routing, self.noise_samples = routing, noise_samples
+        self.factor = 1.0 if paper_scale is None else 1 / (2 * paper_scale**2)
+        self.map = feedback.operations[feedback.affine]
+        self.weight_free_part = feedback.affine > 0
+        self.modules = layer_operations(layer)
+        self.split = _affine_place(self.modules)
+        self.after_affine = _evaluation_order(self.modules, self.split)
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """V."""
+        return self.map.weight
+
+    def gram(self, batch: int) -> bool:
+        """Whether sums of q q^T are cheaper than q itself for a batch of ``batch`` images."""
+        if not isinstance(self.map, LinearFeedback):
+            return False
+        r, d = self.weight.shape
+        samples = batch * self.noise_samples
+        return d * (samples + r) < 2 * samples * r
+
+    def describe(self, batch: int) -> str:
+        """The form in words."""
+        return "reduced, by sums of q q^T" if self.gram(batch) else "reduced"
+
+    def bytes_per_iteration(self, clean: CleanPass, s_in: Tensor) -> int:
+        """About how much memory the constants of one iteration take while they are computed."""
+        samples = self.noise_samples * (2 * s_in.numel() + 4 * clean.before.numel() + 4 * clean.phi.numel())
+        return (samples + self.weight.numel()) * s_in.element_size()
+
+    @torch.no_grad()
+    def clean_pass(self, s_in: Tensor, s_out: Tensor, context: Context) -> CleanPass:
+        """What the iterations of a batch share: s_in (B, *in), s_out (B, *out), context of the pass between them."""
+        before = s_in
+        if self.split is not None:
+            for module in self.modules[: self.split + 1]:
+                before = module(before)
+        return CleanPass(s_out, context, before, self.feedback.before_affine(s_out, context))
+
+    @torch.no_grad()
+    def constants(self, clean: CleanPass, noise: Sequence[tuple[Tensor, Tensor]]) -> Constants:
+        """Constants of k = len(noise) iterations.
+
+        Args:
+            clean: of this batch.
+            noise: (eps, eta) of each iteration: (m B, *in) and (m B, *out), sample-major.
+        """
+        k, batch = len(noise), len(clean.s_out)
+        eps, eta = (_joined(parts) for parts in zip(*noise, strict=True))
+        samples = k * self.noise_samples
+        context = clean.context.repeat(samples)
+        y_change, p = self._noisy_pass(clean, eps, context, samples)
+        if self.weight_free_part:
+            y_eta = _each(eta, samples).add(clean.s_out).flatten(0, 1)
+            q = _each(self.feedback.before_affine(y_eta, context), samples).sub_(clean.phi).flatten(0, 1)
+        else:
+            q = eta
+        error = self._as_output_of_map(eps, p)
+        per_iteration = (k, self.noise_samples * batch)
+        gradient = self.map.weight_gradients(p.unflatten(0, per_iteration), error.unflatten(0, per_iteration))
+        q, summed = q.unflatten(0, per_iteration), self.gram(batch)
+        if summed:
+            q = q.flatten(1, -2)
+            q = q.transpose(1, 2) @ q
+        change = y_change.reshape(k, -1).square().sum(1) / per_iteration[1]
+        return Constants(gradient.mul_(-self.scale(batch)), q, summed, change)
+
+    def scale(self, batch: int) -> float:
+        """2 f / (m B)."""
+        return 2 * self.factor / (self.noise_samples * batch)
+
+    def quadratic_gradient(self, constants: Constants, i: int) -> Tensor:
+        """sum WG(q, A_V(q)) of iteration i at the present V, (*V). Call without gradients.
+
+        The gradient of the loss is this times :meth:`scale`, plus the constant part. Nothing else is sequential.
+        """
+        q = constants.q[i]
+        if constants.summed:
+            return self.weight @ q
+        return self.map.weight_gradient(q, self.map.apply_weight(q, self.weight))
+
+    def loss(self, constant: Tensor, quadratic: Tensor, batch: int) -> Tensor:
+        """Value of the loss at the present V, a scalar, from the two parts of its gradient."""
+        return (self.weight * constant).sum() + 0.5 * self.scale(batch) * (self.weight * quadratic).sum()
+
+    def cosine(self, constants: Constants, i: int, quadratic: Tensor, batch: int) -> Tensor:
+        """Cosine of the angle between the Jacobians J_G and J_F^T, a scalar estimated from the noise of iteration i.
+
+        For small noise <eps, A_V(p)> averages to sigma^2 tr(J_G J_F), |A_V(q)|^2 to sigma^2 |J_G|^2 and
+        |F(s + eps) - y|^2 to sigma^2 |J_F|^2.
+        """
+        product = -(self.weight * constants.gradient[i]).sum() / (2 * self.factor)
+        square = (self.weight * quadratic).sum() / (self.noise_samples * batch)
+        return product / (square * constants.output_change[i]).sqrt()
+
+    def gradients(self, parameters: Sequence[Tensor], gradient: Tensor) -> tuple[Tensor, ...]:
+        """Gradients of all ``parameters`` of the feedback layer: zero for the bias, which every difference cancels."""
+        return tuple(gradient if p is self.weight else torch.zeros_like(p) for p in parameters)
+
+    def _noisy_pass(self, clean: CleanPass, eps: Tensor, context: Context, samples: int) -> tuple[Tensor, Tensor]:
+        """F(s + eps) - y and p, each (samples * B, ...)."""
+        if self.split is None:
+            noisy_in = _each(eps, samples).add(clean.before).flatten(0, 1)
+            y, noisy = forward_with_context(self.layer, noisy_in, given=context, routing=self.routing)
+        else:
+            # The affine map of the noise alone, added to the clean value: rounding (TF32's too) is then relative to
+            # the difference that is wanted, not to the activation.
+            x = eps
+            for module in self.modules[: self.split]:
+                x = module(x)
+            x = _without_bias(self.modules[self.split], x)
+            if not self.after_affine and not self.weight_free_part:
+                return x, x
+            y, contexts = _each(x, samples).add_(clean.before).flatten(0, 1), list(context)
+            for position in self.after_affine:
+                module = self.modules[position]
+                y, contexts[position] = operation_of(module).forward(module, y, context[position], self.routing)
+            noisy = Context(contexts)
+        change = _each(y, samples).sub(clean.s_out).flatten(0, 1)
+        if not self.weight_free_part:
+            return change, change
+        return change, _each(self.feedback.before_affine(y, noisy), samples).sub_(clean.phi).flatten(0, 1)
+
+    def _as_output_of_map(self, r: Tensor, p: Tensor) -> Tensor:
+        """``r`` in the shape that the affine map gives, before it is reshaped to that of the layer's input."""
+        if len(self.feedback.operations) == self.feedback.affine + 1:
+            return r
+        if isinstance(self.map, LinearFeedback):
+            return r.reshape(*p.shape[:-1], self.weight.shape[0])
+        return r.reshape(len(r), *self.map.apply_weight(p[:1], self.weight).shape[1:])
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _each(x: Tensor, samples: int) -> Tensor:
+    """(samples * B, ...) -> (samples, B, ...)."""
+    return x.unflatten(0, (samples, -1))
+
+
+def _affine_place(modules: Sequence[nn.Module]) -> int | None:
+    """Where the layer begins with an affine map, perhaps after a flatten: its place."""
+    for place, module in enumerate(modules):
+        hooked = module._forward_hooks or module._forward_pre_hooks
+        if type(module) in (nn.Flatten, nn.Identity) and not hooked:
+            continue
+        zeros = getattr(module, "padding_mode", "zeros") == "zeros"
+        known = type(module) in (nn.Linear, nn.Conv2d) and zeros and operation_of(module).plain
+        return place if known and not hooked else None
+    return None
+
+
+def _without_bias(module: nn.Module, x: Tensor) -> Tensor:
+    if isinstance(module, nn.Linear):
+        return F.linear(x, module.weight)
+    return F.conv2d(x, module.weight, None, module.stride, module.padding, module.dilation, module.groups)
+
+
+def _evaluation_order(modules: Sequence[nn.Module], split: int | None) -> list[int]:
+    """Places of the modules after the affine map; max-pooling before the nonlinearity where the two commute."""
+    places = [] if split is None else list(range(split + 1, len(modules)))
+    for i in range(1, len(places)):
+        if commute(modules[places[i - 1]], modules[places[i]]):
+            places[i - 1], places[i] = places[i], places[i - 1]
+    return places
