@@ -46,6 +46,9 @@ class RunOptions:
     precision: str = "32"
     # Let matrix products and convolutions of 32 bits use TensorFloat32 on GPUs that have it: faster, 10-bit mantissa.
     tf32: bool = False
+    # Order of convolution weights and maps in memory: channels innermost (channels-last) or each map whole
+    # (contiguous); auto is channels-last for networks with convolutions. Results differ by rounding.
+    memory_format: Literal["auto", "contiguous", "channels-last"] = "auto"
     # Folder of this run. Left out: a new one, runs/ALGO_MODEL_DATA/DATE-seedSEED.
     run_dir: str = ""
     # Go on with an interrupted run: auto continues the newest run of the same configuration (or the one in --run-dir),

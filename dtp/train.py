@@ -35,6 +35,7 @@ from dtp.distributed.devices import choose_devices, choose_strategy, leave_toget
 from dtp.errors import UserError
 from dtp.locks import locked
 from dtp.loggers import MetricsCSV, make_wandb_logger
+from dtp.memory import keep_freed_memory
 from dtp.models import MODELS
 from dtp.progress import progress_callback
 from dtp.runs import Run, open_run, process_rank, write_config, write_summary
@@ -49,6 +50,7 @@ def train(config: Config, argv: Sequence[str]) -> dict[str, Any]:
         Stopped: a signal asked to stop; the checkpoint is written.
     """
     _quiet_lightning()
+    keep_freed_memory()
     command = shlex.join(["python", "main.py", *argv])
     choose_devices(config.run)
     data, algorithm = build(config)
@@ -152,7 +154,13 @@ def build(config: Config) -> tuple[ImageData, Algorithm]:
     pl.seed_everything(config.run.seed, verbose=False)
     network = MODELS.resolve(config.run.model).load()(config.model, data.input_shape, data.num_classes)
     algorithm = ALGORITHMS.resolve(config.run.algo).load()(network, config.algo, seed=config.run.seed)
-    return data, algorithm
+    return data, algorithm.to(memory_format=_memory_format(config.run.memory_format, network))
+
+
+def _memory_format(name: str, network: torch.nn.Module) -> torch.memory_format:
+    convolutions = any(isinstance(module, torch.nn.Conv2d) for module in network.modules())
+    channels_last = name == "channels-last" or (name == "auto" and convolutions)
+    return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def _digest(config: Config) -> str:
@@ -216,6 +224,7 @@ def _finish(
         "world_size": trainer.world_size,
         "threads": torch.get_num_threads(),
         "precision": config.run.precision,
+        **algorithm.describe(),
         "versions": {
             "dtp": __version__,
             "commit": _commit(),
@@ -258,6 +267,8 @@ def _print_header(config: Config, run: Run, data: ImageData, algorithm: Algorith
     print(f"  run folder {run.folder}", flush=True)
     if config.run.verbose:
         print(algorithm)
+        for n, form in algorithm.describe().get("feedback_forms", {}).items():
+            print(f"  feedback of layer {n}: {form}")
 
 
 def _quiet_lightning() -> None:

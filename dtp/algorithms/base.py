@@ -96,6 +96,10 @@ class Algorithm(LightningModule):
         """What the network is to minimise: cross-entropy of logits (B, classes) and labels (B,), mean or sum."""
         return F.cross_entropy(output, y, reduction=reduction)
 
+    def describe(self) -> dict[str, Any]:
+        """What the run's summary says of how the rule was computed."""
+        return {}
+
     @property
     def forward_parameters(self) -> list[Tensor]:
         """The forward weights that are trained, in the order of the layers; frozen ones are left out."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,16 +20,21 @@ from dtp.feedback import (
     FeedbackLayer,
     FeedbackNetwork,
     FeedbackProblem,
+    FeedbackResult,
     FeedbackSettings,
     NotReducible,
+    RecursionGraph,
     ReducedLDRL,
     Step,
+    cuda_graph,
     derive_feedback,
     forward_with_context,
     per_sample_dot,
+    plain,
     require_known_operations,
     stepper,
     train_feedback,
+    train_feedback_in_graphs,
 )
 from dtp.models.network import Network
 from dtp.precision import full_precision
@@ -76,6 +82,7 @@ class TargetPropagation(Algorithm):
         rates = o.feedback_lr or [self.usual_feedback_lr(n) for n in numbers]
         self.feedback_lr = per_layer("feedback-lr", rates, numbers, above=0)
         self.feedback_optimizers: dict[int, Optimizer] = {}
+        self._graphs: dict[int, RecursionGraph] = {}
         if not o.beta > 0:
             raise UserError(f"--beta: expected a number above 0, found {o.beta}.")
         if o.noise_samples < 1:
@@ -217,7 +224,7 @@ class TargetPropagation(Algorithm):
                 )
                 for n in self.trained_feedback
             ]
-            result = train_feedback(problems, self._feedback_step(), self.options.feedback_memory << 20)
+            result = self._train_feedback(problems)
         scalars = {f"feedback_loss_{n}": loss for n, loss in result.losses.items()}
         if self.enough <= 1:
             scalars.update({f"feedback_steps_{n}": torch.tensor(float(k)) for n, k in result.steps.items()})
@@ -298,15 +305,34 @@ class TargetPropagation(Algorithm):
         form = self._reduced[n]
         return form if isinstance(form, ReducedLDRL) and self.options.engine != "literal" else None
 
+    def engine(self) -> str:
+        """``literal``, ``reduced`` or ``graph``: what ``--engine`` comes to on this device.
+
+        Raises:
+            UserError: a graph is asked for where there can be none.
+        """
+        o = self.options
+        if o.engine in ("literal", "reduced"):
+            return o.engine
+        obstacle = None
+        if not self._steps_directly():
+            obstacle = "the steps of several devices, or a rule with a step of its own, are not captured"
+        elif self.enough <= 1:
+            obstacle = "how many iterations --feedback-stop-angle leaves is not known beforehand"
+        if obstacle and o.engine == "graph":
+            raise UserError(f"--engine graph: {obstacle}; use --engine auto.")
+        return "graph" if not obstacle and (o.engine == "graph" or self.device.type == "cuda") else "reduced"
+
     def feedback_forms(self) -> dict[int, str]:
         """In words, by layer number: the form in which each feedback layer is trained, and why if it is the literal."""
-        forms = {}
-        for n, form in self._reduced.items():
-            if self.options.engine == "literal":
-                forms[n] = "literal, as asked"
-            else:
-                forms[n] = "reduced" if isinstance(form, ReducedLDRL) else f"literal: {form}"
-        return forms
+        engine = self.engine()
+        if engine == "literal":
+            return dict.fromkeys(self._reduced, "literal, as asked")
+        words = {"reduced": "reduced", "graph": "reduced, its recursion in one graph"}[engine]
+        return {n: words if isinstance(form, ReducedLDRL) else f"literal: {form}" for n, form in self._reduced.items()}
+
+    def describe(self) -> dict[str, Any]:
+        return {"engine": self.engine(), "feedback_forms": {str(n): form for n, form in self.feedback_forms().items()}}
 
     def _reduced_or_reason(self, n: int) -> ReducedLDRL | str:
         try:
@@ -314,13 +340,15 @@ class TargetPropagation(Algorithm):
         except NotReducible as error:
             return str(error)
 
+    def _steps_directly(self) -> bool:
+        """Whether a feedback step is nothing but its optimizer's: one device, and no hook of the rule's own."""
+        hooks = ("step", "on_before_optimizer_step")
+        customised = any(getattr(type(self), hook) is not getattr(Algorithm, hook) for hook in hooks)
+        return not customised and (self._trainer is None or self.trainer.world_size == 1)
+
     def _feedback_step(self) -> Step:
         """``step`` for :func:`train_feedback`: one step of each given layer's optimizer."""
-        customised = any(
-            getattr(type(self), hook) is not getattr(Algorithm, hook) for hook in ("step", "on_before_optimizer_step")
-        )
-        alone = self._trainer is None or self.trainer.world_size == 1
-        if customised or not alone or self.options.engine == "literal":
+        if not self._steps_directly() or self.options.engine == "literal":
             return self._step_through_strategy
         steppers = {n: stepper(optimizer) for n, optimizer in self.feedback_optimizers.items()}
 
@@ -329,6 +357,19 @@ class TargetPropagation(Algorithm):
                 steppers[n](values)
 
         return step
+
+    def _train_feedback(self, problems: list[FeedbackProblem]) -> FeedbackResult:
+        memory = self.options.feedback_memory << 20
+        if self.engine() != "graph":
+            return train_feedback(problems, self._feedback_step(), memory)
+        for problem in problems:
+            n, optimizer = problem.layer, self.feedback_optimizers[problem.layer]
+            if problem.reduced is not None and (n not in self._graphs or self._graphs[n].optimizer is not optimizer):
+                capture = cuda_graph if self.device.type == "cuda" else plain
+                self._graphs[n] = RecursionGraph(problem.reduced, problem.parameters, optimizer, capture)
+        literal = train_feedback([p for p in problems if p.reduced is None], self._feedback_step(), memory)
+        graphed = train_feedback_in_graphs([p for p in problems if p.reduced is not None], self._graphs, memory)
+        return FeedbackResult({**literal.losses, **graphed.losses}, {**literal.steps, **graphed.steps})
 
     def _step_through_strategy(self, gradients: dict[int, tuple[Tensor, ...]]) -> None:
         for n, values in gradients.items():

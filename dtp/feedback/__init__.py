@@ -1,6 +1,7 @@
 """Feedback layers made from forward layers, the losses that train them, and the loop that does."""
 
 from dtp.feedback.context import AffineContext, Context, ShapeContext, SwitchesContext
+from dtp.feedback.graphs import RecursionGraph, cuda_graph, plain, train_feedback_in_graphs
 from dtp.feedback.layers import (
     FeedbackLayer,
     FeedbackNetwork,
@@ -37,19 +38,23 @@ __all__ = [
     "LinearMap",
     "NoiseStreams",
     "NotReducible",
+    "RecursionGraph",
     "ReducedLDRL",
     "Routing",
     "ShapeContext",
     "Step",
     "SwitchesContext",
+    "cuda_graph",
     "derive_feedback",
     "forward_with_context",
     "layer_operations",
     "ldrl_loss",
     "per_sample_dot",
+    "plain",
     "reconstruction_loss",
     "register_feedback",
     "require_known_operations",
     "stepper",
     "train_feedback",
+    "train_feedback_in_graphs",
 ]

@@ -1,0 +1,227 @@
+"""The recursion on the feedback weights as a CUDA graph: one launch for many iterations, no Python between them.
+
+What does not depend on the weights is computed ahead (``ReducedLDRL.constants``) and copied to fixed addresses; then
+the captured sequence of gradients and optimizer steps is replayed. Layers are independent, so each runs on a stream of
+its own. On a CPU the same code runs with the plain function in the place of the graph.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+from dtp.feedback.loop import FeedbackProblem, FeedbackResult
+from dtp.feedback.reduced import Constants, ReducedLDRL
+from dtp.feedback.steppers import Stepper, stepper
+
+Replay = Callable[[], None]
+Capture = Callable[[Replay], Replay]
+
+
+def cuda_graph(function: Replay) -> Replay:
+    """Capture ``function``, which must have run before on the current stream, and return what replays it there."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+        function()
+    return graph.replay
+
+
+def plain(function: Replay) -> Replay:
+    """In the place of :func:`cuda_graph` where there is none."""
+    return function
+
+
+def recursion(
+    form: ReducedLDRL, constants: Constants, batch: int, parameters: Sequence[Tensor], step: Stepper
+) -> Tensor:
+    """The iterations of ``constants`` in sequence: gradient, step. Returns the loss at the last one, before its step.
+
+    Nothing in it waits for the device, looks at a value or depends on anything but tensors at fixed addresses, so it
+    can be captured. ``step`` may average the gradients over ranks before it steps.
+    """
+    scale, last = form.scale(batch), len(constants.gradient) - 1
+    for i, constant in enumerate(constants.gradient):
+        quadratic = form.quadratic_gradient(constants, i)
+        if i == last:
+            loss = form.loss(constant, quadratic, batch)
+        step(form.gradients(parameters, torch.add(constant, quadratic, alpha=scale)))
+    return loss
+
+
+class RecursionGraph:
+    """:func:`recursion` for one layer at fixed addresses.
+
+    The first use runs the recursion plainly and then captures it. The capture is checked: its replay must give the
+    weights that the plain run gave. Where it does not, or where nothing can be captured, the plain recursion is used
+    from then on, with a warning.
+
+    Args:
+        form: of the layer.
+        parameters: its feedback weights.
+        optimizer: theirs. Its hyper-parameters are read when the graph is made.
+        capture: makes the graph.
+    """
+
+    def __init__(self, form: ReducedLDRL, parameters: Sequence[Tensor], optimizer: Optimizer, capture: Capture):
+        self.form, self.parameters, self.optimizer, self.capture = form, tuple(parameters), optimizer, capture
+        self.step = stepper(optimizer)
+        self._replays: dict[Any, tuple[Replay, Constants, Tensor]] = {}
+        self._failed = False
+        self._stream: Any = None
+
+    @torch.no_grad()
+    def __call__(self, constants: Constants, batch: int) -> Tensor:
+        """Take the steps of ``constants``. Returns the loss at the last one, a scalar that the next call overwrites."""
+        if self._failed:
+            return self._plainly(constants, batch)
+        key = self._key(constants, batch)
+        if key not in self._replays:
+            # Weights or optimizer state at other addresses (a checkpoint was loaded) leave nothing to replay.
+            if any(old[0] != key[0] for old in self._replays):
+                self._replays.clear()
+            return self._first(constants, batch)
+        replay, static, loss = self._replays[key]
+        static.gradient.copy_(constants.gradient)
+        static.q.copy_(constants.q)
+        replay()
+        return loss
+
+    def stream(self, device: torch.device) -> Any:
+        """The CUDA stream of this layer; None on a CPU."""
+        if device.type == "cuda" and self._stream is None:
+            self._stream = torch.cuda.Stream(device)
+        return self._stream
+
+    def _plainly(self, constants: Constants, batch: int) -> Tensor:
+        return recursion(self.form, constants, batch, self.parameters, self.step)
+
+    def _first(self, constants: Constants, batch: int) -> Tensor:
+        """Run the recursion plainly on the side, capture it, check the capture."""
+        _prepare_state(self.optimizer, self.parameters)
+        before = [t.clone() for t in self._tensors()]
+        # A copy in a layout of its own: the constants of later batches are copied over it.
+        static = Constants(constants.gradient.clone(), constants.q.clone(), constants.summed, constants.output_change)
+        loss = constants.gradient.new_zeros(())
+
+        def run() -> None:
+            loss.copy_(recursion(self.form, static, batch, self.parameters, self.step))
+
+        run()
+        after = [t.clone() for t in self._tensors()]
+        _copy(before, self._tensors())
+        try:
+            replay = self.capture(run)
+            replay()
+        except RuntimeError as error:
+            return self._give_up(f"it could not be captured ({str(error).splitlines()[0]})", after, loss)
+        if not all(
+            torch.allclose(a, b, rtol=1e-3, atol=1e-6, equal_nan=True)
+            for a, b in zip(after, self._tensors(), strict=True)
+        ):
+            return self._give_up("its replay differs from the plain recursion", after, loss)
+        self._replays[self._key(constants, batch)] = replay, static, loss
+        return loss
+
+    def _give_up(self, reason: str, after: Sequence[Tensor], loss: Tensor) -> Tensor:
+        warnings.warn(
+            f"The feedback recursion goes on without a CUDA graph, more slowly: {reason}. --engine reduced avoids it.",
+            stacklevel=2,
+        )
+        self._failed = True
+        self._replays.clear()
+        _copy(after, self._tensors())
+        return loss
+
+    def _tensors(self) -> list[Tensor]:
+        """Everything that a step changes."""
+        states = [self.optimizer.state[p] for p in self.parameters]
+        return [*self.parameters, *(v for state in states for v in state.values() if isinstance(v, Tensor))]
+
+    def _key(self, constants: Constants, batch: int) -> Any:
+        addresses = tuple(t.data_ptr() for t in self._tensors())
+        group = self.optimizer.param_groups[0]
+        settings = tuple(value for value in group.values() if isinstance(value, int | float | tuple))
+        return (addresses, settings), batch, constants.gradient.shape, constants.q.shape, constants.q.stride()
+
+
+def _prepare_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
+    """Make the optimizer's state, as it is before the first step, at addresses that stay; and steps capturable."""
+    group = optimizer.param_groups[0]
+    on_gpu = parameters[0].device.type == "cuda"
+    if "capturable" in group and on_gpu:
+        group["capturable"] = True
+    for parameter in parameters:
+        state = optimizer.state[parameter]
+        if isinstance(optimizer, SGD) and group["momentum"] and state.get("momentum_buffer") is None:
+            # Zero times the momentum plus the gradient is the gradient, which is how SGD begins.
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        if isinstance(state.get("step"), Tensor) and on_gpu:
+            state["step"] = state["step"].to(parameter.device)
+    if not isinstance(optimizer, SGD) and not optimizer.state[parameters[0]]:
+        before = [p.clone() for p in parameters]
+        stepper(optimizer)([torch.zeros_like(p) for p in parameters])
+        _copy(before, parameters)
+        for parameter in parameters:
+            for value in optimizer.state[parameter].values():
+                value.zero_()
+
+
+def _copy(source: Sequence[Tensor], target: Sequence[Tensor]) -> None:
+    for a, b in zip(source, target, strict=True):
+        b.copy_(a)
+
+
+def train_feedback_in_graphs(
+    problems: Sequence[FeedbackProblem], graphs: dict[int, RecursionGraph], memory: int
+) -> FeedbackResult:
+    """:func:`~dtp.feedback.train_feedback` for layers in reduced form, each on a CUDA stream of its own.
+
+    Args:
+        problems: all in reduced form.
+        graphs: of each layer, from one batch to the next.
+        memory: bytes that a layer may take for the constants of several iterations at once.
+    """
+    losses, streams = {}, []
+    for problem in problems:
+        if problem.iterations == 0:
+            continue
+        device, form = problem.parameters[0].device, problem.reduced
+        current = torch.cuda.current_stream(device) if device.type == "cuda" else None
+        stream = graphs[problem.layer].stream(device)
+        with _on(stream, after=current):
+            s_in, s_out, context = problem.clean
+            clean = form.clean_pass(s_in, s_out, context)
+            most = max(1, memory // form.bytes_per_iteration(clean, s_in))
+            for size in even_parts(problem.iterations, most):
+                constants = form.constants(clean, [problem.draw() for _ in range(size)])
+                loss = graphs[problem.layer](constants, len(s_out))
+            losses[problem.layer] = loss.clone()
+        if stream is not None:
+            losses[problem.layer].record_stream(current)
+            streams.append((stream, current))
+    for stream, current in streams:
+        current.wait_stream(stream)
+    return FeedbackResult(losses, {problem.layer: problem.iterations for problem in problems if problem.iterations})
+
+
+def even_parts(total: int, most: int) -> list[int]:
+    """``total`` in the fewest parts of at most ``most``, of at most two sizes: each size is a graph of its own."""
+    count = -(-total // most)
+    return [total * (i + 1) // count - total * i // count for i in range(count)]
+
+
+@contextmanager
+def _on(stream: Any, after: Any) -> Iterator[None]:
+    """Run on ``stream``, once all that was asked of the stream ``after`` is done; None: where it is."""
+    if stream is None:
+        yield
+        return
+    stream.wait_stream(after)
+    with torch.cuda.stream(stream):
+        yield

