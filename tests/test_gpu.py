@@ -52,6 +52,105 @@ def test_feedback_gradients_equal_those_on_the_cpu_for_the_same_noise(pair, rout
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
+def trained(engine: str, batches: int = 3, **options) -> tuple[DTP, torch.Tensor]:
+    """A rule after some batches on the GPU in float64, and all its weights."""
+    torch.manual_seed(0)
+    network = LeNet(LeNetOptions(channels=[4, 6], hidden=16), (1, 16, 16), 10)
+    settings = {"feedback_iterations": [20], "feedback_lr": [0.01], **options}
+    rule = DTP(network, DTPOptions(engine=engine, **settings)).double().cuda()
+    rule = rule.to(memory_format=torch.channels_last)
+    rule.configure_optimizers()
+    torch.manual_seed(1)
+    for _ in range(batches):
+        x, y = make_batch(network.cpu(), 16)
+        network.cuda()
+        rule.training_batch(x.cuda(), y.cuda())
+    return rule, torch.cat([p.detach().flatten() for p in rule.parameters()])
+
+
+ENGINE_OPTIONS = [
+    {"routing": "noisy"},
+    {"routing": "fixed"},
+    {"noise_samples": 3},
+    {"feedback_momentum": 0.0},
+    {"feedback_optimizer": "adam", "feedback_lr": [1e-3]},
+    {"unpool": "write", "ldrl_scale": "paper"},
+]
+
+
+@pytest.mark.parametrize("options", ENGINE_OPTIONS)
+@pytest.mark.parametrize("engine", ["reduced", "graph"])
+def test_engines_take_the_steps_of_the_literal_form(engine, options):
+    _, expected = trained("literal", **options)
+    _, found = trained(engine, **options)
+    assert float((found - expected).norm() / expected.norm()) < 1e-10
+
+
+def test_the_graph_is_captured_and_replayed(recwarn):
+    rule, _ = trained("graph", 4)
+    assert not [w for w in recwarn if "CUDA graph" in str(w.message)]
+    assert rule.engine() == "graph" and all(graph._replays for graph in rule._graphs.values())
+
+
+def test_the_automatic_engine_on_a_gpu_is_the_graph():
+    rule, found = trained("auto")
+    _, expected = trained("graph")
+    assert rule.engine() == "graph"
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
+
+
+def test_a_replayed_feedback_phase_does_not_wait_for_the_device():
+    rule, _ = trained("graph")
+    x, y = make_batch(rule.network.cpu(), 16)
+    rule.network.cuda()
+    activations = rule.activations(x.cuda())
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        rule.feedback_phase(activations)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("engine", ["reduced", "graph"])
+def test_float32_error_of_an_engine_is_no_larger_than_that_of_the_literal_form(engine):
+    errors = {}
+    for name in ("literal", engine):
+        rules = []
+        for dtype in (torch.float64, torch.float32):
+            torch.manual_seed(0)
+            network = LeNet(LeNetOptions(channels=[8, 16], hidden=32), (1, 16, 16), 10)
+            form = "literal" if dtype == torch.float64 else name
+            rule = DTP(network, DTPOptions(engine=form, feedback_iterations=[20], feedback_lr=[0.01])).to("cuda", dtype)
+            rule.configure_optimizers()
+            noise = {n: [] for n in rule.trained_feedback}
+            generator = torch.Generator().manual_seed(5)
+            for n in rule.trained_feedback:
+                for _ in range(20):
+                    shapes = (rule.network.shapes[n - 1], rule.network.shapes[n])
+                    noise[n].append([0.2 * torch.randn(32, *s, generator=generator).to("cuda", dtype) for s in shapes])
+            rule.feedback_noise = lambda n, a, noise=noise: tuple(noise[n].pop(0))
+            x = torch.randn(32, 1, 16, 16, generator=torch.Generator().manual_seed(6)).to("cuda", dtype)
+            rule.feedback_phase(rule.activations(x, gradients=False))
+            rules.append(torch.cat([p.detach().double().flatten() for p in rule.feedback.parameters()]))
+        errors[name] = float((rules[1] - rules[0]).norm() / rules[0].norm())
+    print(f"relative float32 error after 20 steps: {errors}")
+    assert errors[engine] < max(2 * errors["literal"], 1e-5)
+
+
+def test_a_run_stopped_and_resumed_on_the_gpu_ends_as_one_never_stopped(tmp_path):
+    base = "--accelerator gpu --max-epochs 2 --data digits --algo dtp --diagnostics-every 0"
+    assert main(f"{base} --run-dir {tmp_path / 'whole'}".split()) == 0
+    assert main(f"{base} --run-dir {tmp_path / 'parts'} --max-steps 25".split()) == 0
+    assert main(f"{base} --run-dir {tmp_path / 'parts'} --resume auto".split()) == 0
+    whole, parts = (
+        torch.load(max((tmp_path / name / "checkpoints").glob("*.ckpt")), map_location="cpu", weights_only=True)
+        for name in ("whole", "parts")
+    )
+    for name, value in whole["state_dict"].items():
+        torch.testing.assert_close(parts["state_dict"][name], value, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed"])
 def test_a_run_on_the_gpu_learns_digits(precision, tmp_path):
     command = f"--precision {precision} --accelerator gpu --max-epochs 10 --run-dir {tmp_path / 'run'}"

@@ -96,6 +96,12 @@ class TargetPropagation(Algorithm):
         self._reduced = {n: self._reduced_or_reason(n) for n in numbers}
         if not o.feedback_weight_decay >= 0:
             raise UserError(f"--feedback-weight-decay: expected 0 or more, found {o.feedback_weight_decay}.")
+        self.engine()
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        # Now it is known on how many devices.
+        self.engine()
 
     # --- hooks: what rules of the family differ in --------------------------------------------------------------------
 
