@@ -91,8 +91,8 @@ class TargetPropagation(Algorithm):
             raise UserError(f"--feedback-momentum: expected a number from 0 to below 1, found {o.feedback_momentum}.")
         if o.feedback_warmup < 0:
             raise UserError(f"--feedback-warmup: expected 0 or more, found {o.feedback_warmup}.")
-        if o.feedback_memory < 1:
-            raise UserError(f"--feedback-memory: expected at least 1 (MiB), found {o.feedback_memory}.")
+        if o.feedback_memory < 0:
+            raise UserError(f"--feedback-memory: expected 0 or more (MiB), found {o.feedback_memory}.")
         self._reduced = {n: self._reduced_or_reason(n) for n in numbers}
         if not o.feedback_weight_decay >= 0:
             raise UserError(f"--feedback-weight-decay: expected 0 or more, found {o.feedback_weight_decay}.")
@@ -365,7 +365,7 @@ class TargetPropagation(Algorithm):
         return step
 
     def _train_feedback(self, problems: list[FeedbackProblem]) -> FeedbackResult:
-        memory = self.options.feedback_memory << 20
+        memory = (self.options.feedback_memory or (2048 if self.device.type == "cuda" else 64)) << 20
         if self.engine() != "graph":
             return train_feedback(problems, self._feedback_step(), memory)
         for problem in problems:

@@ -1,0 +1,81 @@
+"""Where the time of a batch goes: the operations or kernels that take most of it, and how long the device idles.
+
+python benchmarks/profile_step.py --model vgg --data cifar10 --shape 3 32 32 --engine graph --tf32
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from engines import make, synchronize
+from dtp.memory import keep_freed_memory
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="vgg")
+    parser.add_argument("--data", default="cifar10", help="whose preset is used")
+    parser.add_argument("--shape", type=int, nargs=3, default=[3, 32, 32])
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--engine", default="reduced", choices=["published", "literal", "reduced", "graph", "bp"])
+    parser.add_argument("--batches", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=25)
+    parser.add_argument("--contiguous", action="store_true")
+    parser.add_argument("--tf32", action="store_true")
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("more", nargs="*", help="further options of main.py, after --")
+    o = parser.parse_args()
+    keep_freed_memory()
+    o.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = o.tf32
+    rule = make(o.engine, o)
+    x = torch.randn(o.batch_size, *o.shape, device=o.device)
+    y = torch.randint(10, (o.batch_size,), device=o.device)
+    for _ in range(3):
+        rule.training_batch(x, y)
+    on_gpu = o.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    synchronize(o.device)
+    begin = time.perf_counter()
+    with profile(activities=activities) as profiler:
+        for _ in range(o.batches):
+            rule.training_batch(x, y)
+        synchronize(o.device)
+    seconds = (time.perf_counter() - begin) / o.batches
+    attribute = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    rows = sorted(profiler.key_averages(), key=lambda row: -getattr(row, attribute))
+    if on_gpu:
+        rows = [row for row in rows if row.device_type == torch.autograd.DeviceType.CUDA]
+    busy = sum(getattr(row, attribute) for row in rows) / 1e6 / o.batches
+    result = {
+        "engine": o.engine,
+        "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+        "tf32": o.tf32,
+        "torch": torch.__version__,
+        "milliseconds_per_batch": round(1000 * seconds, 3),
+        # Kernels of several streams may run at the same time: then this is more than the time that passed.
+        "milliseconds_of_kernels_per_batch": round(1000 * busy, 3),
+        "kernels_per_batch": round(sum(row.count for row in rows) / o.batches),
+        "most": [
+            {
+                "name": row.key[:100],
+                "milliseconds": round(getattr(row, attribute) / 1000 / o.batches, 3),
+                "calls": round(row.count / o.batches, 1),
+            }
+            for row in rows[: o.rows]
+        ],
+    }
+    text = json.dumps(result, indent=2)
+    print(text)
+    if o.output:
+        o.output.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
