@@ -44,7 +44,15 @@ class Published(DTP):
 
 def make(name: str, o: argparse.Namespace, part: float = 1.0) -> Algorithm:
     """A rule with its network, weights by seed 0, on the device."""
-    argv = ["--algo", "bp" if name == "bp" else "dtp", "--model", o.model, "--data", o.data, *o.more]
+    argv = [
+        "--algo",
+        "bp" if name == "bp" else "dtp",
+        "--model",
+        o.model,
+        "--data",
+        o.data,
+        *(o.more if name != "bp" else []),
+    ]
     config = parse(argv)
     if name != "bp":
         config.algo.engine = "literal" if name == "published" else name

@@ -11,9 +11,9 @@ import time
 from pathlib import Path
 
 import torch
+from engines import make, synchronize
 from torch.profiler import ProfilerActivity, profile
 
-from engines import make, synchronize
 from dtp.memory import keep_freed_memory
 
 
