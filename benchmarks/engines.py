@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--contiguous", action="store_true", help="maps whole in memory, not channels innermost")
     parser.add_argument("--tf32", action="store_true")
     parser.add_argument("--output", type=Path)
-    parser.add_argument("more", nargs="*", help="further options of main.py, after --")
+    parser.add_argument("more", nargs="*", help="further options of --algo dtp, after --")
     o = parser.parse_args()
     keep_freed_memory()
     o.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
