@@ -89,13 +89,13 @@ def test_engines_take_the_steps_of_the_literal_form(engine, options):
 def test_the_graph_is_captured_and_replayed(recwarn):
     rule, _ = trained("graph", 4)
     assert not [w for w in recwarn if "CUDA graph" in str(w.message)]
-    assert rule.engine() == "graph" and all(graph._replays for graph in rule._graphs.values())
+    assert rule.describe()["engine"] == "graph" and all(graph._replays for graph in rule.engine._graphs.values())
 
 
 def test_the_automatic_engine_on_a_gpu_is_the_graph():
     rule, found = trained("auto")
     _, expected = trained("graph")
-    assert rule.engine() == "graph"
+    assert rule.describe()["engine"] == "graph"
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
 
 

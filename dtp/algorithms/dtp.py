@@ -26,7 +26,7 @@ class DTP(TargetPropagation):
         angle = self.options.feedback_stop_angle
         if not 0 <= angle < 90:
             raise UserError(f"--feedback-stop-angle: expected an angle from 0 to below 90 degrees, found {angle}.")
-        literal = [n for n in self.trained_feedback if self.reduced(n) is None]
+        literal = [n for n in self.trained_feedback if self.engine.form(n) is None]
         if angle and literal:
             raise UserError(
                 f"--feedback-stop-angle: layer {literal[0]} is trained on the literal loss "

@@ -17,24 +17,17 @@ from dtp.algorithms.options import TargetPropagationOptions
 from dtp.errors import UserError
 from dtp.feedback import (
     Context,
+    FeedbackEngine,
     FeedbackLayer,
     FeedbackNetwork,
     FeedbackProblem,
-    FeedbackResult,
     FeedbackSettings,
     NotReducible,
-    RecursionGraph,
     ReducedLDRL,
-    Step,
-    cuda_graph,
     derive_feedback,
     forward_with_context,
     per_sample_dot,
-    plain,
     require_known_operations,
-    stepper,
-    train_feedback,
-    train_feedback_in_graphs,
 )
 from dtp.models.network import Network
 from dtp.precision import full_precision
@@ -82,7 +75,6 @@ class TargetPropagation(Algorithm):
         rates = o.feedback_lr or [self.usual_feedback_lr(n) for n in numbers]
         self.feedback_lr = per_layer("feedback-lr", rates, numbers, above=0)
         self.feedback_optimizers: dict[int, Optimizer] = {}
-        self._graphs: dict[int, RecursionGraph] = {}
         if not o.beta > 0:
             raise UserError(f"--beta: expected a number above 0, found {o.beta}.")
         if o.noise_samples < 1:
@@ -93,15 +85,17 @@ class TargetPropagation(Algorithm):
             raise UserError(f"--feedback-warmup: expected 0 or more, found {o.feedback_warmup}.")
         if o.feedback_memory < 0:
             raise UserError(f"--feedback-memory: expected 0 or more (MiB), found {o.feedback_memory}.")
-        self._reduced = {n: self._reduced_or_reason(n) for n in numbers}
         if not o.feedback_weight_decay >= 0:
             raise UserError(f"--feedback-weight-decay: expected 0 or more, found {o.feedback_weight_decay}.")
-        self.engine()
+        forms = {n: self._reduced_or_reason(n) for n in numbers}
+        self.engine = FeedbackEngine(o.engine, forms, o.feedback_memory << 20, stops_early=self.enough <= 1)
+        if not self._steps_directly():
+            self.feedback_forms()
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
-        # Now it is known on how many devices.
-        self.engine()
+        # Now it is known on how many devices, and whether the engine that was asked for can be.
+        self.feedback_forms()
 
     # --- hooks: what rules of the family differ in --------------------------------------------------------------------
 
@@ -224,13 +218,16 @@ class TargetPropagation(Algorithm):
                     self.feedback_iterations[n],
                     lambda n=n: self.feedback_noise(n, a),
                     lambda noise, n=n: self.feedback_loss(n, a, noise),
-                    self.reduced(n),
+                    self.engine.form(n),
                     (a.s[n - 1], a.s[n], a.contexts[n]),
                     self.enough,
                 )
                 for n in self.trained_feedback
             ]
-            result = self._train_feedback(problems)
+            # The literal engine is the specification: it also steps as every other optimizer of the project does.
+            direct = self._steps_directly() and self.options.engine != "literal"
+            step = None if direct else self._step_through_strategy
+            result = self.engine.train(problems, self.feedback_optimizers, step)
         scalars = {f"feedback_loss_{n}": loss for n, loss in result.losses.items()}
         if self.enough <= 1:
             scalars.update({f"feedback_steps_{n}": torch.tensor(float(k)) for n, k in result.steps.items()})
@@ -306,39 +303,13 @@ class TargetPropagation(Algorithm):
         total = sum(self.local_losses(activations, targets, y).values())
         return list(torch.autograd.grad(total, self.forward_parameters))
 
-    def reduced(self, n: int) -> ReducedLDRL | None:
-        """The reduced form that layer n is trained in; None where it is trained on the literal loss."""
-        form = self._reduced[n]
-        return form if isinstance(form, ReducedLDRL) and self.options.engine != "literal" else None
-
-    def engine(self) -> str:
-        """``literal``, ``reduced`` or ``graph``: what ``--engine`` comes to on this device.
-
-        Raises:
-            UserError: a graph is asked for where there can be none.
-        """
-        o = self.options
-        if o.engine in ("literal", "reduced"):
-            return o.engine
-        obstacle = None
-        if not self._steps_directly():
-            obstacle = "the steps of several devices, or a rule with a step of its own, are not captured"
-        elif self.enough <= 1:
-            obstacle = "how many iterations --feedback-stop-angle leaves is not known beforehand"
-        if obstacle and o.engine == "graph":
-            raise UserError(f"--engine graph: {obstacle}; use --engine auto.")
-        return "graph" if not obstacle and (o.engine == "graph" or self.device.type == "cuda") else "reduced"
-
     def feedback_forms(self) -> dict[int, str]:
         """In words, by layer number: the form in which each feedback layer is trained, and why if it is the literal."""
-        engine = self.engine()
-        if engine == "literal":
-            return dict.fromkeys(self._reduced, "literal, as asked")
-        words = {"reduced": "reduced", "graph": "reduced, its recursion in one graph"}[engine]
-        return {n: words if isinstance(form, ReducedLDRL) else f"literal: {form}" for n, form in self._reduced.items()}
+        return self.engine.describe(self.device, self._steps_directly())
 
     def describe(self) -> dict[str, Any]:
-        return {"engine": self.engine(), "feedback_forms": {str(n): form for n, form in self.feedback_forms().items()}}
+        engine = self.engine.choose(self.device, self._steps_directly())
+        return {"engine": engine, "feedback_forms": {str(n): form for n, form in self.feedback_forms().items()}}
 
     def _reduced_or_reason(self, n: int) -> ReducedLDRL | str:
         try:
@@ -351,31 +322,6 @@ class TargetPropagation(Algorithm):
         hooks = ("step", "on_before_optimizer_step")
         customised = any(getattr(type(self), hook) is not getattr(Algorithm, hook) for hook in hooks)
         return not customised and (self._trainer is None or self.trainer.world_size == 1)
-
-    def _feedback_step(self) -> Step:
-        """``step`` for :func:`train_feedback`: one step of each given layer's optimizer."""
-        if not self._steps_directly() or self.options.engine == "literal":
-            return self._step_through_strategy
-        steppers = {n: stepper(optimizer) for n, optimizer in self.feedback_optimizers.items()}
-
-        def step(gradients: dict[int, tuple[Tensor, ...]]) -> None:
-            for n, values in gradients.items():
-                steppers[n](values)
-
-        return step
-
-    def _train_feedback(self, problems: list[FeedbackProblem]) -> FeedbackResult:
-        memory = (self.options.feedback_memory or (2048 if self.device.type == "cuda" else 64)) << 20
-        if self.engine() != "graph":
-            return train_feedback(problems, self._feedback_step(), memory)
-        for problem in problems:
-            n, optimizer = problem.layer, self.feedback_optimizers[problem.layer]
-            if problem.reduced is not None and (n not in self._graphs or self._graphs[n].optimizer is not optimizer):
-                capture = cuda_graph if self.device.type == "cuda" else plain
-                self._graphs[n] = RecursionGraph(problem.reduced, problem.parameters, optimizer, capture)
-        literal = train_feedback([p for p in problems if p.reduced is None], self._feedback_step(), memory)
-        graphed = train_feedback_in_graphs([p for p in problems if p.reduced is not None], self._graphs, memory)
-        return FeedbackResult({**literal.losses, **graphed.losses}, {**literal.steps, **graphed.steps})
 
     def _step_through_strategy(self, gradients: dict[int, tuple[Tensor, ...]]) -> None:
         for n, values in gradients.items():

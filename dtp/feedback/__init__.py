@@ -1,7 +1,7 @@
 """Feedback layers made from forward layers, the losses that train them, and the loop that does."""
 
 from dtp.feedback.context import AffineContext, Context, ShapeContext, SwitchesContext
-from dtp.feedback.graphs import RecursionGraph, cuda_graph, plain, train_feedback_in_graphs
+from dtp.feedback.engine import FeedbackEngine
 from dtp.feedback.layers import (
     FeedbackLayer,
     FeedbackNetwork,
@@ -11,7 +11,7 @@ from dtp.feedback.layers import (
     layer_operations,
     require_known_operations,
 )
-from dtp.feedback.loop import FeedbackProblem, FeedbackResult, Step, train_feedback
+from dtp.feedback.loop import FeedbackProblem, FeedbackResult, train_feedback
 from dtp.feedback.losses import ldrl_loss, per_sample_dot, reconstruction_loss
 from dtp.feedback.noise import NoiseStreams
 from dtp.feedback.operations import (
@@ -23,12 +23,12 @@ from dtp.feedback.operations import (
     register_feedback,
 )
 from dtp.feedback.reduced import ReducedLDRL
-from dtp.feedback.steppers import stepper
 
 __all__ = [
     "AffineContext",
     "Context",
     "Elementwise",
+    "FeedbackEngine",
     "FeedbackLayer",
     "FeedbackNetwork",
     "FeedbackOperation",
@@ -38,23 +38,17 @@ __all__ = [
     "LinearMap",
     "NoiseStreams",
     "NotReducible",
-    "RecursionGraph",
     "ReducedLDRL",
     "Routing",
     "ShapeContext",
-    "Step",
     "SwitchesContext",
-    "cuda_graph",
     "derive_feedback",
     "forward_with_context",
     "layer_operations",
     "ldrl_loss",
     "per_sample_dot",
-    "plain",
     "reconstruction_loss",
     "register_feedback",
     "require_known_operations",
-    "stepper",
     "train_feedback",
-    "train_feedback_in_graphs",
 ]

@@ -1,0 +1,116 @@
+"""Which form each feedback layer is trained in, and training them so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dtp.errors import UserError
+from dtp.feedback.graphs import RecursionGraph, cuda_graph, plain, train_feedback_in_graphs
+from dtp.feedback.loop import FeedbackProblem, FeedbackResult, Step, train_feedback
+from dtp.feedback.reduced import ReducedLDRL
+from dtp.feedback.steppers import stepper
+
+
+class FeedbackEngine:
+    """Trains feedback layers: from the loss as it is written, in reduced form, or in reduced form as CUDA graphs.
+
+    Args:
+        name: ``literal``, ``reduced``, ``graph``, or ``auto``: a graph on a GPU where there can be one, else reduced.
+        forms: by layer number, its reduced form, or why there is none; such a layer is always trained on the literal
+            loss.
+        memory: bytes that a layer may take for several iterations at once; 0 for the usual on its device.
+        stops_early: whether layers may take fewer iterations than were asked for.
+
+    Raises:
+        UserError: a graph is asked for where the number of iterations is not known beforehand.
+    """
+
+    def __init__(self, name: str, forms: dict[int, ReducedLDRL | str], memory: int = 0, stops_early: bool = False):
+        self.name, self.forms, self.memory, self.stops_early = name, forms, memory, stops_early
+        self._graphs: dict[int, RecursionGraph] = {}
+        self.choose(torch.device("cpu"))
+
+    def form(self, n: int) -> ReducedLDRL | None:
+        """The reduced form that layer n is trained in; None where it is trained on the literal loss."""
+        form = self.forms[n]
+        return form if isinstance(form, ReducedLDRL) and self.name != "literal" else None
+
+    def choose(self, device: torch.device, direct: bool = True) -> str:
+        """``literal``, ``reduced`` or ``graph``: what the name comes to.
+
+        Args:
+            device: of the weights.
+            direct: whether a step is nothing but the optimizer's.
+
+        Raises:
+            UserError: a graph is asked for where there can be none.
+        """
+        if self.name in ("literal", "reduced"):
+            return self.name
+        obstacle = None
+        if not direct:
+            obstacle = "the steps of several devices, or of a rule that steps in its own way, are not captured"
+        elif self.stops_early:
+            obstacle = "how many iterations --feedback-stop-angle leaves is not known beforehand"
+        if obstacle and self.name == "graph":
+            raise UserError(f"--engine graph: {obstacle}; use --engine auto.")
+        return "graph" if not obstacle and (self.name == "graph" or device.type == "cuda") else "reduced"
+
+    def describe(self, device: torch.device, direct: bool = True) -> dict[int, str]:
+        """In words, by layer number: the form in which each layer is trained, and why if it is the literal."""
+        words = {
+            "literal": "literal, as asked",
+            "reduced": "reduced",
+            "graph": "reduced, its recursion replayed as one graph",
+        }[self.choose(device, direct)]
+        return {
+            n: words if self.name == "literal" or self.form(n) is not None else f"literal: {self.forms[n]}"
+            for n in self.forms
+        }
+
+    def train(
+        self, problems: Sequence[FeedbackProblem], optimizers: dict[int, Optimizer], step: Step | None = None
+    ) -> FeedbackResult:
+        """Train every layer for its iterations.
+
+        Args:
+            problems: one for each layer.
+            optimizers: of each layer's feedback weights.
+            step: how gradients become steps, as for :func:`~dtp.feedback.train_feedback`; None for nothing but a step
+                of each optimizer, which is quicker and can be captured.
+        """
+        if not problems:
+            return FeedbackResult({}, {})
+        device = problems[0].parameters[0].device
+        memory = self.memory or (2 << 30 if device.type == "cuda" else 64 << 20)
+        engine = self.choose(device, step is None)
+        if engine != "graph":
+            return train_feedback(problems, step or _steps_of(optimizers), memory)
+        reducible = [problem for problem in problems if problem.reduced is not None]
+        others = [problem for problem in problems if problem.reduced is None]
+        literal = train_feedback(others, _steps_of(optimizers), memory)
+        graphs = {problem.layer: self._graph(problem, optimizers[problem.layer]) for problem in reducible}
+        graphed = train_feedback_in_graphs(reducible, graphs, memory)
+        return FeedbackResult({**literal.losses, **graphed.losses}, {**literal.steps, **graphed.steps})
+
+    def _graph(self, problem: FeedbackProblem, optimizer: Optimizer) -> RecursionGraph:
+        known = self._graphs.get(problem.layer)
+        if known is None or known.optimizer is not optimizer:
+            capture = cuda_graph if problem.parameters[0].device.type == "cuda" else plain
+            known = RecursionGraph(problem.reduced, problem.parameters, optimizer, capture)
+            self._graphs[problem.layer] = known
+        return known
+
+
+def _steps_of(optimizers: dict[int, Optimizer]) -> Step:
+    steppers = {n: stepper(optimizer) for n, optimizer in optimizers.items()}
+
+    def step(gradients: dict[int, tuple[Tensor, ...]]) -> None:
+        for n, values in gradients.items():
+            steppers[n](values)
+
+    return step
