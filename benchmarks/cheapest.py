@@ -60,9 +60,8 @@ SMALL_VGG = {
     "by positions 5, warm, fixed": vgg(BY_POSITIONS["5"], WARM + " --routing fixed"),
     "by positions 10, symmetric": vgg(BY_POSITIONS["10"], "--feedback-init symmetric"),
     "by positions 20, symmetric": vgg(BY_POSITIONS["20"], "--feedback-init symmetric"),
-    "stop at 15 degrees": vgg(PUBLISHED_ITERATIONS, "--feedback-stop-angle 15"),
-    "stop at 25 degrees": vgg(PUBLISHED_ITERATIONS, "--feedback-stop-angle 25"),
-    "stop at 10 degrees, fixed": vgg(PUBLISHED_ITERATIONS, "--feedback-stop-angle 10 --routing fixed"),
+    "stop at distance 0.4": vgg(PUBLISHED_ITERATIONS, "--feedback-stop-distance 0.4"),
+    "stop at distance 0.2, fixed": vgg(PUBLISHED_ITERATIONS, "--feedback-stop-distance 0.2 --routing fixed"),
     "by positions 5, adam, warm": vgg(BY_POSITIONS["5"], WARM + " --feedback-optimizer adam").partition(
         "--feedback-lr"
     )[0]
@@ -79,8 +78,8 @@ MNIST = {
     "preset": mlp(20),
     **{f"{count} iterations": mlp(count) for count in (10, 5, 2, 1)},
     **{f"{count} iterations, same rates": mlp(count, steeper=count / 20) for count in (10, 5, 2, 1)},
-    "stop at 15 degrees": mlp(20, "--feedback-stop-angle 15"),
-    "stop at 25 degrees": mlp(20, "--feedback-stop-angle 25"),
+    "stop at distance 0.2": mlp(20, "--feedback-stop-distance 0.2"),
+    "stop at distance 0.4": mlp(20, "--feedback-stop-distance 0.4"),
 }
 STUDIES = {
     "small-vgg": (

@@ -1,6 +1,5 @@
 """Difference target propagation with the local difference reconstruction loss (L-DRL)."""
 
-import math
 from typing import Any
 
 from torch import Tensor
@@ -23,20 +22,18 @@ class DTP(TargetPropagation):
 
     def __init__(self, network: Network, options: DTPOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
-        angle = self.options.feedback_stop_angle
-        if not 0 <= angle < 90:
-            raise UserError(f"--feedback-stop-angle: expected an angle from 0 to below 90 degrees, found {angle}.")
+        if not self.close >= 0:
+            raise UserError(f"--feedback-stop-distance: expected 0 or more, found {self.close}.")
         literal = [n for n in self.trained_feedback if self.engine.form(n) is None]
-        if angle and literal:
+        if self.close and literal:
             raise UserError(
-                f"--feedback-stop-angle: layer {literal[0]} is trained on the literal loss "
-                f"({self.feedback_forms()[literal[0]]}), which does not tell the angle; use 0."
+                f"--feedback-stop-distance: layer {literal[0]} is trained on the literal loss "
+                f"({self.feedback_forms()[literal[0]]}), which does not tell the distance; use 0."
             )
 
     @property
-    def enough(self) -> float:
-        angle = self.options.feedback_stop_angle
-        return math.cos(math.radians(angle)) if angle else 2.0
+    def close(self) -> float:
+        return self.options.feedback_stop_distance
 
     def feedback_noise(self, n: int, activations: Activations) -> tuple[Tensor, Tensor]:
         return self.draw_noise(n, activations.s[n - 1]), self.draw_noise(n, activations.s[n])

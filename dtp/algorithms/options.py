@@ -78,9 +78,9 @@ class DTPOptions(TargetPropagationOptions):
     # Max-pooling positions of the noisy pass: its own (noisy, as published) or those of the clean pass (fixed, as the
     # theory assumes; its feedback weights align far better).
     routing: Literal["noisy", "fixed"] = "noisy"
-    # Angle in degrees between the Jacobians of the feedback layer and the transposed forward layer, estimated from the
+    # Relative distance of the feedback layer's Jacobian to the transpose of the forward layer's, estimated from the
     # noise of each iteration, at which a layer takes no more feedback iterations in this batch; 0 for never.
-    feedback_stop_angle: float = 0.0
+    feedback_stop_distance: float = 0.0
     # Scale of the L-DRL loss: the published code's (code) or the paper's, divided by 2 noise^2 (paper), which needs
     # feedback learning rates that are smaller by that factor.
     ldrl_scale: Literal["code", "paper"] = "code"

@@ -88,7 +88,7 @@ class TargetPropagation(Algorithm):
         if not o.feedback_weight_decay >= 0:
             raise UserError(f"--feedback-weight-decay: expected 0 or more, found {o.feedback_weight_decay}.")
         forms = {n: self._reduced_or_reason(n) for n in numbers}
-        self.engine = FeedbackEngine(o.engine, forms, o.feedback_memory << 20, stops_early=self.enough <= 1)
+        self.engine = FeedbackEngine(o.engine, forms, o.feedback_memory << 20, stops_early=self.close > 0)
         if not self._steps_directly():
             self.feedback_forms()
 
@@ -139,9 +139,9 @@ class TargetPropagation(Algorithm):
         raise NotReducible("the rule's feedback loss has no reduced form")
 
     @property
-    def enough(self) -> float:
-        """Cosine between Jacobians at which a feedback layer takes no more iterations in a batch; 2 for never."""
-        return 2.0
+    def close(self) -> float:
+        """Distance of the Jacobians at which a feedback layer takes no more iterations in a batch; 0 for never."""
+        return 0.0
 
     def turns(self) -> tuple[bool, bool]:
         """Whether this batch trains the feedback weights, and whether it trains the forward weights."""
@@ -220,7 +220,7 @@ class TargetPropagation(Algorithm):
                     lambda noise, n=n: self.feedback_loss(n, a, noise),
                     self.engine.form(n),
                     (a.s[n - 1], a.s[n], a.contexts[n]),
-                    self.enough,
+                    self.close,
                 )
                 for n in self.trained_feedback
             ]
@@ -229,7 +229,7 @@ class TargetPropagation(Algorithm):
             step = None if direct else self._step_through_strategy
             result = self.engine.train(problems, self.feedback_optimizers, step)
         scalars = {f"feedback_loss_{n}": loss for n, loss in result.losses.items()}
-        if self.enough <= 1:
+        if self.close > 0:
             scalars.update({f"feedback_steps_{n}": torch.tensor(float(k)) for n, k in result.steps.items()})
         return scalars
 

@@ -55,7 +55,7 @@ class FeedbackEngine:
         if not direct:
             obstacle = "the steps of several devices, or of a rule that steps in its own way, are not captured"
         elif self.stops_early:
-            obstacle = "how many iterations --feedback-stop-angle leaves is not known beforehand"
+            obstacle = "how many iterations --feedback-stop-distance leaves is not known beforehand"
         if obstacle and self.name == "graph":
             raise UserError(f"--engine graph: {obstacle}; use --engine auto.")
         return "graph" if not obstacle and (self.name == "graph" or device.type == "cuda") else "reduced"

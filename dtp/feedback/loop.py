@@ -28,8 +28,8 @@ class FeedbackProblem:
         loss: scalar for given noise, a pure function of it and of the weights: the literal form.
         reduced: the reduced form of that loss, or None where there is none or it is not wanted.
         clean: (s_in, s_out, context) of the layer's clean pass, for the reduced form.
-        enough: cosine between the Jacobians J_G and J_F^T, as the noise of an iteration shows it, from which on the
-            layer takes no more steps in this batch; 2 for never. For the reduced form only.
+        close: relative distance of the Jacobians J_G and J_F^T, as the noise of an iteration shows it, at which the
+            layer takes no more steps in this batch; 0 for never. For the reduced form only.
     """
 
     layer: int
@@ -39,7 +39,7 @@ class FeedbackProblem:
     loss: Callable[[Noise], Tensor]
     reduced: ReducedLDRL | None = None
     clean: tuple[Tensor, Tensor, Context] | None = None
-    enough: float = 2.0
+    close: float = 0.0
 
 
 class LiteralGradients:
@@ -85,7 +85,7 @@ class ReducedGradients:
             self._constants: Constants = self.form.constants(self.clean, noise)
         i = k - self._begin
         constant, quadratic = self._constants.gradient[i], self.form.quadratic_gradient(self._constants, i)
-        aligned = problem.enough <= 1 and self.form.cosine(self._constants, i, quadratic, self.batch) >= problem.enough
+        aligned = problem.close > 0 and self.form.distance(self._constants, i, quadratic, self.batch) <= problem.close
         if aligned or k == problem.iterations - 1:
             self.loss = self.form.loss(constant, quadratic, self.batch)
         if aligned:

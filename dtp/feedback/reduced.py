@@ -174,15 +174,17 @@ class ReducedLDRL:
         """Value of the loss at the present V, a scalar, from the two parts of its gradient."""
         return (self.weight * constant).sum() + 0.5 * self.scale(batch) * (self.weight * quadratic).sum()
 
-    def cosine(self, constants: Constants, i: int, quadratic: Tensor, batch: int) -> Tensor:
-        """Cosine of the angle between the Jacobians J_G and J_F^T, a scalar estimated from the noise of iteration i.
+    def distance(self, constants: Constants, i: int, quadratic: Tensor, batch: int) -> Tensor:
+        """Relative distance |J_G - J_F^T| / |J_F| of the Jacobians, a scalar estimated from the noise of iteration i.
 
         For small noise <eps, A_V(p)> averages to sigma^2 tr(J_G J_F), |A_V(q)|^2 to sigma^2 |J_G|^2 and
-        |F(s + eps) - y|^2 to sigma^2 |J_F|^2.
+        |F(s + eps) - y|^2 to sigma^2 |J_F|^2. An angle would not do in its place: a feedback layer may have the
+        direction of the transpose long before it has its size.
         """
         product = -(self.weight * constants.gradient[i]).sum() / (2 * self.factor)
         square = (self.weight * quadratic).sum() / (self.noise_samples * batch)
-        return product / (square * constants.output_change[i]).sqrt()
+        change = constants.output_change[i]
+        return ((square - 2 * product + change).clamp(min=0) / change).sqrt()
 
     def gradients(self, parameters: Sequence[Tensor], gradient: Tensor) -> tuple[Tensor, ...]:
         """Gradients of all ``parameters`` of the feedback layer: zero for the bias, which every difference cancels."""

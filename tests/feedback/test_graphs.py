@@ -136,8 +136,8 @@ def test_a_capture_that_fails_or_is_wrong_leaves_the_plain_recursion_and_says_so
 
 
 def test_a_graph_is_refused_where_the_number_of_iterations_is_not_known():
-    with pytest.raises(UserError, match=r"--engine graph: how many iterations --feedback-stop-angle"):
-        make_rule("graph", feedback_stop_angle=20.0)
+    with pytest.raises(UserError, match=r"--engine graph: how many iterations --feedback-stop-distance"):
+        make_rule("graph", feedback_stop_distance=0.2)
 
 
 def test_a_graph_is_refused_for_a_rule_with_a_step_of_its_own():
