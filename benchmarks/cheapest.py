@@ -46,7 +46,13 @@ def vgg(iterations: tuple[int, ...], more: str = "", steeper: float = 1.0) -> st
 
 FIFTH, TENTH = (4, 6, 7, 11, 4), (2, 3, 4, 6, 2)
 # Layers whose feedback sees many positions per image need few iterations; those near the output need more.
-BY_POSITIONS = {"2.5": (2, 5, 35, 55, 20), "5": (2, 4, 12, 20, 10), "10": (1, 2, 6, 10, 5), "20": (1, 1, 3, 5, 3)}
+BY_POSITIONS = {
+    "2.5": (2, 5, 35, 55, 20),
+    "3.5": (2, 5, 20, 30, 15),
+    "5": (2, 4, 12, 20, 10),
+    "10": (1, 2, 6, 10, 5),
+    "20": (1, 1, 3, 5, 3),
+}
 WARM = "--feedback-warmup 4"
 SMALL_VGG = {
     "bp": "--algo bp",
@@ -55,6 +61,7 @@ SMALL_VGG = {
     "fifth, warm": vgg(FIFTH, WARM),
     "fifth, warm, fixed": vgg(FIFTH, WARM + " --routing fixed"),
     "by positions 2.5, warm": vgg(BY_POSITIONS["2.5"], WARM),
+    "by positions 3.5, warm": vgg(BY_POSITIONS["3.5"], WARM),
     "by positions 5, warm": vgg(BY_POSITIONS["5"], WARM),
     "by positions 10, warm": vgg(BY_POSITIONS["10"], WARM),
     "by positions 5, warm, fixed": vgg(BY_POSITIONS["5"], WARM + " --routing fixed"),
@@ -62,6 +69,7 @@ SMALL_VGG = {
     "by positions 20, symmetric": vgg(BY_POSITIONS["20"], "--feedback-init symmetric"),
     "stop at distance 0.4": vgg(PUBLISHED_ITERATIONS, "--feedback-stop-distance 0.4"),
     "stop at distance 0.2, fixed": vgg(PUBLISHED_ITERATIONS, "--feedback-stop-distance 0.2 --routing fixed"),
+    "stop at distance 0.1, fixed": vgg(PUBLISHED_ITERATIONS, "--feedback-stop-distance 0.1 --routing fixed"),
     "by positions 5, adam, warm": vgg(BY_POSITIONS["5"], WARM + " --feedback-optimizer adam").partition(
         "--feedback-lr"
     )[0]
