@@ -41,6 +41,7 @@ MAY_DIFFER = {
     "test_weights",
     "verbose",
     "data_dir",
+    "data_on_device",
     "download",
     "num_workers",
     "devices",

@@ -26,20 +26,28 @@ class Augmentation:
 
     def __call__(self, images: np.ndarray, epoch: int, indices: np.ndarray) -> np.ndarray:
         """New images made from ``images``, uint8 (B, C, H, W), which are the images ``indices`` (B,) of the dataset."""
-        bits = counter_hash(self.seed, AUGMENTATION, epoch, indices)
-        images = self._crop(images, bits) if self.crop_padding else images.copy()
-        if self.flip:
-            mirrored = np.nonzero(bits & np.uint64(1))[0]
-            images[mirrored] = images[mirrored][..., ::-1]
+        top, left, mirrored = self.draw(epoch, indices)
+        if self.crop_padding:
+            windows = sliding_window_view(self._pad(images), images.shape[2:], axis=(2, 3))
+            images = windows[np.arange(len(images)), :, top, left]
+        else:
+            images = images.copy()
+        chosen = np.nonzero(mirrored)[0]
+        images[chosen] = images[chosen][..., ::-1]
         return images
 
-    def _crop(self, images: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    def draw(self, epoch: int, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What is done to the images ``indices`` (B,) of the dataset, each (B,) of integers.
+
+        Top and left corner of the crop in the padded image, and whether it is then mirrored (1) or not (0).
+        """
+        bits = counter_hash(self.seed, AUGMENTATION, epoch, indices)
         # The two offsets come from disjoint 24-bit parts of the hash; the bias of the remainder is below 1e-5.
         offsets, part = np.uint64(2 * self.crop_padding + 1), np.uint64(0xFFFFFF)
         top = ((bits >> np.uint64(8)) & part) % offsets
         left = ((bits >> np.uint64(36)) & part) % offsets
-        windows = sliding_window_view(self._pad(images), images.shape[2:], axis=(2, 3))
-        return windows[np.arange(len(images)), :, top.astype(np.intp), left.astype(np.intp)]
+        mirrored = bits & np.uint64(self.flip)
+        return top.astype(np.intp), left.astype(np.intp), mirrored.astype(np.intp)
 
     def _pad(self, images: np.ndarray) -> np.ndarray:
         # By slices: twice as fast as numpy.pad, which is half of the cost of a batch.

@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
 
 from dtp.data.augmentation import Augmentation
 from dtp.data.batches import BatchLoader, ImageBatches, Images
+from dtp.data.on_device import DeviceBatches, wanted_on_device
 from dtp.data.options import DataOptions
 from dtp.data.sampler import OrderedBatches, TrainingBatches
 from dtp.data.split import SplitKind, count_held_out, split_indices
@@ -54,6 +56,8 @@ class ImageData(LightningDataModule):
         self.seed = seed
         self.data_dir = Path(options.data_dir).expanduser()
         self._parts: dict[str, ImageBatches | None] = {}
+        # By device, the parts that are kept there; None where they are kept on the host.
+        self._on_device: dict[torch.device, dict[str, DeviceBatches] | None] = {}
         self._statistics: Statistics | None = None
         self._input_shape: tuple[int, int, int] | None = None
 
@@ -134,7 +138,7 @@ class ImageData(LightningDataModule):
         rank, ranks = self._rank()
         done = None if self.trainer is None else self._batches_done
         batches = TrainingBatches(len(dataset), self.options.batch_size, self.seed, rank, ranks, done)
-        return BatchLoader(dataset, batches, self.options.num_workers)
+        return BatchLoader(self._placed("train"), batches, self.options.num_workers)
 
     def val_dataloader(self) -> BatchLoader | list:
         """All validation images in order, not augmented; an empty list when there are none."""
@@ -151,7 +155,20 @@ class ImageData(LightningDataModule):
         if dataset is None:
             return []
         batches = OrderedBatches(len(dataset), self.options.batch_size, *self._rank())
-        return BatchLoader(dataset, batches, self.options.num_workers)
+        return BatchLoader(self._placed(part), batches, self.options.num_workers)
+
+    def _placed(self, part: str) -> ImageBatches | DeviceBatches:
+        """The images of a part where their batches are made: in the host's memory, or in the device's."""
+        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        if device not in self._on_device:
+            parts = [images for images in self._parts.values() if images is not None]
+            self._on_device[device] = {} if wanted_on_device(self.options.data_on_device, parts, device) else None
+        placed = self._on_device[device]
+        if placed is None:
+            return self._parts[part]
+        if part not in placed:
+            placed[part] = DeviceBatches(self._parts[part], device)
+        return placed[part]
 
     def _rank(self) -> tuple[int, int]:
         """This process's share of the data, which the trainer's strategy decides: (rank, number of ranks)."""

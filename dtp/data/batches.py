@@ -56,7 +56,7 @@ class ImageBatches(Dataset):
         mean = torch.tensor(statistics.mean, dtype=torch.float64).view(-1, 1, 1)
         std = torch.tensor(statistics.std, dtype=torch.float64).view(-1, 1, 1)
         # (pixel / 255 - mean) / std as one product and one sum.
-        self._scale, self._shift = (1 / (255 * std)).float(), (-mean / std).float()
+        self.scale, self.shift = (1 / (255 * std)).float(), (-mean / std).float()
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -68,7 +68,7 @@ class ImageBatches(Dataset):
         pixels = self.images[indices]
         if self.augmentation is not None:
             pixels = self.augmentation(pixels, epoch, indices)
-        x = torch.from_numpy(np.ascontiguousarray(pixels)).float().mul_(self._scale).add_(self._shift)
+        x = torch.from_numpy(np.ascontiguousarray(pixels)).float().mul_(self.scale).add_(self.shift)
         return x, torch.from_numpy(self.labels[indices])
 
 
@@ -83,13 +83,16 @@ class BatchLoader(DataLoader):
     nothing to save; the two state methods tell Lightning that a resume in the middle of an epoch is exact.
     """
 
-    def __init__(self, dataset: ImageBatches, batches: TrainingBatches | OrderedBatches, num_workers: int):
+    def __init__(self, dataset: Dataset, batches: TrainingBatches | OrderedBatches, num_workers: int):
+        on_host = isinstance(dataset, ImageBatches)
+        # Batches that are made on the device leave workers and pinned memory nothing to do.
+        num_workers = num_workers if on_host else 0
         super().__init__(
             dataset,
             batch_sampler=batches,
             num_workers=num_workers,
             collate_fn=_as_fetched,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=on_host and torch.cuda.is_available(),
             persistent_workers=num_workers > 0,
             # Making an iterator draws a seed for the workers; without this it would come from torch's own generator.
             generator=torch.Generator().manual_seed(0),

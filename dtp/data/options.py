@@ -17,6 +17,9 @@ class DataOptions:
     batch_size: int = 128
     # Processes that load and augment batches, 0 or more; 0 loads in the main process, best for small datasets.
     num_workers: int = 0
+    # Keep the images as bytes in the memory of the device and make batches there, the same batches; auto does so on a
+    # GPU when they take at most a quarter of its free memory.
+    data_on_device: Literal["auto", "yes", "no"] = "auto"
     # Images held out of the training set for validation: a count (5000), a fraction below 1 (0.1), or 0 for none.
     # Default: the usual one (5000; imagenet32 50 of each class; digits, imagefolder and small parts a tenth).
     val_size: float | None = None
