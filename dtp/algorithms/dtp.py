@@ -24,12 +24,16 @@ class DTP(TargetPropagation):
         super().__init__(network, options, seed)
         if not self.close >= 0:
             raise UserError(f"--feedback-stop-distance: expected 0 or more, found {self.close}.")
-        literal = [n for n in self.trained_feedback if self.engine.form(n) is None]
-        if self.close and literal:
-            raise UserError(
-                f"--feedback-stop-distance: layer {literal[0]} is trained on the literal loss "
-                f"({self.feedback_forms()[literal[0]]}), which does not tell the distance; use 0."
-            )
+        for n in self.trained_feedback if self.close else ():
+            form = self._reduced(n)
+            if form is None or not form.tells_distance:
+                reason = (
+                    f"is trained as {self.feedback_forms()[n]}" if form is None else "has maxima that move with noise"
+                )
+                raise UserError(
+                    f"--feedback-stop-distance: layer {n} {reason}, which does not tell the distance; use 0"
+                    f"{'' if form is None else ' or --routing fixed'}."
+                )
 
     @property
     def close(self) -> float:

@@ -79,7 +79,8 @@ class DTPOptions(TargetPropagationOptions):
     # theory assumes; its feedback weights align far better).
     routing: Literal["noisy", "fixed"] = "noisy"
     # Relative distance of the feedback layer's Jacobian to the transpose of the forward layer's, estimated from the
-    # noise of each iteration, at which a layer takes no more feedback iterations in this batch; 0 for never.
+    # noise of each iteration, at which a layer takes no more feedback iterations in this batch; 0 for never. Where
+    # layers have max-pooling it needs --routing fixed.
     feedback_stop_distance: float = 0.0
     # Scale of the L-DRL loss: the published code's (code) or the paper's, divided by 2 noise^2 (paper), which needs
     # feedback learning rates that are smaller by that factor.

@@ -66,9 +66,10 @@ class TargetPropagation(Algorithm):
         super().__init__(network, options, seed)
         o = self.options
         self.feedback = self.make_feedback()
-        # A layer without weights of its own (a user's pooling layer) has feedback, but nothing in it to train.
+        # A layer without weights of its own (a user's pooling layer), or with frozen ones, has feedback, but nothing in
+        # it to train.
         numbers = self.trained_feedback = [
-            n for n in self.feedback.numbers if any(True for _ in self.feedback[n].parameters())
+            n for n in self.feedback.numbers if any(p.requires_grad for p in self.feedback[n].parameters())
         ]
         self.noise = per_layer("noise", o.noise, numbers, above=0)
         self.feedback_iterations = per_layer("feedback-iterations", o.feedback_iterations, numbers, least=0)
@@ -87,8 +88,7 @@ class TargetPropagation(Algorithm):
             raise UserError(f"--feedback-memory: expected 0 or more (MiB), found {o.feedback_memory}.")
         if not o.feedback_weight_decay >= 0:
             raise UserError(f"--feedback-weight-decay: expected 0 or more, found {o.feedback_weight_decay}.")
-        forms = {n: self._reduced_or_reason(n) for n in numbers}
-        self.engine = FeedbackEngine(o.engine, forms, o.feedback_memory << 20, stops_early=self.close > 0)
+        self.engine = FeedbackEngine(o.engine, o.feedback_memory << 20, stops_early=self.close > 0)
         if not self._steps_directly():
             self.feedback_forms()
 
@@ -214,15 +214,16 @@ class TargetPropagation(Algorithm):
             problems = [
                 FeedbackProblem(
                     n,
-                    tuple(self.feedback[n].parameters()),
+                    self._feedback_parameters(n),
                     self.feedback_iterations[n],
                     lambda n=n: self.feedback_noise(n, a),
                     lambda noise, n=n: self.feedback_loss(n, a, noise),
-                    self.engine.form(n),
+                    self._reduced(n),
                     (a.s[n - 1], a.s[n], a.contexts[n]),
                     self.close,
                 )
                 for n in self.trained_feedback
+                if self._feedback_parameters(n)
             ]
             # The literal engine is the specification: it also steps as every other optimizer of the project does.
             direct = self._steps_directly() and self.options.engine != "literal"
@@ -305,11 +306,23 @@ class TargetPropagation(Algorithm):
 
     def feedback_forms(self) -> dict[int, str]:
         """In words, by layer number: the form in which each feedback layer is trained, and why if it is the literal."""
-        return self.engine.describe(self.device, self._steps_directly())
+        where = self.device, self._steps_directly()
+        return {n: self.engine.describe(self._reduced_or_reason(n), *where) for n in self.trained_feedback}
 
     def describe(self) -> dict[str, Any]:
         engine = self.engine.choose(self.device, self._steps_directly())
         return {"engine": engine, "feedback_forms": {str(n): form for n, form in self.feedback_forms().items()}}
+
+    def _reduced(self, n: int) -> ReducedLDRL | None:
+        """The reduced form that layer n is trained in; None where it is trained on the literal loss.
+
+        Made anew for every batch: a layer, its hooks or a scale may have changed.
+        """
+        form = self._reduced_or_reason(n) if self.engine.name != "literal" else ""
+        return form if isinstance(form, ReducedLDRL) else None
+
+    def _feedback_parameters(self, n: int) -> tuple[Tensor, ...]:
+        return tuple(p for p in self.feedback[n].parameters() if p.requires_grad)
 
     def _reduced_or_reason(self, n: int) -> ReducedLDRL | str:
         try:
@@ -325,7 +338,7 @@ class TargetPropagation(Algorithm):
 
     def _step_through_strategy(self, gradients: dict[int, tuple[Tensor, ...]]) -> None:
         for n, values in gradients.items():
-            self.step(self.feedback_optimizers[n], list(self.feedback[n].parameters()), list(values))
+            self.step(self.feedback_optimizers[n], list(self._feedback_parameters(n)), list(values))
 
     def _in_full_precision(self, activations: Activations) -> Activations:
         """The same activations, with outputs recomputed from the same inputs where autocast had rounded them."""

@@ -20,8 +20,6 @@ class FeedbackEngine:
 
     Args:
         name: ``literal``, ``reduced``, ``graph``, or ``auto``: a graph on a GPU where there can be one, else reduced.
-        forms: by layer number, its reduced form, or why there is none; such a layer is always trained on the literal
-            loss.
         memory: bytes that a layer may take for several iterations at once; 0 for the usual on its device.
         stops_early: whether layers may take fewer iterations than were asked for.
 
@@ -29,15 +27,10 @@ class FeedbackEngine:
         UserError: a graph is asked for where the number of iterations is not known beforehand.
     """
 
-    def __init__(self, name: str, forms: dict[int, ReducedLDRL | str], memory: int = 0, stops_early: bool = False):
-        self.name, self.forms, self.memory, self.stops_early = name, forms, memory, stops_early
+    def __init__(self, name: str, memory: int = 0, stops_early: bool = False):
+        self.name, self.memory, self.stops_early = name, memory, stops_early
         self._graphs: dict[int, RecursionGraph] = {}
         self.choose(torch.device("cpu"))
-
-    def form(self, n: int) -> ReducedLDRL | None:
-        """The reduced form that layer n is trained in; None where it is trained on the literal loss."""
-        form = self.forms[n]
-        return form if isinstance(form, ReducedLDRL) and self.name != "literal" else None
 
     def choose(self, device: torch.device, direct: bool = True) -> str:
         """``literal``, ``reduced`` or ``graph``: what the name comes to.
@@ -60,17 +53,14 @@ class FeedbackEngine:
             raise UserError(f"--engine graph: {obstacle}; use --engine auto.")
         return "graph" if not obstacle and (self.name == "graph" or device.type == "cuda") else "reduced"
 
-    def describe(self, device: torch.device, direct: bool = True) -> dict[int, str]:
-        """In words, by layer number: the form in which each layer is trained, and why if it is the literal."""
-        words = {
-            "literal": "literal, as asked",
-            "reduced": "reduced",
-            "graph": "reduced, its recursion replayed as one graph",
-        }[self.choose(device, direct)]
-        return {
-            n: words if self.name == "literal" or self.form(n) is not None else f"literal: {self.forms[n]}"
-            for n in self.forms
-        }
+    def describe(self, form: ReducedLDRL | str, device: torch.device, direct: bool = True) -> str:
+        """In words: how a layer is trained whose reduced form is ``form``, or that has none because of ``form``."""
+        engine = self.choose(device, direct)
+        if engine == "literal":
+            return "literal, as asked"
+        if isinstance(form, str):
+            return f"literal: {form}"
+        return "reduced, its recursion replayed as one graph" if engine == "graph" else "reduced"
 
     def train(
         self, problems: Sequence[FeedbackProblem], optimizers: dict[int, Optimizer], step: Step | None = None
@@ -99,9 +89,9 @@ class FeedbackEngine:
 
     def _graph(self, problem: FeedbackProblem, optimizer: Optimizer) -> RecursionGraph:
         known = self._graphs.get(problem.layer)
-        if known is None or known.optimizer is not optimizer:
+        if known is None or known.optimizer is not optimizer or not _same(known.parameters, problem.parameters):
             capture = cuda_graph if problem.parameters[0].device.type == "cuda" else plain
-            known = RecursionGraph(problem.reduced, problem.parameters, optimizer, capture)
+            known = RecursionGraph(problem.parameters, optimizer, capture)
             self._graphs[problem.layer] = known
         return known
 
@@ -114,3 +104,7 @@ def _steps_of(optimizers: dict[int, Optimizer]) -> Step:
             steppers[n](values)
 
     return step
+
+
+def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    return [id(p) for p in some] == [id(p) for p in others]

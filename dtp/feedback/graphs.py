@@ -62,30 +62,29 @@ class RecursionGraph:
     from then on, with a warning.
 
     Args:
-        form: of the layer.
-        parameters: its feedback weights.
+        parameters: feedback weights of the layer.
         optimizer: theirs. Its hyper-parameters are read when the graph is made.
         capture: makes the graph.
     """
 
-    def __init__(self, form: ReducedLDRL, parameters: Sequence[Tensor], optimizer: Optimizer, capture: Capture):
-        self.form, self.parameters, self.optimizer, self.capture = form, tuple(parameters), optimizer, capture
+    def __init__(self, parameters: Sequence[Tensor], optimizer: Optimizer, capture: Capture):
+        self.parameters, self.optimizer, self.capture = tuple(parameters), optimizer, capture
         self.step = stepper(optimizer)
         self._replays: dict[Any, tuple[Replay, Constants, Tensor]] = {}
         self._failed = False
         self._stream: Any = None
 
     @torch.no_grad()
-    def __call__(self, constants: Constants, batch: int) -> Tensor:
+    def __call__(self, form: ReducedLDRL, constants: Constants, batch: int) -> Tensor:
         """Take the steps of ``constants``. Returns the loss at the last one, a scalar that the next call overwrites."""
         if self._failed:
-            return self._plainly(constants, batch)
-        key = self._key(constants, batch)
+            return recursion(form, constants, batch, self.parameters, self.step)
+        key = self._key(form, constants, batch)
         if key not in self._replays:
             # Weights or optimizer state at other addresses (a checkpoint was loaded) leave nothing to replay.
             if any(old[0] != key[0] for old in self._replays):
                 self._replays.clear()
-            return self._first(constants, batch)
+            return self._first(form, constants, batch)
         replay, static, loss = self._replays[key]
         static.gradient.copy_(constants.gradient)
         static.q.copy_(constants.q)
@@ -98,10 +97,7 @@ class RecursionGraph:
             self._stream = torch.cuda.Stream(device)
         return self._stream
 
-    def _plainly(self, constants: Constants, batch: int) -> Tensor:
-        return recursion(self.form, constants, batch, self.parameters, self.step)
-
-    def _first(self, constants: Constants, batch: int) -> Tensor:
+    def _first(self, form: ReducedLDRL, constants: Constants, batch: int) -> Tensor:
         """Run the recursion plainly on the side, capture it, check the capture."""
         _prepare_state(self.optimizer, self.parameters)
         before = [t.clone() for t in self._tensors()]
@@ -110,7 +106,7 @@ class RecursionGraph:
         loss = constants.gradient.new_zeros(())
 
         def run() -> None:
-            loss.copy_(recursion(self.form, static, batch, self.parameters, self.step))
+            loss.copy_(recursion(form, static, batch, self.parameters, self.step))
 
         run()
         after = [t.clone() for t in self._tensors()]
@@ -125,7 +121,7 @@ class RecursionGraph:
             for a, b in zip(after, self._tensors(), strict=True)
         ):
             return self._give_up("its replay differs from the plain recursion", after, loss)
-        self._replays[self._key(constants, batch)] = replay, static, loss
+        self._replays[self._key(form, constants, batch)] = replay, static, loss
         return loss
 
     def _give_up(self, reason: str, after: Sequence[Tensor], loss: Tensor) -> Tensor:
@@ -143,11 +139,12 @@ class RecursionGraph:
         states = [self.optimizer.state[p] for p in self.parameters]
         return [*self.parameters, *(v for state in states for v in state.values() if isinstance(v, Tensor))]
 
-    def _key(self, constants: Constants, batch: int) -> Any:
+    def _key(self, form: ReducedLDRL, constants: Constants, batch: int) -> Any:
         addresses = tuple(t.data_ptr() for t in self._tensors())
         group = self.optimizer.param_groups[0]
         settings = tuple(value for value in group.values() if isinstance(value, int | float | tuple))
-        return (addresses, settings), batch, constants.gradient.shape, constants.q.shape, constants.q.stride()
+        shared = (form.scale(batch), id(form.map), constants.summed)
+        return (addresses, settings), shared, constants.gradient.shape, constants.q.shape, constants.q.stride()
 
 
 def _prepare_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
@@ -200,7 +197,7 @@ def train_feedback_in_graphs(
             most = max(1, memory // form.bytes_per_iteration(clean, s_in))
             for size in even_parts(problem.iterations, most):
                 constants = form.constants(clean, [problem.draw() for _ in range(size)])
-                loss = graphs[problem.layer](constants, len(s_out))
+                loss = graphs[problem.layer](form, constants, len(s_out))
             losses[problem.layer] = loss.clone()
         if stream is not None:
             losses[problem.layer].record_stream(current)

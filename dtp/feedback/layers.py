@@ -24,6 +24,11 @@ class NotReducible(Exception):
     """A layer has no reduced form; the text is the reason, for "literal, because ..."."""
 
 
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling the module does more than its ``forward``."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
 def layer_operations(layer: nn.Module) -> list[nn.Module]:
     """The operations of a forward layer in order: the children of an ``nn.Sequential``, or the module itself."""
     return list(layer) if isinstance(layer, nn.Sequential) else [layer]
@@ -73,12 +78,14 @@ class FeedbackLayer(nn.Module):
         return y
 
     @property
-    def affine(self) -> int:
+    def affine_place(self) -> int:
         """Place in ``operations`` of the affine map A_V, where G(y; c) = A_V(phi(y; c)) up to a reshape and a bias.
 
         Raises:
-            NotReducible: the layer is not of this form.
+            NotReducible: the layer is not of this form, or does more than its operations say.
         """
+        if type(self).forward is not FeedbackLayer.forward:
+            raise NotReducible(f"{type(self).__name__} has a forward of its own")
         trained = [i for i, operation in enumerate(self.operations) if any(True for _ in operation.parameters())]
         if len(trained) != 1:
             raise NotReducible(f"its feedback has {len(trained)} operations with weights, not one")
@@ -88,11 +95,17 @@ class FeedbackLayer(nn.Module):
         for operation in self.operations[place + 1 :]:
             if type(operation) not in (Unflatten, PassThrough):
                 raise NotReducible(f"its affine map is followed by {type(operation).__name__}")
+        if any(map(has_hooks, (self, *self.operations[place].modules(), *self.operations[place + 1 :]))):
+            raise NotReducible("its feedback has hooks")
+        weight, named = self.operations[place].weight, dict(self.operations[place].named_parameters())
+        others = [name for name, p in named.items() if p is not weight and name.rpartition(".")[2] != "bias"]
+        if others or not any(p is weight for p in named.values()):
+            raise NotReducible("its affine map is not linear in one weight, as one with a gain or a norm is not")
         return place
 
     def before_affine(self, y: Tensor, context: Context) -> Tensor:
         """phi(y; c), everything before the affine map."""
-        for operation, position in list(zip(self.operations, self.positions, strict=True))[: self.affine]:
+        for operation, position in list(zip(self.operations, self.positions, strict=True))[: self.affine_place]:
             y = operation(y, None if position is None else context[position])
         return y
 
@@ -102,7 +115,7 @@ class FeedbackLayer(nn.Module):
         Equal to the difference of two evaluations, at half the cost and with less rounding.
         """
         try:
-            place = self.affine
+            place = self.affine_place
         except NotReducible:
             return self(y, context) - self(reference, context)
         change = self.before_affine(y, context) - self.before_affine(reference, context)

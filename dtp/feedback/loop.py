@@ -71,7 +71,9 @@ class ReducedGradients:
         s_in, s_out, context = problem.clean
         self.clean, self.batch = self.form.clean_pass(s_in, s_out, context), len(s_out)
         self.scale = self.form.scale(self.batch)
-        self.chunk = max(1, min(problem.iterations, memory // self.form.bytes_per_iteration(self.clean, s_in)))
+        # Where a layer may stop, no noise is drawn ahead: what is drawn must not depend on the memory.
+        most = 1 if problem.close > 0 else memory // self.form.bytes_per_iteration(self.clean, s_in)
+        self.chunk = max(1, min(problem.iterations, most))
         self._begin = self._end = 0
 
     @torch.no_grad()

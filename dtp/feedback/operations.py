@@ -413,19 +413,7 @@ def operation_of(module: nn.Module) -> _Operation:
     )
 
 
-# Increasing functions: the maximum of a window before or after them is the same.
-_INCREASING = (nn.ELU, nn.ReLU, nn.LeakyReLU, nn.Tanh)
-
-
-def commute(elementwise: nn.Module, pooling: nn.Module) -> bool:
-    """Whether max-pooling may come before this nonlinearity: then it acts on fewer numbers, with the same result."""
-    if type(elementwise) not in _INCREASING or not isinstance(pooling, nn.MaxPool2d):
-        return False
-    increasing = getattr(elementwise, "negative_slope", 0) >= 0 and getattr(elementwise, "alpha", 1) > 0
-    return increasing and operation_of(elementwise).plain and operation_of(pooling).forward is _max_pool_forward
-
-
-for _type in _INCREASING:
+for _type in (nn.ELU, nn.ReLU, nn.LeakyReLU, nn.Tanh):
     register_feedback(_type, lambda module, in_shape, settings: Elementwise(module))
 register_feedback(nn.Linear, lambda module, in_shape, settings: LinearFeedback(module, settings.bias))
 register_feedback(nn.Conv2d, lambda module, in_shape, settings: ConvFeedback(module, in_shape, settings.bias))

@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dtp.feedback.context import Context
-from dtp.feedback.layers import FeedbackLayer, NotReducible, forward_with_context, layer_operations
-from dtp.feedback.operations import LinearFeedback, Routing, commute, operation_of
+from dtp.feedback.layers import FeedbackLayer, NotReducible, forward_with_context, has_hooks, layer_operations
+from dtp.feedback.operations import LinearFeedback, MaxUnpool, Routing, operation_of
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,13 @@ class CleanPass:
     Attributes:
         s_out: (B, *out), y.
         context: c.
-        before: (B, ...), the layer's value after its affine map; s_{n-1} where that is not evaluated apart.
+        affine: (B, ...), the value of the layer's own affine map; s_{n-1} where that is not evaluated apart.
         phi: (B, ...), phi(y; c).
     """
 
     s_out: Tensor
     context: Context
-    before: Tensor
+    affine: Tensor
     phi: Tensor
 
 
@@ -91,16 +91,23 @@ class ReducedLDRL:
         self.layer, self.feedback = layer, feedback
         self.routing, self.noise_samples = routing, noise_samples
         self.factor = 1.0 if paper_scale is None else 1 / (2 * paper_scale**2)
-        self.map = feedback.operations[feedback.affine]
-        self.weight_free_part = feedback.affine > 0
+        self.place = feedback.affine_place
+        self.map = feedback.operations[self.place]
+        self.weight_free_part = self.place > 0
         self.modules = layer_operations(layer)
         self.split = _affine_place(self.modules)
-        self.after_affine = _evaluation_order(self.modules, self.split)
+        self.rest = [] if self.split is None else range(self.split + 1, len(self.modules))
 
     @property
     def weight(self) -> nn.Parameter:
         """V."""
         return self.map.weight
+
+    @property
+    def tells_distance(self) -> bool:
+        """Whether :meth:`distance` is that of the Jacobians: maxima that move with the noise would be counted in it."""
+        pooled = any(isinstance(operation, MaxUnpool) for operation in self.feedback.operations)
+        return self.routing == "fixed" or not pooled
 
     def gram(self, batch: int) -> bool:
         """Whether sums of q q^T are cheaper than q itself for a batch of ``batch`` images."""
@@ -110,23 +117,19 @@ class ReducedLDRL:
         samples = batch * self.noise_samples
         return d * (samples + r) < 2 * samples * r
 
-    def describe(self, batch: int) -> str:
-        """The form in words."""
-        return "reduced, by sums of q q^T" if self.gram(batch) else "reduced"
-
     def bytes_per_iteration(self, clean: CleanPass, s_in: Tensor) -> int:
         """About how much memory the constants of one iteration take while they are computed."""
-        samples = self.noise_samples * (2 * s_in.numel() + 4 * clean.before.numel() + 4 * clean.phi.numel())
+        samples = self.noise_samples * (2 * s_in.numel() + 4 * clean.affine.numel() + 4 * clean.phi.numel())
         return (samples + self.weight.numel()) * s_in.element_size()
 
     @torch.no_grad()
     def clean_pass(self, s_in: Tensor, s_out: Tensor, context: Context) -> CleanPass:
         """What the iterations of a batch share: s_in (B, *in), s_out (B, *out), context of the pass between them."""
-        before = s_in
+        affine = s_in
         if self.split is not None:
             for module in self.modules[: self.split + 1]:
-                before = module(before)
-        return CleanPass(s_out, context, before, self.feedback.before_affine(s_out, context))
+                affine = module(affine)
+        return CleanPass(s_out, context, affine, self.feedback.before_affine(s_out, context))
 
     @torch.no_grad()
     def constants(self, clean: CleanPass, noise: Sequence[tuple[Tensor, Tensor]]) -> Constants:
@@ -193,7 +196,7 @@ class ReducedLDRL:
     def _noisy_pass(self, clean: CleanPass, eps: Tensor, context: Context, samples: int) -> tuple[Tensor, Tensor]:
         """F(s + eps) - y and p, each (samples * B, ...)."""
         if self.split is None:
-            noisy_in = _each(eps, samples).add(clean.before).flatten(0, 1)
+            noisy_in = _each(eps, samples).add(clean.affine).flatten(0, 1)
             y, noisy = forward_with_context(self.layer, noisy_in, given=context, routing=self.routing)
         else:
             # The affine map of the noise alone, added to the clean value: rounding (TF32's too) is then relative to
@@ -202,10 +205,10 @@ class ReducedLDRL:
             for module in self.modules[: self.split]:
                 x = module(x)
             x = _without_bias(self.modules[self.split], x)
-            if not self.after_affine and not self.weight_free_part:
+            if not self.rest and not self.weight_free_part:
                 return x, x
-            y, contexts = _each(x, samples).add_(clean.before).flatten(0, 1), list(context)
-            for position in self.after_affine:
+            y, contexts = _each(x, samples).add_(clean.affine).flatten(0, 1), list(context)
+            for position in self.rest:
                 module = self.modules[position]
                 y, contexts[position] = operation_of(module).forward(module, y, context[position], self.routing)
             noisy = Context(contexts)
@@ -216,7 +219,7 @@ class ReducedLDRL:
 
     def _as_output_of_map(self, r: Tensor, p: Tensor) -> Tensor:
         """``r`` in the shape that the affine map gives, before it is reshaped to that of the layer's input."""
-        if len(self.feedback.operations) == self.feedback.affine + 1:
+        if len(self.feedback.operations) == self.place + 1:
             return r
         if isinstance(self.map, LinearFeedback):
             return r.reshape(*p.shape[:-1], self.weight.shape[0])
@@ -235,12 +238,11 @@ def _each(x: Tensor, samples: int) -> Tensor:
 def _affine_place(modules: Sequence[nn.Module]) -> int | None:
     """Where the layer begins with an affine map, perhaps after a flatten: its place."""
     for place, module in enumerate(modules):
-        hooked = module._forward_hooks or module._forward_pre_hooks
-        if type(module) in (nn.Flatten, nn.Identity) and not hooked:
+        if type(module) in (nn.Flatten, nn.Identity) and not has_hooks(module):
             continue
         zeros = getattr(module, "padding_mode", "zeros") == "zeros"
         known = type(module) in (nn.Linear, nn.Conv2d) and zeros and operation_of(module).plain
-        return place if known and not hooked else None
+        return place if known and not has_hooks(module) else None
     return None
 
 
@@ -248,12 +250,3 @@ def _without_bias(module: nn.Module, x: Tensor) -> Tensor:
     if isinstance(module, nn.Linear):
         return F.linear(x, module.weight)
     return F.conv2d(x, module.weight, None, module.stride, module.padding, module.dilation, module.groups)
-
-
-def _evaluation_order(modules: Sequence[nn.Module], split: int | None) -> list[int]:
-    """Places of the modules after the affine map; max-pooling before the nonlinearity where the two commute."""
-    places = [] if split is None else list(range(split + 1, len(modules)))
-    for i in range(1, len(places)):
-        if commute(modules[places[i - 1]], modules[places[i]]):
-            places[i - 1], places[i] = places[i], places[i - 1]
-    return places

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 Stepper = Callable[[Sequence[Tensor]], None]
 
@@ -14,10 +15,10 @@ Stepper = Callable[[Sequence[Tensor]], None]
 def stepper(optimizer: Optimizer) -> Stepper:
     """A function of the gradients that takes one step of ``optimizer``, the same numbers as its own ``step``.
 
-    The gradients are those of the optimizer's parameters in their order. State is kept where the optimizer keeps it, so
-    checkpoints are the optimizer's own. No ``.grad`` is left behind.
+    The gradients are those of the optimizer's parameters that require one, in their order. State is kept where the
+    optimizer keeps it, so checkpoints are the optimizer's own. No ``.grad`` is left behind.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
     if _is_plain_sgd(optimizer):
         return lambda gradients: _sgd_step(optimizer, parameters, gradients)
 
@@ -33,8 +34,14 @@ def stepper(optimizer: Optimizer) -> Stepper:
 
 def _is_plain_sgd(optimizer: Optimizer) -> bool:
     group = optimizer.param_groups[0]
-    hooked = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-    plain = not (group.get("nesterov") or group.get("dampening") or group.get("maximize") or hooked)
+    hooked = (
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+    )
+    special = any(group.get(name) for name in ("nesterov", "dampening", "maximize", "fused"))
+    plain = not special and not hooked and isinstance(group["lr"], float | int)
     return type(optimizer) is SGD and len(optimizer.param_groups) == 1 and plain
 
 

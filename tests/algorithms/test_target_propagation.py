@@ -308,7 +308,7 @@ def test_feedback_phase_runs_in_full_precision_under_autocast(lenet, engine, mon
 
     def watch_constants(form, clean, noise):
         found = constants(form, clean, noise)
-        seen.append({t.dtype for t in (clean.phi, clean.before, clean.s_out, found.gradient, found.q)})
+        seen.append({t.dtype for t in (clean.phi, clean.affine, clean.s_out, found.gradient, found.q)})
         return found
 
     def watch(n, activations, noise):

@@ -95,7 +95,7 @@ class Task:
         """The literal loss at the present weights."""
         return ldrl_loss(self.layer, self.feedback, *self.clean, *noise, **settings)
 
-    def problem(self, form: ReducedLDRL | None, streams: NoiseStreams, iterations: int, enough: float, **settings):
+    def problem(self, form: ReducedLDRL | None, streams: NoiseStreams, iterations: int, close: float, **settings):
         samples = settings.get("noise_samples", 1)
         return FeedbackProblem(
             2,
@@ -105,7 +105,7 @@ class Task:
             lambda noise: self.loss(noise, **settings),
             form,
             self.clean,
-            enough,
+            close,
         )
 
     def train(
@@ -115,7 +115,7 @@ class Task:
         optimizer: str = "momentum",
         weight_decay: float = 0.0,
         memory: int = 1 << 26,
-        enough: float = 2.0,
+        close: float = 0.0,
         **settings,
     ) -> Trained:
         """Train from the first weights on the first noise, in the reduced or the literal form."""
@@ -138,7 +138,7 @@ class Task:
 
         streams = NoiseStreams(seed=1)
         form = ReducedLDRL(self.layer, self.feedback, **settings) if reduced else None
-        problem = self.problem(form, streams, iterations, enough, **settings)
+        problem = self.problem(form, streams, iterations, close, **settings)
         result = train_feedback([problem], step, memory)
         weights = [p.detach().clone() for p in self.parameters]
         return Trained(weights, result.losses[2], result.steps[2], streams.state_dict())

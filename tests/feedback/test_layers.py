@@ -6,10 +6,17 @@ import torch.nn.functional as F
 from torch import Size, nn
 from torch.func import jacrev
 
-from dtp.feedback import FeedbackOperation, FeedbackSettings, derive_feedback, forward_with_context, register_feedback
+from dtp.feedback import (
+    FeedbackOperation,
+    FeedbackSettings,
+    NotReducible,
+    derive_feedback,
+    forward_with_context,
+    register_feedback,
+)
 from dtp.models import MLP, VGG, LeNet
 
-from .helpers import storages, undo
+from .helpers import LAYERS, MAPS, OF_MAPS, storages, task, undo
 
 NETWORKS = {
     "lenet-28": lambda: LeNet(LeNet.Options(channels=[4, 6], hidden=9), (1, 28, 28), 10),
@@ -207,6 +214,87 @@ def test_after_moves_a_users_elementwise_operation_too(registry):
     y = torch.randn(2, 4)
     _, context = forward_with_context(layers[1], torch.randn(2, 5))
     torch.testing.assert_close(feedback(y, context), F.softsign(F.linear(y, *feedback.parameters())))
+
+
+# --- differences ------------------------------------------------------------------------------------------------------
+
+
+def assert_difference_is_that_of_two_evaluations(feedback, y, reference, context) -> None:
+    expected = feedback(y, context) - feedback(reference, context)
+    torch.testing.assert_close(feedback.difference(y, reference, context), expected, rtol=1e-12, atol=1e-13)
+    assert not feedback.difference(y, y, context).any()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("bias", [False, True])
+def test_difference_is_that_of_two_evaluations(name, bias):
+    one = task(name, bias=bias)
+    target = one.s_out + torch.randn_like(one.s_out)
+    assert one.feedback.affine_place in (len(one.feedback.operations) - 1, len(one.feedback.operations) - 2)
+    assert_difference_is_that_of_two_evaluations(one.feedback, target, one.s_out, one.context)
+
+
+@pytest.mark.parametrize("name", OF_MAPS)
+def test_difference_is_that_of_two_evaluations_of_channels_last_maps(name):
+    one = task(name, memory_format=torch.channels_last)
+    target = one.s_out + torch.randn_like(one.s_out)
+    assert_difference_is_that_of_two_evaluations(one.feedback, target, one.s_out, one.context)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(2, 4, 3)),
+        nn.Sequential(nn.ELU(), nn.Conv2d(2, 4, 3), nn.Tanh()),
+        nn.Sequential(nn.Conv2d(2, 4, 3), nn.ELU(), nn.Conv2d(4, 3, 3), nn.ELU()),
+        nn.Sequential(nn.ELU(), nn.MaxPool2d(3, 1)),
+    ],
+)
+@pytest.mark.parametrize("bias", [False, True])
+def test_difference_is_that_of_two_evaluations_where_it_has_no_short_form(layer, bias):
+    layer = layer.double()
+    feedback = undo(layer, MAPS, bias=bias)
+    with pytest.raises(NotReducible):
+        feedback.affine_place  # noqa: B018
+    y, context = forward_with_context(layer, torch.randn(4, *MAPS, dtype=torch.float64))
+    assert_difference_is_that_of_two_evaluations(feedback, y + torch.randn_like(y), y, context)
+
+
+def test_difference_is_that_of_two_evaluations_with_the_nonlinearity_after_the_affine_map():
+    layers = [nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.Tanh()), nn.Sequential(nn.Conv2d(2, 3, 3), nn.ELU())]
+    layers = [layer.double() for layer in layers]
+    settings = FeedbackSettings(nonlinearity="after", bias=True)
+    feedback = derive_feedback(layers, [Size(MAPS)] * 2, [2], settings)[2]
+    y, context = forward_with_context(layers[1], torch.randn(4, *MAPS, dtype=torch.float64))
+    assert_difference_is_that_of_two_evaluations(feedback, y + torch.randn_like(y), y, context)
+
+
+@pytest.mark.parametrize("name", ["linear-elu", "conv-elu-overlapping-pool", "conv-elu-average"])
+def test_difference_passes_gradients_to_both_points_and_the_weights(name):
+    one = task(name)
+    reference = one.s_out.clone().requires_grad_()
+    y = (one.s_out + torch.randn_like(one.s_out)).requires_grad_()
+    to = (y, reference, *one.parameters)
+    upward = torch.randn_like(one.s_in)
+    found = torch.autograd.grad(one.feedback.difference(y, reference, one.context), to, upward)
+    expected = torch.autograd.grad(one.feedback(y, one.context) - one.feedback(reference, one.context), to, upward)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+
+
+def test_difference_rounds_less_than_two_evaluations():
+    """The affine map acts on a small difference, not on two large activations."""
+    one = task("conv-elu-pool", bias=True, dtype=torch.float32)
+    exact = task("conv-elu-pool", bias=True)
+    with torch.no_grad():
+        for p, q in zip(exact.parameters, one.parameters, strict=True):
+            p.copy_(q)
+        y = one.s_out + 1e-4 * torch.randn_like(one.s_out)
+        points = y.double(), one.s_out.double()
+        expected = exact.feedback.difference(*points, one.context)
+        short = (one.feedback.difference(y, one.s_out, one.context) - expected).norm()
+        twice = (one.feedback(y, one.context) - one.feedback(one.s_out, one.context) - expected).norm()
+    assert short < 0.5 * twice
 
 
 # --- Jacobians --------------------------------------------------------------------------------------------------------

@@ -134,3 +134,58 @@ def test_restarted_streams_continue_exactly_after_a_checkpoint():
     resumed.load_state_dict(saved(original))
     for n in (2, 3):
         assert torch.equal(draw(resumed, n), draw(original, n)), n
+
+
+# --- channels last ----------------------------------------------------------------------------------------------------
+
+SHAPE = (6, 3, 4, 5)
+
+
+def like(memory_format: torch.memory_format, shape: tuple[int, ...] = SHAPE) -> torch.Tensor:
+    return torch.empty(shape).contiguous(memory_format=memory_format)
+
+
+def test_noise_has_the_layout_of_the_maps_it_is_for():
+    last = NoiseStreams(0).normal(2, SHAPE, 1.0, like(torch.channels_last))
+    assert last.shape == SHAPE and last.is_contiguous(memory_format=torch.channels_last) and not last.is_contiguous()
+    assert NoiseStreams(0).normal(2, SHAPE, 1.0, like(torch.contiguous_format)).is_contiguous()
+
+
+def test_noise_has_the_layout_of_its_maps_for_several_samples_of_each():
+    shape = (3 * SHAPE[0], *SHAPE[1:])
+    last = NoiseStreams(0).normal(2, shape, 1.0, like(torch.channels_last))
+    assert last.shape == shape and last.is_contiguous(memory_format=torch.channels_last) and not last.is_contiguous()
+
+
+def test_channels_last_noise_is_the_same_numbers_in_the_order_of_the_memory():
+    """So its distribution is the same, and every number is used once."""
+    last = NoiseStreams(0).normal(2, SHAPE, 0.3, like(torch.channels_last))
+    contiguous = NoiseStreams(0).normal(2, SHAPE, 0.3, like(torch.contiguous_format))
+    assert torch.equal(last.permute(0, 2, 3, 1).flatten(), contiguous.flatten())
+    assert not torch.equal(last, contiguous)
+
+
+def test_channels_last_noise_has_the_scale_and_dtype_asked_for():
+    maps = like(torch.channels_last, (100, 5, 8, 10)).double()
+    noise = NoiseStreams(0).normal(2, maps.shape, 0.3, maps)
+    assert noise.dtype == torch.float64 and not noise.is_contiguous()
+    assert abs(noise.std() / 0.3 - 1) < 5 / (2 * noise.numel()) ** 0.5
+    assert abs(noise.mean() / 0.3) < 5 / noise.numel() ** 0.5
+
+
+def test_streams_advance_equally_in_either_layout():
+    one, other = NoiseStreams(0), NoiseStreams(0)
+    for _ in range(2):
+        one.normal(2, SHAPE, 1.0, like(torch.channels_last))
+        other.normal(2, SHAPE, 1.0, like(torch.contiguous_format))
+    assert torch.equal(one.state_dict()["states"][2], other.state_dict()["states"][2])
+    assert torch.equal(draw(one, 2), draw(other, 2))
+
+
+@pytest.mark.parametrize("shape", [(6, 1, 4, 5), (6, 3, 1, 1)])
+def test_maps_whose_layout_is_ambiguous_get_the_same_noise(shape):
+    """One channel or one position is contiguous and channels last at once."""
+    noise = [
+        NoiseStreams(0).normal(2, shape, 1.0, like(f, shape)) for f in (torch.contiguous_format, torch.channels_last)
+    ]
+    assert torch.equal(*noise)

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from dtp.errors import UserError
 from dtp.feedback import (
+    Context,
     Elementwise,
     FeedbackOperation,
     FeedbackSettings,
+    SwitchesContext,
     derive_feedback,
     forward_with_context,
     ldrl_loss,
@@ -325,6 +327,109 @@ def test_writing_and_adding_differ_only_where_windows_share_a_maximum():
     # Every window that shares a maximum holds the same value, so adding multiplies it by their number.
     assert times.max() > 1
     torch.testing.assert_close(added, written * times)
+
+
+# --- channels last ----------------------------------------------------------------------------------------------------
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+def in_channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+@pytest.mark.parametrize("mode", ["add", "write"])
+@pytest.mark.parametrize("of_switches", LAYOUTS)
+def test_unpooling_keeps_channels_last_and_puts_the_same_values_back(pool, mode, of_switches):
+    x = torch.randn(4, 3, 8, 9)
+    pooled, context = forward_with_context(pool, x)
+    y = random_like(pooled)
+    switches = Context(
+        [SwitchesContext(context[0].indices.contiguous(memory_format=of_switches), context[0].shape)],
+    )
+    feedback = undo(pool, x.shape[1:], unpool=mode)
+    found = feedback(in_channels_last(y), switches)
+    torch.testing.assert_close(found, feedback(y, context), rtol=1e-6, atol=1e-6)
+    assert found.is_contiguous(memory_format=torch.channels_last) and not found.is_contiguous()
+    if mode == "write":
+        assert torch.equal(found, last_wins(y, context[0].indices, (8, 9)))
+    else:
+        assert torch.equal(feedback(y, switches), feedback(y, context)) and feedback(y, switches).is_contiguous()
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+def test_unpooling_of_channels_last_passes_the_same_gradients(pool):
+    x = torch.randn(4, 3, 8, 9)
+    pooled, context = forward_with_context(pool, x)
+    y, upward = random_like(pooled).requires_grad_(), random_like(x)
+    feedback = undo(pool, x.shape[1:])
+    expected = torch.autograd.grad(feedback(y, context), y, upward)[0]
+    assert torch.equal(torch.autograd.grad(feedback(in_channels_last(y), context), y, upward)[0], expected)
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+@pytest.mark.parametrize("of_switches", LAYOUTS)
+def test_fixed_routing_keeps_channels_last_and_gathers_the_same_values(pool, of_switches):
+    x, v = torch.randn(4, 3, 8, 9), torch.randn(4, 3, 8, 9)
+    _, context = forward_with_context(pool, x.contiguous(memory_format=of_switches))
+    expected, _ = forward_with_context(pool, v, given=context, routing="fixed")
+    found, fixed_context = forward_with_context(pool, in_channels_last(v), given=context, routing="fixed")
+    assert torch.equal(found, expected) and fixed_context == context
+    assert found.is_contiguous(memory_format=torch.channels_last) and not found.is_contiguous()
+    assert expected.is_contiguous()
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+def test_switches_of_channels_last_maps_are_the_same(pool):
+    x = torch.randn(4, 3, 8, 9)
+    (y, context), (last, of_last) = forward_with_context(pool, x), forward_with_context(pool, in_channels_last(x))
+    assert torch.equal(last, y) and torch.equal(of_last[0].indices, context[0].indices)
+
+
+@pytest.mark.parametrize("sizes", [(4, 1, 8, 8), (1, 3, 4, 4), (4, 3, 2, 2)])
+def test_unpooling_of_maps_whose_layout_is_ambiguous(sizes):
+    """One channel, or one position left: contiguous and channels last at once."""
+    x = torch.randn(sizes)
+    y, context = forward_with_context(nn.MaxPool2d(2), x)
+    feedback = undo(nn.MaxPool2d(2), sizes[1:])
+    last, of_last = forward_with_context(nn.MaxPool2d(2), in_channels_last(x))
+    assert torch.equal(feedback(last, of_last), feedback(y, context))
+
+
+# --- maps that say how they depend on their weights -------------------------------------------------------------------
+
+WEIGHT_MAPS = [
+    (nn.Linear(7, 4), (7,)),
+    (nn.Linear(7, 4), (3, 7)),
+    *[(nn.Conv2d(4, 8, **arguments), (4, 11, 9)) for arguments in CONVOLUTIONS],
+]
+
+
+@pytest.mark.parametrize(("module", "in_shape"), WEIGHT_MAPS, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_weight_gradients_are_those_of_autograd_for_one_batch_and_for_several(module, in_shape, layout):
+    """WG(y, e) of <e, A_V(y)>; A_V takes other weights than the module's own, and no bias."""
+    module = module.double()
+    feedback = undo(module, in_shape, bias=True).operations[0]
+    k, batch = 3, 2
+    with torch.no_grad():
+        y = random_like(module(torch.zeros(k * batch, *in_shape, dtype=torch.float64)))
+        error = torch.randn(k * batch, *in_shape, dtype=torch.float64)
+    if y.dim() == 4:
+        y, error = (x.contiguous(memory_format=layout) for x in (y, error))
+    other = random_like(feedback.weight).requires_grad_()
+    r = feedback.apply_weight(y, other)
+    bias = feedback(y) - feedback.apply_weight(y, feedback.weight)
+    torch.testing.assert_close(bias, bias[:1].expand_as(bias), **exact)
+    assert bias.abs().sum() > 0 and r.shape == error.shape
+    expected = [
+        torch.autograd.grad((part * e).sum(), other, retain_graph=True)[0]
+        for part, e in zip(r.split(batch), error.split(batch), strict=True)
+    ]
+    found = feedback.weight_gradients(y.unflatten(0, (k, batch)), error.unflatten(0, (k, batch)))
+    torch.testing.assert_close(found, torch.stack(expected), **exact)
+    torch.testing.assert_close(feedback.weight_gradient(y[:batch], error[:batch]), expected[0], **exact)
 
 
 # --- nonlinearities ---------------------------------------------------------------------------------------------------
