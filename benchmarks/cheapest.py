@@ -198,8 +198,10 @@ def cost(argv: list[str], taken: list[float]) -> float:
         return 1.0
     iterations = taken or config.algo.feedback_iterations
     iterations = iterations * (len(units) - 1) if len(iterations) == 1 else iterations
-    # Forward pass and local gradients (2 U), one affine feedback map for the target (U), the feedback iterations (4 U).
-    feedback = sum((4 * k + 1) * unit for k, unit in zip(iterations, units[1:], strict=True))
+    # Forward pass and local gradients (2 U), one affine feedback map for the target (U), the feedback iterations (4 U);
+    # the one at which a layer stops is computed too.
+    stops = 4 if taken else 0
+    feedback = sum((4 * k + 1 + stops) * unit for k, unit in zip(iterations, units[1:], strict=True))
     return (2 * sum(units) + feedback) / backprop
 
 

@@ -7,10 +7,13 @@
 # on one like an H200; --quick, about five minutes, leaves out the long runs. Each part that fails is named at the end and
 # stops no other. Results are JSON files in benchmarks/results/gpu/, the output of each part a .log beside them.
 set -uo pipefail
-cd "$(dirname "$0")/.."
 
 cifar="" mnist="" python=python quick=0
 while [ $# -gt 0 ]; do
+    if [ "$1" != --quick ] && [ $# -lt 2 ]; then
+        echo "gpu.sh: expected a value after $1, found none; give one." >&2
+        exit 2
+    fi
     case "$1" in
         --cifar) cifar=$2; shift 2 ;;
         --mnist) mnist=$2; shift 2 ;;
@@ -19,6 +22,14 @@ while [ $# -gt 0 ]; do
         *) echo "gpu.sh: unknown option $1; known are --cifar DIR, --mnist DIR, --python PYTHON, --quick" >&2; exit 2 ;;
     esac
 done
+[ -z "$cifar" ] || cifar=$(realpath -m "$cifar")
+[ -z "$mnist" ] || mnist=$(realpath -m "$mnist")
+case "$python" in */*) python=$(realpath -s "$python") ;; esac
+cd "$(dirname "$0")/.."
+if [ -n "$mnist" ] && [ ! -d "$mnist/MNIST/raw" ]; then
+    echo "gpu.sh: expected --mnist DIR with DIR/MNIST/raw in it, found '$mnist'; give another." >&2
+    exit 2
+fi
 if [ "$quick" = 0 ] && [ ! -d "${cifar:-/nowhere}/train" ]; then
     echo "gpu.sh: expected --cifar DIR with DIR/train in it, found '${cifar}'; give it, or --quick." >&2
     exit 2

@@ -48,6 +48,17 @@ class RoundedProducts(TorchDispatchMode):
         return (as_integers >> dropped << dropped).view(torch.float32)
 
 
+class SameNoise:
+    """The same numbers for every number format: drawn in float64, in place of a rule's noise streams."""
+
+    def __init__(self):
+        self.generators: dict[int, torch.Generator] = {}
+
+    def normal(self, n, shape, scale, like):
+        generator = self.generators.setdefault(n, torch.Generator().manual_seed(n))
+        return (scale * torch.randn(tuple(shape), generator=generator, dtype=torch.float64)).to(like)
+
+
 def train(engine: str, bits: int, dtype: torch.dtype, o: argparse.Namespace, trained: bool) -> dict[int, Tensor]:
     """Feedback weights by layer after 20 steps; ``trained``: from the transposes, where gradients are small."""
     torch.manual_seed(0)
@@ -64,12 +75,7 @@ def train(engine: str, bits: int, dtype: torch.dtype, o: argparse.Namespace, tra
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(o.batch_size, 3, 32, 32, generator=generator).to(dtype)
 
-    def noise(n, activations):
-        shapes = (activations.s[n - 1].shape, activations.s[n].shape)
-        return tuple(rule.noise[n] * torch.randn(shape, generator=streams[n]).to(dtype) for shape in shapes)
-
-    streams = {n: torch.Generator().manual_seed(n) for n in rule.trained_feedback}
-    rule.feedback_noise = noise
+    rule.noise_streams = SameNoise()
     # The clean pass is exact: what is asked is the error of the feedback phase, not that of another set of switches.
     activations = rule.activations(x, gradients=False)
     with RoundedProducts(bits):

@@ -47,7 +47,7 @@ class RunOptions:
     # Let matrix products and convolutions of 32 bits use TensorFloat32 on GPUs that have it: faster, 10-bit mantissa.
     tf32: bool = False
     # Order of convolution weights and maps in memory: channels innermost (channels-last) or each map whole
-    # (contiguous); auto is channels-last for networks with convolutions. Results differ by rounding.
+    # (contiguous); auto is channels-last for networks with convolutions. The noise is drawn in that order too.
     memory_format: Literal["auto", "contiguous", "channels-last"] = "auto"
     # Folder of this run. Left out: a new one, runs/ALGO_MODEL_DATA/DATE-seedSEED.
     run_dir: str = ""

@@ -217,6 +217,11 @@ def require_same_configuration(what: Path, saved: dict[str, Any], config: Config
     for name in ("algo", "model", "data", *sorted(different)):
         if name in different:
             before, now = different[name]
+            if name not in saved:
+                raise UserError(
+                    f"{what} was made before --{name.replace('_', '-')} existed, by a version that computes otherwise; "
+                    "start a new run with another --run-dir."
+                )
             why = ", and its learning rate follows a schedule over all of them" if name == "max_epochs" else ""
             raise UserError(
                 f"{what} was made with --{name.replace('_', '-')} {_shown(before)}, not {_shown(now)}{why}; a resumed "

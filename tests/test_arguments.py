@@ -109,11 +109,14 @@ def test_help_answers_in_under_three_seconds_and_without_torch():
 
 @pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_preset_parses_and_tells_its_origin(preset):
-    algo, model, data = preset.stem.split("_")
-    config = parse(["--algo", algo, "--model", model, "--data", data])
+    algo, model, data, *variant = preset.stem.split("_")
+    config = parse(["--algo", algo, "--model", model, "--data", data, *(["--config", preset.stem] if variant else [])])
     values = config.as_dict()
     assert all(values[name] == value for name, value in read_yaml(preset).items())
-    assert len(config.origins[0]) > len(f"preset {preset.stem}: ")
+    if variant:
+        assert config.origins[1] == f"file {preset.stem}"
+    else:
+        assert len(config.origins[0]) > len(f"preset {preset.stem}: ")
 
 
 def test_a_configuration_survives_being_written_as_arguments():

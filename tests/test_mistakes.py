@@ -270,3 +270,32 @@ def test_a_closed_output_pipe_is_no_defect(tmp_path):
     command = f"{sys.executable} {ROOT / 'main.py'} --help | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0 and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--feedback-warmup 40", "--feedback-warmup: expected fewer than the"),
+        ("--feedback-warmup -1", "--feedback-warmup: expected 0 or more"),
+        ("--feedback-memory -1", "--feedback-memory: expected 0 or more (MiB)"),
+        ("--feedback-stop-distance 0.3 --engine graph", "--engine graph: how many iterations"),
+        ("--feedback-stop-distance 0.3 --engine literal", "which does not tell the distance"),
+        ("--feedback-stop-distance -1", "--feedback-stop-distance: expected 0 or more"),
+    ],
+)
+def test_settings_of_the_feedback_phase_that_cannot_be_are_refused(words, expected, tmp_path, capsys):
+    fails(capsys, [*SHORT, "--run-dir", str(tmp_path / "run"), *words.split()], expected)
+
+
+def test_a_distance_that_moving_maxima_hide_is_refused(tmp_path, capsys):
+    words = "--model vgg --channels 4 4 --feedback-stop-distance 0.3 --run-dir".split()
+    fails(capsys, [*words, str(tmp_path / "run")], "maxima that move with noise", "--routing fixed")
+
+
+def test_a_run_made_before_an_option_existed_is_not_resumed(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--run-dir", str(folder)]) == 0
+    config = folder / "config.yaml"
+    config.write_text("".join(line for line in config.read_text().splitlines(True) if not line.startswith("engine:")))
+    command = [*SHORT, "--max-epochs", "3", "--run-dir", str(folder), "--resume", "auto"]
+    fails(capsys, command, "made before --engine existed")

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from dtp.algorithms.options import DTPOptions, ParallelDTPOptions
-from dtp.algorithms.target_propagation import Activations, TargetPropagation
+from dtp.algorithms.target_propagation import Activations, TargetPropagation, overridden
 from dtp.errors import UserError
 from dtp.feedback import NotReducible, ReducedLDRL, ldrl_loss
 from dtp.models.network import Network
@@ -49,7 +49,7 @@ class DTP(TargetPropagation):
 
     def reduced_form(self, n: int) -> ReducedLDRL:
         for hook in ("feedback_noise", "feedback_loss"):
-            if getattr(type(self), hook) is not getattr(DTP, hook):
+            if overridden(self, DTP, hook):
                 raise NotReducible(f"{type(self).__name__} has a {hook} of its own")
         return ReducedLDRL(self.network[n], self.feedback[n], **self._loss_settings(n))
 

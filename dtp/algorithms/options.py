@@ -62,8 +62,8 @@ class TargetPropagationOptions(AlgorithmOptions):
     # How the feedback phase is computed: from the loss as it is written (literal), by exact algebra for less work
     # wherever it holds (reduced), or that as a CUDA graph (graph); auto takes the fastest that the device has.
     engine: Literal["auto", "literal", "reduced", "graph"] = "auto"
-    # Memory in MiB that the feedback iterations of one layer may take when several are prepared at once; 0 is 64 on a
-    # CPU and 2048 on a GPU.
+    # Memory in MiB that the feedback iterations of each layer may take when several are prepared at once; 0 is 64 on a
+    # CPU and 512 on a GPU, where all layers have theirs at the same time.
     feedback_memory: int = 0
     # How a maximum is put back by the feedback: added where pooling windows overlap (the adjoint), or written over.
     unpool: Literal["add", "write"] = "add"

@@ -89,13 +89,27 @@ class TargetPropagation(Algorithm):
         if not o.feedback_weight_decay >= 0:
             raise UserError(f"--feedback-weight-decay: expected 0 or more, found {o.feedback_weight_decay}.")
         self.engine = FeedbackEngine(o.engine, o.feedback_memory << 20, stops_early=self.close > 0)
-        if not self._steps_directly():
-            self.feedback_forms()
+        self.engine.choose(self.device, self._steps_directly())
+        self._batches_alone = 0
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
         # Now it is known on how many devices, and whether the engine that was asked for can be.
-        self.feedback_forms()
+        self.engine.choose(self.device, self._steps_directly())
+        if self.close and self.trainer.world_size > 1:
+            raise UserError(
+                "--feedback-stop-distance: expected one device, for ranks would stop at different iterations, found "
+                f"{self.trainer.world_size}; use 0."
+            )
+
+    def on_train_start(self) -> None:
+        limits = [self.trainer.max_epochs * self.trainer.num_training_batches, self.trainer.max_steps]
+        batches = min(limit for limit in limits if limit > 0)
+        if self.options.feedback_warmup >= batches:
+            raise UserError(
+                f"--feedback-warmup: expected fewer than the {batches} batches of the run, found "
+                f"{self.options.feedback_warmup}; the forward weights would never be trained."
+            )
 
     # --- hooks: what rules of the family differ in --------------------------------------------------------------------
 
@@ -119,7 +133,11 @@ class TargetPropagation(Algorithm):
         return feedback
 
     def feedback_noise(self, n: int, activations: Activations) -> tuple[Tensor, ...]:
-        """The noise of one feedback iteration of layer n. Default: noise on the layer's input, (m B, *in)."""
+        """The noise of one feedback iteration of layer n. Default: noise on the layer's input, (m B, *in).
+
+        It must come from :meth:`draw_noise`, the layer's own stream, and depend on no feedback weights: several
+        iterations may be drawn ahead.
+        """
         return (self.draw_noise(n, activations.s[n - 1]),)
 
     def feedback_loss(self, n: int, activations: Activations, noise: tuple[Tensor, ...]) -> Tensor:
@@ -145,7 +163,8 @@ class TargetPropagation(Algorithm):
 
     def turns(self) -> tuple[bool, bool]:
         """Whether this batch trains the feedback weights, and whether it trains the forward weights."""
-        if self.global_step < self.options.feedback_warmup:
+        done = self._batches_alone if self._trainer is None else self.global_step
+        if done < self.options.feedback_warmup:
             return True, False
         alternating = self.options.schedule == "alternating"
         return not alternating or self.current_epoch % 2 == 0, not alternating or self.current_epoch % 2 == 1
@@ -186,6 +205,8 @@ class TargetPropagation(Algorithm):
                 targets = self.targets(activations, y)
             gradients = self._local_gradients(activations, targets, y)
             self.step(self.forward_optimizer, self.forward_parameters, gradients)
+        # Without a trainer nobody else counts them.
+        self._batches_alone += 1
         return activations.s[-1], scalars
 
     def forward_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -306,12 +327,11 @@ class TargetPropagation(Algorithm):
 
     def feedback_forms(self) -> dict[int, str]:
         """In words, by layer number: the form in which each feedback layer is trained, and why if it is the literal."""
-        where = self.device, self._steps_directly()
-        return {n: self.engine.describe(self._reduced_or_reason(n), *where) for n in self.trained_feedback}
+        return {n: self.engine.describe(n, self._reduced_or_reason(n)) for n in self.trained_feedback}
 
     def describe(self) -> dict[str, Any]:
-        engine = self.engine.choose(self.device, self._steps_directly())
-        return {"engine": engine, "feedback_forms": {str(n): form for n, form in self.feedback_forms().items()}}
+        forms = {str(n): form for n, form in self.feedback_forms().items()}
+        return {"feedback_engines": {str(n): used for n, used in self.engine.used.items()}, "feedback_forms": forms}
 
     def _reduced(self, n: int) -> ReducedLDRL | None:
         """The reduced form that layer n is trained in; None where it is trained on the literal loss.
@@ -331,10 +351,14 @@ class TargetPropagation(Algorithm):
             return str(error)
 
     def _steps_directly(self) -> bool:
-        """Whether a feedback step is nothing but its optimizer's: one device, and no hook of the rule's own."""
-        hooks = ("step", "on_before_optimizer_step")
-        customised = any(getattr(type(self), hook) is not getattr(Algorithm, hook) for hook in hooks)
-        return not customised and (self._trainer is None or self.trainer.world_size == 1)
+        """Whether a feedback step is nothing but its layer's optimizer's: one device, and no hook of the rule's own."""
+        customised = any(overridden(self, Algorithm, hook) for hook in ("step", "on_before_optimizer_step"))
+        own = all(
+            [id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+            == [id(p) for p in self._feedback_parameters(n)]
+            for n, optimizer in self.feedback_optimizers.items()
+        )
+        return own and not customised and (self._trainer is None or self.trainer.world_size == 1)
 
     def _step_through_strategy(self, gradients: dict[int, tuple[Tensor, ...]]) -> None:
         for n, values in gradients.items():
@@ -360,6 +384,11 @@ class TargetPropagation(Algorithm):
             return 3e-4
         positions = self.network.shapes[n][1:].numel()
         return 1e-3 / (self.noise[n] ** 2 * positions)
+
+
+def overridden(rule: Algorithm, base: type[Algorithm], hook: str) -> bool:
+    """Whether ``rule`` has another method ``hook`` than ``base``: its class, or the instance itself."""
+    return getattr(getattr(rule, hook), "__func__", None) is not getattr(base, hook)
 
 
 def per_layer(

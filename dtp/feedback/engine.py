@@ -12,7 +12,7 @@ from dtp.errors import UserError
 from dtp.feedback.graphs import RecursionGraph, cuda_graph, plain, train_feedback_in_graphs
 from dtp.feedback.loop import FeedbackProblem, FeedbackResult, Step, train_feedback
 from dtp.feedback.reduced import ReducedLDRL
-from dtp.feedback.steppers import stepper
+from dtp.feedback.steppers import capturable, stepper
 
 
 class FeedbackEngine:
@@ -23,12 +23,16 @@ class FeedbackEngine:
         memory: bytes that a layer may take for several iterations at once; 0 for the usual on its device.
         stops_early: whether layers may take fewer iterations than were asked for.
 
+    Attributes:
+        used: by layer number, the form that the layer was last trained in: ``literal``, ``reduced`` or ``graph``.
+
     Raises:
         UserError: a graph is asked for where the number of iterations is not known beforehand.
     """
 
     def __init__(self, name: str, memory: int = 0, stops_early: bool = False):
         self.name, self.memory, self.stops_early = name, memory, stops_early
+        self.used: dict[int, str] = {}
         self._graphs: dict[int, RecursionGraph] = {}
         self.choose(torch.device("cpu"))
 
@@ -53,14 +57,13 @@ class FeedbackEngine:
             raise UserError(f"--engine graph: {obstacle}; use --engine auto.")
         return "graph" if not obstacle and (self.name == "graph" or device.type == "cuda") else "reduced"
 
-    def describe(self, form: ReducedLDRL | str, device: torch.device, direct: bool = True) -> str:
-        """In words: how a layer is trained whose reduced form is ``form``, or that has none because of ``form``."""
-        engine = self.choose(device, direct)
-        if engine == "literal":
+    def describe(self, n: int, form: ReducedLDRL | str) -> str:
+        """In words: how layer n is trained, whose reduced form is ``form``, or that has none because of ``form``."""
+        if self.name == "literal":
             return "literal, as asked"
         if isinstance(form, str):
             return f"literal: {form}"
-        return "reduced, its recursion replayed as one graph" if engine == "graph" else "reduced"
+        return "reduced, its recursion replayed as one graph" if self.used.get(n) == "graph" else "reduced"
 
     def train(
         self, problems: Sequence[FeedbackProblem], optimizers: dict[int, Optimizer], step: Step | None = None
@@ -76,16 +79,20 @@ class FeedbackEngine:
         if not problems:
             return FeedbackResult({}, {})
         device = problems[0].parameters[0].device
-        memory = self.memory or (2 << 30 if device.type == "cuda" else 64 << 20)
+        memory = self.memory or (512 << 20 if device.type == "cuda" else 64 << 20)
         engine = self.choose(device, step is None)
+        self.used = {problem.layer: "literal" if problem.reduced is None else "reduced" for problem in problems}
         if engine != "graph":
             return train_feedback(problems, step or _steps_of(optimizers), memory)
-        reducible = [problem for problem in problems if problem.reduced is not None]
-        others = [problem for problem in problems if problem.reduced is None]
-        literal = train_feedback(others, _steps_of(optimizers), memory)
-        graphs = {problem.layer: self._graph(problem, optimizers[problem.layer]) for problem in reducible}
-        graphed = train_feedback_in_graphs(reducible, graphs, memory)
-        return FeedbackResult({**literal.losses, **graphed.losses}, {**literal.steps, **graphed.steps})
+        graphs = {
+            problem.layer: self._graph(problem, optimizers[problem.layer])
+            for problem in problems
+            if problem.reduced is not None and capturable(optimizers[problem.layer])
+        }
+        others = train_feedback([p for p in problems if p.layer not in graphs], _steps_of(optimizers), memory)
+        graphed = train_feedback_in_graphs([p for p in problems if p.layer in graphs], graphs, memory)
+        self.used.update({n: "reduced" if graph.failed else "graph" for n, graph in graphs.items()})
+        return FeedbackResult({**others.losses, **graphed.losses}, {**others.steps, **graphed.steps})
 
     def _graph(self, problem: FeedbackProblem, optimizer: Optimizer) -> RecursionGraph:
         known = self._graphs.get(problem.layer)

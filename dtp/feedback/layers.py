@@ -29,6 +29,11 @@ def has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
+def _definer(kind: type, method: str) -> int:
+    """Place in the order of inheritance of the class that defines a method; smaller is more derived."""
+    return next(i for i, cls in enumerate(kind.__mro__) if method in cls.__dict__)
+
+
 def layer_operations(layer: nn.Module) -> list[nn.Module]:
     """The operations of a forward layer in order: the children of an ``nn.Sequential``, or the module itself."""
     return list(layer) if isinstance(layer, nn.Sequential) else [layer]
@@ -90,8 +95,9 @@ class FeedbackLayer(nn.Module):
         if len(trained) != 1:
             raise NotReducible(f"its feedback has {len(trained)} operations with weights, not one")
         (place,) = trained
-        if not isinstance(self.operations[place], LinearMap):
-            raise NotReducible(f"{type(self.operations[place]).__name__} does not say how it depends on its weights")
+        kind = type(self.operations[place])
+        if not issubclass(kind, LinearMap) or _definer(kind, "forward") < _definer(kind, "apply_weight"):
+            raise NotReducible(f"{kind.__name__} does not say how it depends on its weights")
         for operation in self.operations[place + 1 :]:
             if type(operation) not in (Unflatten, PassThrough):
                 raise NotReducible(f"its affine map is followed by {type(operation).__name__}")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD, Adam, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 Stepper = Callable[[Sequence[Tensor]], None]
@@ -19,7 +19,7 @@ def stepper(optimizer: Optimizer) -> Stepper:
     optimizer keeps it, so checkpoints are the optimizer's own. No ``.grad`` is left behind.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-    if _is_plain_sgd(optimizer):
+    if _is_plain(optimizer, SGD):
         return lambda gradients: _sgd_step(optimizer, parameters, gradients)
 
     def step(gradients: Sequence[Tensor]) -> None:
@@ -32,7 +32,34 @@ def stepper(optimizer: Optimizer) -> Stepper:
     return step
 
 
-def _is_plain_sgd(optimizer: Optimizer) -> bool:
+def capturable(optimizer: Optimizer) -> bool:
+    """Whether the steps of this optimizer can be part of a graph: SGD with momentum, and Adam, without extras."""
+    return _is_plain(optimizer, SGD) or _is_plain(optimizer, Adam)
+
+
+def capturable_stepper(optimizer: Optimizer, parameters: Sequence[Tensor]) -> Stepper:
+    """:func:`stepper` by operations on tensors alone, for a :func:`capturable` optimizer with its state prepared."""
+    step = _sgd_step if isinstance(optimizer, SGD) else _adam_step
+    return lambda gradients: step(optimizer, parameters, gradients)
+
+
+def prepare_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
+    """Make the state that a :func:`capturable` optimizer has before its first step, on the device of the parameters."""
+    for parameter in parameters:
+        state = optimizer.state[parameter]
+        if isinstance(optimizer, SGD):
+            if optimizer.param_groups[0]["momentum"] and state.get("momentum_buffer") is None:
+                # Zero times the momentum plus the gradient is the gradient, which is how SGD begins.
+                state["momentum_buffer"] = torch.zeros_like(parameter)
+        elif not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        else:
+            # Where torch keeps it on the host it also takes it from the device.
+            state["step"] = state["step"].to(parameter.device)
+
+
+def _is_plain(optimizer: Optimizer, kind: type[Optimizer]) -> bool:
     group = optimizer.param_groups[0]
     hooked = (
         optimizer._optimizer_step_pre_hooks
@@ -40,9 +67,20 @@ def _is_plain_sgd(optimizer: Optimizer) -> bool:
         or _global_optimizer_pre_hooks
         or _global_optimizer_post_hooks
     )
-    special = any(group.get(name) for name in ("nesterov", "dampening", "maximize", "fused"))
+    special = any(
+        group.get(name)
+        for name in (
+            "nesterov",
+            "dampening",
+            "maximize",
+            "fused",
+            "amsgrad",
+            "differentiable",
+            "decoupled_weight_decay",
+        )
+    )
     plain = not special and not hooked and isinstance(group["lr"], float | int)
-    return type(optimizer) is SGD and len(optimizer.param_groups) == 1 and plain
+    return type(optimizer) is kind and len(optimizer.param_groups) == 1 and plain
 
 
 @torch.no_grad()
@@ -61,3 +99,20 @@ def _sgd_step(optimizer: SGD, parameters: Sequence[Tensor], gradients: Sequence[
                 velocity.mul_(momentum).add_(gradient)
             gradient = velocity
         parameter.add_(gradient, alpha=-lr)
+
+
+@torch.no_grad()
+def _adam_step(optimizer: Adam, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    group = optimizer.param_groups[0]
+    (beta, beta_square), lr, epsilon, decay = group["betas"], group["lr"], group["eps"], group["weight_decay"]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        state = optimizer.state[parameter]
+        if decay:
+            gradient = gradient.add(parameter, alpha=decay)
+        mean = state["exp_avg"].lerp_(gradient, 1 - beta)
+        square = state["exp_avg_sq"].mul_(beta_square).addcmul_(gradient, gradient, value=1 - beta_square)
+        # The count is exact in float32; the corrections made of it need float64.
+        count = state["step"].add_(1).double()
+        correction, correction_square = 1 - beta**count, 1 - beta_square**count
+        denominator = (square.sqrt() / correction_square.sqrt().to(square.dtype)).add_(epsilon)
+        parameter.sub_((lr / correction).to(parameter.dtype) * mean / denominator)

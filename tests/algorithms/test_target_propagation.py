@@ -383,3 +383,37 @@ def test_template_without_a_feedback_loss_says_what_is_missing(mlp):
 def test_tp_options_let_the_first_target_be_chosen(mlp):
     assert TP(mlp, TPOptions()).top == 4
     assert TP(mlp, TPOptions(first_target="penultimate")).top == 3
+
+
+def test_warm_up_trains_the_feedback_weights_alone_for_its_batches(mlp):
+    rule = make("dtp", mlp, feedback_warmup=2)
+    batch = make_batch(mlp)
+    for number in range(4):
+        forward, feedback = state(rule.network), state(rule.feedback)
+        rule.training_batch(*batch)
+        assert same(forward, rule.network.state_dict()) == (number < 2)
+        assert not same(feedback, rule.feedback.state_dict())
+
+
+def test_a_method_given_to_one_rule_alone_is_called(mlp):
+    """The reduced form must not pass by a loss that somebody has put in the place of the rule's own."""
+    rule = make("dtp", mlp)
+    seen, original = [], rule.feedback_loss
+    rule.feedback_loss = lambda n, *rest: seen.append(n) or original(n, *rest)
+    rule.training_batch(*make_batch(mlp))
+    assert set(seen) == set(rule.trained_feedback)
+    assert "feedback_loss of its own" in rule.feedback_forms()[2]
+
+
+def test_one_optimizer_for_all_feedback_layers_is_stepped_in_the_general_way(mlp):
+    class Shared(DTP):
+        def feedback_optimizer_list(self):
+            shared = torch.optim.SGD(self.feedback.parameters(), lr=0.01)
+            self.feedback_optimizers = dict.fromkeys(self.trained_feedback, shared)
+            return [shared]
+
+    rule = Shared(mlp, DTPOptions(feedback_iterations=[2]))
+    rule.configure_optimizers()
+    before = state(rule.feedback)
+    rule.training_batch(*make_batch(mlp))
+    assert not same(before, rule.feedback.state_dict())

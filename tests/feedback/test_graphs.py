@@ -7,7 +7,8 @@ from dtp.algorithms import DTP
 from dtp.algorithms.options import DTPOptions
 from dtp.errors import UserError
 from dtp.feedback import ReducedLDRL
-from dtp.feedback.graphs import RecursionGraph, even_parts, plain
+from dtp.feedback.graphs import MOST_GRAPHS, RecursionGraph, even_parts, plain
+from dtp.feedback.steppers import capturable_stepper, prepare_state, stepper
 from dtp.models import LeNet
 from dtp.models.options import LeNetOptions
 from tests.conftest import make_batch
@@ -148,7 +149,51 @@ def test_a_graph_is_refused_for_a_rule_with_a_step_of_its_own():
     rule = make_rule("graph")
     with pytest.raises(UserError, match="a rule that steps in its own way"):
         Clipped(rule.network, DTPOptions(engine="graph"))
-    assert Clipped(rule.network, DTPOptions()).describe()["engine"] == "reduced"
+    clipped = Clipped(rule.network, DTPOptions()).double()
+    clipped.configure_optimizers()
+    clipped.training_batch(*make_batch(rule.network, 4))
+    assert set(clipped.describe()["feedback_engines"].values()) == {"reduced"}
+
+
+def test_optimizers_that_cannot_be_captured_step_plainly_with_the_same_numbers():
+    class Dampened(DTP):
+        def feedback_optimizer_list(self):
+            made = super().feedback_optimizer_list()
+            for optimizer in made:
+                optimizer.param_groups[0]["dampening"] = 0.5
+            return made
+
+    found = []
+    for engine in ("literal", "graph"):
+        rule = make_rule(engine)
+        rule = Dampened(rule.network, rule.options).double()
+        rule.feedback.load_state_dict(make_rule(engine).feedback.state_dict())
+        rule.configure_optimizers()
+        found.append(train(rule))
+    assert relative(*found) < 1e-10 and set(rule.engine.used.values()) == {"reduced"}
+
+
+def test_adam_steps_of_a_graph_are_those_of_torch():
+    torch.manual_seed(0)
+    gradients = [torch.randn(3, 4, dtype=torch.float64) for _ in range(30)]
+    ends = []
+    for captured in (False, True):
+        p = torch.nn.Parameter(torch.ones(3, 4, dtype=torch.float64))
+        optimizer = torch.optim.Adam([p], lr=0.1, betas=(0.8, 0.99), weight_decay=0.1)
+        if captured:
+            prepare_state(optimizer, [p])
+        step = capturable_stepper(optimizer, [p]) if captured else stepper(optimizer)
+        for gradient in gradients:
+            step([gradient.clone()])
+        ends.append(p.detach())
+    torch.testing.assert_close(ends[1], ends[0], rtol=1e-12, atol=1e-13)
+
+
+def test_graphs_of_many_batch_sizes_do_not_pile_up():
+    rule = make_rule("graph")
+    for size in range(3, 10):
+        rule.training_batch(*make_batch(rule.network, size))
+    assert all(len(graph._replays) <= MOST_GRAPHS for graph in rule.engine._graphs.values())
 
 
 def test_plain_gives_the_function_itself():
