@@ -18,10 +18,20 @@ def output_shape(module: nn.Module, in_shape: Iterable[int]) -> Size:
     Raises:
         RuntimeError: from torch, when the module does not accept the shape.
     """
-    state = {name: tensor.to("meta") for name, tensor in [*module.named_parameters(), *module.named_buffers()]}
+    state = meta_state(module)
     dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), None)
     sample = torch.empty(2, *in_shape, dtype=dtype, device="meta")
-    return torch.func.functional_call(module, state, (sample,)).shape[1:]
+    # Without ties: torch would leave a submodule that is used twice on the meta device.
+    return torch.func.functional_call(module, state, (sample,), tie_weights=False).shape[1:]
+
+
+def meta_state(module: nn.Module) -> dict[str, Tensor]:
+    """Meta copies of the parameters and buffers by name; of a submodule that is used twice, by its first name."""
+    return {
+        f"{prefix}.{name}".lstrip("."): tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
+        for prefix, part in module.named_modules()
+        for name, tensor in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]
+    }
 
 
 def channels_last(x: Tensor) -> bool:

@@ -198,7 +198,9 @@ class ImageData(LightningDataModule):
         options = self.options
         flip = self.flip if options.flip is None else options.flip
         padding = self.crop_padding if options.crop_padding is None else options.crop_padding
-        return Augmentation(flip, padding, options.padding_mode, self.seed) if flip or padding else None
+        if not (flip or padding or options.flip_vertical):
+            return None
+        return Augmentation(flip, padding, options.padding_mode, self.seed, options.flip_vertical)
 
     def _part(self, part: Part, indices: np.ndarray, augmentation: Augmentation | None = None) -> ImageBatches:
         return ImageBatches(*part, indices, self._statistics, augmentation)

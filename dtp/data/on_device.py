@@ -56,11 +56,18 @@ class DeviceBatches(Dataset):
 
 
 def _windows(
-    images: Tensor, rows: Tensor, top: Tensor, left: Tensor, mirrored: Tensor, augmentation: Augmentation
+    images: Tensor,
+    rows: Tensor,
+    top: Tensor,
+    left: Tensor,
+    mirrored: Tensor,
+    upside_down: Tensor,
+    augmentation: Augmentation,
 ) -> Tensor:
     """Crops of the padded images ``rows``, some mirrored: uint8 (B, C, H, W). All arguments but the first are (B,)."""
     pad, (height, width) = augmentation.crop_padding, images.shape[2:]
-    y = torch.arange(height, device=images.device) + (top - pad)[:, None]
+    y = torch.arange(height, device=images.device).expand(len(rows), height)
+    y = torch.where(upside_down[:, None] == 1, height - 1 - y, y) + (top - pad)[:, None]
     x = torch.arange(width, device=images.device).expand(len(rows), width)
     x = torch.where(mirrored[:, None] == 1, width - 1 - x, x) + (left - pad)[:, None]
     inside_y, inside_x = y.clamp(0, height - 1), x.clamp(0, width - 1)

@@ -31,6 +31,8 @@ class DataOptions:
     normalisation: Literal["standard", "std3x", "meanstd05", "unit"] = "standard"
     # Mirror each training image left-right with probability one half. Default: the dataset's own (never for digits).
     flip: bool | None = None
+    # Mirror each training image upside down with probability one half, as the text of Bartunov et al. has it.
+    flip_vertical: bool = False
     # Crop each training image at random after padding it by this many pixels; 0 for none. Default: the dataset's own
     # (4 for CIFAR and imagenet32, an eighth of the side for imagefolder, 0 for the others).
     crop_padding: int | None = None

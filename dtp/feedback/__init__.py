@@ -1,6 +1,7 @@
 """Feedback layers made from forward layers, the losses that train them, and the loop that does."""
 
-from dtp.feedback.context import AffineContext, Context, ShapeContext, SwitchesContext
+from dtp.feedback import adjoints as _adjoints  # noqa: F401 - registers the project's own modules
+from dtp.feedback.context import AffineContext, Context, ShapeContext, SlopeContext, SwitchesContext
 from dtp.feedback.engine import FeedbackEngine
 from dtp.feedback.layers import (
     FeedbackLayer,
@@ -12,7 +13,7 @@ from dtp.feedback.layers import (
     require_known_operations,
 )
 from dtp.feedback.loop import FeedbackProblem, FeedbackResult, train_feedback
-from dtp.feedback.losses import ldrl_loss, per_sample_dot, reconstruction_loss
+from dtp.feedback.losses import drl_loss, ldrl_loss, per_sample_dot, reconstruction_loss, repeat_samples
 from dtp.feedback.noise import NoiseStreams
 from dtp.feedback.operations import (
     Elementwise,
@@ -41,14 +42,17 @@ __all__ = [
     "ReducedLDRL",
     "Routing",
     "ShapeContext",
+    "SlopeContext",
     "SwitchesContext",
     "derive_feedback",
+    "drl_loss",
     "forward_with_context",
     "layer_operations",
     "ldrl_loss",
     "per_sample_dot",
     "reconstruction_loss",
     "register_feedback",
+    "repeat_samples",
     "require_known_operations",
     "train_feedback",
 ]

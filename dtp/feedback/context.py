@@ -57,6 +57,33 @@ class AffineContext:
         return self
 
 
+@dataclass(frozen=True)
+class SlopeContext:
+    """``slope`` (B, *shape), the derivative of an elementwise nonlinearity where the clean pass evaluated it."""
+
+    slope: Tensor
+
+    def repeat(self, samples: int) -> SlopeContext:
+        return SlopeContext(self.slope.repeat(samples, *(1 for _ in self.slope.shape[1:])))
+
+    def select(self, index) -> SlopeContext:
+        return SlopeContext(self.slope[index])
+
+
+@dataclass(frozen=True)
+class BranchesContext:
+    """Contexts of the two branches of a residual unit."""
+
+    branch: Context
+    shortcut: Context
+
+    def repeat(self, samples: int) -> BranchesContext:
+        return BranchesContext(self.branch.repeat(samples), self.shortcut.repeat(samples))
+
+    def select(self, index) -> BranchesContext:
+        return BranchesContext(self.branch.select(index), self.shortcut.select(index))
+
+
 class Context(tuple):
     """Contexts of the operations of one layer, in forward order; ``None`` where an operation needs none.
 

@@ -19,6 +19,9 @@ from dtp.feedback.operations import (
 )
 from dtp.shapes import output_shape
 
+# Feedback operations, each with the place of its context.
+Steps = list[tuple[FeedbackOperation, int | None]]
+
 
 class NotReducible(Exception):
     """A layer has no reduced form; the text is the reason, for "literal, because ..."."""
@@ -47,8 +50,8 @@ def forward_with_context(
     Args:
         layer: a forward layer, F_n.
         x: (B, *in). Gradients flow to it and to the layer's weights unless the caller cuts them.
-        given: context of a clean pass. Normalisations then use its statistics and change nothing; with
-            ``routing="fixed"`` max-pooling also gathers at its switches.
+        given: context of a clean pass. Normalisations then use its statistics and change nothing, and slopes are
+            those of the clean pass; with ``routing="fixed"`` max-pooling also gathers at its switches.
         routing: see ``given``; without ``given`` it has no effect.
 
     Returns:
@@ -137,6 +140,14 @@ class FeedbackLayer(nn.Module):
             if position is not None and hasattr(operation, "copy_transpose"):
                 operation.copy_transpose(modules[position])
 
+    def weight_pairs(self, layer: nn.Module) -> list[tuple[Tensor, Tensor]]:
+        """Feedback weights of all operations, each with the transposed forward weight of ``layer``, in one shape."""
+        modules, pairs = layer_operations(layer), []
+        for operation, position in zip(self.operations, self.positions, strict=True):
+            if position is not None and hasattr(operation, "weight_pairs"):
+                pairs += operation.weight_pairs(modules[position])
+        return pairs
+
 
 class FeedbackNetwork(nn.ModuleDict):
     """Feedback layers by the number of the forward layer they undo: ``feedback[n]`` maps s_n back to s_{n-1}."""
@@ -176,19 +187,37 @@ def derive_feedback(
 def _derive_layer(
     n: int, layers: Sequence[nn.Module], in_shapes: Sequence[Size], settings: FeedbackSettings
 ) -> FeedbackLayer:
-    steps: list[tuple[FeedbackOperation, int | None]] = []
-    for position, (module, shape) in enumerate(_with_input_shapes(layers[n - 1], in_shapes[n - 1])):
-        steps.insert(0, (_make_feedback(n, module, shape, settings), position))
+    steps = _steps_back(n, layers[n - 1], in_shapes[n - 1], settings)
     if settings.nonlinearity == "after":
-        # G(y) = f(V y + c): the nonlinearity that made s_{n-1} comes last, so that the range of G fits.
-        steps = [step for step in steps if _kind(step[0]) != "elementwise"]
+        # G(y) = f(V y + c): the nonlinearity that made s_{n-1} comes last, so that the range of G fits. The layer's own
+        # comes no more; those between two affine maps follow the first as it is.
+        affine = [i for i, (operation, _) in enumerate(steps) if _kind(operation) == "affine"] or [0]
+        between = range(affine[0], affine[-1])
+        steps = [step for i, step in enumerate(steps) if i in between or not _is_function(step[0])]
         below = _with_input_shapes(layers[n - 2], in_shapes[n - 2]) if n >= 2 else ()
         made = [_make_feedback(n - 1, module, shape, settings) for module, shape in below if _weight_free(module)]
         functions = [operation for operation in made if _kind(operation) == "elementwise"]
         steps.extend((function, None) for function in functions[-1:])
+        if made and _kind(made[-1]) == "standardise":
+            steps.append((made[-1].of_feedback(), None))
     else:
         _elementwise_before_unpooling(steps)
-    return FeedbackLayer(*zip(*steps, strict=True))
+    return FeedbackLayer((operation for operation, _ in steps), (position for _, position in steps))
+
+
+def feedback_of_operations(layer: nn.Module, in_shape: Size, settings: FeedbackSettings) -> FeedbackLayer:
+    """The feedback of part of a layer, operation by operation in reverse order, with fresh random weights."""
+    steps = _steps_back(None, layer, in_shape, settings)
+    _elementwise_before_unpooling(steps)
+    return FeedbackLayer((operation for operation, _ in steps), (position for _, position in steps))
+
+
+def _steps_back(n: int | None, layer: nn.Module, in_shape: Size, settings: FeedbackSettings) -> Steps:
+    """Feedback operations in the order of their evaluation, each with its forward operation's place in the layer."""
+    steps: Steps = []
+    for position, (module, shape) in enumerate(_with_input_shapes(layer, in_shape)):
+        steps.insert(0, (_make_feedback(n, module, shape, settings), position))
+    return steps
 
 
 def require_known_operations(n: int, layer: nn.Module) -> None:
@@ -200,11 +229,11 @@ def require_known_operations(n: int, layer: nn.Module) -> None:
             raise UserError(f"Layer {n}: {error}") from error
 
 
-def _make_feedback(n: int, module: nn.Module, in_shape: Size, settings: FeedbackSettings) -> FeedbackOperation:
+def _make_feedback(n: int | None, module: nn.Module, in_shape: Size, settings: FeedbackSettings) -> FeedbackOperation:
     try:
         return operation_of(module).make_feedback(module, in_shape, settings)
     except UserError as error:
-        raise UserError(f"Layer {n}: {error}") from error
+        raise UserError(f"Layer {n}: {error}" if n is not None else str(error)) from error
 
 
 def _weight_free(module: nn.Module) -> bool:
@@ -213,6 +242,10 @@ def _weight_free(module: nn.Module) -> bool:
 
 def _kind(operation: nn.Module) -> str:
     return getattr(operation, "kind", "affine")
+
+
+def _is_function(operation: nn.Module) -> bool:
+    return _kind(operation) in ("elementwise", "standardise")
 
 
 def _elementwise_before_unpooling(steps: list) -> None:

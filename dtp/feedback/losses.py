@@ -7,6 +7,7 @@ the feedback weights of the one layer and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -62,11 +63,11 @@ def ldrl_loss(
     s_in, s_out = s_in.detach(), s_out.detach()
     clean = context.repeat(noise_samples)
     with torch.no_grad():
-        noisy_in = _repeat(s_in, noise_samples) + noise_in
+        noisy_in = repeat_samples(s_in, noise_samples) + noise_in
         noisy_out, noisy_context = forward_with_context(layer, noisy_in, given=clean, routing=routing)
-    r = _repeat(feedback(s_out, context), noise_samples)
+    r = repeat_samples(feedback(s_out, context), noise_samples)
     r_eps = feedback(noisy_out, noisy_context)
-    r_eta = feedback(_repeat(s_out, noise_samples) + noise_out, clean)
+    r_eta = feedback(repeat_samples(s_out, noise_samples) + noise_out, clean)
     loss = -2 * per_sample_dot(noise_in, r_eps - r) + per_sample_dot(r_eta - r, r_eta - r)
     return loss if paper_scale is None else loss / (2 * paper_scale**2)
 
@@ -80,6 +81,7 @@ def reconstruction_loss(
     *,
     target: Literal["noisy", "clean"] = "noisy",
     noise_samples: int = 1,
+    activation: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Reconstruction loss |G(F(v)) - target|^2 of one layer, v = s_{n-1} + eps (Lee et al. 2015, eq. 13).
 
@@ -92,17 +94,56 @@ def reconstruction_loss(
         target: ``"noisy"`` reconstructs v (noise-preserving: Lee, Bartunov's DTP), ``"clean"`` reconstructs s_{n-1}
             (denoising: Bartunov's SDTP).
         noise_samples: m.
+        activation: ``activation(F(v), v)`` is what the feedback is given, where that is not F(v) itself.
 
     Returns:
         Scalar, mean over samples and noise samples.
     """
-    clean = _repeat(s_in.detach(), noise_samples)
+    clean = repeat_samples(s_in.detach(), noise_samples)
     with torch.no_grad():
         noisy = clean + noise_in
         out, noisy_context = forward_with_context(layer, noisy, given=context.repeat(noise_samples))
+        out = out if activation is None else activation(out, noisy)
     error = feedback(out, noisy_context) - (noisy if target == "noisy" else clean)
     return per_sample_dot(error, error)
 
 
-def _repeat(x: Tensor, samples: int) -> Tensor:
+def drl_loss(
+    s_in: Tensor,
+    noise_in: Tensor,
+    forward: Callable[[Tensor], Tensor],
+    backward: Callable[[Tensor], Tensor],
+    *,
+    scale: float,
+    noise_samples: int = 1,
+) -> Tensor:
+    """Difference reconstruction loss of one hidden activation (Meulemans et al. 2020, eq. 14 and its direct form).
+
+    With v = s_{n-1} + eps, y the network's output for v, and r what the rule's targets would make of y as the target
+    of the output::
+
+        L = 1 / sigma^2 mean (r - v)^2
+
+    over all elements. It is the noisy v that is to come back. For small noise its minimiser makes the whole feedback
+    path a damped pseudo-inverse of the Jacobian d s_N / d s_{n-1}.
+
+    Args:
+        s_in: (B, *in), s_{n-1}. No gradient.
+        noise_in: (m B, *in), eps, sample-major.
+        forward: v (m B, *in) to the output (m B, *out); called without gradients.
+        backward: the output to r (m B, *in); its feedback weights receive gradients.
+        scale: sigma.
+        noise_samples: m.
+
+    Returns:
+        Scalar, mean over samples, features and noise samples.
+    """
+    with torch.no_grad():
+        v = repeat_samples(s_in.detach(), noise_samples) + noise_in
+        y = forward(v)
+    return ((backward(y) - v) ** 2).mean() / scale**2
+
+
+def repeat_samples(x: Tensor, samples: int) -> Tensor:
+    """(B, ...) to (m B, ...), sample-major."""
     return x if samples == 1 else x.repeat(samples, *(1 for _ in x.shape[1:]))

@@ -60,14 +60,18 @@ class NoiseStreams:
     def _generator(self, n: int, device: torch.device) -> torch.Generator:
         generator = self._generators.get(n)
         if generator is None or generator.device != device:
-            generator = torch.Generator(device)
-            generator.manual_seed(_mix(self.seed, self.rank, n, self._epoch))
+            generator = seeded_generator(device, self.seed, self.rank, n, self._epoch)
             state = self._restored.pop(n, None)
             # States of CPU and CUDA generators have other sizes; on another kind of device the stream starts anew.
             if state is not None and state.shape == generator.get_state().shape:
                 generator.set_state(state)
             self._generators[n] = generator
         return generator
+
+
+def seeded_generator(device: torch.device, *numbers: int) -> torch.Generator:
+    """A generator on ``device`` whose numbers are a function of ``numbers`` alone."""
+    return torch.Generator(device).manual_seed(_mix(*numbers))
 
 
 def _mix(*numbers: int) -> int:

@@ -38,11 +38,14 @@ class FeedbackSettings:
             it (Lee, Bartunov: ``G(y) = f(V y + c)``, with the nonlinearity that made the activation it reconstructs).
         bias: whether feedback affine maps have a bias.
         unpool: ``"add"`` (adjoint of pooling) or ``"write"`` (last of several maxima at one position wins).
+        gate: what stands between the two affine maps of a residual unit's feedback: the forward nonlinearity's slope
+            (``"forward"``, the adjoint), the nonlinearity itself (``"feedback"``) or nothing (``"linear"``).
     """
 
     nonlinearity: Literal["before", "after"] = "before"
     bias: bool = False
     unpool: Literal["add", "write"] = "add"
+    gate: Literal["forward", "feedback", "linear"] = "forward"
 
 
 class FeedbackOperation(nn.Module):
@@ -51,13 +54,19 @@ class FeedbackOperation(nn.Module):
     ``kind`` orders the operations: an ``"elementwise"`` one is evaluated before the ``"spatial"`` one (unpooling) that
     precedes it. For max-pooling both orders agree where f(0) = 0 and switches differ, and the pooled tensor is smaller;
     where switches coincide, and for average pooling, this order is the closer adjoint, for f then sees values of the
-    size of the activation's. An ``"affine"`` one is linear in its input and holds the feedback weights.
+    size of the activation's. A ``"standardise"`` one is left out where the nonlinearity follows the affine map; there,
+    what its ``of_feedback()`` makes ends the feedback of the layer above. An ``"affine"`` one is linear in its input,
+    or a unit of such maps, and holds the feedback weights.
     """
 
-    kind: Literal["elementwise", "spatial", "reshape", "affine"] = "affine"
+    kind: Literal["elementwise", "spatial", "reshape", "affine", "standardise"] = "affine"
 
     def copy_transpose(self, forward_operation: nn.Module) -> None:
         """Make this operation the adjoint of ``forward_operation``. Copies values; never shares storage."""
+
+    def weight_pairs(self, forward_operation: nn.Module) -> list[tuple[Tensor, Tensor]]:
+        """Its weights, each with the one that :meth:`copy_transpose` would copy there, a view in the same shape."""
+        return []
 
 
 class LinearMap(FeedbackOperation):
@@ -72,6 +81,20 @@ class LinearMap(FeedbackOperation):
     def weight(self) -> nn.Parameter:
         """V."""
         raise NotImplementedError
+
+    def transpose_of(self, forward_operation: nn.Module) -> Tensor:
+        """The V for which A_V is the adjoint of ``forward_operation``: a view of its weights, in the shape of V."""
+        return forward_operation.weight
+
+    def weight_pairs(self, forward_operation: nn.Module) -> list[tuple[Tensor, Tensor]]:
+        return [(self.weight, self.transpose_of(forward_operation))]
+
+    @torch.no_grad()
+    def copy_transpose(self, forward_operation: nn.Module) -> None:
+        self.weight.copy_(self.transpose_of(forward_operation))
+        for name, parameter in self.named_parameters():
+            if name.rpartition(".")[2] == "bias":
+                parameter.zero_()
 
     def apply_weight(self, y: Tensor, weight: Tensor) -> Tensor:
         """A_V(y) for V = ``weight``, without the bias: (B, *y) -> (B, *r)."""
@@ -130,11 +153,8 @@ class LinearFeedback(LinearMap):
     def weight_gradients(self, y: Tensor, error: Tensor) -> Tensor:
         return error.flatten(1, -2).transpose(1, 2) @ y.flatten(1, -2)
 
-    @torch.no_grad()
-    def copy_transpose(self, forward_operation: nn.Linear) -> None:
-        self.linear.weight.copy_(forward_operation.weight.t())
-        if self.linear.bias is not None:
-            self.linear.bias.zero_()
+    def transpose_of(self, forward_operation: nn.Linear) -> Tensor:
+        return forward_operation.weight.t()
 
 
 class ConvFeedback(LinearMap):
@@ -198,12 +218,6 @@ class ConvFeedback(LinearMap):
             t.groups,
             (False, True, False),
         )[1]
-
-    @torch.no_grad()
-    def copy_transpose(self, forward_operation: nn.Conv2d) -> None:
-        self.transposed.weight.copy_(forward_operation.weight)
-        if self.transposed.bias is not None:
-            self.transposed.bias.zero_()
 
 
 def _symmetric_padding(conv: nn.Conv2d) -> tuple[int, ...]:
@@ -286,7 +300,7 @@ class BatchNormAdjoint(FeedbackOperation):
         gamma = self._forward_operation[0].weight
         if gamma is not None:
             scale = scale * gamma.detach()
-        return y * _per_channel(scale, y)
+        return y * per_channel(scale, y)
 
 
 class PassThrough(FeedbackOperation):
@@ -303,7 +317,7 @@ def _positions_first(x: Tensor) -> Tensor:
     return x.flatten(2).transpose(1, 2) if x.is_contiguous() else x.permute(0, 2, 3, 1).flatten(1, 2)
 
 
-def _per_channel(values: Tensor, like: Tensor) -> Tensor:
+def per_channel(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(1, -1, *(1 for _ in like.shape[2:]))
 
 
@@ -314,7 +328,7 @@ def _plain_forward(module: nn.Module, x: Tensor, given: Any, routing: Routing) -
     return module(x), None
 
 
-def _shape_forward(module: nn.Module, x: Tensor, given: Any, routing: Routing) -> tuple[Tensor, ShapeContext]:
+def shape_forward(module: nn.Module, x: Tensor, given: Any, routing: Routing) -> tuple[Tensor, ShapeContext]:
     return module(x), ShapeContext(x.shape[1:])
 
 
@@ -343,9 +357,9 @@ def _batch_norm_forward(
     module: nn.modules.batchnorm._BatchNorm, x: Tensor, given: AffineContext | None, routing: Routing
 ) -> tuple[Tensor, AffineContext]:
     if given is not None:
-        y = (x - _per_channel(given.mean, x)) * _per_channel(given.inverse_std, x)
+        y = (x - per_channel(given.mean, x)) * per_channel(given.inverse_std, x)
         if module.weight is not None:
-            y = y * _per_channel(module.weight, x) + _per_channel(module.bias, x)
+            y = y * per_channel(module.weight, x) + per_channel(module.bias, x)
         return y, given
     if module.training or module.running_mean is None:
         over = [0, *range(2, x.dim())]
@@ -419,8 +433,8 @@ register_feedback(nn.Linear, lambda module, in_shape, settings: LinearFeedback(m
 register_feedback(nn.Conv2d, lambda module, in_shape, settings: ConvFeedback(module, in_shape, settings.bias))
 register_feedback(nn.MaxPool2d, lambda module, in_shape, settings: MaxUnpool(settings.unpool), _max_pool_forward)
 for _type in (nn.AvgPool2d, nn.AdaptiveAvgPool2d):
-    register_feedback(_type, lambda module, in_shape, settings: PoolingAdjoint(module), _shape_forward)
-register_feedback(nn.Flatten, lambda module, in_shape, settings: Unflatten(), _shape_forward)
+    register_feedback(_type, lambda module, in_shape, settings: PoolingAdjoint(module), shape_forward)
+register_feedback(nn.Flatten, lambda module, in_shape, settings: Unflatten(), shape_forward)
 for _type in (nn.BatchNorm1d, nn.BatchNorm2d):
     register_feedback(_type, lambda module, in_shape, settings: BatchNormAdjoint(module), _batch_norm_forward)
 register_feedback(nn.Identity, lambda module, in_shape, settings: PassThrough())

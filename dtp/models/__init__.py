@@ -2,21 +2,31 @@
 
 from dtp.registry import Entry, Registry, lazy_attributes
 
+_OPTIONS = "dtp.models.options:"
+_BARTUNOV = "dtp.models.locally_connected:"
+
 MODELS = Registry(
     "model",
     "dtp.models.network:Network",
     [
-        Entry("mlp", "dtp.models.mlp:MLP", "dtp.models.options:MLPOptions", "fully connected, any widths"),
-        Entry("lenet", "dtp.models.lenet:LeNet", "dtp.models.options:LeNetOptions", "2 convolutions, 2 linear layers"),
-        Entry("vgg", "dtp.models.vgg:VGG", "dtp.models.options:VGGOptions", "Ernoult's SimpleVGG, 6 layers"),
+        Entry("mlp", "dtp.models.mlp:MLP", _OPTIONS + "MLPOptions", "fully connected, any widths"),
+        Entry("lenet", "dtp.models.lenet:LeNet", _OPTIONS + "LeNetOptions", "2 convolutions, 2 linear layers"),
+        Entry("vgg", "dtp.models.vgg:VGG", _OPTIONS + "VGGOptions", "Ernoult's SimpleVGG, 6 layers"),
+        Entry("resnet18", "dtp.models.resnet:ResNet18", _OPTIONS + "ResNetOptions", "ResNet-18 for small images"),
+        Entry("resnet34", "dtp.models.resnet:ResNet34", _OPTIONS + "ResNetOptions", "ResNet-34 for small images"),
+        Entry(
+            "lc",
+            _BARTUNOV + "LocallyConnected",
+            _OPTIONS + "LocallyConnectedOptions",
+            "Bartunov's locally connected network",
+        ),
+        Entry("convnet", _BARTUNOV + "ConvNet", _OPTIONS + "LocallyConnectedOptions", "the same with shared weights"),
+        Entry("square", "dtp.models.square:Square", _OPTIONS + "SquareOptions", "square layers, for GAIT-prop"),
     ],
 )
 
-_CLASSES = {
-    "Network": "dtp.models.network:Network",
-    "MLP": "dtp.models.mlp:MLP",
-    "LeNet": "dtp.models.lenet:LeNet",
-    "VGG": "dtp.models.vgg:VGG",
+_CLASSES = {"Network": "dtp.models.network:Network"} | {
+    entry.target.partition(":")[2]: entry.target for entry in MODELS.entries.values()
 }
 __all__ = ["MODELS", *_CLASSES]
 

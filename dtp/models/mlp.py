@@ -6,18 +6,29 @@ from torch import nn
 
 from dtp.models.network import Network, require_positive
 from dtp.models.options import MLPOptions
+from dtp.modules import Standardise
 
 
 class MLP(Network):
-    """``[flatten] -> linear -> activation`` for each width, then ``linear`` to the logits."""
+    """``[flatten] -> linear -> activation`` for each width, then ``linear`` to the logits.
+
+    With ``standardise`` the hidden layers, or all, end in a standardisation over the batch (Shibuya et al. 2023).
+    """
 
     Options = MLPOptions
 
     def make_layers(self) -> Iterable[nn.Sequential]:
-        require_positive("widths", self.options.widths)
-        for width in self.options.widths:
-            yield nn.Sequential(*self._flatten(), nn.Linear(self.features, width), self.activation())
-        yield nn.Sequential(*self._flatten(), nn.Linear(self.features, self.num_classes))
+        o = self.options
+        require_positive("widths", o.widths)
+        for width in o.widths:
+            yield nn.Sequential(*self._linear(width), self.activation(), *self._standardise(width, "hidden", "all"))
+        yield nn.Sequential(*self._linear(self.num_classes), *self._standardise(self.num_classes, "all"))
 
-    def _flatten(self) -> list[nn.Module]:
-        return [nn.Flatten()] if len(self.shapes[-1]) > 1 else []
+    def _linear(self, units: int) -> list[nn.Module]:
+        flatten = [nn.Flatten()] if len(self.shapes[-1]) > 1 else []
+        return [*flatten, nn.Linear(self.features, units, bias=self.options.bias)]
+
+    def _standardise(self, units: int, *where: str) -> list[nn.Module]:
+        if self.options.standardise not in where:
+            return []
+        return [Standardise(units, batch_statistics_at_test=self.options.batch_statistics_at_test)]

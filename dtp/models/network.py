@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
+import torch
 from torch import Size, Tensor, nn
 
 from dtp.errors import UserError
 from dtp.models.options import ModelOptions
+from dtp.modules import LocallyConnected2d, SLReLU
 from dtp.shapes import output_shape
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "elu": nn.ELU,
-    "relu": nn.ReLU,
+ACTIVATIONS: dict[str, Callable[[float], nn.Module]] = {
+    "elu": lambda slope: nn.ELU(),
+    "relu": lambda slope: nn.ReLU(),
     "leaky-relu": nn.LeakyReLU,
-    "tanh": nn.Tanh,
+    "tanh": lambda slope: nn.Tanh(),
+    "sigmoid": lambda slope: nn.Sigmoid(),
+    "sl-relu": SLReLU,
 }
 
 
@@ -38,11 +42,14 @@ class Network(nn.Module):
     def __init__(self, options: ModelOptions, input_shape: Sequence[int], num_classes: int):
         super().__init__()
         self.options = options
+        if not 0 < options.leaky_slope < 1:
+            raise UserError(f"--leaky-slope: expected a number above 0 and below 1, found {options.leaky_slope}.")
         self.input_shape = Size(input_shape)
         self.num_classes = num_classes
         self.shapes = [self.input_shape]
         self.layers = nn.ModuleList()
         for layer in self.make_layers():
+            initialise(layer, options.init)
             self.layers.append(layer)
             self.shapes.append(self._shape_after(layer))
         if not self.layers or self.shapes[-1] != Size([num_classes]):
@@ -57,7 +64,7 @@ class Network(nn.Module):
 
     def activation(self) -> nn.Module:
         """A new instance of the nonlinearity that the options name."""
-        return ACTIVATIONS[self.options.activation]()
+        return ACTIVATIONS[self.options.activation](self.options.leaky_slope)
 
     @property
     def features(self) -> int:
@@ -95,6 +102,27 @@ class Network(nn.Module):
                 f"Images of {size} pixels do not fit {type(self).__name__}: layer {len(self.layers)} receives "
                 f"{received} values and cannot take them ({_first_line(error)}); use larger images or fewer layers."
             ) from error
+
+
+@torch.no_grad()
+def initialise(layer: nn.Module, init: str) -> None:
+    """Draw the weights of a layer anew, as ``--init`` says; biases become 0. ``default`` leaves all as it is."""
+    if init == "default":
+        return
+    fill = {
+        "xavier": nn.init.xavier_uniform_,
+        "xavier-normal": nn.init.xavier_normal_,
+        "orthogonal": nn.init.orthogonal_,
+    }[init]
+    for module in layer.modules():
+        if isinstance(module, LocallyConnected2d):
+            # Every position is a small dense layer.
+            for position in module.weight:
+                fill(position)
+        elif isinstance(module, nn.Linear | nn.Conv2d):
+            fill(module.weight)
+        if isinstance(module, nn.Linear | nn.Conv2d | LocallyConnected2d) and module.bias is not None:
+            module.bias.zero_()
 
 
 def _first_line(error: Exception) -> str:

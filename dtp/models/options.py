@@ -3,13 +3,21 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+ActivationName = Literal["elu", "relu", "leaky-relu", "tanh", "sigmoid", "sl-relu"]
+Init = Literal["default", "xavier", "xavier-normal", "orthogonal"]
+
 
 @dataclass
 class ModelOptions:
     """The forward network."""
 
     # Nonlinearity of every layer but the last. L-DRL needs a smooth one (elu or tanh): dead ReLU units leak targets.
-    activation: Literal["elu", "relu", "leaky-relu", "tanh"] = "elu"
+    activation: ActivationName = "elu"
+    # Slope of leaky-relu below 0, and least slope of sl-relu; above 0 and below 1.
+    leaky_slope: float = 0.01
+    # First weights: PyTorch's own, Glorot's uniform (xavier) or normal ones, or orthogonal matrices; all but PyTorch's
+    # own with biases of 0.
+    init: Init = "default"
 
 
 @dataclass
@@ -18,6 +26,14 @@ class MLPOptions(ModelOptions):
 
     # Units of each hidden layer, each at least 1; without values the network is one linear layer.
     widths: list[int] = field(default_factory=lambda: [256, 256])
+    # Whether layers have biases.
+    bias: bool = True
+    # Standardise over the batch, without parameters: after no layer (none), after the nonlinearity of each hidden layer
+    # (hidden), or of the output too (all).
+    standardise: Literal["none", "hidden", "all"] = "none"
+    # Standardise by the statistics of the test batch in evaluation too, as the code of Shibuya et al. does, in place of
+    # running ones. Results then depend on the batches.
+    batch_statistics_at_test: bool = False
 
 
 @dataclass
@@ -36,3 +52,45 @@ class VGGOptions(ModelOptions):
 
     # Channels of each convolution, at least 1; their number is the number of convolutions.
     channels: list[int] = field(default_factory=lambda: [128, 128, 256, 256, 512])
+
+
+@dataclass
+class ResNetOptions(ModelOptions):
+    """Residual units of two 3x3 convolutions in four stages, for images of about 32x32 pixels."""
+
+    # Channels of the stem and of the four stages, each at least 1; from the second stage on the stride is 2.
+    channels: list[int] = field(default_factory=lambda: [64, 64, 128, 256, 512])
+    # Batch normalisation after every convolution. Rules with feedback treat it as fixed while they compare passes.
+    batch_norm: bool = False
+    # What a layer of the learning rule is: one residual unit, or a whole stage (as in the code of Ernoult et al.).
+    residual_layers: Literal["unit", "stage"] = "unit"
+
+
+@dataclass
+class LocallyConnectedOptions(ModelOptions):
+    """Bartunov et al. 2018: strided layers without pooling, then fully connected ones; default as theirs for MNIST."""
+
+    activation: ActivationName = "tanh"
+    init: Init = "xavier"
+    # Sides of the kernels of the strided layers, each at least 1, as many as --channels.
+    kernels: list[int] = field(default_factory=lambda: [3, 3])
+    # Channels of the strided layers, each at least 1.
+    channels: list[int] = field(default_factory=lambda: [32, 64])
+    # Strides of the strided layers, each at least 1, as many as --channels.
+    strides: list[int] = field(default_factory=lambda: [2, 2])
+    # Units of the fully connected hidden layers after them; may have no values.
+    hidden: list[int] = field(default_factory=lambda: [1024])
+
+
+@dataclass
+class SquareOptions(ModelOptions):
+    """Square layers for exact inverses (GAIT-prop): every layer has as many units as it reads from the one below."""
+
+    activation: ActivationName = "leaky-relu"
+    leaky_slope: float = 0.1
+    init: Init = "orthogonal"
+    # Units of each hidden layer, none larger than the one before it; units that the next layer does not read are
+    # auxiliary. The first layer reads the whole image.
+    widths: list[int] = field(default_factory=lambda: [500, 500, 500, 500, 500, 500])
+    # Units of the output layer, of which the first are the classes and the rest auxiliary; 0: as the last hidden layer.
+    outputs: int = 0

@@ -27,6 +27,22 @@ def test_each_image_is_a_window_of_its_padded_self_maybe_mirrored(mode):
     assert {mirrored for _, _, mirrored in found} == {False, True}
 
 
+def test_images_are_turned_upside_down_independently_of_mirroring():
+    images = np.arange(4, dtype=np.uint8).reshape(1, 1, 2, 2).repeat(4000, 0)
+    made = Augmentation(True, 0, "edge", seed=0, flip_vertical=True)(images, 0, np.arange(4000))
+    corners, counts = np.unique(made[:, 0, 0, 0], return_counts=True)
+    assert list(corners) == [0, 1, 2, 3] and (abs(counts - 1000) < 120).all()
+
+
+def test_draws_are_those_of_earlier_versions_with_and_without_vertical_mirroring():
+    """A resumed run goes on with the images it would have seen."""
+    indices = np.array([0, 1, 2, 49_999, 1_281_166, 5])
+    for vertical, upside_down in ((False, [0] * 6), (True, [0, 0, 0, 1, 0, 1])):
+        drawn = Augmentation(True, 4, "edge", seed=7, flip_vertical=vertical).draw(3, indices)
+        known = [3, 4, 3, 8, 6, 2], [3, 3, 8, 3, 6, 5], [0, 0, 1, 0, 0, 0], upside_down
+        assert all(np.array_equal(found, expected) for found, expected in zip(drawn, known, strict=True))
+
+
 def test_half_of_the_images_are_mirrored():
     images = np.broadcast_to(np.arange(2, dtype=np.uint8), (10000, 1, 1, 2))
     made = Augmentation(flip=True, crop_padding=0, padding_mode="edge", seed=0)(images, 0, np.arange(10000))

@@ -50,8 +50,10 @@ def loaders(kind, part, **options):
 @pytest.mark.parametrize("flip", [True, False])
 @pytest.mark.parametrize("padding", [0, 2])
 @pytest.mark.parametrize("mode", ["edge", "zeros"])
-def test_training_batches_are_bit_identical_to_the_loaders(kind, flip, padding, mode):
-    host, device = loaders(kind, "train", flip=flip, crop_padding=padding, padding_mode=mode)
+@pytest.mark.parametrize("vertical", [True, False])
+def test_training_batches_are_bit_identical_to_the_loaders(kind, flip, padding, mode, vertical):
+    options = {"flip": flip, "flip_vertical": vertical, "crop_padding": padding, "padding_mode": mode}
+    host, device = loaders(kind, "train", **options)
     assert isinstance(host.dataset, ImageBatches) and isinstance(device.dataset, DeviceBatches)
     for _ in range(3):  # three epochs: other orders, other crops
         pairs = list(zip(host, device, strict=True))
@@ -72,10 +74,10 @@ def test_evaluation_batches_are_bit_identical_with_the_last_partial_one(part):
 
 def test_crops_reach_all_corners_of_the_padded_image():
     augmentation = Augmentation(flip=True, crop_padding=2, padding_mode="zeros", seed=0)
-    top, left, mirrored = augmentation.draw(0, np.arange(2000))
+    top, left, mirrored, upside_down = augmentation.draw(0, np.arange(2000))
     for offsets in (top, left):
         assert set(offsets) == set(range(5))
-    assert set(mirrored) == {0, 1}
+    assert set(mirrored) == {0, 1} and set(upside_down) == {0}
 
 
 def test_workers_and_pinning_are_left_out_on_the_device():

@@ -19,6 +19,7 @@ from dtp.feedback import (
     ldrl_loss,
     train_feedback,
 )
+from dtp.modules import FirstUnits, LocallyConnected2d, SameConv2d, SLReLU, Standardise
 
 MAPS = (2, 7, 6)
 
@@ -241,6 +242,26 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict]] = {
         MAPS,
         {},
     ),
+}
+# And of the project's own.
+LAYERS |= {
+    "local": (lambda: nn.Sequential(LocallyConnected2d(2, 4, (7, 6), 3, 2, 1)), MAPS, {}),
+    "local-same-elu": (lambda: nn.Sequential(LocallyConnected2d(2, 4, (7, 6), 3, 2), nn.ELU()), MAPS, {}),
+    "local-elu-pool": (
+        lambda: nn.Sequential(LocallyConnected2d(2, 4, (7, 6), 3), nn.ELU(), nn.MaxPool2d(2)),
+        MAPS,
+        {},
+    ),
+    "local-tanh-flatten": (
+        lambda: nn.Sequential(LocallyConnected2d(2, 4, (7, 6), 5, 1, 2), nn.Tanh(), nn.Flatten()),
+        MAPS,
+        {},
+    ),
+    "same-convolution-elu": (lambda: nn.Sequential(SameConv2d(2, 4, 4, 2), nn.ELU()), MAPS, {}),
+    "linear-elu-first-units": (lambda: nn.Sequential(nn.Linear(7, 6), nn.ELU(), FirstUnits(4)), (7,), {}),
+    "linear-sl-relu": (lambda: nn.Sequential(nn.Linear(7, 6), SLReLU()), (7,), {}),
+    "linear-sigmoid": (lambda: nn.Sequential(nn.Linear(7, 6), nn.Sigmoid()), (7,), {}),
+    "linear-tanh-standardise": (lambda: nn.Sequential(nn.Linear(7, 6), nn.Tanh(), Standardise(6)), (7,), {}),
 }
 OF_MAPS = [name for name, (_, in_shape, _) in LAYERS.items() if len(in_shape) == 3]
 

@@ -5,14 +5,36 @@ import torch
 from torch import Size, nn
 
 from dtp.errors import UserError
-from dtp.models import MLP, VGG, LeNet, Network
+from dtp.models import MLP, MODELS, VGG, ConvNet, LeNet, LocallyConnected, Network, ResNet18, ResNet34, Square
+from dtp.models.network import ACTIVATIONS, initialise
 from dtp.models.options import ModelOptions
+from dtp.modules import LocallyConnected2d, ResidualUnit, SameConv2d, SLReLU
 
-BUILDERS = {
-    "mlp": lambda shape, classes: MLP(MLP.Options(widths=[7, 9]), shape, classes),
-    "lenet": lambda shape, classes: LeNet(LeNet.Options(channels=[3, 4], hidden=9), shape, classes),
-    "vgg": lambda shape, classes: VGG(VGG.Options(channels=[3, 4, 5]), shape, classes),
+# Small networks of every kind, made with these options besides.
+KINDS = {
+    "mlp": (MLP, {"widths": [7, 9]}),
+    "mlp-standardised": (MLP, {"widths": [7, 9], "standardise": "all", "bias": False}),
+    "lenet": (LeNet, {"channels": [3, 4], "hidden": 9}),
+    "vgg": (VGG, {"channels": [3, 4, 5]}),
+    "resnet18": (ResNet18, {"channels": [2, 3, 4, 4, 5]}),
+    "resnet34": (ResNet34, {"channels": [2, 2, 3, 3, 4], "residual_layers": "stage", "batch_norm": True}),
+    "lc": (LocallyConnected, {"channels": [2, 3], "hidden": [8]}),
+    "convnet": (ConvNet, {"channels": [2, 3], "kernels": [4, 3], "hidden": []}),
+    "square": (Square, {}),
 }
+
+
+def builder(kind: type[Network], options: dict):
+    def build(shape, classes, **more):
+        if kind is Square:
+            units = max(12, classes)  # which may not be fewer than the classes
+            more = {"widths": [units + 8, units + 8, units], "outputs": units, **more}
+        return kind(kind.Options(**{"activation": "elu", **options, **more}), shape, classes)
+
+    return build
+
+
+BUILDERS = {name: builder(*kind) for name, kind in KINDS.items()}
 builders = pytest.mark.parametrize("build", BUILDERS.values(), ids=BUILDERS)
 
 
@@ -56,26 +78,50 @@ def test_iterating_gives_the_layers_in_forward_order(build):
     assert list(network) == list(network.layers)
 
 
+AFFINE = (nn.Linear, nn.Conv2d, LocallyConnected2d, SameConv2d, ResidualUnit)
+
+
 @builders
 def test_every_layer_has_one_affine_operation_and_all_but_the_last_a_nonlinearity_of_their_own(build):
     network = build((3, 16, 16), 10)
+    if getattr(network.options, "residual_layers", "unit") == "stage":
+        pytest.skip("its layers are of several residual units, each with a nonlinearity")
     nonlinearities = [[m for m in layer if isinstance(m, nn.ELU)] for layer in network.layers]
-    assert [len(found) for found in nonlinearities] == [1] * (network.depth - 1) + [0]
-    assert len({id(m) for found in nonlinearities for m in found}) == network.depth - 1
+    # Outputs of square layers are values of their nonlinearity.
+    last = int(isinstance(network, Square))
+    assert [len(found) for found in nonlinearities] == [1] * (network.depth - 1) + [last]
+    assert len({id(m) for found in nonlinearities for m in found}) == network.depth - 1 + last
     for layer in network.layers:
-        assert sum(isinstance(m, (nn.Linear, nn.Conv2d)) for m in layer) == 1
+        assert sum(isinstance(m, AFFINE) for m in layer) == 1
+
+
+FUNCTIONS = {
+    "elu": nn.ELU,
+    "relu": nn.ReLU,
+    "leaky-relu": nn.LeakyReLU,
+    "tanh": nn.Tanh,
+    "sigmoid": nn.Sigmoid,
+    "sl-relu": SLReLU,
+}
 
 
 @builders
-@pytest.mark.parametrize(
-    ("name", "kind"), [("elu", nn.ELU), ("relu", nn.ReLU), ("leaky-relu", nn.LeakyReLU), ("tanh", nn.Tanh)]
-)
+@pytest.mark.parametrize(("name", "kind"), FUNCTIONS.items())
 def test_activation_is_the_one_asked_for(build, name, kind):
-    made = build((3, 16, 16), 10)
-    made.options.activation = name
-    network = type(made)(made.options, (3, 16, 16), 10)
-    assert all(sum(type(m) is kind for m in layer) == 1 for layer in network.layers[:-1])
-    assert not any(isinstance(m, nn.ELU) for m in network.modules()) or name == "elu"
+    asked = build((3, 16, 16), 10, activation=name, leaky_slope=0.3)
+    found = [m for m in asked.modules() if isinstance(m, tuple(FUNCTIONS.values()))]
+    assert len(found) == sum(isinstance(m, nn.ELU) for m in build((3, 16, 16), 10).modules()) >= asked.depth - 1
+    assert all(type(m) is kind for m in [*found, asked.activation()])
+    slopes = {getattr(m, "negative_slope", getattr(m, "alpha", None)) for m in found}
+    assert name not in ("leaky-relu", "sl-relu") or slopes == {0.3}
+    assert set(FUNCTIONS) == set(ACTIVATIONS)
+
+
+def test_every_network_is_tested_here():
+    assert {kind for kind, _ in KINDS.values()} == {entry.load() for entry in MODELS.entries.values()}
+
+
+# --- first weights ----------------------------------------------------------------------------------------------------
 
 
 @builders
@@ -85,6 +131,61 @@ def test_weights_are_reproducible_by_seed(build):
         torch.manual_seed(seed)
         states.append(torch.cat([p.detach().flatten() for p in build((3, 16, 16), 10).parameters()]))
     assert torch.equal(states[0], states[1]) and not torch.equal(states[0], states[2])
+
+
+@pytest.mark.parametrize("name", ["mlp", "lenet", "vgg"])
+def test_default_weights_are_pytorchs_drawn_in_forward_order(name):
+    torch.manual_seed(5)
+    network = BUILDERS[name]((3, 16, 16), 10)
+    torch.manual_seed(5)
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            fresh = nn.Linear(module.in_features, module.out_features)
+        elif isinstance(module, nn.Conv2d):
+            fresh = nn.Conv2d(module.in_channels, module.out_channels, module.kernel_size)
+        else:
+            continue
+        assert all(torch.equal(p, q) for p, q in zip(module.parameters(), fresh.parameters(), strict=True))
+
+
+@builders
+@pytest.mark.parametrize("init", ["xavier", "xavier-normal", "orthogonal"])
+def test_every_network_honours_the_first_weights_asked_for(build, init):
+    """Of every matrix, of filters, and of every position of locally connected layers by itself."""
+    matrices = []
+    for module in build((3, 16, 16), 10, init=init).modules():
+        if isinstance(module, LocallyConnected2d):
+            matrices += [(position, sum(position.shape)) for position in module.weight]
+        elif isinstance(module, nn.Linear | nn.Conv2d):
+            places = module.weight[0, 0].numel()
+            matrices.append((module.weight.flatten(1), sum(module.weight.shape[:2]) * places))
+        if isinstance(module, nn.Linear | nn.Conv2d | LocallyConnected2d):
+            assert module.bias is None or not module.bias.any()
+    assert len(matrices) > 2
+    for matrix, fans in matrices:
+        if init == "orthogonal":
+            small = matrix if len(matrix) <= len(matrix.t()) else matrix.t()
+            torch.testing.assert_close(small @ small.t(), torch.eye(len(small)), rtol=0, atol=1e-5)
+        elif init == "xavier":
+            assert matrix.abs().max() <= (6 / fans) ** 0.5
+    if init != "orthogonal":
+        # All as one sample, each in units of its own deviation.
+        pooled = torch.cat([(m.detach() / (2 / fans) ** 0.5).flatten() for m, fans in matrices])
+        assert float(pooled.square().mean()) == pytest.approx(1, abs=6 / len(pooled) ** 0.5)
+        assert (pooled.abs().max() > 3**0.5 + 1e-6) == (init == "xavier-normal")
+
+
+def test_initialising_by_default_leaves_weights_as_they_are():
+    layer = nn.Sequential(nn.Linear(4, 3))
+    before = [p.clone() for p in layer.parameters()]
+    initialise(layer, "default")
+    assert all(torch.equal(p, old) for p, old in zip(layer.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("slope", [0.0, 1.0, -0.1, float("nan")])
+def test_a_leaky_slope_that_is_none_is_refused(slope):
+    with pytest.raises(UserError, match=f"--leaky-slope: expected .* above 0 and below 1, found {slope}"):
+        MLP(MLP.Options(leaky_slope=slope), (1, 4, 4), 3)
 
 
 # --- a user's network -------------------------------------------------------------------------------------------------

@@ -4,11 +4,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from torch import nn
 
 import dtp.models
 from dtp.errors import UserError
-from dtp.models import MLP, MODELS, VGG, LeNet, Network
+from dtp.models import MLP, MODELS, VGG, ConvNet, LeNet, LocallyConnected, Network, ResNet18, ResNet34, Square
+from dtp.modules import LocallyConnected2d, SameConv2d
 
 
 def parameters(network: nn.Module) -> int:
@@ -103,3 +105,119 @@ def test_options_load_without_torch():
     """``--help`` describes every option and must be quick."""
     code = "import sys; from dtp.models import MODELS; [e.load_options() for e in MODELS.entries.values()]"
     subprocess.run([sys.executable, "-c", f"{code}; sys.exit('torch' in sys.modules)"], check=True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers", "stages", "published"), [(ResNet18, 10, 6, 11_164_362), (ResNet34, 18, 6, 21_265_098)]
+)
+def test_resnets_have_the_published_size(kind, layers, stages, published):
+    with torch.device("meta"):
+        network, by_stage = (kind(kind.Options(residual_layers=which), (3, 32, 32), 10) for which in ("unit", "stage"))
+    assert parameters(network) == parameters(by_stage) == published
+    assert (network.depth, by_stage.depth) == (layers, stages)
+    assert by_stage.shapes == [(3, 32, 32), (64, 32, 32), (64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4), (10,)]
+    with torch.device("meta"):
+        normalised = kind(kind.Options(batch_norm=True), (3, 32, 32), 10)
+    convolutions = sum(isinstance(m, nn.Conv2d) for m in network.modules())
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in normalised.modules()) == convolutions
+
+
+def test_the_locally_connected_networks_of_bartunov():
+    mnist = LocallyConnected(LocallyConnected.Options(), (1, 28, 28), 10)
+    assert mnist.shapes == [(1, 28, 28), (32, 14, 14), (64, 7, 7), (1024,), (10,)]
+    shared = ConvNet(ConvNet.Options(), (1, 28, 28), 10)
+    assert shared.shapes == mnist.shapes
+    assert parameters(shared) < parameters(mnist)
+    local, dense = [LocallyConnected2d, nn.Tanh], [nn.Flatten, nn.Linear, nn.Tanh]
+    assert layer_types(mnist) == [local, local, dense, [nn.Linear]]
+    assert layer_types(shared) == [[SameConv2d, nn.Tanh], [SameConv2d, nn.Tanh], dense, [nn.Linear]]
+
+
+BARTUNOV = {  # input shape, classes, options, shapes of the strided layers
+    "mnist": ((1, 28, 28), 10, {}, [(32, 14, 14), (64, 7, 7)]),
+    "cifar10": (
+        (3, 32, 32),
+        10,
+        {"kernels": [5, 5, 3], "channels": [64, 128, 256], "strides": [2, 2, 1]},
+        [(64, 16, 16), (128, 8, 8), (256, 8, 8)],
+    ),
+    "imagenet": (
+        (3, 224, 224),
+        1000,
+        {
+            "kernels": [9, 3, 5, 3, 3, 3, 3],
+            "channels": [48, 48, 96, 96, 192, 192, 384],
+            "strides": [4, 2, 1, 2, 1, 2, 1],
+            "hidden": [],
+        },
+        [(48, 56, 56), (48, 28, 28), (96, 28, 28), (96, 14, 14), (192, 14, 14), (192, 7, 7), (384, 7, 7)],
+    ),
+}
+
+
+@pytest.mark.parametrize("data", BARTUNOV)
+def test_sizes_of_the_locally_connected_networks(data):
+    """By formula, and without the memory that ImageNet's would need: every position has kernels of its own."""
+    shape, classes, options, expected = BARTUNOV[data]
+    with torch.device("meta"):
+        network = LocallyConnected(LocallyConnected.Options(**options), shape, classes)
+        shared = ConvNet(ConvNet.Options(**options), shape, classes)
+    strided = len(expected)
+    assert network.shapes[1 : strided + 1] == shared.shapes[1 : strided + 1] == expected
+    kernels, depths = network.options.kernels, [shape[0], *(channels for channels, *_ in expected)]
+    kernel_sizes = [i * o * k * k for i, o, k in zip(depths, depths[1:], kernels, strict=False)]
+    local = sum(size * height * width for size, (_, height, width) in zip(kernel_sizes, expected, strict=True))
+    weights = [p for p in network.layers[:strided].parameters() if p.dim() == 3]
+    assert sum(w.numel() for w in weights) == local
+    assert sum(p.numel() for p in shared.layers[:strided].parameters() if p.dim() == 4) == sum(kernel_sizes)
+    assert round(local / 1e6, 1) == {"mnist": 1.0, "cifar10": 33.2, "imagenet": 240.7}[data]
+    assert all(p.device.type == "meta" for p in network.parameters())
+    dense = [network.shapes[strided].numel(), *network.options.hidden, classes]
+    inner = sum(i * o + o for i, o in zip(dense, dense[1:], strict=False))
+    assert parameters(network) == local + sum(s.numel() for s in network.shapes[1 : strided + 1]) + inner
+
+
+def test_square_networks_and_towers():
+    tower = Square(Square.Options(widths=[784, 500, 200], outputs=10), (1, 28, 28), 10)
+    matrices = [m.weight.shape for m in tower.modules() if isinstance(m, nn.Linear)]
+    assert matrices == [(784, 784), (500, 500), (200, 200), (10, 10)]
+    deep = Square(Square.Options(), (3, 32, 32), 10)
+    assert [m.weight.shape for m in deep.modules() if isinstance(m, nn.Linear)] == [(500, 3072)] + [(500, 500)] * 6
+    for weight in (m.weight for m in deep.modules() if isinstance(m, nn.Linear)):
+        assert torch.allclose(weight @ weight.t(), torch.eye(500), atol=1e-4)
+
+
+@pytest.mark.parametrize("init, deviation", [("xavier", (2 / 90) ** 0.5), ("xavier-normal", (2 / 90) ** 0.5)])
+def test_glorots_weights(init, deviation):
+    network = MLP(MLP.Options(widths=[50], init=init), (1, 5, 8), 10)
+    weight = network[1][1].weight.detach()
+    assert float(weight.std()) == pytest.approx(deviation, rel=0.05) and not network[1][1].bias.any()
+    assert (float(weight.abs().max()) <= (6 / 90) ** 0.5) == (init == "xavier")
+
+
+def test_networks_without_biases():
+    network = MLP(MLP.Options(widths=[5, 4], bias=False, standardise="all"), (1, 5, 8), 10)
+    assert [name for name, _ in network.named_parameters() if "bias" in name] == []
+    assert [layer[-1].__class__.__name__ for layer in network] == ["Standardise"] * 3
+
+
+WRONG = [
+    (ResNet18, {"channels": [1, 2]}, "5 values, found 2"),
+    (LocallyConnected, {"kernels": [3]}, "--kernels: expected 2 values, as many as --channels, found 1"),
+    (LocallyConnected, {"kernels": [3, 0]}, "--kernels: expected values of at least 1, found 0"),
+    (LocallyConnected, {"strides": [1, 2, 2]}, "--strides: expected 2 values, as many as --channels, found 3"),
+    (LocallyConnected, {"channels": [3, -1]}, "--channels: expected values of at least 1, found -1"),
+    (ConvNet, {"hidden": [0]}, "--hidden: expected values of at least 1, found 0"),
+    (ResNet34, {"channels": [1, 2, 0, 4, 5]}, "--channels: expected values of at least 1, found 0"),
+    (ConvNet, {"strides": [1, 0]}, "--strides: expected values of at least 1, found 0"),
+    (Square, {"widths": [10, 20]}, "widths that do not grow"),
+    (Square, {"widths": [20], "outputs": 5}, "--outputs: expected at least 10 units, one for each class, found 5"),
+    (Square, {"widths": []}, "at least one hidden layer"),
+    (MLP, {"leaky_slope": 0.0}, "--leaky-slope: expected a number above 0 and below 1, found 0.0"),
+]
+
+
+@pytest.mark.parametrize(("kind", "options", "words"), WRONG)
+def test_wrong_options_of_networks_are_refused(kind, options, words):
+    with pytest.raises(UserError, match=words):
+        kind(kind.Options(**options), (1, 8, 8), 10)

@@ -1,0 +1,228 @@
+"""Feedback of the project's own modules: locally connected layers, residual units, selection, standardisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Size, Tensor, nn
+
+from dtp.feedback.context import AffineContext, BranchesContext, ShapeContext, SlopeContext
+from dtp.feedback.layers import feedback_of_operations, forward_with_context
+from dtp.feedback.operations import (
+    ConvFeedback,
+    Elementwise,
+    FeedbackOperation,
+    FeedbackSettings,
+    LinearMap,
+    Routing,
+    per_channel,
+    register_feedback,
+    shape_forward,
+)
+from dtp.modules import (
+    FirstUnits,
+    InnerFunction,
+    LocallyConnected2d,
+    ResidualUnit,
+    SameConv2d,
+    SLReLU,
+    Standardise,
+    standardised,
+)
+from dtp.precision import full_precision
+
+
+class LocallyConnectedFeedback(LinearMap):
+    """Feedback of a locally connected layer: its adjoint, with independent weights V of the same shape."""
+
+    def __init__(self, forward_operation: LocallyConnected2d, bias: bool):
+        super().__init__()
+        f = forward_operation
+        # Glorot's distribution is the same in both directions.
+        self.layer = LocallyConnected2d(
+            f.in_channels,
+            f.out_channels,
+            f.in_size,
+            f.kernel_size,
+            f.stride,
+            f.padding,
+            bias=False,
+            dtype=f.weight.dtype,
+        )
+        # In the shape of the input, as every position of r has a unit of its own.
+        self.bias = nn.Parameter(torch.zeros(f.in_channels, *f.in_size, dtype=f.weight.dtype)) if bias else None
+
+    def forward(self, y: Tensor, context: Any = None) -> Tensor:
+        r = self.apply_weight(y, self.weight)
+        return r if self.bias is None else r + self.bias
+
+    @property
+    def weight(self) -> nn.Parameter:
+        return self.layer.weight
+
+    def apply_weight(self, y: Tensor, weight: Tensor) -> Tensor:
+        return self.layer.adjoint(y, weight)
+
+    def weight_gradient(self, y: Tensor, error: Tensor) -> Tensor:
+        return self.weight_gradients(y[None], error[None])[0]
+
+    def weight_gradients(self, y: Tensor, error: Tensor) -> Tensor:
+        # <error, A_V(y)> = <V columns(error), y>, position by position.
+        seen = self.layer.columns(error.flatten(0, 1)).unflatten(2, error.shape[:2])
+        return y.flatten(3).permute(0, 3, 2, 1) @ seen.permute(2, 0, 3, 1)
+
+
+class SameConvFeedback(ConvFeedback):
+    """Feedback of a :class:`SameConv2d`: that of its convolution, without the values where the zeros were."""
+
+    def __init__(self, forward_operation: SameConv2d, in_shape: Size, bias: bool):
+        channels, *size = in_shape
+        left, right, top, bottom = self.zeros = forward_operation.padding(size)
+        padded = Size([channels, size[0] + top + bottom, size[1] + left + right])
+        super().__init__(forward_operation.conv, padded, bias)
+
+    def forward(self, y: Tensor, context: Any = None) -> Tensor:
+        return self._inside(super().forward(y))
+
+    def apply_weight(self, y: Tensor, weight: Tensor) -> Tensor:
+        return self._inside(super().apply_weight(y, weight))
+
+    def weight_gradient(self, y: Tensor, error: Tensor) -> Tensor:
+        return super().weight_gradient(y, F.pad(error, self.zeros))
+
+    def transpose_of(self, forward_operation: SameConv2d) -> Tensor:
+        return super().transpose_of(forward_operation.conv)
+
+    def _inside(self, padded: Tensor) -> Tensor:
+        return F.pad(padded, [-zeros for zeros in self.zeros])
+
+
+class Gate(FeedbackOperation):
+    """Feedback of a nonlinearity f between two affine maps of one layer, (B, *shape) to (B, *shape).
+
+    ``"forward"`` multiplies by f' at what f was given in the clean pass: with transposed weights the exact adjoint, and
+    still local. ``"feedback"`` applies f (code of Ernoult et al.), which no weights make the adjoint; ``"linear"``
+    nothing.
+    """
+
+    kind = "reshape"
+
+    def __init__(self, function: nn.Module, gate: str):
+        super().__init__()
+        self.function = Elementwise(function)
+        self.gate = gate
+
+    def forward(self, y: Tensor, context: SlopeContext) -> Tensor:
+        if self.gate == "forward":
+            return y * context.slope
+        return self.function(y) if self.gate == "feedback" else y
+
+    def extra_repr(self) -> str:
+        return f"gate={self.gate!r}"
+
+
+class ResidualFeedback(FeedbackOperation):
+    """Feedback of y = C2 f(C1 x) + S x, with weights of its own: r = C1' gate(C2' v) + S' v, see :class:`Gate`."""
+
+    kind = "affine"
+
+    def __init__(self, unit: ResidualUnit, in_shape: Size, settings: FeedbackSettings):
+        super().__init__()
+        self.branch = feedback_of_operations(unit.branch, in_shape, settings)
+        self.shortcut = feedback_of_operations(unit.shortcut, in_shape, settings)
+
+    def forward(self, v: Tensor, context: BranchesContext) -> Tensor:
+        return self.branch(v, context.branch) + self.shortcut(v, context.shortcut)
+
+    def copy_transpose(self, forward_operation: ResidualUnit) -> None:
+        self.branch.copy_transpose(forward_operation.branch)
+        self.shortcut.copy_transpose(forward_operation.shortcut)
+
+    def weight_pairs(self, forward_operation: ResidualUnit) -> list[tuple[Tensor, Tensor]]:
+        f = forward_operation
+        return [*self.branch.weight_pairs(f.branch), *self.shortcut.weight_pairs(f.shortcut)]
+
+
+class FirstUnitsFeedback(FeedbackOperation):
+    """Zeros for the units that were not selected: (B, count) to (B, d)."""
+
+    kind = "reshape"
+
+    def forward(self, y: Tensor, context: ShapeContext) -> Tensor:
+        return F.pad(y, (0, context.shape[0] - y.shape[1]))
+
+
+class StandardiseAdjoint(FeedbackOperation):
+    """Adjoint of a standardisation with its statistics frozen. Left out where the nonlinearity follows the affine map,
+    as in ``fw-dtp``, whose feedback is standardised itself."""
+
+    kind = "standardise"
+
+    def of_feedback(self) -> FeedbackOperation:
+        """What stands at the end of the feedback of the layer above instead."""
+        return StandardisedFeedback()
+
+    def forward(self, y: Tensor, context: AffineContext) -> Tensor:
+        return y * per_channel(context.inverse_std, y)
+
+
+class StandardisedFeedback(FeedbackOperation):
+    """Standardisation of what the feedback gives, by its own batch, as the activation that it stands for is."""
+
+    kind = "standardise"
+
+    def forward(self, y: Tensor, context: Any = None) -> Tensor:
+        return standardised(y)
+
+
+def _inner_forward(
+    module: InnerFunction, a: Tensor, given: SlopeContext | None, routing: Routing
+) -> tuple[Tensor, SlopeContext]:
+    # The slope of the clean pass, as its statistics: one that moves with the noise would add to every difference of two
+    # passes a term of first order in the noise.
+    context = SlopeContext(_slope(module.function, a)) if given is None else given
+    return module(a), context
+
+
+def _slope(function: nn.Module, a: Tensor) -> Tensor:
+    """f'(a) of an elementwise function, in full precision, without gradients and in any gradient mode."""
+    a = full_precision(a.detach())
+    # A copy, for a nonlinearity in place would overwrite a.
+    _, pull = torch.func.vjp(lambda a: function(a.clone()), a)
+    return pull(torch.ones_like(a))[0].detach()
+
+
+def _residual_forward(
+    unit: ResidualUnit, x: Tensor, given: BranchesContext | None, routing: Routing
+) -> tuple[Tensor, BranchesContext]:
+    known = (None, None) if given is None else (given.branch, given.shortcut)
+    y, branch = forward_with_context(unit.branch, x, known[0], routing)
+    z, shortcut = forward_with_context(unit.shortcut, x, known[1], routing)
+    return y + z, BranchesContext(branch, shortcut)
+
+
+def _standardise_forward(
+    module: Standardise, x: Tensor, given: AffineContext | None, routing: Routing
+) -> tuple[Tensor, AffineContext]:
+    if given is not None:
+        return (x - per_channel(given.mean, x)) * per_channel(given.inverse_std, x), given
+    with torch.no_grad():
+        mean, std = module.statistics(x)
+    # Copied: a context must not change when the module's buffers do.
+    return module(x), AffineContext(mean.clone(), 1 / (std + module.EPS))
+
+
+register_feedback(
+    LocallyConnected2d, lambda module, in_shape, settings: LocallyConnectedFeedback(module, settings.bias)
+)
+register_feedback(SameConv2d, lambda module, in_shape, settings: SameConvFeedback(module, in_shape, settings.bias))
+register_feedback(
+    InnerFunction, lambda module, in_shape, settings: Gate(module.function, settings.gate), _inner_forward
+)
+register_feedback(ResidualUnit, ResidualFeedback, _residual_forward)
+register_feedback(FirstUnits, lambda module, in_shape, settings: FirstUnitsFeedback(), shape_forward)
+register_feedback(Standardise, lambda module, in_shape, settings: StandardiseAdjoint(), _standardise_forward)
+for _type in (SLReLU, nn.Sigmoid):
+    register_feedback(_type, lambda module, in_shape, settings: Elementwise(module))

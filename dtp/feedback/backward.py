@@ -1,0 +1,136 @@
+"""Backward passes in which errors go down through other weights than the transposed forward ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Size, Tensor, nn
+
+from dtp.errors import UserError
+from dtp.feedback.operations import FeedbackSettings, LinearMap, operation_of
+from dtp.shapes import meta_state
+
+
+@dataclass(frozen=True)
+class Carried:
+    """An affine operation that errors go down through.
+
+    Attributes:
+        name: of the operation in the network.
+        layer: number n of the layer that it is in.
+        module: the forward operation.
+        carrier: the map that carries the error of its output to its input, with weights of its own.
+        in_shape: of one sample of its input.
+    """
+
+    name: str
+    layer: int
+    module: nn.Module
+    carrier: LinearMap
+    in_shape: Size
+
+
+class BackwardMaps(nn.ModuleDict):
+    """One map for every affine operation of a network that errors go down through; none below the first layer.
+
+    The maps are registered here, by the names of the operations with dots replaced; they have no bias and are not
+    trained by gradients. The network is not registered.
+
+    Raises:
+        UserError: errors would go down through an operation whose adjoint is not known.
+    """
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.carried: list[Carried] = []
+        for name, (module, in_shape) in _operations_with_errors(network).items():
+            carrier = _carrier(name, module, in_shape).requires_grad_(False)
+            self[name.replace(".", "_")] = carrier
+            self.carried.append(Carried(name, _layer_number(network, module), module, carrier, in_shape))
+
+    @contextmanager
+    def in_place(self, weight: Callable[[Carried], Tensor], clamp: float = 0.0) -> Iterator[None]:
+        """Within it, what is backpropagated through the network uses ``weight(carried)`` where W^T would be.
+
+        Every forward weight still gets the gradient of its own operation, for the error that arrives there. The
+        weights, in the shape of the carrier's, are taken when the forward pass reaches the operation. ``clamp`` limits
+        the errors that go down to that absolute value; 0 for no limit.
+        """
+        handles = []
+        for carried in self.carried:
+            inputs: list[Tensor] = []
+
+            def cut(module, args, inputs=inputs):
+                inputs.append(args[0])
+                return (args[0].detach(), *args[1:])
+
+            def carry(module, args, output, inputs=inputs, carried=carried):
+                x, b = inputs.pop(), weight(carried)
+
+                def down(error: Tensor) -> Tensor:
+                    r = carried.carrier.apply_weight(error, b.to(error.dtype)).to(x.dtype)
+                    return r.clamp_(-clamp, clamp) if clamp > 0 else r
+
+                return _Carry.apply(output, x, down) if x.requires_grad else output
+
+            handles += [carried.module.register_forward_pre_hook(cut), carried.module.register_forward_hook(carry)]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+class _Carry(torch.autograd.Function):
+    """The output as it is; backwards its error goes on to the operation, and through ``down`` to the input."""
+
+    @staticmethod
+    def forward(ctx, output: Tensor, x: Tensor, down: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.down = down
+        # Not a view, which a nonlinearity in place after it could not overwrite; nor a copy.
+        ctx.mark_dirty(output)
+        return output
+
+    @staticmethod
+    def backward(ctx, error: Tensor):
+        return error, ctx.down(error), None
+
+
+def _operations_with_errors(network: nn.Module) -> dict[str, tuple[nn.Module, Size]]:
+    """Operations with weight matrices whose input depends on trained weights below, and the shapes of their inputs."""
+    found: dict[str, tuple[nn.Module, Size]] = {}
+    handles = []
+    for name, module in network.named_modules():
+        if any(p.dim() > 1 for p in module.parameters(recurse=False)):
+
+            def note(module, args, name=name):
+                if args[0].requires_grad:
+                    found[name] = (module, args[0].shape[1:])
+
+            handles.append(module.register_forward_pre_hook(note))
+    try:
+        dtype = next(network.parameters()).dtype
+        with torch.enable_grad():
+            sample = torch.empty(2, *network.input_shape, dtype=dtype, device="meta")
+            torch.func.functional_call(network, meta_state(network), (sample,), tie_weights=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _carrier(name: str, module: nn.Module, in_shape: Size) -> LinearMap:
+    carrier = operation_of(module).make_feedback(module, in_shape, FeedbackSettings())
+    if not isinstance(carrier, LinearMap):
+        raise UserError(
+            f"No backward weights are known for {name}, a {type(module).__name__}; use Linear, Conv2d or a type that "
+            "is registered with dtp.feedback.register_feedback and a LinearMap."
+        )
+    return carrier
+
+
+def _layer_number(network: nn.Module, module: nn.Module) -> int:
+    return next(n for n, layer in enumerate(network, 1) if any(module is part for part in layer.modules()))

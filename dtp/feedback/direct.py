@@ -1,0 +1,59 @@
+"""Maps from the output straight to a hidden layer: modules called as feedback layers are, ``(y, context) -> r``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Size, Tensor, nn
+
+from dtp.feedback.initial import init_map
+from dtp.feedback.operations import ConvFeedback
+
+
+class DirectMap(nn.Module):
+    """A linear map from the output (B, K) to a layer's activation (B, *shape); gradients go to y and the weights.
+
+    Args:
+        outputs: K.
+        shape: of one sample of the activation.
+        bias: whether it has one.
+        dtype: of the weights.
+        init: ``default``, ``xavier`` or ``xavier-normal``, see :func:`~dtp.feedback.initial.init_map`.
+    """
+
+    def __init__(self, outputs: int, shape: Sequence[int], bias: bool, dtype: torch.dtype, init: str = "default"):
+        super().__init__()
+        self.shape = Size(shape)
+        self.linear = nn.Linear(outputs, self.shape.numel(), bias=bias, dtype=dtype)
+        init_map(self.linear.weight, outputs, self.shape.numel(), init)
+
+    def forward(self, y: Tensor, context=None) -> Tensor:
+        return self.linear(y).unflatten(1, self.shape)
+
+
+class BroadcastMap(nn.Module):
+    """The output (B, K) repeated over space and sent through a random transposed convolution, to (B, C, H, W).
+
+    The convolution that receives the activation gives the geometry; its K x C x k x k kernel is all that is stored
+    (Sanfiz and Akrout 2021, biotorch).
+
+    Args:
+        outputs: K.
+        shape: (C, H, W) of one sample of the activation.
+        conv: the forward convolution that takes it.
+        out_shape: of one sample of that convolution's output.
+        init: as for :class:`DirectMap`.
+    """
+
+    def __init__(self, outputs: int, shape: Size, conv: nn.Conv2d, out_shape: Size, init: str = "default"):
+        super().__init__()
+        geometry = nn.Conv2d(
+            shape[0], outputs, conv.kernel_size, conv.stride, conv.padding, conv.dilation, dtype=conv.weight.dtype
+        )
+        self.transposed = ConvFeedback(geometry, shape, bias=False)
+        self.space = out_shape[1:]
+        init_map(self.transposed.weight, shape[0] * conv.weight[0, 0].numel(), outputs, init)
+
+    def forward(self, y: Tensor, context=None) -> Tensor:
+        return self.transposed(y[:, :, None, None].expand(*y.shape, *self.space))

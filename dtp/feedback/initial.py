@@ -1,0 +1,35 @@
+"""Random backward weights with the distribution of forward ones."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+Init = Literal["default", "xavier", "xavier-normal"]
+
+
+def fans(weight: Tensor) -> tuple[int, int]:
+    """Fan-in and fan-out of a forward weight: linear (o, i), convolution (o, i, k, k), locally connected (L, o, i)."""
+    if weight.dim() == 3:
+        return weight.shape[2], weight.shape[1]
+    return nn.init._calculate_fan_in_and_fan_out(weight)
+
+
+def deviation(fan_in: int, fan_out: int, init: Init) -> float:
+    """Standard deviation of forward weights: PyTorch's default 1 / sqrt(3 fan_in), Glorot's sqrt(2 / (in + out))."""
+    return 1 / math.sqrt(3 * fan_in) if init == "default" else math.sqrt(2 / (fan_in + fan_out))
+
+
+@torch.no_grad()
+def init_map(weight: Tensor, fan_in: int, fan_out: int, init: Init, generator: torch.Generator | None = None) -> Tensor:
+    """Fill ``weight`` from the distribution of forward weights of these fans; returns it.
+
+    ``default`` and ``xavier`` are uniform, ``xavier-normal`` is Gaussian.
+    """
+    scale = deviation(fan_in, fan_out, init)
+    if init == "xavier-normal":
+        return weight.normal_(0, scale, generator=generator)
+    return weight.uniform_(-math.sqrt(3) * scale, math.sqrt(3) * scale, generator=generator)

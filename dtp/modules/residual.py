@@ -1,0 +1,49 @@
+"""Residual units of ResNet-18 and ResNet-34."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class InnerFunction(nn.Module):
+    """An elementwise nonlinearity between two affine maps of one layer: (B, *shape) to (B, *shape).
+
+    Of a type of its own, for the feedback of a layer undoes it otherwise than the nonlinearity that makes the layer's
+    activation: what arrives there on the way back is no activation.
+    """
+
+    def __init__(self, function: nn.Module):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class ResidualUnit(nn.Module):
+    """y = C2 f(C1 x) + S x, (B, C_in, H, W) to (B, C, H / stride, W / stride); the f after the sum is not part of it.
+
+    C1 and C2 are 3x3 convolutions without bias, S the identity or, where the shape changes, a 1x1 convolution; each may
+    be followed by batch normalisation (He et al. 2016). ``branch`` is C2 f(C1 x), ``shortcut`` S.
+
+    Args:
+        in_channels, channels: C_in, C.
+        stride: of C1 and S.
+        function: f.
+        batch_norm: whether there is any.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int, function: nn.Module, batch_norm: bool = False):
+        super().__init__()
+
+        def convolution(channels_in: int, kernel_size: int, stride: int) -> list[nn.Module]:
+            conv = nn.Conv2d(channels_in, channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
+            return [conv, *([nn.BatchNorm2d(channels)] if batch_norm else [])]
+
+        first, second = convolution(in_channels, 3, stride), convolution(channels, 3, 1)
+        self.branch = nn.Sequential(*first, InnerFunction(function), *second)
+        same = stride == 1 and in_channels == channels
+        self.shortcut = nn.Sequential(*([] if same else convolution(in_channels, 1, stride)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.branch(x) + self.shortcut(x)
