@@ -24,6 +24,7 @@ from dtp.config import (
     as_arguments,
     check_run_options,
     config_path,
+    preset_choices,
     preset_origin,
     preset_path,
     read_yaml,
@@ -62,10 +63,12 @@ def parse(argv: Sequence[str]) -> Config:
     if first["config"]:
         files.append((f"--config {first['config']}", read_yaml(config_path(first["config"]))))
     file_values = {name: value for _, values in files for name, value in values.items()}
+    implied = preset_choices(first["config"] or "")
     chosen = {}
     for registry in REGISTRIES:
         default = RunOptions.__dataclass_fields__[registry.flag].default
-        chosen[registry.flag] = str(first.get(registry.flag) or file_values.get(registry.flag) or default)
+        named = implied.get(registry.flag)
+        chosen[registry.flag] = str(first.get(registry.flag) or file_values.get(registry.flag) or named or default)
     entries = {registry.flag: registry.resolve(chosen[registry.flag]) for registry in REGISTRIES}
     parser = _make_parser(entries)
 

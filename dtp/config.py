@@ -140,6 +140,14 @@ def preset_path(algo: str, model: str, data: str) -> Path | None:
     return path if path.is_file() else None
 
 
+def preset_choices(name: str) -> dict[str, str]:
+    """The rule, network and dataset that the name of a shipped preset stands for; empty for any other name."""
+    stem = name.removesuffix(".yaml")
+    if "/" in name or Path(name).exists() or not (PRESETS / f"{stem}.yaml").is_file():
+        return {}
+    return dict(zip(("algo", "model", "data"), stem.split("_"), strict=False))
+
+
 def config_path(name: str) -> Path:
     """The file that ``--config name`` means: a path, or the name of a preset.
 

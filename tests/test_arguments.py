@@ -114,7 +114,7 @@ def test_every_preset_parses_and_tells_its_origin(preset):
     values = config.as_dict()
     assert all(values[name] == value for name, value in read_yaml(preset).items())
     if variant:
-        assert config.origins[1] == f"file {preset.stem}"
+        assert f"file {preset.stem}" in config.origins
     else:
         assert len(config.origins[0]) > len(f"preset {preset.stem}: ")
 

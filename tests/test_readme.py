@@ -98,7 +98,7 @@ def test_every_command_parses(command, here, capsys):
         with pytest.raises(SystemExit):
             parse(command)
         return
-    if "my_rule:Hybrid" in command:
+    if "my_rule:LearnedHybrid" in command:
         (here / "my_rule.py").write_text(block("own-rule", "python"))
     parse(command)
 
@@ -106,7 +106,8 @@ def test_every_command_parses(command, here, capsys):
 def test_the_listing_of_an_own_rule_trains(here):
     (here / "my_rule.py").write_text(block("own-rule", "python"))
     command = (
-        "--algo my_rule:Hybrid --alpha 0.9 --model mlp --widths 32 32 --max-epochs 5 --batch-size 64 --run-dir run"
+        "--algo my_rule:LearnedHybrid --alpha 0.9 --model mlp --widths 32 32 --max-epochs 5 --batch-size 64 "
+        "--run-dir run"
     )
     assert main(command.split()) == 0
     assert json.loads((here / "run" / "summary.json").read_text())["test_accuracy"] > 0.85
@@ -122,12 +123,12 @@ def test_the_listing_of_an_own_rule_is_short_and_does_what_it_says(here):
     text = block("own-rule", "python")
     assert len([line for line in text.splitlines() if line.strip()]) <= 22
     (here / "my_exact_rule.py").write_text(text)
-    from my_exact_rule import Hybrid
+    from my_exact_rule import LearnedHybrid
 
     network = MLP(MLPOptions(widths=[8, 8], activation="tanh"), (1, 3, 3), 4).double()
     x, y = torch.randn(5, 1, 3, 3, dtype=torch.float64), torch.randint(4, (5,))
     _, backprop = BP(network).forward_gradients(x, y)
-    rule = Hybrid(network, Hybrid.Options(alpha=1.0, beta=0.3)).double()
+    rule = LearnedHybrid(network, LearnedHybrid.Options(alpha=1.0, beta=0.3)).double()
     for ours, theirs in zip(rule.forward_gradients(x, y)[1], backprop, strict=True):
         torch.testing.assert_close(ours / 0.3, theirs, rtol=1e-10, atol=1e-14)
 

@@ -18,6 +18,7 @@ from dtp.cli import main
 from dtp.runs import newest_checkpoint
 from dtp.signals import stop_request
 from dtp.train import build
+from tests.algorithms.rules import facts
 from tests.runs import ROOT, SHORT, contents, fails, rows
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -73,7 +74,7 @@ def test_a_run_folder_holds_what_it_promises(tmp_path):
 
 @pytest.mark.parametrize("algo", ALGORITHMS.names())
 def test_global_step_counts_batches_for_every_rule(algo, tmp_path):
-    assert main(["--algo", algo, *SHORT, "--run-dir", str(tmp_path / algo)]) == 0
+    assert main(["--algo", algo, *SHORT, *facts(algo).network.split(), "--run-dir", str(tmp_path / algo)]) == 0
     checkpoint = torch.load(newest_checkpoint(tmp_path / algo), weights_only=True)
     assert checkpoint["global_step"] == 20
     assert max(int(row["step"]) for row in rows(tmp_path / algo)) == 20

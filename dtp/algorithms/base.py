@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
 from dtp.algorithms.metrics import RunningMeans
-from dtp.algorithms.optimizers import make_optimizer, make_schedule
+from dtp.algorithms.optimizers import layer_groups, make_optimizer, make_schedule
 from dtp.algorithms.options import AlgorithmOptions
 from dtp.algorithms.timing import PhaseTimer
 from dtp.errors import UserError
@@ -43,7 +43,7 @@ class Algorithm(LightningModule):
         self.automatic_optimization = False
         self.network = network
         self.options = options if options is not None else self.Options()
-        _check_ranges(self.options)
+        _check_ranges(self.options, list(self._trained_layers()))
         self.noise_streams = NoiseStreams(seed)
         self.feedback_timer = PhaseTimer()
         self.forward_optimizer: Optimizer | None = None
@@ -51,6 +51,8 @@ class Algorithm(LightningModule):
         self._epoch_means = RunningMeans()
         self._window_means = RunningMeans()
         self._images = 0
+        # Without a trainer nobody else counts them.
+        self._batches_alone = 0
         self._epoch_began = self._last_batch_ended = time.perf_counter()
         self._feedback_before = 0.0
         classes = network.num_classes
@@ -86,6 +88,7 @@ class Algorithm(LightningModule):
         """
         logits, gradients = self.forward_gradients(x, y)
         self.step(self.forward_optimizer, self.forward_parameters, gradients)
+        self._batches_alone += 1
         return logits, {}
 
     def gradient_scale(self, n: int) -> float:
@@ -93,8 +96,22 @@ class Algorithm(LightningModule):
         return 1.0
 
     def task_loss(self, output: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
-        """What the network is to minimise: cross-entropy of logits (B, classes) and labels (B,), mean or sum."""
-        return F.cross_entropy(output, y, reduction=reduction)
+        """What the network is to minimise, by ``--loss``, of outputs (B, classes) and labels (B,): mean or sum."""
+        if self.options.loss == "cross-entropy":
+            return F.cross_entropy(output, y, reduction=reduction)
+        label = F.one_hot(y, self.network.num_classes).to(output)
+        if self.options.loss == "squared":
+            losses = 0.5 * (output - label).square()
+        else:
+            losses = F.binary_cross_entropy_with_logits(output, label, reduction="none")
+        return losses.sum() if reduction == "sum" else losses.sum() / len(y)
+
+    def feedback_weights(self) -> dict[int, list[tuple[Tensor, Tensor]]]:
+        """By layer, feedback weights and the transposed forward weights that they stand for, in one shape each.
+
+        Empty for rules without such weights. Angles between them are logged.
+        """
+        return {}
 
     def describe(self) -> dict[str, Any]:
         """What the run's summary says of how the rule was computed."""
@@ -117,10 +134,22 @@ class Algorithm(LightningModule):
 
     def configure_optimizers(self):
         o = self.options
-        self.forward_optimizer = make_optimizer(o.optimizer, self.forward_parameters, o.lr, o.momentum, o.weight_decay)
+        groups = layer_groups(self._trained_layers(), o.layer_lr, o.eps)
+        lr, eps = (o.layer_lr or [o.lr])[0], (o.eps or [0.0])[0]
+        self.forward_optimizer = make_optimizer(o.optimizer, groups, lr, o.momentum, o.weight_decay, o.beta2, eps)
         max_epochs = self.trainer.max_epochs if self._trainer is not None else None
         schedule = make_schedule(self.forward_optimizer, o, max_epochs or 1)
         return [self.forward_optimizer, *self.feedback_optimizer_list()], [schedule]
+
+    def _trained_layers(self) -> dict[int, list[Tensor]]:
+        """The trained forward weights by layer, where there are any."""
+        layers = {n: [p for p in layer.parameters() if p.requires_grad] for n, layer in enumerate(self.network, 1)}
+        return {n: parameters for n, parameters in layers.items() if parameters}
+
+    @property
+    def batches_done(self) -> int:
+        """How many batches were learned from before this one."""
+        return self._batches_alone if self._trainer is None else self.global_step
 
     def step(self, optimizer: Optimizer, parameters: list[Tensor], gradients: list[Tensor]) -> None:
         """One step of ``optimizer`` on ``gradients``; afterwards no parameter has a ``.grad``.
@@ -323,8 +352,18 @@ def _raise_not_finite(what: str, step: int) -> None:
     )
 
 
-def _check_ranges(options: AlgorithmOptions) -> None:
+def _check_ranges(options: AlgorithmOptions, layers: list[int]) -> None:
     o = options
+    for flag, values in (("layer-lr", o.layer_lr), ("eps", o.eps)):
+        if len(values) not in ((0, len(layers)) if flag == "layer-lr" else (0, 1, len(layers))):
+            raise UserError(
+                f"--{flag}: expected {len(layers)} values, one for each layer with weights, found {len(values)}."
+            )
+        for value in values:
+            if not 0 < value < float("inf"):
+                raise UserError(f"--{flag}: expected values above 0, found {value}.")
+    if not 0 <= o.beta2 < 1:
+        raise UserError(f"--beta2: expected a number from 0 to below 1, found {o.beta2}.")
     if not o.lr > 0:
         raise UserError(f"--lr: expected a number above 0, found {o.lr}.")
     if not 0 <= o.momentum < 1:

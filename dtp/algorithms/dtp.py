@@ -4,8 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
+from dtp.algorithms.local_targets import Activations
 from dtp.algorithms.options import DTPOptions, ParallelDTPOptions
-from dtp.algorithms.target_propagation import Activations, TargetPropagation, overridden
+from dtp.algorithms.target_propagation import TargetPropagation, overridden
 from dtp.errors import UserError
 from dtp.feedback import NotReducible, ReducedLDRL, ldrl_loss
 from dtp.models.network import Network
@@ -16,6 +17,10 @@ class DTP(TargetPropagation):
 
     Feedback layers are trained until their Jacobians are the transposes of the forward ones; then the difference rule
     carries, for small beta, what backprop would.
+
+    Left out by the paper: the maxima at which pooling of the noisy pass is undone (``routing``), a bias of the feedback
+    layers (none, for its gradient is zero), and feedback rates of networks other than the published ones (see
+    :meth:`usual_feedback_lr`).
     """
 
     Options = DTPOptions
@@ -65,9 +70,11 @@ class DTP(TargetPropagation):
 
 
 class ParallelDTP(DTP):
-    """DTP with L-DRL in one feedback step per batch on many noise samples (code of Ernoult et al., "ParallelDTP").
+    """DTP with L-DRL in one feedback step per batch on many noise samples (code of Ernoult et al. 2022, "ParallelDTP").
 
     The block losses are independent and Adam acts on each weight alone, so one optimizer per layer equals one for all.
+
+    The paper leaves out the whole variant; what is not an option here is as in the code.
     """
 
     Options = ParallelDTPOptions

@@ -1,19 +1,55 @@
-"""Command-line options of the learning rules. Imports no torch, so that ``--help`` is quick."""
+"""The learning rules: name, class, one line, command-line options. Imports no torch, so that ``--help`` is quick.
 
+This is where a rule is registered: :func:`rule` before the dataclass of its options.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypeVar
+
+from dtp.registry import Entry
+
+RULES: list[Entry] = []
+
+_Options = TypeVar("_Options", bound=type)
+
+
+def rule(name: str, target: str, summary: str) -> Callable[[_Options], _Options]:
+    """Register the rule ``--algo name``: class ``"module:Class"`` of this package, with the decorated options."""
+
+    def register(options: _Options) -> _Options:
+        RULES.append(Entry(name, f"dtp.algorithms.{target}", f"{__name__}:{options.__name__}", summary))
+        return options
+
+    return register
+
+
+# torch's SGD, Adam and RMSprop; the centred RMSprop with momentum of Lee's code.
+OptimizerName = Literal["sgd", "adam", "rmsprop", "lee-rmsprop"]
+Schedule = Literal["sequential", "parallel", "alternating"]
 
 
 @dataclass
 class AlgorithmOptions:
-    """The forward weights: optimizer and learning-rate schedule."""
+    """The forward weights: loss, optimizer and learning-rate schedule."""
 
-    # Optimizer of the forward weights.
-    optimizer: Literal["sgd", "adam", "rmsprop"] = "sgd"
+    # What the network is to minimise: cross-entropy of the softmax, half the squared distance of the output to the
+    # one-hot label, or cross-entropy of a sigmoid for each class.
+    loss: Literal["cross-entropy", "squared", "binary-cross-entropy"] = "cross-entropy"
+    # Optimizer of the forward weights; lee-rmsprop is the centred RMSprop of Lee's code, its epsilon within the root.
+    optimizer: OptimizerName = "sgd"
     # Learning rate of the forward weights, above 0. For rules with --beta the backprop equivalent is beta times this.
     lr: float = 0.05
+    # Learning rate of each layer that has trained weights, in place of --lr; left out: --lr for all.
+    layer_lr: list[float] = field(default_factory=list)
     # Momentum of SGD and RMSprop, from 0 to below 1; for Adam it is the first beta.
     momentum: float = 0.9
+    # Decay of the running mean of squared gradients: Adam's second beta, RMSprop's alpha; from 0 to below 1. 0 is the
+    # usual one: 0.999 for adam, 0.99 for rmsprop, 0.95 for lee-rmsprop.
+    beta2: float = 0.0
+    # Epsilon of Adam and RMSprop, one for all layers or one for each that has trained weights. Left out: 1e-8, for
+    # lee-rmsprop 1e-3.
+    eps: list[float] = field(default_factory=list)
     # L2 penalty added to the gradient of the forward weights, 0 or more.
     weight_decay: float = 1e-4
     # Schedule of --lr, stepped once per epoch; the feedback learning rates stay constant.
@@ -29,36 +65,59 @@ class AlgorithmOptions:
     clip_norm: float = 0.0
 
 
+rule("bp", "bp:BP", "backpropagation, the baseline")(AlgorithmOptions)
+
+
 @dataclass
-class TargetPropagationOptions(AlgorithmOptions):
-    """Targets and feedback weights. Lists take one value for all trained feedback layers, or one for each."""
+class TargetOptions(AlgorithmOptions):
+    """Local targets."""
 
     # Step of the output target along the loss gradient, above 0: t_N = s_N - beta * d loss / d s_N, per sample.
     beta: float = 0.7
+    # What the last layer learns: squared distance to its target (mse) or the task's cross-entropy (task).
+    output_loss: Literal["mse", "task"] = "mse"
+    # Factor of the local losses, above 0: 1 is half the squared distance to the target, 2 the whole (Lee, Bartunov,
+    # Meulemans). With SGD it multiplies the learning rate.
+    local_loss_scale: float = 1.0
+
+
+@dataclass
+class TargetPropagationOptions(TargetOptions):
+    """Targets and feedback weights. Lists take one value for all trained feedback layers, or one for each."""
+
     # Optimizer of the feedback weights.
-    feedback_optimizer: Literal["sgd", "adam"] = "sgd"
+    feedback_optimizer: OptimizerName = "sgd"
     # Learning rate of each feedback layer, n = 2..N, above 0. Left out: 1e-3 / (noise^2 * positions of the
     # layer) for sgd, 3e-4 for adam.
     feedback_lr: list[float] = field(default_factory=list)
-    # Momentum of the feedback SGD, from 0 to below 1; for Adam it is the first beta.
+    # Momentum of the feedback SGD and RMSprop, from 0 to below 1; for Adam it is the first beta.
     feedback_momentum: float = 0.9
+    # As --beta2, for the feedback weights.
+    feedback_beta2: float = 0.0
+    # As --eps, for the feedback weights; 0 is the usual one.
+    feedback_eps: float = 0.0
     # L2 penalty on the feedback weights, 0 or more.
     feedback_weight_decay: float = 0.0
     # Feedback iterations of each feedback layer per batch, 0 or more; 0 leaves its weights as they are.
     feedback_iterations: list[int] = field(default_factory=lambda: [1])
     # Noise scale (standard deviation) of each feedback layer, above 0.
     noise: list[float] = field(default_factory=lambda: [0.1])
+    # Epochs e0 of the decay of the noise scale, sigma / (1 + e / e0) in epoch e = 1, 2, ... of the feedback weights;
+    # 0 for none.
+    noise_decay: float = 0.0
     # Noise samples averaged in each feedback iteration, at least 1.
     noise_samples: int = 1
     # First feedback weights: PyTorch's own random ones, or the transpose of the forward weights.
     feedback_init: Literal["random", "symmetric"] = "random"
     # Order of the two phases: feedback first in every batch (sequential), both from the same activations and old
     # weights (parallel), or whole epochs of one and the other in turn (alternating; an epoch is one pass of either).
-    schedule: Literal["sequential", "parallel", "alternating"] = "sequential"
-    # What the last layer learns: squared distance to its target (mse) or the task's cross-entropy (task).
-    output_loss: Literal["mse", "task"] = "mse"
+    schedule: Schedule = "sequential"
     # Batches at the start of a run that train the feedback weights alone, 0 or more.
     feedback_warmup: int = 0
+    # Epochs at the start of a run that train the feedback weights alone, 0 or more; they count towards --max-epochs.
+    feedback_warmup_epochs: int = 0
+    # Epochs after each other epoch that train the feedback weights alone, 0 or more; they count towards --max-epochs.
+    extra_feedback_epochs: int = 0
     # How the feedback phase is computed: from the loss as it is written (literal), by exact algebra for less work
     # wherever it holds (reduced), or that as a CUDA graph (graph); auto takes the fastest that the device has.
     engine: Literal["auto", "literal", "reduced", "graph"] = "auto"
@@ -69,6 +128,7 @@ class TargetPropagationOptions(AlgorithmOptions):
     unpool: Literal["add", "write"] = "add"
 
 
+@rule("dtp", "dtp:DTP", "DTP with L-DRL (Ernoult et al. 2022)")
 @dataclass
 class DTPOptions(TargetPropagationOptions):
     """DTP with L-DRL (Ernoult et al. 2022): feedback Jacobians are trained to be transposes of the forward ones."""
@@ -87,38 +147,265 @@ class DTPOptions(TargetPropagationOptions):
     ldrl_scale: Literal["code", "paper"] = "code"
 
 
+@rule("parallel-dtp", "dtp:ParallelDTP", "DTP with L-DRL, one feedback step per batch on many noise samples")
 @dataclass
 class ParallelDTPOptions(DTPOptions):
     """DTP with L-DRL in one feedback step per batch: many noise samples instead of many iterations, and Adam."""
 
-    optimizer: Literal["sgd", "adam", "rmsprop"] = "adam"
+    optimizer: OptimizerName = "adam"
     lr: float = 3e-4
     lr_schedule: Literal["constant", "cosine", "step"] = "constant"
-    feedback_optimizer: Literal["sgd", "adam"] = "adam"
+    feedback_optimizer: OptimizerName = "adam"
     feedback_lr: list[float] = field(default_factory=lambda: [3e-4])
     feedback_iterations: list[int] = field(default_factory=lambda: [1])
     noise_samples: int = 10
 
 
+@rule("vanilla-dtp", "vanilla_dtp:VanillaDTP", "difference target propagation (Lee et al. 2015)")
 @dataclass
 class VanillaDTPOptions(TargetPropagationOptions):
     """Difference target propagation (Lee et al. 2015): an inverse corrected by its own error on the activation."""
 
-    optimizer: Literal["sgd", "adam", "rmsprop"] = "adam"
+    optimizer: OptimizerName = "adam"
     lr: float = 3e-4
     weight_decay: float = 0.0
     lr_schedule: Literal["constant", "cosine", "step"] = "constant"
-    feedback_optimizer: Literal["sgd", "adam"] = "adam"
+    feedback_optimizer: OptimizerName = "adam"
     feedback_lr: list[float] = field(default_factory=lambda: [1e-3])
-    schedule: Literal["sequential", "parallel", "alternating"] = "alternating"
+    schedule: Schedule = "alternating"
     output_loss: Literal["mse", "task"] = "task"
     # Layer whose target comes from the loss gradient: the last but one, through the output layer (Lee), or the output.
     first_target: Literal["penultimate", "output"] = "penultimate"
 
 
+@rule("tp", "tp:TP", "target propagation (Bengio 2014, Lee 2018)")
 @dataclass
 class TPOptions(VanillaDTPOptions):
     """Target propagation: the target itself goes through the feedback layer, which is trained to invert its layer."""
 
-    schedule: Literal["sequential", "parallel", "alternating"] = "sequential"
+    schedule: Schedule = "sequential"
     first_target: Literal["penultimate", "output"] = "output"
+
+
+@rule("sdtp", "sdtp:SDTP", "simplified DTP: no gradient, the label as target (Bartunov et al. 2018)")
+@dataclass
+class SDTPOptions(VanillaDTPOptions):
+    """Simplified difference target propagation (Bartunov et al. 2018): the first target is the label itself."""
+
+    first_target: Literal["output"] = "output"
+    # The last layer learns the task's cross-entropy: the target is one of probabilities, and the layer puts out logits.
+    output_loss: Literal["task"] = "task"
+
+
+@rule("ao-sdtp", "sdtp:AOSDTP", "SDTP with auxiliary outputs (Bartunov et al. 2018)")
+@dataclass
+class AOSDTPOptions(SDTPOptions):
+    """SDTP whose output layer has further units, random and never trained, that diversify the targets below."""
+
+    # Auxiliary output units, at least 1.
+    auxiliary: int = 512
+
+
+@rule("hybrid", "hybrid:Hybrid", "DTP blended with the exact transpose (Bartunov et al. 2018)")
+@dataclass
+class HybridOptions(VanillaDTPOptions):
+    """Difference target propagation whose differences are blended with the transposed Jacobian's."""
+
+    # Weight of the exact transpose, from 0 (DTP) to 1 (backprop).
+    alpha: float = 0.5
+    schedule: Schedule = "sequential"
+    first_target: Literal["penultimate", "output"] = "output"
+    output_loss: Literal["mse", "task"] = "mse"
+    beta: float = 1.0
+
+
+@dataclass
+class MeulemansOptions(TargetPropagationOptions):
+    """What the rules of Meulemans et al. 2020 share."""
+
+    optimizer: OptimizerName = "adam"
+    lr: float = 3e-4
+    weight_decay: float = 0.0
+    lr_schedule: Literal["constant", "cosine", "step"] = "constant"
+    beta: float = 0.1
+    feedback_optimizer: OptimizerName = "adam"
+    feedback_lr: list[float] = field(default_factory=lambda: [1e-3])
+    noise: list[float] = field(default_factory=lambda: [0.08])
+    local_loss_scale: float = 2.0
+
+
+@rule("drl", "drl:DRL", "DTP with the difference reconstruction loss, DTPDRL (Meulemans et al. 2020)")
+@dataclass
+class DRLOptions(MeulemansOptions):
+    """DTP whose feedback layers learn to reconstruct together, along the chain of differences from the output."""
+
+
+@dataclass
+class DDTPOptions(MeulemansOptions):
+    """What the rules with maps straight from the output share."""
+
+    # First feedback weights: random, for there is no forward weight that they could be the transpose of.
+    feedback_init: Literal["random"] = "random"
+
+
+@rule("ddtp-linear", "direct:DDTPLinear", "targets straight from the output by linear maps (Meulemans et al. 2020)")
+@dataclass
+class DDTPLinearOptions(DDTPOptions):
+    """Direct DTP: one linear map from the output to each hidden layer, trained with the difference reconstruction."""
+
+
+@rule("ddtp-rhl", "direct:DDTPRHL", "the same through a random hidden layer (Meulemans et al. 2020)")
+@dataclass
+class DDTPRHLOptions(DDTPOptions):
+    """Direct DTP through one random hidden layer, shared by all maps and never trained."""
+
+    # Units of the random hidden layer, at least 1.
+    hidden_feedback: int = 1024
+
+
+@rule("ddtp-control", "direct:DDTPControl", "ddtp-linear trained without the difference (Meulemans et al. 2020)")
+@dataclass
+class DDTPControlOptions(DDTPOptions):
+    """The control of ddtp-linear: the same maps, trained to reconstruct by themselves."""
+
+
+@rule("fw-dtp", "fw_dtp:FWDTP", "DTP with feedback weights that are never trained (Shibuya et al. 2023)")
+@dataclass
+class FWDTPOptions(TargetOptions):
+    """Fixed-weight difference target propagation."""
+
+    lr: float = 0.1
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    lr_schedule: Literal["constant", "cosine", "step"] = "constant"
+    beta: float = 0.04
+    local_loss_scale: float = 2.0
+    # Distribution of the fixed feedback weights: uniform from -scale to scale, normal of that deviation, or an
+    # orthogonal matrix times it.
+    feedback_distribution: Literal["uniform", "normal", "orthogonal"] = "uniform"
+    # Scale of that distribution, above 0.
+    feedback_scale: float = 1e-3
+    # Standardise each hidden target over the batch, as the code does for networks with --standardise; auto does so
+    # for such networks.
+    standardise_targets: Literal["auto", "yes", "no"] = "auto"
+
+
+@rule("gait", "gait:GAIT", "GAIT-prop: targets through exact inverses (Ahmad et al. 2020; Dalm et al. 2021)")
+@dataclass
+class GAITOptions(TargetOptions):
+    """GAIT-prop for networks of invertible layers (--model square); nothing is learned in the feedback."""
+
+    loss: Literal["cross-entropy", "squared", "binary-cross-entropy"] = "squared"
+    optimizer: OptimizerName = "adam"
+    lr: float = 1e-4
+    beta2: float = 0.99
+    weight_decay: float = 0.0
+    lr_schedule: Literal["constant", "cosine", "step"] = "constant"
+    beta: float = 1.0
+    # Step towards the target in each layer: of the same length for every sample (normalised, Dalm et al.), or a
+    # fixed fraction of the way (original, Ahmad et al.), which needs --precision 64 in deep networks.
+    gait_targets: Literal["normalised", "original"] = "normalised"
+    # Length of that step (normalised) or fraction of the way (original), above 0; 0 is the usual one: 1e-4 normalised,
+    # 1e-3 original. Small steps cross fewer kinks of leaky-relu, large ones are rounded less; 1e-3 suits sl-relu.
+    gait_step: float = 0.0
+    # Weight of the penalty on weights that are not orthogonal, 0 or more: it times the sum over i != j of (W^T W)_ij^2
+    # of every square layer.
+    orthogonality: float = 0.1
+
+
+@dataclass
+class FeedbackAlignmentOptions(AlgorithmOptions):
+    """Backprop with other weights in the backward pass."""
+
+    # Distribution of the backward weights: PyTorch's own of the layer, or Glorot's, uniform or normal.
+    backward_init: Literal["default", "xavier", "xavier-normal"] = "default"
+    # Clamp each error that goes down into a layer to this absolute value; 0 for no clamp.
+    error_clamp: float = 0.0
+
+
+rule("fa", "feedback_alignment:FA", "feedback alignment: fixed random backward weights (Lillicrap et al. 2016)")(
+    FeedbackAlignmentOptions
+)
+rule("usf", "feedback_alignment:USF", "signs of the forward weights, one scale (Moskovitz et al. 2018)")(
+    FeedbackAlignmentOptions
+)
+rule("brsf", "feedback_alignment:BRSF", "signs of the forward weights, sizes drawn for each batch (ditto)")(
+    FeedbackAlignmentOptions
+)
+rule("frsf", "feedback_alignment:FRSF", "signs of the forward weights, sizes drawn once (ditto)")(
+    FeedbackAlignmentOptions
+)
+rule("kp", "feedback_alignment:KolenPollack", "backward weights that learn as the forward do (Kolen, Pollack 1994)")(
+    FeedbackAlignmentOptions
+)
+
+
+@rule("wm", "feedback_alignment:WeightMirror", "backward weights that mirror responses to noise (Akrout et al. 2019)")
+@dataclass
+class WeightMirrorOptions(FeedbackAlignmentOptions):
+    """Backward weights that learn, in a phase of their own, from the layer's response to noise."""
+
+    # Standard deviation of the noise, above 0.
+    mirror_noise: float = 0.1
+    # Rate at which backward weights go towards the estimate, above 0 and below 1, and decay by as much.
+    mirror_lr: float = 0.05
+    # Noise patterns of each mirror phase, at least 2.
+    mirror_samples: int = 128
+    # Mirror phases before the first batch, 0 or more.
+    mirror_warmup: int = 20
+
+
+@rule("dfa", "direct:DFA", "direct feedback alignment: errors straight from the output (Nokland 2016)")
+@dataclass
+class DFAOptions(TargetOptions):
+    """Direct feedback alignment: fixed random maps from the output error to each hidden layer."""
+
+    lr_schedule: Literal["constant", "cosine", "step"] = "cosine"
+    beta: float = 1.0
+    # Maps to convolutional layers: a full matrix (dense), or the error repeated over space and sent through a random
+    # transposed convolution (broadcast), which takes far less memory.
+    dfa_form: Literal["dense", "broadcast"] = "dense"
+    # Distribution of the fixed maps: PyTorch's own of a linear layer, or Glorot's, uniform or normal.
+    backward_init: Literal["default", "xavier", "xavier-normal"] = "default"
+
+
+@dataclass
+class ContrastiveOptions(AlgorithmOptions):
+    """Networks that settle with feedback, once freely and once with the label held at the output."""
+
+    # The phases stand for this loss alone.
+    loss: Literal["binary-cross-entropy"] = "binary-cross-entropy"
+    weight_decay: float = 0.0
+    momentum: float = 0.0
+    lr_schedule: Literal["constant", "cosine", "step"] = "constant"
+    # Gain of the feedback into each hidden layer, above 0; small gains come near to backprop.
+    gain: float = 0.5
+    # Step of the relaxation of the units, above 0 and up to 1.
+    relaxation: float = 0.1
+    # Most steps of each relaxation, at least 1.
+    settling_steps: int = 100
+    # Largest change of a unit in a step at which a relaxation is taken as settled, 0 or more.
+    settling_tolerance: float = 1e-5
+    # How the free phase is computed: to rest with feedback (settle), or by one pass upwards without it (feedforward).
+    free_phase: Literal["settle", "feedforward"] = "settle"
+
+
+@rule("chl", "contrastive:CHL", "contrastive Hebbian learning (Movellan 1991; Xie and Seung 2003)")
+@dataclass
+class CHLOptions(ContrastiveOptions):
+    """Contrastive Hebbian learning."""
+
+    lr: float = 0.05
+
+
+@rule("generec", "contrastive:GeneRec", "generalised recirculation (O'Reilly 1996)")
+@dataclass
+class GeneRecOptions(ContrastiveOptions):
+    """Generalised recirculation."""
+
+    lr: float = 0.1
+    # Feedback weights: the transposes of the forward ones, or fixed random ones of their own.
+    feedback_weights: Literal["symmetric", "random"] = "symmetric"
+    # Sender of the update: the free activity (plain), the mean of both (midpoint), or that made symmetric over both
+    # directions, which equals chl (symmetrised).
+    generec_form: Literal["plain", "midpoint", "symmetrised"] = "plain"

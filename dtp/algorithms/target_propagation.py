@@ -1,22 +1,22 @@
-"""The template of target propagation: activations, feedback phase, targets, local losses."""
+"""The template of target propagation: local targets through feedback layers that are trained."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dtp.algorithms.base import Algorithm
+from dtp.algorithms.local_targets import Activations, LocalTargets, no_autocast
 from dtp.algorithms.optimizers import make_optimizer
 from dtp.algorithms.options import TargetPropagationOptions
 from dtp.errors import UserError
 from dtp.feedback import (
-    Context,
     FeedbackEngine,
     FeedbackLayer,
     FeedbackNetwork,
@@ -26,37 +26,19 @@ from dtp.feedback import (
     ReducedLDRL,
     derive_feedback,
     forward_with_context,
-    per_sample_dot,
     require_known_operations,
 )
 from dtp.models.network import Network
-from dtp.precision import full_precision
 
 
-@dataclass(frozen=True)
-class Activations:
-    """One forward pass, cut between layers.
-
-    Attributes:
-        s: ``s[n]`` for n = 0..N, (B, *shape), detached float32 (or float64); ``s[0]`` is the input.
-        contexts: ``contexts[n]`` for n = 1..N (``contexts[0]`` is empty): what layer n hands to its feedback.
-        outputs: ``outputs[n]`` equals ``s[n]`` but its graph reaches the weights of layer n, and only those.
-    """
-
-    s: list[Tensor]
-    contexts: list[Context]
-    outputs: list[Tensor]
-
-
-class TargetPropagation(Algorithm):
-    """Template of the rules that learn from local targets.
+class TargetPropagation(LocalTargets):
+    """Template of the rules that train feedback layers, which make the local targets.
 
     On every batch: activations; the feedback phase, in which each feedback layer takes its iterations on
-    :meth:`feedback_loss`; targets, from :meth:`first_target` downwards by :meth:`lower_target`; one step of the forward
-    weights on the sum of the layers' :meth:`forward_loss`. No gradient crosses a layer boundary. A rule overrides the
-    hooks in which it differs; ``feedback_settings`` says how its feedback layers are made.
+    :meth:`feedback_loss`; then targets and the step of the forward weights, as in :class:`LocalTargets`. A rule
+    overrides the hooks in which it differs; ``feedback_settings`` says how its feedback layers are made.
 
-    Layers are numbered n = 1..N; ``self.network[n]`` is F_n, ``self.feedback[n]`` is G_n, which maps s_n to s_{n-1}.
+    ``self.feedback[n]`` is G_n, which maps s_n to s_{n-1}.
     """
 
     Options = TargetPropagationOptions
@@ -76,21 +58,27 @@ class TargetPropagation(Algorithm):
         rates = o.feedback_lr or [self.usual_feedback_lr(n) for n in numbers]
         self.feedback_lr = per_layer("feedback-lr", rates, numbers, above=0)
         self.feedback_optimizers: dict[int, Optimizer] = {}
-        if not o.beta > 0:
-            raise UserError(f"--beta: expected a number above 0, found {o.beta}.")
         if o.noise_samples < 1:
             raise UserError(f"--noise-samples: expected at least 1, found {o.noise_samples}.")
         if not 0 <= o.feedback_momentum < 1:
             raise UserError(f"--feedback-momentum: expected a number from 0 to below 1, found {o.feedback_momentum}.")
         if o.feedback_warmup < 0:
             raise UserError(f"--feedback-warmup: expected 0 or more, found {o.feedback_warmup}.")
+        for flag in ("noise_decay", "feedback_warmup_epochs", "extra_feedback_epochs", "feedback_eps"):
+            if not 0 <= getattr(o, flag) < math.inf:
+                raise UserError(f"--{flag.replace('_', '-')}: expected 0 or more, found {getattr(o, flag)}.")
+        if not 0 <= o.feedback_beta2 < 1:
+            raise UserError(f"--feedback-beta2: expected a number from 0 to below 1, found {o.feedback_beta2}.")
+        if o.extra_feedback_epochs and o.schedule == "alternating":
+            raise UserError(
+                "--extra-feedback-epochs: --schedule alternating has such epochs already; use one of the two."
+            )
         if o.feedback_memory < 0:
             raise UserError(f"--feedback-memory: expected 0 or more (MiB), found {o.feedback_memory}.")
         if not o.feedback_weight_decay >= 0:
             raise UserError(f"--feedback-weight-decay: expected 0 or more, found {o.feedback_weight_decay}.")
         self.engine = FeedbackEngine(o.engine, o.feedback_memory << 20, stops_early=self.close > 0)
         self.engine.choose(self.device, self._steps_directly())
-        self._batches_alone = 0
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
@@ -110,27 +98,30 @@ class TargetPropagation(Algorithm):
                 f"--feedback-warmup: expected fewer than the {batches} batches of the run, found "
                 f"{self.options.feedback_warmup}; the forward weights would never be trained."
             )
+        if 0 < self.trainer.max_epochs <= self.options.feedback_warmup_epochs:
+            raise UserError(
+                f"--feedback-warmup-epochs: expected fewer than the {self.trainer.max_epochs} epochs of the run, found "
+                f"{self.options.feedback_warmup_epochs}; the forward weights would never be trained."
+            )
 
     # --- hooks: what rules of the family differ in --------------------------------------------------------------------
 
-    @property
-    def top(self) -> int:
-        """Number of the highest layer that has a target; the layers above it learn the task loss."""
-        return self.network.depth
-
     def make_feedback(self) -> FeedbackNetwork:
         """The feedback layers, for n = 2..top."""
-        settings = FeedbackSettings(
-            self.feedback_settings.nonlinearity, self.feedback_settings.bias, self.options.unpool
-        )
+        settings = replace(self.feedback_settings, unpool=self.options.unpool)
         numbers = range(2, self.top + 1)
         for n, layer in enumerate(self.network, start=1):
             require_known_operations(n, layer)
-        feedback = derive_feedback(self.network.layers, self.network.shapes, numbers, settings)
+        undone = {n: self.undone_layer(n) for n in range(1, self.network.depth + 1)}
+        feedback = derive_feedback(list(undone.values()), self.network.shapes, numbers, settings)
         if self.options.feedback_init == "symmetric":
             for n in numbers:
-                feedback[n].copy_transpose(self.network[n])
+                feedback[n].copy_transpose(undone[n])
         return feedback
+
+    def undone_layer(self, n: int) -> nn.Module:
+        """The layer that feedback layer n is made for; another than F_n where :meth:`activation` changes the shape."""
+        return self.network[n]
 
     def feedback_noise(self, n: int, activations: Activations) -> tuple[Tensor, ...]:
         """The noise of one feedback iteration of layer n. Default: noise on the layer's input, (m B, *in).
@@ -163,16 +154,14 @@ class TargetPropagation(Algorithm):
 
     def turns(self) -> tuple[bool, bool]:
         """Whether this batch trains the feedback weights, and whether it trains the forward weights."""
-        done = self._batches_alone if self._trainer is None else self.global_step
-        if done < self.options.feedback_warmup:
+        o = self.options
+        # Epochs since the forward weights began to be trained.
+        epoch = self.current_epoch - o.feedback_warmup_epochs
+        if self.batches_done < o.feedback_warmup or epoch < 0:
             return True, False
-        alternating = self.options.schedule == "alternating"
-        return not alternating or self.current_epoch % 2 == 0, not alternating or self.current_epoch % 2 == 1
-
-    def first_target(self, activations: Activations, y: Tensor) -> Tensor:
-        """Target of layer :attr:`top`, (B, *shape). Default: t_N = s_N - beta d loss / d s_N, loss per sample."""
-        s = activations.s[self.network.depth]
-        return s - self.options.beta * self.loss_gradient(s, y)
+        if o.schedule == "alternating":
+            return epoch % 2 == 0, epoch % 2 == 1
+        return True, epoch % (1 + o.extra_feedback_epochs) == 0
 
     def lower_target(self, n: int, targets: dict[int, Tensor], activations: Activations) -> Tensor:
         """Target of layer n-1 from the targets above it. Default, the difference rule (Lee et al. 2015, eq. 15):
@@ -183,14 +172,6 @@ class TargetPropagation(Algorithm):
         if self.options.engine == "literal" or not isinstance(feedback, FeedbackLayer):
             return a.s[n - 1] + feedback(targets[n], a.contexts[n]) - feedback(a.s[n], a.contexts[n])
         return a.s[n - 1] + feedback.difference(targets[n], a.s[n], a.contexts[n])
-
-    def forward_loss(self, n: int, output: Tensor, target: Tensor) -> Tensor:
-        """Local loss of layer n: half the squared distance to its target, summed over features, mean over samples.
-
-        ``output`` (B, *shape) carries gradients to the weights of layer n; ``target`` is constant.
-        """
-        difference = output - target
-        return 0.5 * per_sample_dot(difference, difference)
 
     # --- the template -------------------------------------------------------------------------------------------------
 
@@ -203,33 +184,16 @@ class TargetPropagation(Algorithm):
         if forward_turn:
             if targets is None:
                 targets = self.targets(activations, y)
-            gradients = self._local_gradients(activations, targets, y)
-            self.step(self.forward_optimizer, self.forward_parameters, gradients)
-        # Without a trainer nobody else counts them.
+            self.forward_step(activations, targets, y)
         self._batches_alone += 1
-        return activations.s[-1], scalars
-
-    def forward_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
-        activations = self.activations(x)
-        return activations.s[-1], self._local_gradients(activations, self.targets(activations, y), y)
-
-    def activations(self, x: Tensor, gradients: bool = True) -> Activations:
-        """One forward pass in which every layer starts from a detached input."""
-        s, contexts, outputs = [full_precision(x.detach())], [Context()], [x.detach()]
-        with torch.set_grad_enabled(gradients):
-            for n in range(1, self.network.depth + 1):
-                output, context = forward_with_context(self.network[n], s[-1])
-                outputs.append(output)
-                contexts.append(context)
-                s.append(full_precision(output.detach()))
-        return Activations(s, contexts, outputs)
+        return activations.logits, scalars
 
     def feedback_phase(self, activations: Activations) -> dict[str, Tensor]:
         """Train every feedback layer for its iterations. Returns what is logged of it, detached scalars.
 
         Always in full precision: bfloat16 costs 3 to 60 per cent of error in these gradients.
         """
-        with self.feedback_timer.measure(self.device), _no_autocast(activations.s[0]):
+        with self.feedback_timer.measure(self.device), no_autocast(activations.s[0]):
             activations = self._in_full_precision(activations)
             a = activations
             problems = [
@@ -255,54 +219,19 @@ class TargetPropagation(Algorithm):
             scalars.update({f"feedback_steps_{n}": torch.tensor(float(k)) for n, k in result.steps.items()})
         return scalars
 
-    def targets(self, activations: Activations, y: Tensor) -> dict[int, Tensor]:
-        """Targets t_n by layer number, (B, *shape), constants."""
-        if self.top < 1:
-            return {}
-        with torch.no_grad(), _no_autocast(activations.s[0]):
-            targets = {self.top: self.first_target(activations, y)}
-            for n in range(self.top, 1, -1):
-                targets[n - 1] = self.lower_target(n, targets, activations)
-        return targets
-
-    def local_losses(self, activations: Activations, targets: dict[int, Tensor], y: Tensor) -> dict[int, Tensor]:
-        """The local loss of each layer n = 1..N, scalars whose graphs are disjoint."""
-        losses = {}
-        for n in range(1, self.network.depth + 1):
-            output = full_precision(activations.outputs[n])
-            if self._learns_task(n):
-                losses[n] = self.task_loss(output, y)
-            else:
-                if targets[n].shape != output.shape:
-                    # Broadcasting would go on silently, with another rule than was meant.
-                    raise UserError(
-                        f"The target of layer {n} has shape {tuple(targets[n].shape)}; expected that of its "
-                        f"activation, {tuple(output.shape)}. Mend {type(self).__name__}."
-                    )
-                losses[n] = self.forward_loss(n, output, targets[n])
-        return losses
-
-    def gradient_scale(self, n: int) -> float:
-        return 1.0 if self._learns_task(n) else self.options.beta
-
     def draw_noise(self, n: int, like: Tensor) -> Tensor:
         """Noise for feedback layer n, (m B, *shape) for ``like`` (B, *shape) and m noise samples."""
         shape = (self.options.noise_samples * like.shape[0], *like.shape[1:])
         return self.noise_streams.normal(n, shape, self.noise_scale(n), like)
 
     def noise_scale(self, n: int) -> float:
-        """Standard deviation of the noise of feedback layer n."""
-        return self.noise[n]
-
-    def loss_gradient(self, s: Tensor, y: Tensor, function=None) -> Tensor:
-        """Gradient of each sample's own task loss with respect to ``s`` (B, *shape), not divided by B.
-
-        ``function`` maps ``s`` to the output; None where ``s`` is the output. A constant.
-        """
-        s = s.detach().requires_grad_()
-        with torch.enable_grad():
-            loss = self.task_loss(s if function is None else function(s), y, reduction="sum")
-        return torch.autograd.grad(loss, s)[0]
+        """Standard deviation of the noise of feedback layer n, in this epoch."""
+        o = self.options
+        if not o.noise_decay:
+            return self.noise[n]
+        # Lee's epoch is two of ours where they alternate; his are counted from 1.
+        epoch = self.current_epoch // 2 if o.schedule == "alternating" else self.current_epoch
+        return self.noise[n] / (1 + (epoch + 1) / o.noise_decay)
 
     def feedback_optimizer_list(self) -> list[Optimizer]:
         o = self.options
@@ -313,21 +242,24 @@ class TargetPropagation(Algorithm):
                 self.feedback_lr[n],
                 o.feedback_momentum,
                 o.feedback_weight_decay,
+                o.feedback_beta2,
+                o.feedback_eps,
             )
             for n in self.trained_feedback
         }
         return list(self.feedback_optimizers.values())
 
-    def _learns_task(self, n: int) -> bool:
-        return n == self.network.depth and (n > self.top or self.options.output_loss == "task")
-
-    def _local_gradients(self, activations: Activations, targets: dict[int, Tensor], y: Tensor) -> list[Tensor]:
-        total = sum(self.local_losses(activations, targets, y).values())
-        return list(torch.autograd.grad(total, self.forward_parameters))
-
     def feedback_forms(self) -> dict[int, str]:
         """In words, by layer number: the form in which each feedback layer is trained, and why if it is the literal."""
         return {n: self.engine.describe(n, self._reduced_or_reason(n)) for n in self.trained_feedback}
+
+    def feedback_weights(self) -> dict[int, list[tuple[Tensor, Tensor]]]:
+        pairs = {}
+        for n in self.feedback.numbers:
+            # A user's own feedback module may not be made of operations.
+            if isinstance(self.feedback[n], FeedbackLayer):
+                pairs[n] = self.feedback[n].weight_pairs(self.undone_layer(n))
+        return {n: found for n, found in pairs.items() if found}
 
     def describe(self) -> dict[str, Any]:
         forms = {str(n): form for n, form in self.feedback_forms().items()}
@@ -367,15 +299,17 @@ class TargetPropagation(Algorithm):
     def _in_full_precision(self, activations: Activations) -> Activations:
         """The same activations, with outputs recomputed from the same inputs where autocast had rounded them."""
         a = activations
-        if a.outputs[-1].dtype == a.s[-1].dtype:
+        if all(output.dtype == s.dtype for output, s in zip(a.outputs, a.s, strict=True)):
             return a
         s, contexts = [a.s[0]], [a.contexts[0]]
+        outputs = [s[0]]
         with torch.no_grad():
             for n in range(1, self.network.depth + 1):
                 output, context = forward_with_context(self.network[n], s[-1], given=a.contexts[n])
-                s.append(output)
+                outputs.append(output)
+                s.append(self.activation(n, output, s[-1]))
                 contexts.append(context)
-        return Activations(s, contexts, s)
+        return Activations(s, contexts, outputs)
 
     def usual_feedback_lr(self, n: int) -> float:
         """1e-3 / (sigma^2 P), P the spatial positions of s_n: what the tuned rates of published networks share."""
@@ -414,7 +348,3 @@ def per_layer(
         if not math.isfinite(value):
             raise UserError(f"--{flag}: expected finite values, found {value}.")
     return dict(zip(numbers, values if len(values) > 1 else list(values) * len(numbers), strict=True))
-
-
-def _no_autocast(x: Tensor) -> torch.autocast:
-    return torch.autocast(x.device.type, enabled=False)

@@ -2,13 +2,16 @@
 
 from torch import Tensor
 
+from dtp.algorithms.local_targets import Activations
 from dtp.algorithms.options import TPOptions
-from dtp.algorithms.target_propagation import Activations
 from dtp.algorithms.vanilla_dtp import VanillaDTP
 
 
 class TP(VanillaDTP):
-    """Target propagation (Bengio 2014; Lee 2018): the target itself goes down, t_{n-1} = G_n(t_n), uncorrected."""
+    """Target propagation (Bengio 2014; Lee 2018): the target itself goes down, t_{n-1} = G_n(t_n), uncorrected.
+
+    Left out by the papers: every tuned value. The first target and the feedback's loss are those of ``vanilla-dtp``.
+    """
 
     Options = TPOptions
 

@@ -1,9 +1,12 @@
 """Difference target propagation as Lee et al. introduced it."""
 
+from typing import Literal
+
 from torch import Tensor
 
+from dtp.algorithms.local_targets import Activations
 from dtp.algorithms.options import VanillaDTPOptions
-from dtp.algorithms.target_propagation import Activations, TargetPropagation
+from dtp.algorithms.target_propagation import TargetPropagation
 from dtp.feedback import FeedbackSettings, reconstruction_loss
 
 
@@ -14,10 +17,15 @@ class VanillaDTP(TargetPropagation):
     preserves the noise: it asks for s_{n-1} + eps back. With ``first_target="penultimate"`` the first target is
     s_{N-1} - beta d loss / d s_{N-1}, a gradient through the output layer alone, which itself learns the task loss;
     with ``"output"`` it is s_N - beta d loss / d s_N.
+
+    Left out by the paper: the order of the two phases (whole epochs in turn by default, as in the authors' code), and
+    the first feedback weights (PyTorch's own; ``feedback_init``).
     """
 
     Options = VanillaDTPOptions
     feedback_settings = FeedbackSettings(nonlinearity="after", bias=True)
+    # What the reconstruction is to give back: the noisy s_{n-1}, or the clean one.
+    reconstructs: Literal["noisy", "clean"] = "noisy"
 
     @property
     def top(self) -> int:
@@ -31,7 +39,9 @@ class VanillaDTP(TargetPropagation):
             a.s[n - 1],
             a.contexts[n],
             *noise,
+            target=self.reconstructs,
             noise_samples=self.options.noise_samples,
+            activation=lambda output, v: self.activation(n, output, v),
         )
 
     def first_target(self, activations: Activations, y: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dtp.algorithms.base import Algorithm
-from dtp.feedback import FeedbackLayer, NoiseStreams, layer_operations
+from dtp.feedback import FeedbackLayer, NoiseStreams
 from dtp.precision import full_precision
 
 
@@ -47,13 +47,9 @@ def _flat(x: Tensor) -> Tensor:
     return x.double().flatten()
 
 
-def transposed_weight(operation: nn.Module) -> Tensor | None:
-    """The forward weight of an affine operation in the layout of its feedback weight; None if it has none."""
-    if isinstance(operation, nn.Linear):
-        return operation.weight.t()
-    if isinstance(operation, nn.Conv2d):
-        return operation.weight
-    return None
+def feedback_alignment(algorithm: Algorithm) -> dict[int, Alignment]:
+    """Alignment of the feedback weights with the transposed forward weights, by layer, all of a layer's together."""
+    return {n: _aligned(pairs) for n, pairs in algorithm.feedback_weights().items()}
 
 
 def weight_alignment(layer: nn.Module, feedback: nn.Module) -> Alignment | None:
@@ -62,17 +58,13 @@ def weight_alignment(layer: nn.Module, feedback: nn.Module) -> Alignment | None:
     All affine operations of the layer are taken together. None where the feedback is not made of such operations, as
     a user's own feedback module may not be.
     """
-    if not isinstance(feedback, FeedbackLayer):
-        return None
-    forward, backward = [], []
-    modules = layer_operations(layer)
-    for operation, position in zip(feedback.operations, feedback.positions, strict=True):
-        reference = transposed_weight(modules[position]) if position is not None else None
-        weights = [p for name, p in operation.named_parameters() if name.endswith("weight")]
-        if reference is not None and len(weights) == 1 and weights[0].shape == reference.shape:
-            forward.append(reference.flatten())
-            backward.append(weights[0].flatten())
-    return alignment(torch.cat(backward), torch.cat(forward)) if forward else None
+    pairs = feedback.weight_pairs(layer) if isinstance(feedback, FeedbackLayer) else []
+    return _aligned(pairs) if pairs else None
+
+
+def _aligned(pairs: list[tuple[Tensor, Tensor]]) -> Alignment:
+    feedback, forward = zip(*pairs, strict=True)
+    return alignment(torch.cat([v.flatten() for v in feedback]), torch.cat([w.flatten() for w in forward]))
 
 
 def update_alignment(algorithm: Algorithm, x: Tensor, y: Tensor) -> dict[int, Alignment]:

@@ -10,9 +10,8 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from dtp.algorithms.base import Algorithm
-from dtp.diagnostics.alignment import update_alignment, weight_alignment
+from dtp.diagnostics.alignment import feedback_alignment, update_alignment
 from dtp.diagnostics.plots import draw_run
-from dtp.feedback import FeedbackNetwork
 from dtp.loggers import log_figure
 
 
@@ -43,12 +42,9 @@ class AlignmentCallback(Callback):
     def measure(self, trainer: pl.Trainer, algorithm: Algorithm, x: torch.Tensor, y: torch.Tensor) -> None:
         """Log the alignment of every layer on images ``x`` (B, C, H, W) and labels ``y`` (B,)."""
         metrics = {}
-        feedback = getattr(algorithm, "feedback", None)
-        for n in feedback.numbers if isinstance(feedback, FeedbackNetwork) else ():
-            found = weight_alignment(algorithm.network[n], feedback[n])
-            if found is not None:
-                metrics[f"feedback_angle/layer{n}"] = found.angle
-                metrics[f"feedback_distance/layer{n}"] = found.distance
+        for n, found in feedback_alignment(algorithm).items():
+            metrics[f"feedback_angle/layer{n}"] = found.angle
+            metrics[f"feedback_distance/layer{n}"] = found.distance
         for n, found in update_alignment(algorithm, x, y).items():
             metrics[f"update_angle/layer{n}"] = found.angle
             metrics[f"update_distance/layer{n}"] = found.distance

@@ -1,4 +1,4 @@
-"""Properties that hold for every rule made on the template."""
+"""Properties of the rules that are made on the template of target propagation, and of its options."""
 
 import pytest
 import torch
@@ -12,34 +12,39 @@ from dtp.errors import UserError
 from dtp.feedback import ReducedLDRL
 from dtp.models import VGG, Network
 from dtp.models.options import ModelOptions, VGGOptions
+from tests.algorithms.helpers import changed, make, of_network, same, state
+from tests.algorithms.rules import facts
 from tests.conftest import make_batch
 
-LOCAL_RULES = [entry for entry in ALGORITHMS.entries.values() if entry.name != "bp"]
+# What all rules share is in test_every_rule.py.
+TRAINED = [entry.name for entry in ALGORITHMS.entries.values() if issubclass(entry.load(), TargetPropagation)]
+
+
+def variants():
+    """Each of these rules with those of its options that change what depends on what."""
+    for name in TRAINED:
+        fields = ALGORITHMS.resolve(name).load_options().__dataclass_fields__
+        yield name, {}
+        yield name, {"schedule": "parallel"}
+        yield name, {"noise_samples": 3}
+        if "routing" in fields:
+            yield name, {"routing": "fixed"}
+        if "penultimate" in str(fields.get("first_target")):
+            yield from ((name, {"first_target": first}) for first in ("output", "penultimate"))
+        if "mse" in str(fields["output_loss"].type):
+            yield from ((name, {"output_loss": loss}) for loss in ("mse", "task"))
+
+
 VARIANTS = [
-    pytest.param(entry.name, changes, id=f"{entry.name}-{'-'.join(map(str, changes.values())) or 'default'}")
-    for entry in LOCAL_RULES
-    for changes in (
-        {},
-        {"schedule": "parallel"},
-        *([{"first_target": "output"}, {"first_target": "penultimate"}] if entry.name in ("tp", "vanilla-dtp") else []),
-        *([{"routing": "fixed"}] if "dtp" in (entry.name, entry.name[-3:]) and entry.name != "vanilla-dtp" else []),
-    )
+    pytest.param(name, changes, id="-".join([name, *map(str, changes.values())])) for name, changes in variants()
 ]
 
 
-def make(name, network, **changes):
-    entry = ALGORITHMS.resolve(name)
-    rule = entry.load()(network, entry.load_options()(**changes), seed=3)
-    rule.configure_optimizers()
-    return rule
-
-
-def state(module):
-    return {name: value.clone() for name, value in module.state_dict().items()}
-
-
-def same(before, after):
-    return all(torch.equal(before[name], after[name]) for name in before)
+def reached_by(loss, tensors):
+    """Those of ``tensors`` that the loss has gradients for, by identity."""
+    tensors = [t for t in tensors if t.requires_grad]
+    found = torch.autograd.grad(loss, tensors, allow_unused=True)
+    return {id(t) for t, gradient in zip(tensors, found, strict=True) if gradient is not None}
 
 
 @pytest.mark.parametrize("name, changes", VARIANTS)
@@ -50,27 +55,20 @@ def test_the_local_loss_of_a_layer_reaches_the_weights_of_that_layer_alone(name,
     activations = rule.activations(x)
     losses = rule.local_losses(activations, rule.targets(activations, y), y)
     assert sorted(losses) == list(range(1, network.depth + 1))
-    everything = [x, *rule.parameters()]
     for n, loss in losses.items():
-        reached = torch.autograd.grad(loss, everything, allow_unused=True)
-        own = {id(p) for p in network[n].parameters()}
-        assert {id(t) for t, g in zip(everything, reached, strict=True) if g is not None} == own
+        assert reached_by(loss, [x, *rule.parameters()]) == {id(p) for p in network[n].parameters()}
 
 
 @pytest.mark.parametrize("name, changes", VARIANTS)
 def test_the_feedback_loss_of_a_layer_reaches_its_feedback_weights_alone(name, changes, network, batch):
     rule = make(name, network, **changes)
-    x, _ = batch
-    activations = rule.activations(x)
-    everything = list(rule.parameters())
+    activations = rule.activations(batch[0])
     for n in rule.feedback.numbers:
         loss = rule.feedback_loss(n, activations, rule.feedback_noise(n, activations))
-        reached = torch.autograd.grad(loss, everything, allow_unused=True)
-        own = {id(p) for p in rule.feedback[n].parameters()}
-        assert {id(t) for t, g in zip(everything, reached, strict=True) if g is not None} == own
+        assert reached_by(loss, rule.parameters()) == {id(p) for p in rule.feedback[n].parameters()}
 
 
-@pytest.mark.parametrize("name, changes", VARIANTS)
+@pytest.mark.parametrize("name, changes", [variant for variant in VARIANTS if not facts(variant.values[0]).not_local])
 def test_no_layer_receives_an_input_that_carries_gradients_during_training(name, changes, network, batch):
     """Watches the real training step from outside: what enters a layer must be cut from what made it."""
     rule = make(name, network, **changes)
@@ -92,52 +90,29 @@ def test_no_layer_receives_an_input_that_carries_gradients_during_training(name,
     assert with_gradient <= allowed
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in LOCAL_RULES])
-def test_targets_are_constants(name, network, batch):
-    rule = make(name, network)
-    x, y = batch
-    targets = rule.targets(rule.activations(x), y)
-    assert targets and all(not target.requires_grad for target in targets.values())
-    assert all(target.shape[1:] == network.shapes[n] for n, target in targets.items())
-
-
-@pytest.mark.parametrize("name", [entry.name for entry in LOCAL_RULES])
-def test_feedback_phase_leaves_forward_weights_bit_identical_and_without_gradients(name, network, batch):
-    rule = make(name, network)
-    before, feedback_before = state(network), state(rule.feedback)
-    rule.feedback_phase(rule.activations(batch[0]))
-    assert same(before, network.state_dict())
-    assert not same(feedback_before, rule.feedback.state_dict())
-    assert all(p.grad is None for p in rule.parameters())
-
-
-@pytest.mark.parametrize("name", [entry.name for entry in LOCAL_RULES])
+@pytest.mark.parametrize("name", TRAINED)
 def test_forward_step_leaves_feedback_weights_bit_identical(name, network, batch):
     rule = make(name, network, feedback_iterations=[0], schedule="sequential")
-    before, feedback_before = state(network), state(rule.feedback)
+    before = state(rule)
     rule.training_batch(*batch)
-    assert same(feedback_before, rule.feedback.state_dict())
-    assert not same(before, network.state_dict())
-    assert all(p.grad is None for p in rule.parameters())
+    found = changed(before, rule.state_dict())
+    assert found and found == of_network(found)
 
 
-@pytest.mark.parametrize("name", [entry.name for entry in LOCAL_RULES])
-@pytest.mark.parametrize("init", ["random", "symmetric"])
-def test_forward_and_feedback_tensors_share_no_storage(name, init, network):
-    rule = make(name, network, feedback_init=init)
-    forward = {p.untyped_storage().data_ptr() for p in network.parameters()}
-    feedback = {p.untyped_storage().data_ptr() for p in rule.feedback.parameters()}
-    assert forward and feedback and not forward & feedback
-
-
-@pytest.mark.parametrize("name", [entry.name for entry in ALGORITHMS.entries.values()])
-def test_asking_for_gradients_changes_nothing(name, network, batch):
-    rule = make(name, network)
-    before, noise = state(rule), rule.noise_streams.state_dict()
-    rule.forward_gradients(*batch)
-    assert same(before, rule.state_dict())
-    assert noise == rule.noise_streams.state_dict()
-    assert all(p.grad is None for p in rule.parameters())
+@pytest.mark.parametrize("engine", ["literal", "auto"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_noise_of_a_feedback_phase_is_drawn_in_the_same_amount_by_every_engine(name, engine, mlp):
+    """Streams are saved and go on; an engine that drew more or less would change the run that it resumes."""
+    rule = make(name, mlp, engine=engine, feedback_iterations=[3], noise_samples=2)
+    rule.feedback_phase(rule.activations(make_batch(mlp)[0]))
+    plain = make(name, mlp, noise_samples=2)
+    a = plain.activations(make_batch(mlp)[0])
+    for n in plain.trained_feedback:
+        for _ in range(3):
+            plain.feedback_noise(n, a)
+    found, expected = (r.noise_streams.state_dict()["states"] for r in (rule, plain))
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[n], expected[n]) for n in found)
 
 
 @pytest.mark.parametrize("beta, limit", [(0.7, 4.0), (0.01, 1.5)])
@@ -351,17 +326,6 @@ def test_batch_statistics_of_the_feedback_phase_are_in_full_precision_under_auto
     for n in (1, 2):
         context = activations.contexts[n][1]
         assert context.mean.dtype == context.inverse_std.dtype == torch.float32
-
-
-@pytest.mark.parametrize("name", [entry.name for entry in ALGORITHMS.entries.values()])
-def test_frozen_layers_stay_as_they_are_and_the_others_learn(name, mlp):
-    mlp[2].requires_grad_(False)
-    rule = make(name, mlp, schedule="sequential") if name != "bp" else make(name, mlp)
-    before = state(mlp)
-    rule.training_batch(*make_batch(mlp))
-    after = mlp.state_dict()
-    moved = {key.split(".")[1] for key in before if not torch.equal(before[key], after[key])}
-    assert moved == {"0", "2", "3"}
 
 
 @pytest.mark.parametrize("scale", ["code", "paper"])

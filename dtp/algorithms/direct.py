@@ -1,0 +1,178 @@
+"""Rules whose targets go straight from the output to every hidden layer."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor, nn
+
+from dtp.algorithms.local_targets import Activations, LocalTargets
+from dtp.algorithms.options import DDTPControlOptions, DDTPLinearOptions, DDTPRHLOptions, DFAOptions
+from dtp.algorithms.target_propagation import TargetPropagation
+from dtp.errors import UserError
+from dtp.feedback import FeedbackNetwork, drl_loss, layer_operations, repeat_samples
+from dtp.feedback.direct import BroadcastMap, DirectMap
+from dtp.shapes import output_shape
+
+
+class DDTPLinear(TargetPropagation):
+    """Direct DTP with linear maps, DDTP-linear (Meulemans et al. 2020, section 4)::
+
+        t_{n-1} = s_{n-1} + Q_n t_N - Q_n s_N                        n = 2 .. N
+
+    Each Q_n learns with the difference reconstruction loss, on its own, to bring back a disturbance of s_{n-1} from
+    what it does to the output; its minimiser is a damped pseudo-inverse of d s_N / d s_{n-1}.
+
+    Left out by the paper: a bias of Q_n, which would have no effect (none). beta and ``local_loss_scale`` are as in
+    ``drl``.
+    """
+
+    Options = DDTPLinearOptions
+
+    def make_feedback(self) -> FeedbackNetwork:
+        dtype, shapes = next(self.network.parameters()).dtype, self.network.shapes
+        return FeedbackNetwork(
+            {
+                n: DirectMap(self.network.num_classes, shapes[n - 1], False, dtype, "xavier-normal")
+                for n in range(2, self.top + 1)
+            }
+        )
+
+    def direct(self, n: int, y: Tensor) -> Tensor:
+        """Q_n y, (B, *shape of s_{n-1}), of an output y (B, classes)."""
+        return self.feedback[n](y)
+
+    def lower_target(self, n: int, targets: dict[int, Tensor], activations: Activations) -> Tensor:
+        N, s = self.network.depth, activations.s
+        return s[n - 1] + self.direct(n, targets[N]) - self.direct(n, s[N])
+
+    def feedback_loss(self, n: int, activations: Activations, noise: tuple[Tensor, ...]) -> Tensor:
+        a, m = activations, self.options.noise_samples
+        return drl_loss(
+            a.s[n - 1],
+            *noise,
+            lambda v: self.output_from(n, v, a, m),
+            lambda y: self.reconstruction(n, y, a),
+            scale=self.noise_scale(n),
+            noise_samples=m,
+        )
+
+    def reconstruction(self, n: int, y: Tensor, activations: Activations) -> Tensor:
+        """What is to be the disturbed s_{n-1}, of the output y (m B, classes) that the disturbance led to."""
+        m, s = self.options.noise_samples, activations.s
+        return repeat_samples(s[n - 1] - self.direct(n, s[self.network.depth]), m) + self.direct(n, y)
+
+
+class DDTPControl(DDTPLinear):
+    """The control of DDTP-linear (Meulemans et al. 2020): Q_n learns to reconstruct without the difference, as Q_n y.
+
+    The authors' CIFAR-10 configuration of it selects DDTP-linear itself; this is what their text describes.
+
+    Left out by the paper: a bias of Q_n, which here would have an effect (none, as in DDTP-linear).
+    """
+
+    Options = DDTPControlOptions
+
+    def reconstruction(self, n: int, y: Tensor, activations: Activations) -> Tensor:
+        return self.direct(n, y)
+
+
+class DDTPRHL(DDTPLinear):
+    """Direct DTP through a random hidden layer, DDTP-RHL (Meulemans et al. 2020)::
+
+        u(y) = tanh(R y + r),    t_{n-1} = s_{n-1} + tanh(Q_n u(t_N)) - tanh(Q_n u(s_N))
+
+    R and r are shared, random and never trained; Q_n has a bias. The last hidden layer's map is linear in the output
+    itself, as the comments of the authors' code say (the code applies tanh to it as well).
+
+    Left out by the paper: the distribution of R and r (Glorot's normal, r zero).
+    """
+
+    Options = DDTPRHLOptions
+
+    def make_feedback(self) -> FeedbackNetwork:
+        o, classes, dtype = self.options, self.network.num_classes, next(self.network.parameters()).dtype
+        if o.hidden_feedback < 1:
+            raise UserError(f"--hidden-feedback: expected at least 1, found {o.hidden_feedback}.")
+        self.random_hidden = DirectMap(classes, (o.hidden_feedback,), False, dtype, "xavier-normal")
+        self.random_hidden.requires_grad_(False)
+        maps = {
+            n: DirectMap(o.hidden_feedback, self.network.shapes[n - 1], True, dtype, "xavier-normal")
+            for n in range(2, self.top)
+        }
+        last = DirectMap(classes, self.network.shapes[self.top - 1], False, dtype, "xavier-normal")
+        return FeedbackNetwork({**maps, **({self.top: last} if self.top > 1 else {})})
+
+    def direct(self, n: int, y: Tensor) -> Tensor:
+        if n == self.network.depth:
+            return self.feedback[n](y)
+        return self.feedback[n](self.random_hidden(y).tanh()).tanh()
+
+
+class DFA(LocalTargets):
+    """Direct feedback alignment (Nokland 2016): t_{n-1} = s_{n-1} - B_n d loss / d s_N, with fixed random B_n.
+
+    The layer's own nonlinearity and pooling are differentiated; the output layer gets its true gradient. The maps take
+    (sum of hidden units) x classes numbers where they are dense; ``dfa_form="broadcast"`` repeats the error over space
+    and sends it through a random kernel wherever the next layer is a convolution (biotorch). What they take is said
+    before it is allocated, and refused when it is more than the machine's memory.
+
+    Left out by the paper: the distribution of B_n (``backward_init``, with the output as fan-in).
+    """
+
+    Options = DFAOptions
+
+    def __init__(self, network, options: DFAOptions | None = None, seed: int = 0):
+        super().__init__(network, options, seed)
+        self.feedback = self.make_feedback()
+
+    def make_feedback(self) -> FeedbackNetwork:
+        """The fixed maps from the output to s_{n-1}, for n = 2..N."""
+        network, init, dtype = self.network, self.options.backward_init, next(self.network.parameters()).dtype
+        kernels = {n: self._next_convolution(n) for n in range(2, network.depth + 1)}
+        sizes = {n: self._size(n, kernel) * dtype.itemsize for n, kernel in kernels.items()}
+        self._require_memory(sum(sizes.values()))
+        shapes, classes = network.shapes, network.num_classes
+        maps = {
+            n: DirectMap(classes, shapes[n - 1], False, dtype, init)
+            if kernel is None
+            else BroadcastMap(classes, shapes[n - 1], *kernel, init)
+            for n, kernel in kernels.items()
+        }
+        return FeedbackNetwork(maps).requires_grad_(False)
+
+    def lower_target(self, n: int, targets: dict[int, Tensor], activations: Activations) -> Tensor:
+        N, s = self.network.depth, activations.s
+        return s[n - 1] + self.feedback[n](targets[N] - s[N])
+
+    def _next_convolution(self, n: int) -> tuple[nn.Conv2d, torch.Size] | None:
+        """Layer n's convolution and its output shape, where the map to its input is to be a broadcast one."""
+        first = layer_operations(self.network[n])[0]
+        if self.options.dfa_form == "dense" or not isinstance(first, nn.Conv2d):
+            return None
+        return first, output_shape(first, self.network.shapes[n - 1])
+
+    def _size(self, n: int, kernel: tuple[nn.Conv2d, torch.Size] | None) -> int:
+        """Numbers that the map of layer n holds."""
+        shape = self.network.shapes[n - 1]
+        each = shape.numel() if kernel is None else shape[0] * kernel[0].weight[0, 0].numel()
+        return self.network.num_classes * each
+
+    def _require_memory(self, needed: int) -> None:
+        text = f"{needed / 2**20:.1f} MiB"
+        _say(f"dfa: the fixed maps ({self.options.dfa_form}) take {text}.")
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if needed > memory:
+            less = "" if self.options.dfa_form == "broadcast" else "--dfa-form broadcast or "
+            raise UserError(
+                f"--dfa-form {self.options.dfa_form}: the fixed maps would take {text}, more than the "
+                f"{memory / 2**20:.1f} MiB of this machine; use {less}a smaller network."
+            )
+
+
+@rank_zero_only
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

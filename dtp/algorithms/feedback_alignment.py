@@ -1,0 +1,182 @@
+"""Feedback alignment and its relatives: backprop whose errors go down through other weights than the forward ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from dtp.algorithms.base import Algorithm
+from dtp.algorithms.local_targets import no_autocast
+from dtp.algorithms.options import FeedbackAlignmentOptions, WeightMirrorOptions
+from dtp.errors import UserError
+from dtp.feedback.backward import BackwardMaps, Carried
+from dtp.feedback.initial import deviation, fans, init_map
+from dtp.feedback.noise import seeded_generator
+from dtp.models.network import Network
+from dtp.precision import full_precision
+
+
+class FA(Algorithm):
+    """Feedback alignment (Lillicrap et al. 2016): errors go down through fixed random weights B_n.
+
+    In every affine operation of any network, inside residual units too, the error of the output goes to the input
+    through B_n instead of W_n^T; weights and biases get the gradients of their own operation for the error that
+    arrives. The first operation needs no B. Not local in time: as in backprop, errors wait for each other from the top.
+
+    Left out by the papers: the distribution of B_n in every source; here it is that of the forward weights
+    (``backward_init``). Batch normalisation keeps its true gradient.
+    """
+
+    Options = FeedbackAlignmentOptions
+
+    def __init__(self, network: Network, options: FeedbackAlignmentOptions | None = None, seed: int = 0):
+        super().__init__(network, options, seed)
+        if not self.options.error_clamp >= 0:
+            raise UserError(f"--error-clamp: expected 0 or more, found {self.options.error_clamp}.")
+        self.feedback = BackwardMaps(network)
+        for carried in self.feedback.carried:
+            init_map(carried.carrier.weight, *fans(carried.module.weight), self.options.backward_init)
+
+    def forward_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        with self.feedback.in_place(self.backward_weight, self.options.error_clamp):
+            logits = self.network(x)
+            gradients = torch.autograd.grad(self.task_loss(full_precision(logits), y), self.forward_parameters)
+        return logits.detach(), list(gradients)
+
+    def backward_weight(self, carried: Carried) -> Tensor:
+        """B of one operation for this batch, in the shape of its carrier's weight; must change nothing."""
+        return carried.carrier.weight
+
+    def feedback_weights(self) -> dict[int, list[tuple[Tensor, Tensor]]]:
+        pairs: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        for carried in self.feedback.carried:
+            forward = carried.carrier.transpose_of(carried.module)
+            pairs.setdefault(carried.layer, []).append((self.backward_weight(carried), forward))
+        return pairs
+
+
+class USF(FA):
+    """Uniform sign-concordant feedback (Moskovitz et al. 2018): B = scale sign(W^T).
+
+    Left out by the paper: the scale; here the standard deviation of the first weights (``backward_init``), as in
+    biotorch.
+    """
+
+    def backward_weight(self, carried: Carried) -> Tensor:
+        scale = deviation(*fans(carried.module.weight), self.options.backward_init)
+        return scale * carried.carrier.transpose_of(carried.module).detach().sign()
+
+
+class FRSF(FA):
+    """Fixed random-magnitude sign-concordant feedback (Moskovitz et al. 2018): B = |M| sign(W^T), M drawn once.
+
+    Left out by the paper: the distribution of M; here that of the first weights (``backward_init``), as in biotorch.
+    """
+
+    def backward_weight(self, carried: Carried) -> Tensor:
+        return carried.carrier.weight.abs() * carried.carrier.transpose_of(carried.module).detach().sign()
+
+
+class BRSF(FRSF):
+    """Batchwise random-magnitude sign-concordant feedback (Moskovitz et al. 2018): as ``frsf``, M drawn every batch.
+
+    M is a function of the seed, the batch's number and the operation: the same on all devices and after a resume. Left
+    out by the paper: its distribution, as for ``frsf``.
+    """
+
+    def training_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        for i, carried in enumerate(self.feedback.carried):
+            generator = seeded_generator(x.device, self.noise_streams.seed, self.batches_done, i)
+            init_map(carried.carrier.weight, *fans(carried.module.weight), self.options.backward_init, generator)
+        return super().training_batch(x, y)
+
+
+class KolenPollack(FA):
+    """Kolen-Pollack learning (Kolen, Pollack 1994; Akrout et al. 2019): B_n changes as W_n^T does, and both decay.
+
+    W <- (1 - lam) W + D and B <- (1 - lam) B + D^T, with D the optimizer's own increment, momentum and all, and
+    lam = lr ``weight_decay``. So W^T - B shrinks by 1 - lam in each step, whatever the data.
+
+    Left out by the papers: the decay under momentum or Adam. Here it is apart from the optimizer, for every forward
+    weight; inside it, W and B would see other increments.
+    """
+
+    def configure_optimizers(self):
+        configured = super().configure_optimizers()
+        for group in self.forward_optimizer.param_groups:
+            group["weight_decay"] = 0.0
+        return configured
+
+    @torch.no_grad()
+    def step(self, optimizer: Optimizer, parameters: list[Tensor], gradients: list[Tensor]) -> None:
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        keep = {p: 1 - rate * self.options.weight_decay for p, rate in rates.items()}
+        for parameter in parameters:
+            parameter.mul_(keep[id(parameter)])
+        trained = [c for c in self.feedback.carried if id(c.module.weight) in keep]
+        before = [carried.carrier.transpose_of(carried.module).clone() for carried in trained]
+        super().step(optimizer, parameters, gradients)
+        for carried, old in zip(trained, before, strict=True):
+            change = carried.carrier.transpose_of(carried.module) - old
+            carried.carrier.weight.mul_(keep[id(carried.module.weight)]).add_(change)
+
+
+class WeightMirror(FA):
+    """Weight mirror (Akrout et al. 2019): B_n learns in a phase of its own from the layer's response to noise.
+
+    After each batch every operation alone gets zero-mean noise xi and answers y = f(W xi), biases removed, f the
+    network's nonlinearity (none in the last layer), y centred over the noise patterns; then
+    B <- (1 - lam) B + lam xi y^T / (sigma^2 positions), whose expectation for linear f is W^T.
+
+    Left out by the paper or changed: the estimate is divided by the noise's variance and, for convolutions, by the
+    number of positions that see a weight, so that one rate serves all layers and B settles at W^T times the mean slope;
+    one mirror phase per batch, and ``mirror_warmup`` of them before the first.
+    """
+
+    Options = WeightMirrorOptions
+
+    def __init__(self, network: Network, options: WeightMirrorOptions | None = None, seed: int = 0):
+        super().__init__(network, options, seed)
+        o = self.options
+        for flag, ok, expected in (
+            ("mirror_noise", o.mirror_noise > 0, "a number above 0"),
+            ("mirror_lr", 0 < o.mirror_lr < 1, "a number above 0 and below 1"),
+            ("mirror_samples", o.mirror_samples >= 2, "at least 2"),
+            ("mirror_warmup", o.mirror_warmup >= 0, "0 or more"),
+        ):
+            if not ok:
+                raise UserError(f"--{flag.replace('_', '-')}: expected {expected}, found {getattr(o, flag)}.")
+
+    def training_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        with self.feedback_timer.measure(self.device), no_autocast(x):
+            for _ in range(1 if self.batches_done else 1 + self.options.mirror_warmup):
+                self.mirror()
+        return super().training_batch(x, y)
+
+    @torch.no_grad()
+    def mirror(self) -> None:
+        """One mirror phase: each B_n takes one step towards its estimate of W_n^T."""
+        o = self.options
+        weights, gradients = [], []
+        for i, carried in enumerate(self.feedback.carried):
+            like = carried.module.weight
+            xi = self.noise_streams.normal(i, (o.mirror_samples, *carried.in_shape), o.mirror_noise, like)
+            response = carried.module(xi) - carried.module(torch.zeros_like(xi[:1]))
+            if carried.layer < self.network.depth:
+                response = self.network.activation()(response)
+            response = response - response.mean(0)
+            # A weight that is shared over positions answers in each of them; at the border of a map, in fewer.
+            ones = torch.ones_like(response[:1]), torch.ones_like(xi[:1])
+            positions = carried.carrier.weight_gradient(*ones).clamp_(min=1)
+            estimate = carried.carrier.weight_gradient(response, xi)
+            estimate = estimate / ((o.mirror_samples - 1) * o.mirror_noise**2 * positions)
+            weights.append(carried.carrier.weight)
+            gradients.append(carried.carrier.weight - estimate)
+        self.step(self.mirror_optimizer, weights, gradients)
+
+    def feedback_optimizer_list(self) -> list[Optimizer]:
+        # As a step of plain SGD: the strategy averages it over devices, whose noise differs.
+        weights = [carried.carrier.weight for carried in self.feedback.carried]
+        self.mirror_optimizer = torch.optim.SGD(weights, lr=self.options.mirror_lr)
+        return [self.mirror_optimizer]

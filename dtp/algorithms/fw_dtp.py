@@ -1,0 +1,54 @@
+"""Difference target propagation with fixed feedback weights."""
+
+import torch
+from torch import Tensor, nn
+
+from dtp.algorithms.local_targets import Activations, LocalTargets
+from dtp.algorithms.options import FWDTPOptions
+from dtp.errors import UserError
+from dtp.feedback import FeedbackSettings, derive_feedback
+from dtp.models.network import Network
+from dtp.modules import Standardise, standardised
+
+
+class FWDTP(LocalTargets):
+    """Fixed-weight DTP (Shibuya et al. 2023): the difference rule with random feedback that is never trained::
+
+        G_n(y) = [BN] tanh(B_n y),    t_{n-1} = [BN](G_n(t_n) + s_{n-1} - G_n(s_n))
+
+    with the lower layer's own nonlinearity for tanh; [BN], where the network has it (``--standardise``), is
+    standardisation over the batch without parameters. All layers learn the whole squared distance to their target.
+
+    Left out by the paper, or changed: evaluation uses running statistics, where the authors' code uses those of the
+    test batch; B_n of convolutions is drawn as that of matrices.
+    """
+
+    Options = FWDTPOptions
+
+    def __init__(self, network: Network, options: FWDTPOptions | None = None, seed: int = 0):
+        super().__init__(network, options, seed)
+        o = self.options
+        if not o.feedback_scale > 0:
+            raise UserError(f"--feedback-scale: expected a number above 0, found {o.feedback_scale}.")
+        settings = FeedbackSettings(nonlinearity="after", bias=False)
+        self.feedback = derive_feedback(network.layers, network.shapes, range(2, network.depth + 1), settings)
+        self.feedback.requires_grad_(False)
+        for weight in self.feedback.parameters():
+            _draw(weight, o.feedback_distribution, o.feedback_scale)
+        has = any(isinstance(module, Standardise) for module in network.modules())
+        self.standardise = has if o.standardise_targets == "auto" else o.standardise_targets == "yes"
+
+    def lower_target(self, n: int, targets: dict[int, Tensor], activations: Activations) -> Tensor:
+        s, context = activations.s, activations.contexts[n]
+        target = s[n - 1] + (self.feedback[n](targets[n], context) - self.feedback[n](s[n], context))
+        return standardised(target) if self.standardise else target
+
+
+@torch.no_grad()
+def _draw(weight: Tensor, distribution: str, scale: float) -> None:
+    if distribution == "uniform":
+        weight.uniform_(-scale, scale)
+    elif distribution == "normal":
+        weight.normal_(0, scale)
+    else:
+        nn.init.orthogonal_(weight, gain=scale)

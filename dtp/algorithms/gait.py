@@ -1,0 +1,139 @@
+"""GAIT-prop: local targets through exact inverses."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dtp.algorithms.local_targets import Activations, LocalTargets
+from dtp.algorithms.options import GAITOptions
+from dtp.errors import UserError
+from dtp.feedback import layer_operations
+from dtp.models.network import Network
+from dtp.modules import FirstUnits, SLReLU
+
+_STEPS = {"normalised": 1e-4, "original": 1e-3}
+
+
+class GAIT(LocalTargets):
+    """GAIT-prop (Ahmad et al. 2020) with the normalised targets of Dalm et al. 2021, for networks of square layers.
+
+    A small step from s_n towards its target, delta f'(a_n)^2 of the way, is sent through the exact inverse of layer n;
+    the target of layer n-1 is where it arrives, with the change divided by delta again. For orthogonal weights that is
+    what backprop would send, up to units whose step crosses a kink of f. Written for the differences d_n = s_n - t_n of
+    the re-scaled targets::
+
+        d_{n-1} = W_n^{-1} (f^{-1}(s_n) - f^{-1}(s_n - delta f'(a_n)^2 d_n)) / delta
+
+    delta is ``gait_step`` / |d_n| for each sample (normalised), or ``gait_step`` to the power of N - n + 1 (original).
+    The latter is too small for float32 three layers below the output, and for float64 (``--precision 64``) six layers
+    below: no target arrives there. The loss is half the squared distance of the first units of the output to the
+    one-hot label; other output units, and units that the next layer does not read, have their own activity as target.
+    Nothing is learned in the feedback, and inverses are solved for anew in every batch. Not local in its weights: the
+    inverses are those of the forward weights themselves.
+
+    The penalty on weights that are not orthogonal (``orthogonality``) is added in the step, as weight decay is:
+    :meth:`forward_gradients`, and with it the angles to backprop, are those of the loss alone.
+
+    Left out by the papers, or contradictory: Dalm et al. print a squared norm and describe the norm (the norm: the
+    square loses the correlation with backprop); they do not say whether updates are re-scaled (they are), how long the
+    step is (1e-4: with 1e-3 in float32 too many steps cross a kink of leaky ReLU), which learning rate they used (that
+    of Ahmad et al.), or how 3072 inputs enter 500 units (a rectangular first layer, which needs no inverse). Adam of
+    Ahmad et al. has no bias correction, so that its first steps are up to twice as long as torch's, used here.
+    """
+
+    Options = GAITOptions
+
+    def __init__(self, network: Network, options: GAITOptions | None = None, seed: int = 0):
+        super().__init__(network, options, seed)
+        for flag in ("gait_step", "orthogonality"):
+            if not getattr(self.options, flag) >= 0:
+                raise UserError(f"--{flag.replace('_', '-')}: expected 0 or more, found {getattr(self.options, flag)}.")
+        self.gait_step = self.options.gait_step or _STEPS[self.options.gait_targets]
+        for n in range(2, network.depth + 1):
+            _parts(n, network[n])
+
+    def lower_target(self, n: int, targets: dict[int, Tensor], activations: Activations) -> Tensor:
+        s, below = activations.s[n], activations.s[n - 1]
+        before, linear, function = _parts(n, self.network[n])
+        a = linear(before(below))
+        z, slope = function(a), _slope(function, a)
+        # The units that are dropped after it have their own activity as target.
+        d = F.pad(s - targets[n], (0, z.shape[1] - s.shape[1]))
+        if self.options.gait_targets == "normalised":
+            length = d.norm(dim=1, keepdim=True)
+            # Without a difference any step does: none arrives below.
+            delta = self.gait_step / length.masked_fill(length == 0, 1.0)
+        else:
+            delta = self.gait_step ** (self.network.depth - n + 1)
+        # Both inverses of what is rounded alike, so that units without a difference, most of a wide output, have none.
+        change = _inverse(function, z) - _inverse(function, z - delta * slope**2 * d)
+        try:
+            change = torch.linalg.solve(linear.weight, change.t()).t() / delta
+        except torch.linalg.LinAlgError as error:
+            raise UserError(
+                f"gait: expected weights that have an inverse, found a singular matrix in layer {n}; use --init "
+                "orthogonal, a lower --lr or a higher --orthogonality."
+            ) from error
+        # As have units of the layer below that this one does not read.
+        return below - F.pad(change, (0, below[0].numel() - change.shape[1])).view_as(below)
+
+    def forward_step(self, activations: Activations, targets: dict[int, Tensor], y: Tensor) -> None:
+        gradients = self._local_gradients(activations, targets, y)
+        if self.options.orthogonality:
+            pairs = zip(self.forward_parameters, gradients, strict=True)
+            gradients = [g + self.options.orthogonality * _overlap_gradient(w) if _square(w) else g for w, g in pairs]
+        self.step(self.forward_optimizer, self.forward_parameters, gradients)
+
+
+def _square(weight: Tensor) -> bool:
+    return weight.dim() == 2 and weight.shape[0] == weight.shape[1]
+
+
+def _overlap_gradient(weight: Tensor) -> Tensor:
+    """Gradient of the sum over i != j of (W^T W)_ij^2, of the columns of W (d, d)."""
+    weight = weight.detach()
+    gram = weight.t() @ weight
+    return 4 * weight @ (gram - gram.diag().diag())
+
+
+def _parts(n: int, layer: nn.Module) -> tuple[nn.Sequential, nn.Linear, nn.Module]:
+    """What layer n does before its square map, that map, and its nonlinearity.
+
+    Raises:
+        UserError: the layer cannot be inverted, or not on all values.
+    """
+    modules = layer_operations(layer)
+    place = next((i for i, module in enumerate(modules) if isinstance(module, nn.Linear)), None)
+    if place is None or not all(isinstance(m, nn.Flatten | FirstUnits) for m in modules[:place]):
+        raise UserError(f"gait: layer {n} is not made of a square linear map and a nonlinearity; use --model square.")
+    linear = modules[place]
+    if linear.in_features != linear.out_features:
+        raise UserError(
+            f"gait: layer {n} has a {linear.out_features} x {linear.in_features} matrix, which has no inverse; "
+            "expected a square one, as --model square has."
+        )
+    after = modules[place + 1 :]
+    function = after.pop(0) if after and isinstance(after[0], nn.LeakyReLU | SLReLU | nn.Identity) else nn.Identity()
+    if isinstance(function, nn.LeakyReLU) and not function.negative_slope > 0:
+        after.insert(0, function)
+    unknown = [type(m).__name__ for m in after if not isinstance(m, FirstUnits)]
+    if unknown:
+        raise UserError(
+            f"gait: layer {n} has {unknown[0]}, which has no inverse on all numbers; use --model square, with "
+            "--activation leaky-relu or sl-relu."
+        )
+    return nn.Sequential(*modules[:place]), linear, function
+
+
+def _slope(function: nn.Module, a: Tensor) -> Tensor:
+    if isinstance(function, nn.LeakyReLU):
+        return torch.where(a > 0, torch.ones_like(a), function.negative_slope)
+    return function.derivative(a) if isinstance(function, SLReLU) else torch.ones_like(a)
+
+
+def _inverse(function: nn.Module, z: Tensor) -> Tensor:
+    if isinstance(function, nn.LeakyReLU):
+        return torch.where(z > 0, z, z / function.negative_slope)
+    return function.inverse(z) if isinstance(function, SLReLU) else z

@@ -1,0 +1,43 @@
+"""Difference target propagation blended with the exact transpose."""
+
+import torch
+from torch import Tensor
+
+from dtp.algorithms.local_targets import Activations
+from dtp.algorithms.options import HybridOptions
+from dtp.algorithms.vanilla_dtp import VanillaDTP
+from dtp.errors import UserError
+from dtp.models.network import Network
+
+
+class Hybrid(VanillaDTP):
+    """Lee's DTP blended with backprop (Bartunov et al. 2018, section 5.6, whose formula forgets the transpose)::
+
+        t_{n-1} = s_{n-1} + alpha J_F^T (t_n - s_n) + (1 - alpha) (G_n(t_n) - G_n(s_n))
+
+    With alpha = 1, and beta = 1, it is backprop; with alpha = 0 it is Lee's DTP, with the output's target first. Not
+    local for alpha > 0: a target then goes through the layer's own transposed Jacobian, which no feedback path has.
+
+    Left out by the paper: which rule trains G_n (Lee's) and any tuned value; it trains forward weights on the
+    reconstruction as well, as a question only, which is not done here.
+    """
+
+    Options = HybridOptions
+
+    def __init__(self, network: Network, options: HybridOptions | None = None, seed: int = 0):
+        super().__init__(network, options, seed)
+        if not 0 <= self.options.alpha <= 1:
+            raise UserError(f"--alpha: expected a number from 0 to 1, found {self.options.alpha}.")
+
+    def lower_target(self, n: int, targets: dict[int, Tensor], activations: Activations) -> Tensor:
+        s, alpha = activations.s, self.options.alpha
+        learned = super().lower_target(n, targets, activations) - s[n - 1]
+        return s[n - 1] + alpha * self._transpose(n, s[n - 1], targets[n] - s[n]) + (1 - alpha) * learned
+
+    def _transpose(self, n: int, s: Tensor, change: Tensor) -> Tensor:
+        """J_F^T change, (B, *in), at s_{n-1}. Running statistics stay as they are."""
+        layer, s = self.network[n], s.detach().requires_grad_()
+        buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+        with torch.enable_grad():
+            output = torch.func.functional_call(layer, buffers, (s,), tie_weights=False)
+        return torch.autograd.grad(output, s, change)[0]

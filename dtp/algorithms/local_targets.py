@@ -1,0 +1,180 @@
+"""What all rules with local targets share: activations cut between layers, targets, local losses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dtp.algorithms.base import Algorithm
+from dtp.algorithms.options import TargetOptions
+from dtp.errors import UserError
+from dtp.feedback import Context, forward_with_context, per_sample_dot
+from dtp.models.network import Network
+from dtp.precision import full_precision
+
+
+@dataclass(frozen=True)
+class Activations:
+    """One forward pass, cut between layers.
+
+    Attributes:
+        s: ``s[n]`` for n = 0..N, (B, *shape), detached float32 (or float64); ``s[0]`` is the input. It is what
+            :meth:`LocalTargets.activation` makes of the layer's output, by default that itself.
+        contexts: ``contexts[n]`` for n = 1..N (``contexts[0]`` is empty): what layer n hands to its feedback.
+        outputs: ``outputs[n]`` is what layer n put out; its graph reaches the weights of layer n, and only those.
+    """
+
+    s: list[Tensor]
+    contexts: list[Context]
+    outputs: list[Tensor]
+
+    @property
+    def logits(self) -> Tensor:
+        """Output of the network (B, classes), detached."""
+        return full_precision(self.outputs[-1].detach())
+
+
+class LocalTargets(Algorithm):
+    """Template of the rules in which each layer learns from a target of its own.
+
+    On every batch: activations; targets, from :meth:`first_target` downwards by :meth:`lower_target`; one step of the
+    forward weights on the sum of the layers' :meth:`forward_loss`. No gradient crosses a layer boundary. A rule
+    overrides the hooks in which it differs.
+
+    Layers are numbered n = 1..N; ``self.network[n]`` is F_n.
+    """
+
+    Options = TargetOptions
+
+    def __init__(self, network: Network, options: TargetOptions | None = None, seed: int = 0):
+        super().__init__(network, options, seed)
+        for flag in ("beta", "local_loss_scale"):
+            if not getattr(self.options, flag) > 0:
+                raise UserError(
+                    f"--{flag.replace('_', '-')}: expected a number above 0, found {getattr(self.options, flag)}."
+                )
+
+    # --- hooks: what rules differ in ----------------------------------------------------------------------------------
+
+    @property
+    def top(self) -> int:
+        """Number of the highest layer that has a target; the layers above it learn the task loss."""
+        return self.network.depth
+
+    def activation(self, n: int, output: Tensor, s_in: Tensor) -> Tensor:
+        """s_n as targets and feedback see it, (B, *shape), of what layer n put out; a constant. Default: the output.
+
+        ``s_in`` is s_{n-1}. It must be a pure function, for noisy passes go through it too.
+        """
+        return output
+
+    def first_target(self, activations: Activations, y: Tensor) -> Tensor:
+        """Target of layer :attr:`top`, (B, *shape). Default: t_N = s_N - beta d loss / d s_N, loss per sample."""
+        s = activations.s[self.network.depth]
+        return s - self.options.beta * self.loss_gradient(s, y)
+
+    def lower_target(self, n: int, targets: dict[int, Tensor], activations: Activations) -> Tensor:
+        """Target of layer n-1, (B, *shape), from ``targets`` of the layers n and above."""
+        raise UserError(f"{type(self).__name__} does not say how targets go down; define lower_target in it.")
+
+    def forward_loss(self, n: int, output: Tensor, target: Tensor) -> Tensor:
+        """Local loss of layer n: half the squared distance to its target, summed over features, mean over samples.
+
+        Times ``local_loss_scale``.
+
+        ``output`` (B, *shape) carries gradients to the weights of layer n; ``target`` is constant.
+        """
+        difference = output - target
+        return 0.5 * self.options.local_loss_scale * per_sample_dot(difference, difference)
+
+    # --- the template -------------------------------------------------------------------------------------------------
+
+    def training_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        activations = self.activations(x)
+        self.forward_step(activations, self.targets(activations, y), y)
+        self._batches_alone += 1
+        return activations.logits, {}
+
+    def forward_step(self, activations: Activations, targets: dict[int, Tensor], y: Tensor) -> None:
+        """One step of the forward weights on the local losses."""
+        self.step(self.forward_optimizer, self.forward_parameters, self._local_gradients(activations, targets, y))
+
+    def forward_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        activations = self.activations(x)
+        return activations.logits, self._local_gradients(activations, self.targets(activations, y), y)
+
+    def activations(self, x: Tensor, gradients: bool = True) -> Activations:
+        """One forward pass in which every layer starts from a detached input."""
+        s, contexts, outputs = [full_precision(x.detach())], [Context()], [x.detach()]
+        with torch.set_grad_enabled(gradients):
+            for n in range(1, self.network.depth + 1):
+                output, context = forward_with_context(self.network[n], s[-1])
+                outputs.append(output)
+                contexts.append(context)
+                with torch.no_grad():
+                    s.append(self.activation(n, full_precision(output.detach()), s[-1]))
+        return Activations(s, contexts, outputs)
+
+    def output_from(self, n: int, v: Tensor, activations: Activations, samples: int = 1) -> Tensor:
+        """s_N for other inputs ``v`` (m B, *shape of s_{n-1}) of layer n, with the contexts of ``activations``.
+
+        Normalisations use the clean pass's statistics. ``samples`` is m. Gradients flow unless the caller cuts them.
+        """
+        for k in range(n, self.network.depth + 1):
+            output, _ = forward_with_context(self.network[k], v, given=activations.contexts[k].repeat(samples))
+            v = self.activation(k, output, v)
+        return v
+
+    def targets(self, activations: Activations, y: Tensor) -> dict[int, Tensor]:
+        """Targets t_n by layer number, (B, *shape), constants."""
+        if self.top < 1:
+            return {}
+        with torch.no_grad(), no_autocast(activations.s[0]):
+            targets = {self.top: self.first_target(activations, y)}
+            for n in range(self.top, 1, -1):
+                targets[n - 1] = self.lower_target(n, targets, activations)
+        return targets
+
+    def local_losses(self, activations: Activations, targets: dict[int, Tensor], y: Tensor) -> dict[int, Tensor]:
+        """The local loss of each layer n = 1..N, scalars whose graphs are disjoint."""
+        losses = {}
+        for n in range(1, self.network.depth + 1):
+            output = full_precision(activations.outputs[n])
+            if self._learns_task(n):
+                losses[n] = self.task_loss(output, y)
+            else:
+                if targets[n].shape != output.shape:
+                    # Broadcasting would go on silently, with another rule than was meant.
+                    raise UserError(
+                        f"The target of layer {n} has shape {tuple(targets[n].shape)}; expected that of its "
+                        f"activation, {tuple(output.shape)}. Mend {type(self).__name__}."
+                    )
+                losses[n] = self.forward_loss(n, output, targets[n])
+        return losses
+
+    def gradient_scale(self, n: int) -> float:
+        return 1.0 if self._learns_task(n) else self.options.beta * self.options.local_loss_scale
+
+    def loss_gradient(self, s: Tensor, y: Tensor, function=None) -> Tensor:
+        """Gradient of each sample's own task loss with respect to ``s`` (B, *shape), not divided by B.
+
+        ``function`` maps ``s`` to the output; None where ``s`` is the output. A constant.
+        """
+        s = s.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = self.task_loss(s if function is None else function(s), y, reduction="sum")
+        return torch.autograd.grad(loss, s)[0]
+
+    def _learns_task(self, n: int) -> bool:
+        return n == self.network.depth and (n > self.top or self.options.output_loss == "task")
+
+    def _local_gradients(self, activations: Activations, targets: dict[int, Tensor], y: Tensor) -> list[Tensor]:
+        total = sum(self.local_losses(activations, targets, y).values())
+        return list(torch.autograd.grad(total, self.forward_parameters))
+
+
+def no_autocast(x: Tensor) -> torch.autocast:
+    """Context in which autocast, if it is on, is off."""
+    return torch.autocast(x.device.type, enabled=False)

@@ -1,0 +1,77 @@
+"""Simplified difference target propagation, with and without auxiliary outputs."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dtp.algorithms.local_targets import Activations
+from dtp.algorithms.options import AOSDTPOptions, SDTPOptions
+from dtp.algorithms.vanilla_dtp import VanillaDTP
+from dtp.errors import UserError
+from dtp.feedback import FeedbackNetwork, layer_operations
+
+
+class SDTP(VanillaDTP):
+    """Simplified difference target propagation (Bartunov et al. 2018, section 3.1): no gradient of any layer above.
+
+    The feedback of the output layer takes class probabilities, s_N = softmax(logits), and the first target is the
+    label, one-hot; targets go down by the difference rule. Reconstruction is denoising: G_n(F_n(s_{n-1} + eps)) is to
+    give the clean s_{n-1}. The output layer learns the task loss.
+
+    Left out by the paper: batch sizes (128 in our presets) and whether noise is drawn anew for every layer (it is).
+    """
+
+    Options = SDTPOptions
+    reconstructs = "clean"
+
+    def activation(self, n: int, output: Tensor, s_in: Tensor) -> Tensor:
+        return output.softmax(1) if n == self.network.depth else output
+
+    def first_target(self, activations: Activations, y: Tensor) -> Tensor:
+        return F.one_hot(y, self.network.num_classes).to(activations.s[-1])
+
+
+class AOSDTP(SDTP):
+    """SDTP with auxiliary outputs (Bartunov et al. 2018, section 3.2), which make the targets below more diverse.
+
+    With z = tanh(W_z s_{N-1} + b_z) of ``auxiliary`` random units that are never trained and that the task loss does
+    not see, the feedback of the output layer takes [probabilities, z], and the first target is [label, z].
+
+    Left out by the paper: the nonlinearity of z (tanh), the initialisation of W_z (as the output layer's in PyTorch),
+    every tuned value (our presets have SDTP's).
+    """
+
+    Options = AOSDTPOptions
+
+    def make_feedback(self) -> FeedbackNetwork:
+        if self.options.auxiliary < 1:
+            raise UserError(f"--auxiliary: expected at least 1, found {self.options.auxiliary}.")
+        output = layer_operations(self.network[self.network.depth])[-1]
+        if not isinstance(output, nn.Linear):
+            raise UserError(
+                f"ao-sdtp: expected a network that ends in a Linear, found {type(output).__name__}; use sdtp."
+            )
+        self.auxiliary = nn.Linear(output.in_features, self.options.auxiliary, dtype=output.weight.dtype)
+        self.auxiliary.requires_grad_(False)
+        return super().make_feedback()
+
+    def undone_layer(self, n: int) -> nn.Module:
+        if n < self.network.depth:
+            return self.network[n]
+        *before, output = layer_operations(self.network[n])
+        units, like = output.out_features + self.options.auxiliary, output.weight
+        # Without drawing weights for it: measuring angles makes this layer again.
+        wide = nn.utils.skip_init(nn.Linear, output.in_features, units, device=like.device, dtype=like.dtype)
+        with torch.no_grad():
+            wide.weight.copy_(torch.cat([output.weight, self.auxiliary.weight]))
+        return nn.Sequential(*before, wide)
+
+    def activation(self, n: int, output: Tensor, s_in: Tensor) -> Tensor:
+        if n < self.network.depth:
+            return output
+        before = nn.Sequential(*layer_operations(self.network[n])[:-1])
+        return torch.cat([output.softmax(1), self.auxiliary(before(s_in)).tanh()], 1)
+
+    def first_target(self, activations: Activations, y: Tensor) -> Tensor:
+        z = activations.s[-1][:, self.network.num_classes :]
+        return torch.cat([super().first_target(activations, y), z], 1)

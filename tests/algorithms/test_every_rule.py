@@ -1,0 +1,484 @@
+"""Properties of every registered rule: a rule has these tests by being registered."""
+
+import csv
+import json
+import re
+import sys
+
+import pytest
+import torch
+
+from dtp.algorithms import ALGORITHMS
+from dtp.algorithms.base import Algorithm
+from dtp.algorithms.feedback_alignment import WeightMirror
+from dtp.algorithms.local_targets import LocalTargets
+from dtp.algorithms.target_propagation import TargetPropagation
+from dtp.cli import main
+from dtp.diagnostics import update_alignment
+from dtp.errors import UserError
+from dtp.runs import newest_checkpoint
+from dtp.signals import stop_request
+from tests.algorithms.helpers import changed, make, make_trained, of_network, same, small_network, state
+from tests.algorithms.networks import shipped_network
+from tests.algorithms.rules import CASES, NAMES, RULES, facts
+from tests.conftest import make_batch
+from tests.test_resume import assert_identical, stop_after
+
+every_rule = pytest.mark.parametrize("name", NAMES)
+every_network = pytest.mark.parametrize("name, kind", CASES)
+
+
+def watch_steps(rule, monkeypatch):
+    """What each call of ``rule.step`` changed: a list of (whether it was the forward step, names of tensors)."""
+    steps, original = [], rule.step
+
+    def step(optimizer, parameters, gradients):
+        before = state(rule)
+        original(optimizer, parameters, gradients)
+        steps.append((optimizer is rule.forward_optimizer, changed(before, rule.state_dict())))
+
+    monkeypatch.setattr(rule, "step", step)
+    return steps
+
+
+def test_the_table_of_the_tests_knows_the_registered_rules_and_no_others():
+    assert set(RULES) == set(NAMES)
+
+
+# --- what the rule's documentation says -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "bp"])
+def test_its_docstring_names_the_source_and_what_that_leaves_out(name):
+    text = ALGORITHMS.resolve(name).load().__dict__.get("__doc__") or ""
+    assert re.search(r"\b(19|20)\d\d\b", text), "no year"
+    assert re.search(r"\b(left|leaves?)\s+out\b", text, re.IGNORECASE), "nothing on what the paper leaves out"
+
+
+@every_rule
+def test_its_class_takes_the_options_that_it_is_registered_with(name):
+    entry = ALGORITHMS.resolve(name)
+    assert entry.load().Options is entry.load_options()
+    assert issubclass(entry.load(), Algorithm)
+
+
+# --- one batch --------------------------------------------------------------------------------------------------------
+
+
+@every_network
+def test_it_trains_one_batch(name, kind):
+    network = small_network(name, kind)
+    rule = make_trained(name, network)
+    x, y = make_batch(network)
+    with torch.no_grad():
+        expected = rule(x)
+    before = state(network)
+    logits, scalars = rule.training_batch(x, y)
+    # Those from before the step, of which the training accuracy is made.
+    assert logits.shape == (6, network.num_classes) and not logits.requires_grad
+    torch.testing.assert_close(logits, expected)
+    assert all(value.dim() == 0 and not value.requires_grad and value.isfinite() for value in scalars.values())
+    assert changed(before, network.state_dict()) == set(before)
+    assert all(p.grad is None for p in rule.parameters())
+    assert rule.batches_done == 1
+
+
+@pytest.mark.parametrize("model", ["vgg", "resnet18", "lc"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in RULES or RULES[name].any_network])
+def test_it_trains_all_layers_of_other_networks(name, model):
+    network = shipped_network(model)
+    rule = make_trained(name, network)
+    before = state(network)
+    rule.training_batch(*make_batch(network))
+    assert changed(before, network.state_dict()) == set(before)
+    assert all(p.isfinite().all() for p in rule.parameters())
+
+
+@every_network
+def test_its_gradients_fit_the_parameters_and_are_what_a_step_descends(name, kind, monkeypatch):
+    network = small_network(name, kind).double()
+    rule = make_trained(name, network, optimizer="sgd", lr=0.1, momentum=0.0, weight_decay=0.0).double()
+    x, y = make_batch(network)
+    # Feedback that learns in the batch would change them.
+    for n in getattr(rule, "feedback_iterations", ()):
+        rule.feedback_iterations[n] = 0
+    if isinstance(rule, WeightMirror):
+        monkeypatch.setattr(rule, "mirror", lambda: None)
+    if facts(name).redraws:
+        # Draw what this batch has.
+        rule.training_batch(x, y)
+        monkeypatch.setattr(type(rule), "batches_done", 0)
+    logits, gradients = rule.forward_gradients(x, y)
+    parameters = rule.forward_parameters
+    assert [g.shape for g in gradients] == [p.shape for p in parameters]
+    assert all(g.isfinite().all() and g.abs().sum() > 0 and not g.requires_grad for g in gradients)
+    torch.testing.assert_close(logits, rule(x).detach())
+    before = [p.detach().clone() for p in parameters]
+    rule.training_batch(x, y)
+    for p, old, gradient in zip(parameters, before, gradients, strict=True):
+        torch.testing.assert_close(p.detach(), old - 0.1 * gradient)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name in RULES and not RULES[name].any_network])
+def test_a_rule_that_does_not_take_convolutions_says_so(name):
+    with pytest.raises(UserError) as error:
+        make(name, small_network(name, "lenet"))
+    assert str(error.value).endswith(".") and "\n" not in str(error.value)
+
+
+@every_network
+def test_asking_for_gradients_changes_nothing(name, kind):
+    network = small_network(name, kind)
+    rule = make_trained(name, network)
+    x, y = make_batch(network)
+    before, noise, randomness = state(rule), rule.noise_streams.state_dict(), torch.get_rng_state()
+    first = rule.forward_gradients(x, y)[1]
+    second = rule.forward_gradients(x, y)[1]
+    assert same(before, rule.state_dict())
+    assert noise == rule.noise_streams.state_dict()
+    assert torch.equal(randomness, torch.get_rng_state())
+    assert all(p.grad is None for p in rule.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@every_network
+def test_its_gradients_are_means_over_the_batch(name, kind):
+    """So that the learning rate means the same at every batch size, and ranks may average."""
+    network = small_network(name, kind).double()
+    rule = make_trained(name, network).double()
+    x, y = make_batch(network)
+    if getattr(rule, "standardise", False):
+        pytest.skip("standardised over the batch")
+    whole = rule.forward_gradients(x, y)[1]
+    halves = [rule.forward_gradients(x[part], y[part])[1] for part in (slice(0, 3), slice(3, 6))]
+    for gradient, a, b in zip(whole, *halves, strict=True):
+        torch.testing.assert_close(gradient, (a + b) / 2)
+
+
+@every_network
+def test_output_layer_learns_as_by_backprop_up_to_the_scale_that_the_rule_says(name, kind):
+    """Every rule has the true error there; networks that settle have it for small gains only."""
+    network = small_network(name, kind).double()
+    gain = {"gain": 1e-4} if "gain" in ALGORITHMS.resolve(name).load_options().__dataclass_fields__ else {}
+    rule = make_trained(name, network, **gain).double()
+    x, y = make_batch(network)
+    found = update_alignment(rule, x, y)
+    assert sorted(found) == list(range(1, network.depth + 1))
+    assert found[network.depth].distance < (1e-2 if gain else 1e-8)
+
+
+# --- phases -----------------------------------------------------------------------------------------------------------
+
+
+@every_network
+def test_a_step_of_either_kind_of_weights_leaves_the_other_bit_identical(name, kind, monkeypatch):
+    network = small_network(name, kind)
+    rule = make_trained(name, network)
+    x, y = make_batch(network)
+    rule.training_batch(x, y)
+    steps = watch_steps(rule, monkeypatch)
+    before = state(rule)
+    rule.training_batch(x, y)
+    forward = [names for is_forward, names in steps if is_forward]
+    feedback = [names for is_forward, names in steps if not is_forward]
+    assert len(forward) == 1 and of_network(forward[0])
+    if facts(name).mirrors:
+        # Kolen and Pollack: feedback weights take the same step as the forward ones.
+        assert forward[0] - of_network(forward[0])
+    else:
+        assert forward[0] == of_network(forward[0])
+    assert all(names and not of_network(names) for names in feedback)
+    # And nothing changes forward weights apart from that step.
+    assert of_network(changed(before, rule.state_dict())) == of_network(forward[0])
+    others = changed(before, rule.state_dict()) - of_network(forward[0])
+    if not facts(name).redraws:
+        assert others <= forward[0].union(*feedback)
+
+
+@every_network
+def test_a_feedback_phase_leaves_forward_weights_bit_identical_and_without_gradients(name, kind):
+    network = small_network(name, kind)
+    rule = make_trained(name, network)
+    before = state(rule)
+    x, _ = make_batch(network)
+    if isinstance(rule, TargetPropagation):
+        rule.feedback_phase(rule.activations(x))
+    elif isinstance(rule, WeightMirror):
+        rule.mirror()
+    after = changed(before, rule.state_dict())
+    assert not of_network(after)
+    # A rule with optimizers for its feedback has a phase that this test must know of.
+    assert bool(after) == bool(rule.feedback_optimizer_list())
+    assert all(p.grad is None for p in rule.parameters())
+
+
+@every_network
+def test_forward_and_feedback_tensors_share_no_storage(name, kind):
+    network = small_network(name, kind)
+    symmetric = "feedback_init" in ALGORITHMS.resolve(name).load_options().__dataclass_fields__
+    for changes in [{}, *([{"feedback_init": "symmetric"}] if symmetric and "ddtp" not in name else [])]:
+        rule = make(name, network, **changes)
+        forward = {t.untyped_storage().data_ptr() for t in network.state_dict().values()}
+        others = [t for key, t in rule.state_dict().items() if not key.startswith("network.") and t.numel()]
+        others = {t.untyped_storage().data_ptr() for t in others}
+        assert forward and not forward & others
+        if isinstance(rule, TargetPropagation) and rule.feedback.numbers and list(rule.feedback.parameters()):
+            assert others
+
+
+@every_rule
+def test_frozen_layers_stay_as_they_are_and_the_others_learn(name):
+    network = small_network(name)
+    network[2].requires_grad_(False)
+    rule = make_trained(name, network)
+    before = state(network)
+    x, y = make_batch(network)
+    for _ in range(2):
+        rule.training_batch(x, y)
+    moved = {key.split(".")[1] for key in changed(before, network.state_dict())}
+    assert moved == {str(n - 1) for n in range(1, network.depth + 1)} - {"1"}
+
+
+# --- locality ---------------------------------------------------------------------------------------------------------
+
+
+@every_network
+def test_the_local_loss_of_a_layer_reaches_the_weights_of_that_layer_alone(name, kind):
+    network = small_network(name, kind)
+    rule = make_trained(name, network)
+    if not isinstance(rule, LocalTargets):
+        # Such rules have no local losses; what they do instead is the next test's.
+        return
+    x, y = make_batch(network)
+    x.requires_grad_()
+    activations = rule.activations(x)
+    losses = rule.local_losses(activations, rule.targets(activations, y), y)
+    assert sorted(losses) == list(range(1, network.depth + 1))
+    everything = [x, *(p for p in rule.parameters() if p.requires_grad)]
+    for n, loss in losses.items():
+        reached = torch.autograd.grad(loss, everything, allow_unused=True)
+        own = {id(p) for p in network[n].parameters()}
+        assert {id(t) for t, g in zip(everything, reached, strict=True) if g is not None} == own
+
+
+@every_network
+def test_targets_are_constants_of_the_shapes_of_the_activations(name, kind):
+    network = small_network(name, kind)
+    rule = make(name, network)
+    if not isinstance(rule, LocalTargets):
+        return
+    x, y = make_batch(network)
+    activations = rule.activations(x)
+    targets = rule.targets(activations, y)
+    assert sorted(targets) == list(range(1, rule.top + 1))
+    assert all(not target.requires_grad and target.isfinite().all() for target in targets.values())
+    assert all(target.shape == activations.s[n].shape for n, target in targets.items())
+
+
+@every_network
+def test_no_layer_receives_an_input_that_carries_gradients_unless_the_rule_is_said_not_to_be_local(name, kind):
+    """Watches real training from outside: what enters a layer must be cut from what made it."""
+    network = small_network(name, kind)
+    rule = make_trained(name, network)
+    entered = []
+
+    def watch(n):
+        # Prepended, so as to see what comes in before a rule's own hooks do.
+        hook = lambda module, inputs: entered.append((n, inputs[0].requires_grad))  # noqa: E731
+        network[n][0].register_forward_pre_hook(hook, prepend=True)
+
+    for n in range(1, network.depth + 1):
+        watch(n)
+    rule.training_batch(*make_batch(network))
+    with_gradient = {n for n, requires_grad in entered if requires_grad}
+    if facts(name).not_local:
+        assert with_gradient == set(range(2, network.depth + 1))
+        return
+    # Lee's first target is a gradient through the output layer, and only there.
+    penultimate = getattr(rule.options, "first_target", "output") == "penultimate"
+    assert with_gradient <= ({network.depth} if penultimate else set())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_local_rule_either_has_local_losses_or_uses_no_gradients_at_all(name, monkeypatch):
+    if facts(name).not_local:
+        return
+    network = small_network(name)
+    rule = make_trained(name, network)
+    if isinstance(rule, LocalTargets):
+        return
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a gradient was asked for")
+
+    for place, attribute in ((torch.autograd, "grad"), (torch.autograd, "backward"), (torch.Tensor, "backward")):
+        monkeypatch.setattr(place, attribute, refuse)
+    before = state(network)
+    rule.training_batch(*make_batch(network))
+    assert changed(before, network.state_dict()) == set(before)
+
+
+# --- randomness and numbers -------------------------------------------------------------------------------------------
+
+
+def train_from(name, kind, weights_seed, noise_seed):
+    torch.manual_seed(weights_seed)
+    rule = make_trained(name, small_network(name, kind), seed=noise_seed)
+    batches = torch.Generator().manual_seed(0)
+    randomness = torch.get_rng_state()
+    for _ in range(3):
+        x = torch.randn(6, *rule.network.input_shape, generator=batches)
+        rule.training_batch(x, torch.randint(rule.network.num_classes, (6,), generator=batches))
+    # Only the rule's own noise streams, which checkpoints save, may be drawn from.
+    assert torch.equal(randomness, torch.get_rng_state())
+    return state(rule)
+
+
+@every_network
+def test_weights_are_a_function_of_the_seed(name, kind):
+    first = train_from(name, kind, 1, 1)
+    assert_identical(first, train_from(name, kind, 1, 1))
+    other = train_from(name, kind, 2, 2)
+    assert of_network(changed(first, other)) == of_network(set(first))
+
+
+@every_rule
+def test_rules_that_train_feedback_on_noise_draw_other_noise_with_another_seed(name):
+    first, other = train_from(name, "small", 1, 1), train_from(name, "small", 1, 2)
+    learns = bool(make(name, small_network(name)).feedback_optimizer_list())
+    assert bool(changed(first, other)) == (learns or facts(name).redraws)
+
+
+@every_network
+def test_it_works_in_float64(name, kind):
+    network = small_network(name, kind).double()
+    rule = make_trained(name, network)
+    logits, scalars = rule.training_batch(*make_batch(network))
+    assert logits.dtype == torch.float64
+    assert all(value.isfinite() for value in scalars.values())
+    assert {t.dtype for t in rule.state_dict().values() if t.is_floating_point()} <= {torch.float64}
+
+
+@every_network
+def test_float32_gives_the_gradients_of_float64(name, kind):
+    """A gradient that only comes out in double precision would be of no use in a run."""
+    network = small_network(name, kind)
+    rule = make_trained(name, network)
+    x, y = make_batch(network)
+    single = rule.forward_gradients(x, y)[1]
+    double = rule.double().forward_gradients(x.double(), y)[1]
+    for a, b in zip(single, double, strict=True):
+        assert (a.double() - b).norm() <= 1e-2 * b.norm()
+
+
+@every_network
+def test_it_trains_under_bfloat16_autocast(name, kind):
+    network = small_network(name, kind)
+    rule = make_trained(name, network)
+    before = state(rule)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits, scalars = rule.training_batch(*make_batch(network))
+    assert all(value.isfinite().all() for value in (logits, *scalars.values(), *rule.parameters()))
+    assert of_network(changed(before, rule.state_dict()))
+    assert all(t.dtype == before[key].dtype for key, t in rule.state_dict().items())
+
+
+@every_rule
+def test_clip_norm_bounds_the_whole_forward_gradient(name):
+    network = small_network(name).double()
+    plain = {"optimizer": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0}
+    rule = make_trained(name, network, clip_norm=1e-3, **plain).double()
+    before = [p.detach().clone() for p in rule.forward_parameters]
+    rule.training_batch(*make_batch(network))
+    moved = torch.cat([(p - old).flatten() for p, old in zip(rule.forward_parameters, before, strict=True)])
+    # torch adds 1e-6 to the norm that it divides by.
+    assert moved.norm().item() == pytest.approx(1e-3, rel=1e-2)
+
+
+# --- whole runs -------------------------------------------------------------------------------------------------------
+
+
+@every_rule
+def test_a_subclass_in_a_users_file_works_as_the_rule_does(name, tmp_path, monkeypatch):
+    package, _, cls = ALGORITHMS.resolve(name).target.partition(":")
+    text = f'from {package} import {cls}\n\n\nclass Mine({cls}):\n    """My own."""\n'
+    (tmp_path / "file_of_a_user.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    # Another file of that name may have been imported by the test before.
+    monkeypatch.delitem(sys.modules, "file_of_a_user", raising=False)
+    network = small_network(name)
+    entry = ALGORITHMS.resolve("file_of_a_user:Mine")
+    first = state(network)
+    batch = make_batch(network)
+    results = []
+    for made in (entry, ALGORITHMS.resolve(name)):
+        network.load_state_dict(first)
+        torch.manual_seed(0)
+        rule = made.load()(network, made.load_options()(), seed=3)
+        rule.configure_optimizers()
+        rule.training_batch(*batch)
+        results.append(state(rule))
+    assert_identical(*results)
+
+
+def run(name, folder, *words):
+    """A run of five small batches per epoch for two epochs."""
+    common = ["--data", "digits", "--batch-size", "32", "--max-epochs", "2", "--limit-train-batches", "5"]
+    common += ["--limit-val-batches", "1", "--diagnostics-every", "0", "--log-every", "1", "--checkpoint-every", "0"]
+    command = ["--algo", name, *facts(name).network.split(), *common, "--run-dir", str(folder), *words]
+    return main(command)
+
+
+def final_state(folder):
+    checkpoint = torch.load(newest_checkpoint(folder), weights_only=True)
+    assert checkpoint["global_step"] == 10
+    return {key: checkpoint[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "noise")}
+
+
+@every_rule
+def test_a_run_from_the_command_line_that_is_stopped_and_resumed_equals_one_never_stopped(
+    name, here, monkeypatch, capsys
+):
+    assert run(name, here / "whole") == 0
+    summary = json.loads((here / "whole" / "summary.json").read_text())
+    assert summary["algo"] == name and summary["steps"] == 10
+    with (here / "whole" / "metrics.csv").open() as file:
+        assert sum(bool(row["train/loss"]) for row in csv.DictReader(file)) == 10
+    with monkeypatch.context() as patch:
+        # In the second epoch, which is the one that trains the forward weights where they take turns.
+        stop_after(7, patch)
+        assert run(name, here / "stopped", "--resume", "auto") == 75
+    assert "after batch 7" in capsys.readouterr().err
+    stop_request.signum = None
+    assert run(name, here / "stopped", "--resume", "auto") == 0
+    assert_identical(final_state(here / "whole"), final_state(here / "stopped"))
+    first = torch.load(newest_checkpoint(here / "whole"), weights_only=True)["state_dict"]
+    assert all(value.isfinite().all() for value in first.values())
+
+
+@every_rule
+def test_a_run_in_64_bits_works(name, here):
+    assert run(name, here / "run", "--precision", "64", "--max-epochs", "1") == 0
+
+
+def diagnostics(folder):
+    """Angles of the updates to backprop's by layer, in each row of the metrics that has them."""
+    with (folder / "metrics.csv").open() as file:
+        rows = [
+            {key: float(row[key]) for key in row if "update_angle" in key and row[key]} for row in csv.DictReader(file)
+        ]
+    return [row for row in rows if row]
+
+
+@every_rule
+def test_it_learns_digits_in_every_layer(name, here):
+    """Random features and a trained output layer would pass for learning; so the lower updates are looked at too."""
+    known = facts(name)
+    epochs = str(known.epochs)
+    command = ["--algo", name, "--data", "digits", *known.digits.split(), "--max-epochs", epochs, "--run-dir", "run"]
+    assert main([*command, "--diagnostics-every", epochs, "--test-weights", "last", "--seed", "1"]) == 0
+    summary = json.loads((here / "run" / "summary.json").read_text())
+    assert summary["epochs"] == known.epochs
+    assert 100 * summary["test_accuracy"] >= known.accuracy
+    _, last = diagnostics(here / "run")
+    assert last and all(found < 80 for found in last.values()), last

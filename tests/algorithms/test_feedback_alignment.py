@@ -1,0 +1,533 @@
+"""Feedback alignment and its relatives against backward passes written by hand."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dtp.algorithms import BP
+from dtp.algorithms.options import AlgorithmOptions
+from dtp.diagnostics.alignment import feedback_alignment, update_alignment
+from dtp.errors import UserError
+from dtp.feedback import layer_operations
+from dtp.feedback.initial import deviation, fans
+from dtp.models import MODELS
+from tests.algorithms.helpers import changed, make, relative, same, small_network, state
+from tests.algorithms.networks import Layers, normalised_network, shipped_network
+from tests.conftest import make_batch
+
+FAMILY = ["fa", "usf", "brsf", "frsf", "kp", "wm"]
+SIGNS = ["usf", "frsf", "brsf"]
+
+
+class Residual(nn.Module):
+    """y = C2 elu(C1 x) + S x."""
+
+    def __init__(self, channels_in, channels, stride=1):
+        super().__init__()
+        self.first = nn.Conv2d(channels_in, channels, 3, stride, padding=1, bias=False)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+        self.shortcut = nn.Conv2d(channels_in, channels, 1, stride, bias=False)
+
+    def forward(self, x):
+        return self.second(F.elu(self.first(x))) + self.shortcut(x)
+
+
+def residual():
+    layers = [
+        nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.ELU()),
+        nn.Sequential(Residual(3, 3), nn.ELU()),
+        nn.Sequential(Residual(3, 4, stride=2), nn.ELU()),
+        nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 5)),
+    ]
+    return Layers(layers, (2, 7, 7))
+
+
+def shared():
+    linear = nn.Linear(8, 8)
+    layers = [
+        nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ELU()),
+        nn.Sequential(linear, nn.ELU(), linear, nn.ELU()),
+        nn.Sequential(nn.Linear(8, 5)),
+    ]
+    return Layers(layers, (1, 4, 4))
+
+
+NETWORKS = {
+    "mlp": lambda: small_network("fa"),
+    "lenet": lambda: small_network("fa", "lenet"),
+    "batch-norm": normalised_network,
+    "residual": residual,
+    "shared": shared,
+}
+
+
+class ByHand:
+    """A backward pass, operation by operation, with ``maps[module]`` where the transposed weight would be."""
+
+    def __init__(self, maps, clamp=0.0):
+        self.maps, self.clamp, self.gradients = maps, clamp, {}
+
+    def gradient(self, parameter, value):
+        self.gradients[id(parameter)] = self.gradients.get(id(parameter), 0) + value
+
+    def clamped(self, error):
+        return error.clamp(-self.clamp, self.clamp) if self.clamp else error
+
+    def through(self, module, x):
+        """The output for x, and a function from the error of the output to the error of x."""
+        if isinstance(module, nn.Sequential | list):
+            steps = []
+            for part in module:
+                x, back = self.through(part, x)
+                steps.insert(0, back)
+
+            def down(error):
+                for back in steps:
+                    # None goes down from the first weights.
+                    error = None if error is None else back(error)
+                return error
+
+            return x, down
+        return getattr(self, type(module).__name__)(module, x)
+
+    def Linear(self, module, x):
+        def down(error):
+            self.gradient(module.weight, error.T @ x)
+            self.gradient(module.bias, error.sum(0))
+            b = self.maps.get(module)
+            return None if b is None else self.clamped(error @ b.T)
+
+        return x @ module.weight.T + module.bias, down
+
+    def Conv2d(self, module, x):
+        geometry = {"stride": module.stride, "padding": module.padding}
+
+        def down(error):
+            self.gradient(module.weight, nn.grad.conv2d_weight(x, module.weight.shape, error, **geometry))
+            if module.bias is not None:
+                self.gradient(module.bias, error.sum((0, 2, 3)))
+            b = self.maps.get(module)
+            return None if b is None else self.clamped(nn.grad.conv2d_input(x.shape, b, error, **geometry))
+
+        return F.conv2d(x, module.weight, module.bias, **geometry), down
+
+    def ELU(self, module, x):
+        return F.elu(x), lambda error: error * torch.where(x > 0, 1.0, x.exp())
+
+    def Flatten(self, module, x):
+        return x.flatten(1), lambda error: error.view_as(x)
+
+    def MaxPool2d(self, module, x):
+        y, places = F.max_pool2d(x, module.kernel_size, module.stride, module.padding, return_indices=True)
+
+        def down(error):
+            zeros = torch.zeros_like(x).flatten(2)
+            return zeros.scatter_add(2, places.flatten(2), error.flatten(2)).view_as(x)
+
+        return y, down
+
+    def AdaptiveAvgPool2d(self, module, x):
+        return x.mean((2, 3), keepdim=True), lambda error: error.expand_as(x) / x[0, 0].numel()
+
+    def BatchNorm2d(self, module, x):
+        over = (0, 2, 3)
+        spread = (x.var(over, unbiased=False, keepdim=True) + module.eps).sqrt()
+        hat = (x - x.mean(over, keepdim=True)) / spread
+        gamma = module.weight[:, None, None]
+
+        def down(error):
+            self.gradient(module.weight, (error * hat).sum(over))
+            self.gradient(module.bias, error.sum(over))
+            e = error * gamma
+            return (e - e.mean(over, keepdim=True) - hat * (e * hat).mean(over, keepdim=True)) / spread
+
+        return hat * gamma + module.bias[:, None, None], down
+
+    def Residual(self, module, x):
+        a, first = self.through(module.first, x)
+        h, function = self.through(nn.ELU(), a)
+        y, second = self.through(module.second, h)
+        z, shortcut = self.through(module.shortcut, x)
+        return y + z, lambda error: first(function(second(error))) + shortcut(error)
+
+    def batch(self, network, x, y):
+        """Gradients of the mean cross-entropy, by the identity of the parameter."""
+        with torch.no_grad():
+            output, down = self.through(list(network), x)
+            down((output.softmax(1) - F.one_hot(y, output.shape[1])) / len(y))
+        return [self.gradients[id(p)] for p in network.parameters()]
+
+
+def maps_of(rule):
+    return {carried.module: rule.backward_weight(carried).clone() for carried in rule.feedback.carried}
+
+
+@pytest.mark.parametrize("of", NETWORKS)
+@pytest.mark.parametrize("name", FAMILY)
+def test_gradients_equal_those_of_a_backward_pass_written_by_hand(name, of):
+    network = NETWORKS[of]().double()
+    rule = make(name, network)
+    x, y = make_batch(network)
+    expected = ByHand(maps_of(rule)).batch(network, x, y)
+    logits, gradients = rule.forward_gradients(x, y)
+    for ours, theirs in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
+    # The test must tell it from backprop.
+    backprop = BP(network).forward_gradients(x, y)[1]
+    assert relative(gradients[0], backprop[0]) > 0.1
+
+
+def test_errors_are_clamped_where_they_go_down(lenet):
+    lenet.double()
+    rule = make("fa", lenet, error_clamp=0.01)
+    x, y = make_batch(lenet)
+    expected = ByHand(maps_of(rule), clamp=0.01).batch(lenet, x, y)
+    for ours, theirs in zip(rule.forward_gradients(x, y)[1], expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
+    assert relative(expected[0], ByHand(maps_of(rule)).batch(lenet, x, y)[0]) > 0.1
+
+
+@pytest.mark.parametrize("model", list(MODELS.entries))
+def test_with_transposed_weights_it_is_backprop_for_every_network(model):
+    network = shipped_network(model).double()
+    rule = make("fa", network)
+    for carried in rule.feedback.carried:
+        carried.carrier.copy_transpose(carried.module)
+    x, y = make_batch(network)
+    ours, backprop = rule.forward_gradients(x, y)[1], BP(network).forward_gradients(x, y)[1]
+    for a, b in zip(ours, backprop, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
+    # All but the operations that see the image itself.
+    weights = [name for name, p in network.named_parameters() if p.dim() > 1 and name.endswith("weight")]
+    assert len(rule.feedback.carried) == len(weights) - 1
+
+
+def test_maps_have_the_distribution_of_the_first_forward_weights_and_never_change():
+    network = Layers([nn.Sequential(nn.Flatten(), nn.Linear(16, 400), nn.ELU()), nn.Linear(400, 300)], (1, 4, 4), 300)
+    for init in ("default", "xavier", "xavier-normal"):
+        rule = make("fa", network, backward_init=init)
+        (b,) = maps_of(rule).values()
+        expected = 1 / math.sqrt(3 * 400) if init == "default" else math.sqrt(2 / 700)
+        assert b.shape == (400, 300) and abs(b.mean()) < 1e-3
+        assert b.std().item() == pytest.approx(expected, rel=0.02)
+        assert (b.abs().max() <= math.sqrt(3) * expected * 1.0001) == (init != "xavier-normal")
+        before = state(rule.feedback)
+        rule.training_batch(*make_batch(network))
+        assert same(before, rule.feedback.state_dict())
+        assert not any(p.requires_grad for p in rule.feedback.parameters())
+
+
+def test_no_error_goes_below_the_lowest_trained_layer():
+    network = small_network("fa")
+    network[1].requires_grad_(False)
+    network[2].requires_grad_(False)
+    assert [carried.layer for carried in make("fa", network).feedback.carried] == [4]
+
+
+@pytest.mark.parametrize("of", ["lenet", "residual"])
+@pytest.mark.parametrize("init", ["default", "xavier", "xavier-normal"])
+@pytest.mark.parametrize("name", SIGNS)
+def test_sign_rules_have_the_signs_of_the_transposed_weights_and_their_own_magnitudes(name, init, of):
+    network = NETWORKS[of]()
+    rule = make(name, network, backward_init=init)
+    drawn = {carried.module: carried.carrier.weight.clone() for carried in rule.feedback.carried}
+    for _ in range(2):
+        for carried in rule.feedback.carried:
+            b, w = rule.backward_weight(carried), carried.module.weight
+            # LinearFeedback holds matrices transposed, convolutions of both directions have one shape of kernel.
+            transposed = w.T if w.dim() == 2 else w
+            assert b.shape == transposed.shape and torch.equal(b.sign(), transposed.sign())
+            if name == "usf":
+                fan_in, fan_out = w[0].numel(), w[:, 0].numel()
+                scale = 1 / math.sqrt(3 * fan_in) if init == "default" else math.sqrt(2 / (fan_in + fan_out))
+                torch.testing.assert_close(b.abs(), torch.full_like(b, scale))
+            if name == "frsf":
+                assert torch.equal(b.abs(), drawn[carried.module].abs())
+        rule.training_batch(*make_batch(network))
+
+
+def test_magnitudes_of_brsf_are_a_function_of_the_seed_and_the_number_of_the_batch(lenet):
+    first = state(lenet)
+
+    def magnitudes(seed, data_seed):
+        lenet.load_state_dict(first)
+        rule = make("brsf", lenet, seed=seed)
+        torch.manual_seed(data_seed)
+        found = []
+        for _ in range(3):
+            rule.training_batch(*make_batch(lenet))
+            found.append([b.abs() for b in maps_of(rule).values()])
+        return rule, found
+
+    rule, found = magnitudes(1, 0)
+    # Others in every batch and every operation ...
+    for a, b in zip(found, found[1:], strict=False):
+        assert not any(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    # ... of the right size ...
+    for carried, m in zip(rule.feedback.carried, found[0], strict=True):
+        assert m.max() <= math.sqrt(3) * deviation(*fans(carried.module.weight), "default")
+    # ... whatever the images and the maps it began with, but not whatever the seed.
+    for again, expected in zip(magnitudes(1, 5)[1], found, strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(again, expected, strict=True))
+    assert not torch.equal(magnitudes(2, 0)[1][0][0], found[0][0])
+
+
+def test_fixed_maps_align_with_nothing_and_signs_do(mlp):
+    angles = {name: [found.angle for found in feedback_alignment(make(name, mlp)).values()] for name in ("fa", "usf")}
+    assert all(60 < found < 120 for found in angles["fa"])
+    # Of uniform weights with their signs: acos(sqrt(3) / 2).
+    assert all(abs(found - 30) < 6 for found in angles["usf"])
+
+
+# --- Kolen-Pollack ----------------------------------------------------------------------------------------------------
+
+
+def differences(rule):
+    """W^T - B of every operation."""
+    carried = rule.feedback.carried
+    return [(c.carrier.transpose_of(c.module) - c.carrier.weight).detach() for c in carried]
+
+
+@pytest.mark.parametrize("of", ["mlp", "lenet", "residual"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "lee-rmsprop"])
+@pytest.mark.parametrize("decay", [0.5, 0.0])
+def test_kolen_pollack_differences_shrink_by_one_minus_rate_times_decay_in_each_step(of, optimizer, decay):
+    network = NETWORKS[of]().double()
+    rule = make("kp", network, optimizer=optimizer, lr=0.02, momentum=0.9, weight_decay=decay, clip_norm=0.5)
+    first = state(network)
+    for step in range(6):
+        # As a schedule would.
+        rate = 0.02 / (1 + step)
+        rule.forward_optimizer.param_groups[0]["lr"] = rate
+        before = [
+            carried.carrier.transpose_of(carried.module) - carried.carrier.weight for carried in rule.feedback.carried
+        ]
+        rule.training_batch(*make_batch(network))
+        for difference, old in zip(differences(rule), before, strict=True):
+            torch.testing.assert_close(difference, (1 - rate * decay) * old, rtol=1e-10, atol=1e-14)
+            assert old.norm() > 0.1
+    assert changed(first, network.state_dict()) == set(first)
+
+
+def test_kolen_pollack_with_rates_for_each_layer(mlp):
+    mlp.double()
+    rates = [0.05, 0.04, 0.03, 0.02]
+    rule = make("kp", mlp, layer_lr=rates, weight_decay=0.5)
+    before = [
+        carried.carrier.transpose_of(carried.module) - carried.carrier.weight for carried in rule.feedback.carried
+    ]
+    rule.training_batch(*make_batch(mlp))
+    for carried, difference, old in zip(rule.feedback.carried, differences(rule), before, strict=True):
+        torch.testing.assert_close(difference, (1 - rates[carried.layer - 1] * 0.5) * old, rtol=1e-10, atol=1e-14)
+
+
+def test_kolen_pollack_forward_step_is_the_optimizers_after_the_decay(mlp):
+    mlp.double()
+    rule = make("kp", mlp, optimizer="sgd", lr=0.1, momentum=0.0, weight_decay=0.2)
+    x, y = make_batch(mlp)
+    gradients = rule.forward_gradients(x, y)[1]
+    before = [p.detach().clone() for p in rule.forward_parameters]
+    rule.training_batch(x, y)
+    for p, old, gradient in zip(rule.forward_parameters, before, gradients, strict=True):
+        torch.testing.assert_close(p.detach(), (1 - 0.1 * 0.2) * old - 0.1 * gradient)
+
+
+def test_kolen_pollack_tends_to_backprop(mlp):
+    rule = make("kp", mlp, lr=0.1, weight_decay=0.2)
+    x, y = make_batch(mlp, 32)
+    for _ in range(300):
+        rule.training_batch(x, y)
+    assert all(found.angle < 1 for found in feedback_alignment(rule).values())
+    assert all(found.angle < 1 for found in update_alignment(rule, x, y).values())
+
+
+# --- weight mirror ----------------------------------------------------------------------------------------------------
+
+
+def narrow():
+    return Layers(
+        [
+            nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.ELU()),
+            nn.Sequential(nn.Linear(4, 2), nn.ELU()),
+            nn.Sequential(nn.Linear(2, 3), nn.ELU()),
+            nn.Sequential(nn.Linear(3, 5)),
+        ],
+        (1, 4, 4),
+    )
+
+
+@pytest.mark.parametrize("of", ["mlp", "lenet", "residual", "narrow"])
+def test_weight_mirror_finds_the_transposed_weights(of):
+    network = narrow() if of == "narrow" else NETWORKS[of]()
+    rule = make("wm", network)
+    before = feedback_alignment(rule)
+    forward = state(network)
+    for _ in range(200):
+        rule.mirror()
+    after = feedback_alignment(rule)
+    assert max(found.angle for found in before.values()) > 45
+    assert all(found.angle < 10 for found in after.values())
+    # Their size too: W^T times the mean slope of the nonlinearity.
+    assert all(found.distance < 0.2 for found in after.values())
+    assert same(forward, network.state_dict())
+
+
+def test_weight_mirror_follows_a_relu_at_its_mean_slope():
+    network = Layers([nn.Sequential(nn.Flatten(), nn.Linear(16, 6)), nn.Linear(6, 7), nn.Linear(7, 5)], (1, 4, 4))
+    network.activation = nn.ReLU
+    rule = make("wm", network, mirror_lr=0.02)
+    for _ in range(600):
+        rule.mirror()
+    relu, linear = (carried.carrier.weight.detach() for carried in rule.feedback.carried)
+    assert relative(relu, network[2].weight.detach().T / 2) < 0.1
+    assert relative(linear, network[3].weight.detach().T) < 0.1
+
+
+def test_weight_mirror_does_not_see_biases(lenet):
+    found = []
+    for shift in (0.0, 3.0):
+        torch.manual_seed(1)
+        network = small_network("wm", "lenet").double()
+        with torch.no_grad():
+            for name, parameter in network.named_parameters():
+                if name.endswith("bias"):
+                    parameter.add_(shift)
+        rule = make("wm", network)
+        for _ in range(3):
+            rule.mirror()
+        found.append([b for b in maps_of(rule).values()])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-14)
+
+
+def test_weight_mirror_step_is_the_one_of_the_paper(mlp):
+    """B <- (1 - lam) B + lam xi y^T / sigma^2 on average over patterns, for a layer without nonlinearity after it."""
+    mlp.double()
+    rule = make("wm", mlp, mirror_samples=50, mirror_lr=0.3, mirror_noise=0.2)
+    carried = rule.feedback.carried[-1]
+    old, seen = carried.carrier.weight.clone(), {}
+    original = rule.noise_streams.normal
+    rule.noise_streams.normal = lambda i, *rest: seen.setdefault(i, original(i, *rest))
+    rule.mirror()
+    xi = seen[len(rule.feedback.carried) - 1]
+    response = xi @ carried.module.weight.T
+    response = response - response.mean(0)
+    estimate = sum(torch.outer(a, b) for a, b in zip(xi, response, strict=True)) / 49 / 0.2**2
+    torch.testing.assert_close(carried.carrier.weight.detach(), (0.7 * old + 0.3 * estimate).detach())
+
+
+def test_weight_mirror_warms_up_before_the_first_batch_and_then_takes_one_phase_per_batch(mlp, monkeypatch):
+    rule = make("wm", mlp, mirror_warmup=4)
+    phases, original = [], rule.mirror
+    monkeypatch.setattr(rule, "mirror", lambda: phases.append(rule.batches_done) or original())
+    for _ in range(3):
+        rule.training_batch(*make_batch(mlp))
+    assert phases == [0] * 5 + [1, 2]
+
+
+@pytest.mark.parametrize(
+    "changes, flag",
+    [
+        ({"mirror_noise": 0.0}, "--mirror-noise"),
+        ({"mirror_lr": 1.0}, "--mirror-lr"),
+        ({"mirror_samples": 1}, "--mirror-samples"),
+        ({"mirror_warmup": -1}, "--mirror-warmup"),
+        ({"error_clamp": -0.1}, "--error-clamp"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(mlp, changes, flag):
+    with pytest.raises(UserError, match=flag + ":"):
+        make("wm", mlp, **changes)
+
+
+# --- what the backward passes leave behind, and what they meet --------------------------------------------------------
+
+
+def hooks(network):
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in network.modules())
+
+
+def test_hooks_are_gone_after_a_pass_and_after_one_that_failed(lenet):
+    lenet.double()
+    rule = make("fa", lenet)
+    x, y = make_batch(lenet)
+    expected = rule.forward_gradients(x, y)[1]
+    assert hooks(lenet) == 0
+    with pytest.raises(RuntimeError):
+        # Too small for the linear layer: it fails in the middle of the network.
+        rule.forward_gradients(x[:, :, :6, :6], y)
+    assert hooks(lenet) == 0
+    with pytest.raises(RuntimeError):
+        rule.task_loss = lambda *_: torch.full((), math.nan).requires_grad_()
+        rule.forward_gradients(x, y)
+    assert hooks(lenet) == 0
+    del rule.task_loss
+    for a, b in zip(rule.forward_gradients(x, y)[1], expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_plain_passes_through_the_network_are_as_if_the_rule_were_not_there(lenet):
+    x, y = make_batch(lenet)
+    before = BP(lenet, AlgorithmOptions()).forward_gradients(x, y)[1]
+    rule = make("fa", lenet)
+    rule.training_batch(x, y)
+    after = BP(lenet, AlgorithmOptions()).forward_gradients(x, y)
+    assert torch.equal(rule(x).detach(), after[0]) and not torch.equal(before[0], after[1][0])
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_nonlinearities_that_work_in_place_change_nothing(name):
+    def build(inplace):
+        torch.manual_seed(0)
+        layers = [
+            nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(inplace)),
+            nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace)),
+            nn.Sequential(nn.Flatten(), nn.Linear(4 * 16, 6), nn.ReLU(inplace)),
+            nn.Sequential(nn.Linear(6, 5)),
+        ]
+        return Layers(layers, (1, 8, 8)).double()
+
+    results = []
+    for inplace in (False, True):
+        network = build(inplace)
+        rule = make(name, network)
+        results.append(rule.forward_gradients(*make_batch(network))[1])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_running_statistics_are_updated_once_per_batch():
+    network, reference = normalised_network(), normalised_network()
+    reference.load_state_dict(network.state_dict())
+    x, y = make_batch(network)
+    make("fa", network).forward_gradients(x, y)
+    reference(x)
+    for key, value in network.state_dict().items():
+        if "running" in key or "tracked" in key:
+            assert torch.equal(value, reference.state_dict()[key])
+
+
+def test_a_layer_that_it_does_not_know_is_named(mlp):
+    class Bilinear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(8, 8))
+
+        def forward(self, x):
+            return x @ self.weight
+
+    layers = [nn.Sequential(nn.Flatten(), nn.Linear(16, 8)), nn.Sequential(Bilinear()), nn.Sequential(nn.Linear(8, 5))]
+    with pytest.raises(UserError, match="Bilinear"):
+        make("fa", Layers(layers, (1, 4, 4)))
+
+
+def test_layers_are_numbered_as_in_the_network(lenet):
+    rule = make("fa", lenet)
+    assert [carried.layer for carried in rule.feedback.carried] == [2, 3, 4]
+    assert [carried.module for carried in rule.feedback.carried] == [
+        next(m for m in layer_operations(lenet[n]) if list(m.parameters())) for n in (2, 3, 4)
+    ]
+    assert sorted(rule.feedback_weights()) == [2, 3, 4]
