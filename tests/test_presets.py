@@ -1,0 +1,220 @@
+"""Every shipped preset is a configuration that trains, and its published values reach the optimizers."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from dtp.algorithms import ALGORITHMS
+from dtp.arguments import parse
+from dtp.config import PRESETS, preset_origin
+from dtp.data import DATA
+from dtp.models import MODELS
+
+SHAPES = {
+    "digits": ((1, 8, 8), 10),
+    "mnist": ((1, 28, 28), 10),
+    "fashion-mnist": ((1, 28, 28), 10),
+    "cifar10": ((3, 32, 32), 10),
+    "imagenet32": ((3, 32, 32), 1000),
+    "imagefolder": ((3, 224, 224), 1000),
+}
+TRAINING_IMAGES = {"digits": 1437, "mnist": 60000, "fashion-mnist": 60000, "cifar10": 50000}
+NAMES = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def parsed(preset):
+    return parse(["--config", preset])
+
+
+class Noise:
+    """Random images of the number and shape of a dataset's, of which few differ."""
+
+    def __init__(self, number, shape):
+        self.few = np.random.default_rng(0).integers(0, 256, (64, *shape), dtype=np.uint8)
+        self.shape, self.dtype = (number, *shape), np.dtype(np.uint8)
+
+    def __len__(self):
+        return self.shape[0]
+
+    def __getitem__(self, rows):
+        return self.few[np.asarray(rows) % 64]
+
+
+def build(preset):
+    """The rule of a preset, and a batch of 4 as its data options make them.
+
+    The giants are smaller: at most 2 feedback iterations and 256 units in the layers of mlp, an eighth of the channels
+    of convolutions and locally connected layers, and for ImageNet an eighth of the side of the images, without files.
+    """
+    config = parsed(preset)
+    (shape, classes), model, options = SHAPES[config.run.data], config.model, config.algo
+    if hasattr(model, "channels"):
+        model = dataclasses.replace(model, channels=[channels // 8 for channels in model.channels])
+    elif config.run.model == "mlp":
+        model = dataclasses.replace(model, widths=[min(256, width) for width in model.widths])
+    if hasattr(options, "feedback_iterations"):
+        options = dataclasses.replace(options, feedback_iterations=[min(2, k) for k in options.feedback_iterations])
+    if config.run.data in TRAINING_IMAGES:
+        data = DATA.resolve(config.run.data).load()(dataclasses.replace(config.data, batch_size=4))
+        number = TRAINING_IMAGES[config.run.data]
+        data.load_train = data.load_test = lambda: (Noise(number, shape), np.arange(number) % classes)
+        data.setup()
+        x, y = next(iter(data.train_dataloader()))
+    else:
+        shape = (3, 28, 28) if config.run.data == "imagefolder" else shape
+        x, y = torch.randn(4, *shape), torch.randint(classes, (4,))
+    network = MODELS.resolve(config.run.model).load()(model, shape, classes)
+    rule = ALGORITHMS.resolve(config.run.algo).load()(network, options, seed=0)
+    if config.run.precision == "64":
+        rule, x = rule.double(), x.double()
+    rule.configure_optimizers()
+    return rule, (x, y)
+
+
+@pytest.mark.parametrize("preset", NAMES)
+def test_it_says_where_its_values_come_from(preset):
+    origin = preset_origin(PRESETS / f"{preset}.yaml")
+    years = any(f" {year}" in origin for year in range(2010, 2025))
+    assert len(origin) > 30 and ("Ours" in origin or "authors" in origin or years)
+
+
+@pytest.mark.parametrize("preset", [name for name in NAMES if name.count("_") > 2])
+def test_a_variant_does_not_depend_on_the_plain_preset(preset, monkeypatch):
+    """Which would be read first, and could leave values of its own."""
+    with_plain = parsed(preset).as_dict()
+    monkeypatch.setattr("dtp.arguments.preset_path", lambda **names: None)
+    assert parsed(preset).as_dict() == with_plain
+
+
+def test_the_name_of_a_preset_chooses_rule_network_and_data():
+    config = parse(["--config", "sdtp_lc_mnist_bartunov-parallel"])
+    assert (config.run.algo, config.run.model, config.run.data) == ("sdtp", "lc", "mnist")
+    assert parse(["--config", "sdtp_lc_mnist_bartunov-parallel", "--data", "kmnist"]).run.data == "kmnist"
+
+
+@pytest.mark.parametrize("data", ["digits", "mnist"])
+def test_every_rule_has_a_preset_that_trains_in_minutes(data):
+    """``gait`` has it for the network that it needs, ``parallel-dtp`` and others for mlp."""
+    having = {name.split("_")[0] for name in NAMES if name.split("_")[1:] in (["mlp", data], ["square", data])}
+    assert having == set(ALGORITHMS.names())
+
+
+@pytest.mark.parametrize("preset", NAMES)
+def test_it_trains_one_batch(preset):
+    rule, (x, y) = build(preset)
+    before = {name: value.clone() for name, value in rule.state_dict().items()}
+    logits, scalars = rule.training_batch(x, y)
+    # An epoch that trains the feedback weights alone may come first.
+    _, gradients = rule.forward_gradients(x, y)
+    assert logits.shape == (4, rule.network.num_classes)
+    assert all(torch.isfinite(t).all() for t in [logits, *gradients, *scalars.values(), *rule.state_dict().values()])
+    assert any(gradient.abs().sum() > 0 for gradient in gradients)
+    assert any(not torch.equal(before[name], value) for name, value in rule.state_dict().items())
+
+
+ADAM = {
+    # Bartunov et al. 2018: lr, betas, epsilon of the forward and of the inverse weights.
+    "vanilla-dtp_mlp_mnist_bartunov-parallel": ((7.57e-4, (0.99, 0.95), 1e-3), (7.68e-4, (0.99, 0.99), 1e-4)),
+    "sdtp_mlp_mnist_bartunov-alternating": ((3.01e-4, (0.9, 0.95), 1e-4), (9.572e-3, (0.9, 0.95), 1e-3)),
+    "vanilla-dtp_mlp_cifar10": ((1.3e-5, (0.9, 0.999), 1e-8), (1.14e-4, (0.9, 0.99), 1e-4)),
+    "sdtp_lc_cifar10": ((1.09e-4, (0.9, 0.99), 1e-4), (1.1e-5, (0.9, 0.99), 1e-8)),
+    "fa_lc_mnist": ((2.19e-4, (0.9, 0.999), 1e-6), None),
+    "vanilla-dtp_lc_imagefolder_imagenet-parallel": ((2.17e-4, (0.9, 0.99), 1e-6), (2.34e-4, (0.9, 0.999), 1e-6)),
+    # Meulemans et al. 2020: the forward rate is divided by the step.
+    "drl_mlp_mnist_meulemans": (
+        (2.968902530985572e-05 / 0.06858850589618244, (0.9, 0.99), 1.001084429920261e-08),
+        (2.0123315498373473e-05, (0.99, 0.999), 5.0844503288987736e-08),
+    ),
+    "ddtp-rhl_mlp_cifar10": (
+        (2.2591298843888373e-06 / 0.016184143061123493, (0.9, 0.999), 7.219082567713133e-08),
+        (0.0009097783536288601, (0.99, 0.9), 2.050381900135163e-05),
+    ),
+}
+
+
+@pytest.mark.parametrize("preset", ADAM)
+def test_published_adam_values_reach_both_optimizers(preset):
+    rule, _ = build(preset)
+    optimizers = [rule.forward_optimizer, *getattr(rule, "feedback_optimizers", {}).values()]
+    published = [ADAM[preset][0], *[ADAM[preset][1]] * (len(optimizers) - 1)]
+    assert len(optimizers) > 1 or ADAM[preset][1] is None
+    for optimizer, (lr, betas, eps) in zip(optimizers, published, strict=True):
+        (group,) = optimizer.param_groups
+        assert type(optimizer) is torch.optim.Adam and group["betas"] == betas
+        assert (group["lr"], group["eps"]) == (pytest.approx(lr, rel=1e-6), pytest.approx(eps, rel=1e-6))
+
+
+def test_rates_and_epsilons_of_single_layers_reach_their_groups():
+    groups = build("ddtp-linear_lenet_cifar10")[0].forward_optimizer.param_groups
+    rates = [0.00025935571806476586, 0.000885500279951265, 0.0001423047695105589, 3.3871035558126015e-06]
+    epsilons = [2.7867895625009e-08, 1.9868935703787622e-08, 4.515242618159344e-06, 4.046144976139705e-05]
+    # The authors' convolutional layers learn the mean over elements, ours the sum.
+    elements = [32 * 16 * 16, 64 * 8 * 8, 1, 1]
+    epsilons = [epsilon * n for epsilon, n in zip(epsilons, elements, strict=True)]
+    assert [g["lr"] for g in groups] == [pytest.approx(rate / 0.015962099947441903, rel=1e-6) for rate in rates]
+    assert [g["eps"] for g in groups] == [pytest.approx(epsilon, rel=1e-6) for epsilon in epsilons]
+
+
+@pytest.mark.parametrize("preset", [name for name in NAMES if "Their step" in preset_origin(PRESETS / f"{name}.yaml")])
+def test_steps_on_mean_losses_are_converted_as_the_preset_says(preset):
+    """beta is the step of the authors' code over the batch, and their rate over the step, in Meulemans' presets."""
+    config, origin = parsed(preset), preset_origin(PRESETS / f"{preset}.yaml")
+    step = float(re.search(r"Their step (\S+) is on the mean loss", origin)[1])
+    assert config.algo.beta == pytest.approx(step / config.data.batch_size, rel=1e-5)
+    rates = re.search(r"Their lr (.*) is divided by the step", origin)
+    if config.run.algo != "dfa":
+        used = config.algo.layer_lr or [config.algo.lr]
+        assert used == [pytest.approx(float(rate) / step, rel=1e-4) for rate in rates[1].split(", ")]
+
+
+# Epsilon and decay of the feedback, and units of each layer, in the authors' code of Meulemans et al. 2020.
+RECONSTRUCTION = {
+    "vanilla-dtp_mlp_mnist_meulemans": (7.541132645747324e-06, 0.0, 256),
+    "vanilla-dtp_mlp_mnist_meulemans-pretrained": (4.3671895272055226e-07, 0.002191969471427704, 256),
+    "vanilla-dtp_mlp_fashion-mnist": (1.3606678094184999e-06, 0.0, 256),
+    "vanilla-dtp_mlp_fashion-mnist_meulemans-pretrained": (2.4338150947778934e-08, 0.00043410554677483223, 256),
+    "vanilla-dtp_mlp_cifar10_meulemans": (9.920952029859722e-05, 0.0, 1024),
+    "vanilla-dtp_mlp_cifar10_meulemans-pretrained": (7.170375472668493e-07, 1.1898846056896954e-05, 1024),
+}
+
+
+@pytest.mark.parametrize("preset", RECONSTRUCTION)
+def test_epsilon_and_decay_are_rescaled_with_the_reconstruction_loss(preset):
+    """Theirs is a mean over units, divided by noise^2. Adam's steps on a loss that is c times another are the same if
+    epsilon and decay are c times the other's."""
+    (eps, decay, width), config = RECONSTRUCTION[preset], parsed(preset)
+    factor = config.algo.noise[0] ** 2 * width
+    assert set(config.model.widths) == {width}
+    assert config.algo.feedback_eps == pytest.approx(eps * factor, rel=1e-5)
+    assert config.algo.feedback_weight_decay == pytest.approx(decay * factor, rel=1e-5)
+
+
+def test_lees_preset_is_the_code_of_his_paper():
+    rule, _ = build("vanilla-dtp_mlp_mnist_lee")
+    optimizers = [rule.forward_optimizer, *rule.feedback_optimizers.values()]
+    assert [type(optimizer).__name__ for optimizer in optimizers] == ["LeeRMSprop"] * 7
+    # One-layer backprop makes the first target: the output layer has no feedback.
+    assert rule.feedback.numbers == [2, 3, 4, 5, 6, 7]
+    # The gradient of the authors' first target is that of the mean loss over their batch of 100.
+    assert rule.options.beta == pytest.approx(0.327736332653 / parsed("vanilla-dtp_mlp_mnist_lee").data.batch_size)
+    for n in range(1, 8):
+        weight = rule.network[n][-2].weight if n > 1 else rule.network[n][1].weight
+        gram = weight @ weight.t()
+        assert torch.allclose(gram, torch.eye(len(gram)), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "preset, weights",
+    [("bp_lc_cifar10", 1_228_800 + 13_107_200 + 18_874_368), ("bp_lc_imagefolder_imagenet", 240_694_272)],
+)
+def test_locally_connected_networks_have_the_published_size(preset, weights):
+    """On the meta device: ImageNet's weights alone take a gigabyte."""
+    config = parsed(preset)
+    with torch.device("meta"):
+        network = MODELS.resolve("lc").load()(
+            dataclasses.replace(config.model, init="default"), *SHAPES[config.run.data]
+        )
+    assert sum(p.numel() for p in network.parameters() if p.dim() == 3) == weights
