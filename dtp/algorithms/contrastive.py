@@ -35,12 +35,14 @@ class Contrastive(Algorithm):
     is outer products of activities: no automatic differentiation, and each layer sees its own two sides alone.
     ``train/settling_free`` and ``train/settling_clamped`` are the residuals.
 
-    Evaluation uses the output of the free phase. One pass upwards in its place (``free_phase`` feedforward) is cheaper
-    and approximate: hidden units then differ between the phases where the output is right too. The
-    loss is the cross-entropy of the sigmoids, summed over classes.
+    Evaluation uses the output of the free phase. The loss is the cross-entropy of the sigmoids, summed over classes.
 
-    Left out by the sources: dt, steps and tolerance (0.1, 100, 1e-5), whether layers relax in turn (at once), and first
-    weights, which must be small, for large symmetric ones have several states of rest.
+    One pass upwards may take the place of the free phase (``free_phase`` feedforward), for half the cost. The clamped
+    phase then feeds back how far the units above are from that pass, U_k (h_{k+1} - h-_{k+1}), not the units: feedback
+    in one phase alone would teach hidden units the label, not the error, and networks stay at chance.
+
+    Left out by the sources: dt, steps and tolerance (0.1, 100, 1e-5), whether layers relax in turn (at once), that
+    difference, and first weights, which must be small, for large symmetric ones have several states of rest.
     """
 
     Options = ContrastiveOptions
@@ -94,7 +96,7 @@ class Contrastive(Algorithm):
         with no_autocast(x):
             free = self.free_phase(x)
             label = F.one_hot(y, self.network.num_classes).to(free.h[-1])
-            return free, self._settle([*free.h[:-1], label], clamped=True)
+            return free, self._settle([*free.h[:-1], label], free)
 
     def free_phase(self, x: Tensor) -> Phase:
         """The network at rest with images alone; it starts from one pass upwards, or is that pass."""
@@ -103,11 +105,13 @@ class Contrastive(Algorithm):
             h.append(self._function(k)(self._linear(k)(h[-1])))
         if self.options.free_phase == "feedforward":
             return Phase(h, h[0].new_zeros(()))
-        return self._settle(h, clamped=False)
+        return self._settle(h)
 
-    def _settle(self, h: list[Tensor], clamped: bool) -> Phase:
+    def _settle(self, h: list[Tensor], free: Phase | None = None) -> Phase:
+        """``h`` relaxed: all but the input, or, after the ``free`` phase, all but input and output."""
         o, N = self.options, self.network.depth
-        moving = range(1, N if clamped else N + 1)
+        moving = range(1, N + 1 if free is None else N)
+        without_feedback = free is not None and o.free_phase == "feedforward"
         # The input is held, and so is what it drives.
         drive = self._linear(1)(h[0])
         residual = h[0].new_zeros(())
@@ -116,7 +120,8 @@ class Contrastive(Algorithm):
             for k in moving:
                 a = drive if k == 1 else self._linear(k)(h[k - 1])
                 if k < N:
-                    a = a + o.gain * F.linear(h[k + 1], self.feedback_weight(k))
+                    above = h[k + 1] - free.h[k + 1] if without_feedback else h[k + 1]
+                    a = a + o.gain * F.linear(above, self.feedback_weight(k))
                 changes[k] = o.relaxation * (self._function(k)(a) - h[k])
             h = [unit + changes[k] if k in changes else unit for k, unit in enumerate(h)]
             # Not after every step: a device would be waited for.

@@ -14,7 +14,8 @@ from dtp.algorithms.options import DDTPControlOptions, DDTPLinearOptions, DDTPRH
 from dtp.algorithms.target_propagation import TargetPropagation
 from dtp.errors import UserError
 from dtp.feedback import FeedbackNetwork, drl_loss, layer_operations, repeat_samples
-from dtp.feedback.direct import BroadcastMap, DirectMap
+from dtp.feedback.direct import BroadcastMap, DirectMap, kernel_positions
+from dtp.modules import SameConv2d
 from dtp.shapes import output_shape
 
 
@@ -148,17 +149,17 @@ class DFA(LocalTargets):
         N, s = self.network.depth, activations.s
         return s[n - 1] + self.feedback[n](targets[N] - s[N])
 
-    def _next_convolution(self, n: int) -> tuple[nn.Conv2d, torch.Size] | None:
+    def _next_convolution(self, n: int) -> tuple[nn.Module, torch.Size] | None:
         """Layer n's convolution and its output shape, where the map to its input is to be a broadcast one."""
         first = layer_operations(self.network[n])[0]
-        if self.options.dfa_form == "dense" or not isinstance(first, nn.Conv2d):
+        if self.options.dfa_form == "dense" or not isinstance(first, nn.Conv2d | SameConv2d):
             return None
         return first, output_shape(first, self.network.shapes[n - 1])
 
-    def _size(self, n: int, kernel: tuple[nn.Conv2d, torch.Size] | None) -> int:
+    def _size(self, n: int, kernel: tuple[nn.Module, torch.Size] | None) -> int:
         """Numbers that the map of layer n holds."""
         shape = self.network.shapes[n - 1]
-        each = shape.numel() if kernel is None else shape[0] * kernel[0].weight[0, 0].numel()
+        each = shape.numel() if kernel is None else shape[0] * kernel_positions(kernel[0])
         return self.network.num_classes * each
 
     def _require_memory(self, needed: int) -> None:

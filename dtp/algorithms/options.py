@@ -124,6 +124,9 @@ class TargetPropagationOptions(TargetOptions):
     # Memory in MiB that the feedback iterations of each layer may take when several are prepared at once; 0 is 64 on a
     # CPU and 512 on a GPU, where all layers have theirs at the same time.
     feedback_memory: int = 0
+    # What stands between the two affine maps of a residual unit's feedback: the forward nonlinearity's slope, as in
+    # the adjoint (forward), the nonlinearity itself (feedback, as in the code of Ernoult et al.), or nothing (linear).
+    residual_gate: Literal["forward", "feedback", "linear"] = "forward"
     # How a maximum is put back by the feedback: added where pooling windows overlap (the adjoint), or written over.
     unpool: Literal["add", "write"] = "add"
 
@@ -386,7 +389,8 @@ class ContrastiveOptions(AlgorithmOptions):
     settling_steps: int = 100
     # Largest change of a unit in a step at which a relaxation is taken as settled, 0 or more.
     settling_tolerance: float = 1e-5
-    # How the free phase is computed: to rest with feedback (settle), or by one pass upwards without it (feedforward).
+    # How the free phase is computed: to rest with feedback (settle), or by one pass upwards without it (feedforward),
+    # after which feedback is that of the difference to this pass.
     free_phase: Literal["settle", "feedforward"] = "settle"
 
 

@@ -29,6 +29,7 @@ from dtp.feedback import (
     require_known_operations,
 )
 from dtp.models.network import Network
+from dtp.modules import LocallyConnected2d
 
 
 class TargetPropagation(LocalTargets):
@@ -108,7 +109,7 @@ class TargetPropagation(LocalTargets):
 
     def make_feedback(self) -> FeedbackNetwork:
         """The feedback layers, for n = 2..top."""
-        settings = replace(self.feedback_settings, unpool=self.options.unpool)
+        settings = replace(self.feedback_settings, unpool=self.options.unpool, gate=self.options.residual_gate)
         numbers = range(2, self.top + 1)
         for n, layer in enumerate(self.network, start=1):
             require_known_operations(n, layer)
@@ -316,7 +317,9 @@ class TargetPropagation(LocalTargets):
         if self.options.feedback_optimizer != "sgd":
             # Adam divides by the size of the gradients, which the rule for SGD makes up for.
             return 3e-4
-        positions = self.network.shapes[n][1:].numel()
+        # Locally connected weights are not shared between positions.
+        local = any(isinstance(module, LocallyConnected2d) for module in self.network[n].modules())
+        positions = 1 if local else self.network.shapes[n][1:].numel()
         return 1e-3 / (self.noise[n] ** 2 * positions)
 
 

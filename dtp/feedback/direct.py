@@ -8,7 +8,8 @@ import torch
 from torch import Size, Tensor, nn
 
 from dtp.feedback.initial import init_map
-from dtp.feedback.operations import ConvFeedback
+from dtp.feedback.operations import FeedbackSettings, operation_of
+from dtp.modules import SameConv2d
 
 
 class DirectMap(nn.Module):
@@ -41,19 +42,31 @@ class BroadcastMap(nn.Module):
     Args:
         outputs: K.
         shape: (C, H, W) of one sample of the activation.
-        conv: the forward convolution that takes it.
+        operation: the forward convolution that takes it, ``nn.Conv2d`` or ``SameConv2d``.
         out_shape: of one sample of that convolution's output.
         init: as for :class:`DirectMap`.
     """
 
-    def __init__(self, outputs: int, shape: Size, conv: nn.Conv2d, out_shape: Size, init: str = "default"):
+    def __init__(
+        self, outputs: int, shape: Size, operation: nn.Conv2d | SameConv2d, out_shape: Size, init: str = "default"
+    ):
         super().__init__()
-        geometry = nn.Conv2d(
-            shape[0], outputs, conv.kernel_size, conv.stride, conv.padding, conv.dilation, dtype=conv.weight.dtype
-        )
-        self.transposed = ConvFeedback(geometry, shape, bias=False)
+        same = isinstance(operation, SameConv2d)
+        conv = operation.conv if same else operation
+        if same:
+            geometry = SameConv2d(shape[0], outputs, conv.kernel_size[0], conv.stride[0], bias=False)
+        else:
+            geometry = nn.Conv2d(shape[0], outputs, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+        geometry = geometry.to(conv.weight.dtype)
+        self.transposed = operation_of(geometry).make_feedback(geometry, shape, FeedbackSettings())
         self.space = out_shape[1:]
-        init_map(self.transposed.weight, shape[0] * conv.weight[0, 0].numel(), outputs, init)
+        init_map(self.transposed.weight, shape[0] * kernel_positions(operation), outputs, init)
 
     def forward(self, y: Tensor, context=None) -> Tensor:
         return self.transposed(y[:, :, None, None].expand(*y.shape, *self.space))
+
+
+def kernel_positions(operation: nn.Conv2d | SameConv2d) -> int:
+    """Number of positions of a convolution's kernel, k x k."""
+    conv = operation.conv if isinstance(operation, SameConv2d) else operation
+    return conv.weight[0, 0].numel()

@@ -1,0 +1,122 @@
+"""Every rule for one epoch on MNIST with the same network: accuracy, time relative to backprop, angle to backprop.
+
+    python benchmarks/rules.py --mnist DIR [--rules bp dtp ...] [--seed 0]     DIR holds MNIST/raw
+    python benchmarks/rules.py --table                                      the Markdown table of the committed results
+
+The network is a multilayer perceptron of two hidden layers of 256; each rule has the options of its own preset,
+``<algo>_mlp_mnist``; gait, whose layers must be square, has a square output layer as well and the values of
+``gait_square_digits``. One epoch is one in which every forward weight sees every image: for rules that train the
+feedback in epochs of its own, those are counted in the time as well. Accuracy is of the last weights, on the test set;
+nothing was chosen by it. Backprop runs first, in the middle and last, and times are relative to the mean of its three.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from dtp.algorithms import ALGORITHMS  # noqa: E402
+from dtp.arguments import parse  # noqa: E402
+
+RESULT = HERE / "results" / "rules.json"
+# Where a rule cannot have the very same network.
+OTHER = {
+    "gait": "--model square --config gait_square_digits --widths 256 256 --outputs 0 --precision 32 --gait-targets "
+    "normalised --gait-step 0 --normalisation standard"
+}
+
+
+def command(rule: str, mnist: str, seed: int) -> list[str]:
+    network = OTHER.get(rule, "--model mlp --widths 256 256").split()
+    words = ["--algo", rule, *network, "--data", "mnist", "--batch-size", "128", "--seed", str(seed)]
+    options = parse(words).algo
+    passes = 1 + getattr(options, "feedback_warmup_epochs", 0)
+    passes += 1 if getattr(options, "schedule", "") == "alternating" else 0
+    last = ["--max-epochs", str(passes), "--data-dir", mnist, "--test-weights", "last", "--limit-val-batches", "0"]
+    return [*words, *last, "--diagnostics-every", str(passes)]
+
+
+def measure(rule: str, mnist: str, seed: int) -> dict:
+    """One run: accuracies, seconds of its training batches, angles at its end, or why it failed."""
+    words = command(rule, mnist, seed)
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        done = subprocess.run(
+            [sys.executable, str(HERE.parent / "main.py"), *words, "--run-dir", str(run)],
+            capture_output=True,
+            text=True,
+        )
+        shown = "python main.py " + " ".join("DIR" if word == mnist else word for word in words)
+        if done.returncode:
+            return {"command": shown, "failed": done.stderr.strip().splitlines()[-1]}
+        summary = json.loads((run / "summary.json").read_text())
+        with (run / "metrics.csv").open() as file:
+            rows = list(csv.DictReader(file))
+    rates = [float(row["train/images_per_second"]) for row in rows if row.get("train/images_per_second")]
+    columns = sorted(column for column in rows[0] if column.startswith("update_angle/"))
+    angles = [row for row in rows if any(row[column] for column in columns)]
+    return {
+        "command": shown,
+        "test_accuracy": summary["test_accuracy"],
+        "passes": len(rates),
+        "seconds": sum(summary["train_images"] / rate for rate in rates),
+        "angles": [round(float(angles[-1][column]), 1) for column in columns],
+        "first_angles": [round(float(angles[0][column]), 1) for column in columns],
+        "versions": summary["versions"],
+        "device": summary["device"],
+        "threads": summary["threads"],
+        "seed": seed,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mnist", default="data", help="folder that holds MNIST/raw")
+    parser.add_argument("--rules", nargs="*", default=ALGORITHMS.names(), help="rules to measure; all by default")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--table", action="store_true", help="print the table of the committed results and stop")
+    parser.add_argument("--output", type=Path, default=RESULT)
+    options = parser.parse_args()
+    if options.table:
+        print_table(json.loads(options.output.read_text()))
+        return
+    rules = [rule for rule in options.rules if rule != "bp"]
+    middle = len(rules) // 2
+    found, baseline = {}, []
+    for rule in ["bp", *rules[:middle], "bp", *rules[middle:], "bp"]:
+        result = measure(rule, options.mnist, options.seed)
+        if rule == "bp":
+            baseline.append(result["seconds"])
+        found[rule] = result
+        print(rule, {key: result.get(key) for key in ("test_accuracy", "seconds", "angles", "failed")}, flush=True)
+    found["bp"]["seconds"] = sum(baseline) / len(baseline)
+    for result in found.values():
+        if "seconds" in result:
+            result["times_bp"] = round(result["seconds"] / found["bp"]["seconds"], 2)
+    options.output.write_text(json.dumps(found, indent=2) + "\n")
+    print_table(found)
+
+
+def print_table(found: dict[str, dict]) -> None:
+    print(
+        "| rule | test accuracy | time of an epoch / bp | angle to backprop, layers 1, 2, 3: first batch | last batch |"
+    )
+    print("|---|---|---|---|---|")
+    for rule, result in found.items():
+        if "failed" in result:
+            print(f"| `{rule}` | {result['failed']} | | | |")
+            continue
+        angles = [", ".join(f"{angle:.0f}" for angle in result[key]) for key in ("first_angles", "angles")]
+        print(f"| `{rule}` | {result['test_accuracy']:.2%} | {result['times_bp']:.1f} | {angles[0]} | {angles[1]} |")
+
+
+if __name__ == "__main__":
+    main()
