@@ -277,6 +277,16 @@ def test_a_closed_output_pipe_is_no_defect(tmp_path):
     [
         ("--feedback-warmup 40", "--feedback-warmup: expected fewer than the"),
         ("--feedback-warmup -1", "--feedback-warmup: expected 0 or more"),
+        ("--feedback-warmup-epochs 2 --max-epochs 2", "--max-epochs: expected more than the 2 epochs that train the"),
+        ("--schedule alternating --max-epochs 1", "--max-epochs: expected more than the 1 epochs that train the"),
+        ("--layer-lr 0.1 1e-6", "--lr-min: expected at most the lowest rate of --layer-lr, 1e-06"),
+        ("--layer-lr 0.1 0.1 0.1", "--layer-lr: expected 2 values, one for each layer with"),
+        ("--eps 0", "--eps: expected values above 0"),
+        ("--noise-decay -1", "--noise-decay: expected 0 or more"),
+        (
+            "--extra-feedback-epochs 1 --schedule alternating",
+            "--extra-feedback-epochs: --schedule alternating has such",
+        ),
         ("--feedback-memory -1", "--feedback-memory: expected 0 or more (MiB)"),
         ("--feedback-stop-distance 0.3 --engine graph", "--engine graph: how many iterations"),
         ("--feedback-stop-distance 0.3 --engine literal", "which does not tell the distance"),

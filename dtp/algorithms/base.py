@@ -371,5 +371,10 @@ def _check_ranges(options: AlgorithmOptions, layers: list[int]) -> None:
     for flag in ("weight_decay", "lr_period", "lr_min", "clip_norm"):
         if not getattr(o, flag) >= 0:
             raise UserError(f"--{flag.replace('_', '-')}: expected 0 or more, found {getattr(o, flag)}.")
+    if o.lr_schedule == "cosine" and any(lr < o.lr_min for lr in o.layer_lr):
+        raise UserError(
+            f"--lr-min: expected at most the lowest rate of --layer-lr, {min(o.layer_lr)}, found {o.lr_min}; the "
+            "schedule would raise that rate."
+        )
     if not 0 < o.lr_gamma <= 1:
         raise UserError(f"--lr-gamma: expected a number above 0 and up to 1, found {o.lr_gamma}.")

@@ -29,18 +29,19 @@ class GAIT(LocalTargets):
     delta is ``gait_step`` / |d_n| for each sample (normalised), or ``gait_step`` to the power of N - n + 1 (original).
     The latter is too small for float32 three layers below the output, and for float64 (``--precision 64``) six layers
     below: no target arrives there. The loss is half the squared distance of the first units of the output to the
-    one-hot label; other output units, and units that the next layer does not read, have their own activity as target.
-    Nothing is learned in the feedback, and inverses are solved for anew in every batch. Not local in its weights: the
-    inverses are those of the forward weights themselves.
+    one-hot label (``loss``); other output units, and units that the next layer does not read, have their own activity
+    as target. Nothing is learned in the feedback, and inverses are solved for anew in every batch. Not local in its
+    weights: the inverses are those of the forward weights themselves.
 
     The penalty on weights that are not orthogonal (``orthogonality``) is added in the step, as weight decay is:
     :meth:`forward_gradients`, and with it the angles to backprop, are those of the loss alone.
 
     Left out by the papers, or contradictory: Dalm et al. print a squared norm and describe the norm (the norm: the
     square loses the correlation with backprop); they do not say whether updates are re-scaled (they are), how long the
-    step is (1e-4: with 1e-3 in float32 too many steps cross a kink of leaky ReLU), which learning rate they used (that
-    of Ahmad et al.), or how 3072 inputs enter 500 units (a rectangular first layer, which needs no inverse). Adam of
-    Ahmad et al. has no bias correction, so that its first steps are up to twice as long as torch's, used here.
+    step is (1e-4: longer ones cross more kinks of leaky ReLU, shorter ones are lost to rounding in float32), which
+    learning rate they used (that of Ahmad et al.), or how 3072 inputs enter 500 units (a rectangular first layer, which
+    needs no inverse). Adam of Ahmad et al. has no bias correction, so that its first steps are up to twice as long as
+    torch's, used here.
     """
 
     Options = GAITOptions

@@ -286,7 +286,8 @@ class FWDTPOptions(TargetOptions):
     # Distribution of the fixed feedback weights: uniform from -scale to scale, normal of that deviation, or an
     # orthogonal matrix times it.
     feedback_distribution: Literal["uniform", "normal", "orthogonal"] = "uniform"
-    # Scale of that distribution, above 0.
+    # Scale of that distribution, above 0. The published 1e-3 is for networks with --standardise; in others float32
+    # rounds the targets of the lower layers away, and 0.1 to 1 serves.
     feedback_scale: float = 1e-3
     # Standardise each hidden target over the batch, as the code does for networks with --standardise; auto does so
     # for such networks.

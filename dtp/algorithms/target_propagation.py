@@ -99,10 +99,12 @@ class TargetPropagation(LocalTargets):
                 f"--feedback-warmup: expected fewer than the {batches} batches of the run, found "
                 f"{self.options.feedback_warmup}; the forward weights would never be trained."
             )
-        if 0 < self.trainer.max_epochs <= self.options.feedback_warmup_epochs:
+        first = self.options.feedback_warmup_epochs + (self.options.schedule == "alternating")
+        if 0 < self.trainer.max_epochs <= first:
             raise UserError(
-                f"--feedback-warmup-epochs: expected fewer than the {self.trainer.max_epochs} epochs of the run, found "
-                f"{self.options.feedback_warmup_epochs}; the forward weights would never be trained."
+                f"--max-epochs: expected more than the {first} epochs that train the feedback weights alone before any "
+                f"other (--feedback-warmup-epochs, --schedule alternating), found {self.trainer.max_epochs}; the "
+                "forward weights would never be trained."
             )
 
     # --- hooks: what rules of the family differ in --------------------------------------------------------------------
@@ -231,8 +233,9 @@ class TargetPropagation(LocalTargets):
         if not o.noise_decay:
             return self.noise[n]
         # Lee's epoch is two of ours where they alternate; his are counted from 1.
-        epoch = self.current_epoch // 2 if o.schedule == "alternating" else self.current_epoch
-        return self.noise[n] / (1 + (epoch + 1) / o.noise_decay)
+        warm = min(self.current_epoch, o.feedback_warmup_epochs)
+        later = (self.current_epoch - warm) // (2 if o.schedule == "alternating" else 1)
+        return self.noise[n] / (1 + (warm + later + 1) / o.noise_decay)
 
     def feedback_optimizer_list(self) -> list[Optimizer]:
         o = self.options

@@ -1,5 +1,5 @@
 """Measurements of alignment between feedback and forward weights, and between a rule's updates and backprop's."""
 
-from dtp.diagnostics.alignment import Alignment, alignment, update_alignment, weight_alignment
+from dtp.diagnostics.alignment import Alignment, alignment, feedback_alignment, update_alignment, weight_alignment
 
-__all__ = ["Alignment", "alignment", "update_alignment", "weight_alignment"]
+__all__ = ["Alignment", "alignment", "feedback_alignment", "update_alignment", "weight_alignment"]

@@ -42,11 +42,11 @@ SIGMOID = "--model mlp --widths 12 11 10 --activation sigmoid"
 RULES = {
     "bp": Facts(93.5, 16, not_local=THROUGH),
     "dtp": Facts(92, 8),
-    "parallel-dtp": Facts(90.5, 24),
+    "parallel-dtp": Facts(89, 16),
     "vanilla-dtp": Facts(90.5, 30),
-    "tp": Facts(81, 20),
+    "tp": Facts(77, 14),
     "sdtp": Facts(93, 30),
-    "ao-sdtp": Facts(93, 30),
+    "ao-sdtp": Facts(94, 30),
     "hybrid": Facts(93.5, 16, not_local="for alpha above 0 targets go through the layers' own transposed Jacobians"),
     "drl": Facts(92, 16),
     "ddtp-linear": Facts(92.5, 16),
@@ -61,8 +61,8 @@ RULES = {
     "frsf": Facts(91.5, 16, not_local=THROUGH),
     "kp": Facts(93.5, 16, not_local=THROUGH, mirrors=True),
     "wm": Facts(94, 16, not_local=THROUGH),
-    "dfa": Facts(93, 16),
-    "chl": Facts(92.5, 10, network=SIGMOID, any_network=False),
+    "dfa": Facts(90.5, 16),
+    "chl": Facts(91.5, 10, network=SIGMOID, any_network=False),
     "generec": Facts(92.5, 10, network=SIGMOID, any_network=False),
 }
 

@@ -39,7 +39,8 @@ def weights(network):
 def settle(network, feedback, x, label, start, o, f):
     """The units of one sample after ``o.settling_steps``, by the equations, unit vector by unit vector.
 
-    ``feedback`` is U_k for k = 1..N-1, ``label`` None in the free phase, ``start`` the units to start from.
+    ``feedback`` is U_k for k = 1..N-1, ``label`` None in the free phase, ``start`` the units to start from. After a
+    free phase without feedback the clamped one feeds back differences to it.
     """
     W, N = weights(network), network.depth
     h = [x.flatten(), *start[1:]]
@@ -52,7 +53,7 @@ def settle(network, feedback, x, label, start, o, f):
                 continue
             a = W[k][0] @ old[k - 1] + W[k][1]
             if k < N:
-                a = a + o.gain * feedback[k] @ old[k + 1]
+                a = a + o.gain * feedback[k] @ (old[k + 1] - (start[k + 1] if o.free_phase == "feedforward" else 0))
             h[k] = old[k] + o.relaxation * ((torch.sigmoid if k == N else f)(a) - old[k])
     return h
 
@@ -206,6 +207,30 @@ def test_chl_tends_to_backprop_of_the_cross_entropy_as_the_gain_goes_to_zero():
             assert lengths == pytest.approx([1.0] * 8, abs=0.02)
     # Cosines of at least .999 and .99999.
     assert worst[0.5] > worst[0.1] and worst[0.1] < 2.56 and worst[0.01] < 0.256
+
+
+@pytest.mark.parametrize("form", ["chl", "plain", "midpoint", "symmetrised"])
+def test_after_a_pass_upwards_the_clamped_phase_tends_to_backprop_too(form):
+    network = small(12, 11, 10)
+    x, y = make_batch(network, 20)
+    o = {"free_phase": "feedforward", "gain": 0.01, "settling_steps": 5000, "settling_tolerance": 1e-13}
+    rule = make("chl", network, **o) if form == "chl" else make("generec", network, generec_form=form, **o)
+    expected = torch.autograd.grad(rule.task_loss(network(x), y), list(network.parameters()))
+    for g, e in zip(rule.forward_gradients(x, y)[1], expected, strict=True):
+        assert relative(g, e) < 0.03
+
+
+@pytest.mark.parametrize("free_phase", ["settle", "feedforward"])
+def test_a_network_that_is_right_has_nothing_to_learn(free_phase):
+    """Feedback that is there in one phase alone would differ where the output does not."""
+    network = small(12, 11, 10)
+    x, y = make_batch(network)
+    with torch.no_grad():
+        # So far out that the sigmoids are the label, whatever the units below.
+        network[4][0].bias.copy_(200.0 * F.one_hot(y[0], 5) - 100)
+    rule = make("chl", network, free_phase=free_phase, gain=1.0, settling_steps=3000, settling_tolerance=1e-12)
+    for g in rule.forward_gradients(x, y[:1].expand(len(x)))[1]:
+        assert g.abs().max() < 1e-9
 
 
 def test_the_angle_to_backprop_that_is_logged_is_that_of_the_sigmoids_cross_entropy():
