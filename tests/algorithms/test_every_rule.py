@@ -458,7 +458,7 @@ def test_a_run_from_the_command_line_that_is_stopped_and_resumed_equals_one_neve
 
 @every_rule
 def test_a_run_in_64_bits_works(name, here):
-    assert run(name, here / "run", "--precision", "64", "--max-epochs", "1") == 0
+    assert run(name, here / "run", "--precision", "64") == 0
 
 
 def diagnostics(folder):
