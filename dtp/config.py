@@ -36,9 +36,16 @@ class RunOptions:
     devices: str = "1"
     # Machines. Start one process per device on each, with srun or torchrun.
     num_nodes: int = 1
-    # How several devices work together: feedback-ddp gives each its own images and averages gradients at every
-    # optimizer step; auto is that for several devices and none for one.
+    # How several devices work together: feedback-ddp averages gradients at every optimizer step; auto is that for
+    # several devices and none for one.
     strategy: Literal["auto", "feedback-ddp"] = "auto"
+    # How several devices divide the training of feedback weights: data gives each a share of every batch; layer gives
+    # each the whole batch and some of the feedback layers, balanced by measured cost; hybrid gives costly layers
+    # several devices.
+    feedback_parallel: Literal["data", "layer", "hybrid"] = "data"
+    # With --feedback-parallel data: average the gradients in every step of the feedback weights, or, as an
+    # approximation that communicates less, the weights and optimizer states once per batch.
+    feedback_sync: Literal["step", "batch"] = "step"
     # Kind of device; auto takes a GPU where there is one.
     accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto"
     # Floating-point numbers: 32 (bits), 64, or bf16-mixed: bfloat16 in the forward phase, 32 bits in the feedback
@@ -95,6 +102,11 @@ def check_run_options(run: RunOptions) -> None:
         )
     if run.precision not in PRECISIONS:
         raise UserError(f"--precision: expected one of 32, 64, bf16-mixed; found {run.precision!r}.")
+    if run.feedback_sync == "batch" and run.feedback_parallel != "data":
+        raise UserError(
+            f"--feedback-sync batch: expected --feedback-parallel data, found {run.feedback_parallel}, which exchanges "
+            "weights once per batch by itself; leave one of the two out."
+        )
     if run.devices != "auto" and not (run.devices.isdigit() and int(run.devices) >= 1):
         raise UserError(f"--devices: expected a whole number of at least 1, or auto, found {run.devices!r}.")
     parse_limit("limit-train-batches", run.limit_train_batches, least=1)

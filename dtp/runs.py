@@ -23,6 +23,8 @@ RUNS = Path("runs")
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
 LOCK_FILE = ".lock"
+# What slurm/common.sh writes beside the run.
+CLUSTER_LOG = "slurm-*.out"
 CHECKPOINTS = "checkpoints"
 # How the first process of a machine tells the others, which inherit its environment, what it has chosen.
 FOLDER_VARIABLE, CHECKPOINT_VARIABLE = "DTP_PROCESS_RUN_FOLDER", "DTP_PROCESS_RUN_CHECKPOINT"
@@ -47,6 +49,7 @@ MAY_DIFFER = {
     "devices",
     "num_nodes",
     "strategy",
+    "feedback_parallel",
     "accelerator",
 }
 # Options that belong to one start of a run, not to its configuration.
@@ -305,8 +308,9 @@ def _resumed(path: Path, config: Config) -> Run:
 def _require_unused(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--run-dir {folder}: is a file; expected a folder, or a path where one can be made.")
-    # A start that failed early leaves the empty folder of the checkpoints.
-    if folder.is_dir() and any(path.name != CHECKPOINTS or any(path.iterdir()) for path in folder.iterdir()):
+    # A start that failed early leaves the empty folder of the checkpoints; a cluster's script puts its log there first.
+    found = [path for path in folder.iterdir() if not path.match(CLUSTER_LOG)] if folder.is_dir() else []
+    if any(path.name != CHECKPOINTS or any(path.iterdir()) for path in found):
         raise UserError(
             f"--run-dir {folder}: is not empty, and nothing in it is overwritten; give another folder, or --resume "
             "auto to go on with the run in it."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,10 +18,15 @@ from dtp.algorithms.metrics import RunningMeans
 from dtp.algorithms.optimizers import layer_groups, make_optimizer, make_schedule
 from dtp.algorithms.options import AlgorithmOptions
 from dtp.algorithms.timing import PhaseTimer
+from dtp.distributed.averaging import average_tensors
+from dtp.distributed.division import Division
+from dtp.distributed.strategy import FeedbackDDPStrategy, training_share
 from dtp.errors import UserError
 from dtp.feedback.noise import NoiseStreams
 from dtp.models.network import Network
 from dtp.precision import full_precision
+
+_UNDIVIDED = Division()
 
 
 class Algorithm(LightningModule):
@@ -36,6 +42,8 @@ class Algorithm(LightningModule):
     """
 
     Options = AlgorithmOptions
+    # Numbers of the layers whose feedback has weights that are trained in a phase of their own.
+    trained_feedback: Sequence[int] = ()
 
     def __init__(self, network: Network, options: AlgorithmOptions | None = None, seed: int = 0):
         super().__init__()
@@ -51,6 +59,8 @@ class Algorithm(LightningModule):
         self._epoch_means = RunningMeans()
         self._window_means = RunningMeans()
         self._images = 0
+        # Ranks that each have a part of every batch.
+        self._shares = 1
         # Without a trainer nobody else counts them.
         self._batches_alone = 0
         self._epoch_began = self._last_batch_ended = time.perf_counter()
@@ -174,10 +184,25 @@ class Algorithm(LightningModule):
 
     # --- training, as Lightning calls it ----------------------------------------------------------------------------
 
+    @property
+    def division(self) -> Division:
+        """How the ranks divide the training of feedback weights."""
+        return getattr(self.trainer.strategy, "division", _UNDIVIDED) if self._trainer is not None else _UNDIVIDED
+
     def on_fit_start(self) -> None:
-        # Ranks that see the same images (another division of the work than theirs by data) draw the same noise.
-        shares = getattr(self.trainer, "distributed_sampler_kwargs", None) or {}
-        self.noise_streams.rank = shares.get("rank", 0)
+        strategy = self.trainer.strategy
+        if self.trainer.world_size > 1 and not isinstance(strategy, FeedbackDDPStrategy):
+            raise UserError(
+                f"Expected the strategy feedback-ddp on several devices, found {type(strategy).__name__}, under which "
+                'ranks would drift apart; give Trainer(strategy="feedback-ddp").'
+            )
+        if self.trainer.world_size > 1 and not self.division.shares_images and not self.trained_feedback:
+            raise UserError(
+                f"--feedback-parallel {strategy.feedback_parallel}: {type(self).__name__} has no feedback layers that "
+                "are trained in a phase of their own, which could be divided; use data."
+            )
+        # Ranks that see the same images draw the same noise.
+        self.noise_streams.rank, self._shares = training_share(self.trainer)
 
     def on_train_epoch_start(self) -> None:
         self._epoch_means.reset()
@@ -189,6 +214,9 @@ class Algorithm(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x, y = batch
         logits, scalars = self.training_batch(x, y)
+        if self._shares > 1:
+            # The statistics of batch normalisation; what else ranks hold, they have averaged already.
+            average_tensors([b for b in self.buffers() if b.is_floating_point()])
         with torch.no_grad():
             logits = full_precision(logits)
             values = {
@@ -198,7 +226,7 @@ class Algorithm(LightningModule):
             }
         self._epoch_means.add(values, weight=len(x))
         self._window_means.add(values, weight=len(x))
-        self._images += len(x)
+        self._images += len(x) * self._shares
         self._count_batch()
         self._last_batch_ended = time.perf_counter()
         # Here, not in a hook after the batch: a checkpoint of this batch is written by such a hook, and the row at its
@@ -220,7 +248,8 @@ class Algorithm(LightningModule):
     def on_train_epoch_end(self) -> None:
         self.check_finite()
         self._log_window()
-        means = {f"train/{name}_epoch": value for name, value in self._epoch_means.compute().items()}
+        means = self._epoch_means.compute(over_ranks=self._shares > 1)
+        means = {f"train/{name}_epoch": value for name, value in means.items()}
         progress = self.progress()
         self.report(
             {
@@ -239,7 +268,7 @@ class Algorithm(LightningModule):
                 scheduler.step()
 
     def _log_window(self) -> None:
-        means = self._window_means.compute()
+        means = self._window_means.compute(over_ranks=self._shares > 1)
         self._window_means.reset()
         if not means:
             return
@@ -320,16 +349,18 @@ class Algorithm(LightningModule):
         if self._trainer is not None and self.trainer.world_size > 1:
             states = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(states, self.noise_streams.state_dict())
-        checkpoint["noise"] = states
+        checkpoint["noise"] = self.division.noise_states(states)
+        checkpoint["division"] = self.division.state_dict()
         checkpoint["feedback_seconds"] = self.feedback_timer.seconds
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         states = checkpoint["noise"]
-        rank = self.global_rank
+        self.division.load_state_dict(checkpoint.get("division", {}))
+        rank, _ = training_share(self._trainer)
         if rank < len(states):
             self.noise_streams.load_state_dict(states[rank])
         else:
-            self.noise_streams.restart(checkpoint["global_step"])
+            self.noise_streams.restart(checkpoint["global_step"], states[0])
         self.feedback_timer.seconds = checkpoint["feedback_seconds"]
 
 

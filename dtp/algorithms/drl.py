@@ -24,6 +24,7 @@ class DRL(TargetPropagation):
 
     Options = DRLOptions
     feedback_settings = FeedbackSettings(nonlinearity="after", bias=True)
+    independent_feedback = False
 
     def feedback_loss(self, n: int, activations: Activations, noise: tuple[Tensor, ...]) -> Tensor:
         a, m = activations, self.options.noise_samples

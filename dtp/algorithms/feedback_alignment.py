@@ -161,7 +161,7 @@ class WeightMirror(FA):
         weights, gradients = [], []
         for i, carried in enumerate(self.feedback.carried):
             like = carried.module.weight
-            xi = self.noise_streams.normal(i, (o.mirror_samples, *carried.in_shape), o.mirror_noise, like)
+            xi = self.noise_streams.normal(i, (o.mirror_samples, *carried.in_shape), o.mirror_noise, like, common=True)
             response = carried.module(xi) - carried.module(torch.zeros_like(xi[:1]))
             if carried.layer < self.network.depth:
                 response = self.network.activation()(response)
@@ -176,7 +176,7 @@ class WeightMirror(FA):
         self.step(self.mirror_optimizer, weights, gradients)
 
     def feedback_optimizer_list(self) -> list[Optimizer]:
-        # As a step of plain SGD: the strategy averages it over devices, whose noise differs.
+        # As a step of plain SGD, which the strategy keeps the same on all devices.
         weights = [carried.carrier.weight for carried in self.feedback.carried]
         self.mirror_optimizer = torch.optim.SGD(weights, lr=self.options.mirror_lr)
         return [self.mirror_optimizer]

@@ -35,6 +35,12 @@ class Activations:
         """Output of the network (B, classes), detached."""
         return full_precision(self.outputs[-1].detach())
 
+    def select(self, rows: slice) -> Activations:
+        """Those of some images of the batch, as constants."""
+        s = [activation[rows] for activation in self.s]
+        contexts = [context.select(rows) for context in self.contexts]
+        return Activations(s, contexts, [output.detach()[rows] for output in self.outputs])
+
 
 class LocalTargets(Algorithm):
     """Template of the rules in which each layer learns from a target of its own.

@@ -19,12 +19,20 @@ class RunningMeans:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._weights[name] = self._weights.get(name, 0.0) + weight
 
-    def compute(self) -> dict[str, float]:
-        """The means. One transfer from the device for all of them."""
+    def compute(self, over_ranks: bool = False) -> dict[str, float]:
+        """The means. One transfer from the device for all of them.
+
+        Args:
+            over_ranks: whether to weigh in what other ranks have added under the same names; all must then call this.
+        """
         if not self._sums:
             return {}
-        values = torch.stack(list(self._sums.values())).tolist()
-        return {name: value / self._weights[name] for name, value in zip(self._sums, values, strict=True)}
+        sums = torch.stack(list(self._sums.values()))
+        if over_ranks:
+            # Ranks have equal shares of every batch, so their means weigh alike.
+            torch.distributed.all_reduce(sums)
+            sums /= torch.distributed.get_world_size()
+        return {name: value / self._weights[name] for name, value in zip(self._sums, sums.tolist(), strict=True)}
 
     def reset(self) -> None:
         self._sums.clear()

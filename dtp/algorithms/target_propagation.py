@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,12 +16,14 @@ from dtp.algorithms.base import Algorithm
 from dtp.algorithms.local_targets import Activations, LocalTargets, no_autocast
 from dtp.algorithms.optimizers import make_optimizer
 from dtp.algorithms.options import TargetPropagationOptions
+from dtp.distributed.strategy import FeedbackDDPStrategy
 from dtp.errors import UserError
 from dtp.feedback import (
     FeedbackEngine,
     FeedbackLayer,
     FeedbackNetwork,
     FeedbackProblem,
+    FeedbackResult,
     FeedbackSettings,
     NotReducible,
     ReducedLDRL,
@@ -28,6 +31,7 @@ from dtp.feedback import (
     forward_with_context,
     require_known_operations,
 )
+from dtp.feedback.loop import Average, Gradients
 from dtp.models.network import Network
 from dtp.modules import LocallyConnected2d
 
@@ -44,6 +48,8 @@ class TargetPropagation(LocalTargets):
 
     Options = TargetPropagationOptions
     feedback_settings = FeedbackSettings()
+    # Whether a layer's feedback loss looks at no other layer's feedback weights, so that layers can be trained apart.
+    independent_feedback = True
 
     def __init__(self, network: Network, options: TargetPropagationOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
@@ -84,11 +90,19 @@ class TargetPropagation(LocalTargets):
     def on_fit_start(self) -> None:
         super().on_fit_start()
         # Now it is known on how many devices, and whether the engine that was asked for can be.
-        self.engine.choose(self.device, self._steps_directly())
-        if self.close and self.trainer.world_size > 1:
+        division, ranks = self.division, self.trainer.world_size
+        alone = ranks == 1 or not division.each_iteration
+        self.engine.choose(self.device, self._steps_directly() and alone)
+        if self.close and not alone:
             raise UserError(
-                "--feedback-stop-distance: expected one device, for ranks would stop at different iterations, found "
-                f"{self.trainer.world_size}; use 0."
+                "--feedback-stop-distance: expected one device or --feedback-parallel layer, for ranks that share a "
+                f"layer would stop at different iterations, found {ranks}; use 0."
+            )
+        several = any(self.feedback_iterations[n] > 1 for n in self.trained_feedback)
+        if ranks > 1 and not division.shares_images and not self.independent_feedback and several:
+            raise UserError(
+                f"--feedback-parallel: {type(self).__name__} trains each feedback layer by the others' weights of the "
+                "same iteration, which are on other ranks; use data."
             )
 
     def on_train_start(self) -> None:
@@ -197,29 +211,12 @@ class TargetPropagation(LocalTargets):
         Always in full precision: bfloat16 costs 3 to 60 per cent of error in these gradients.
         """
         with self.feedback_timer.measure(self.device), no_autocast(activations.s[0]):
-            activations = self._in_full_precision(activations)
-            a = activations
-            problems = [
-                FeedbackProblem(
-                    n,
-                    self._feedback_parameters(n),
-                    self.feedback_iterations[n],
-                    lambda n=n: self.feedback_noise(n, a),
-                    lambda noise, n=n: self.feedback_loss(n, a, noise),
-                    self._reduced(n),
-                    (a.s[n - 1], a.s[n], a.contexts[n]),
-                    self.close,
-                )
-                for n in self.trained_feedback
-                if self._feedback_parameters(n)
-            ]
-            # The literal engine is the specification: it also steps as every other optimizer of the project does.
-            direct = self._steps_directly() and self.options.engine != "literal"
-            step = None if direct else self._step_through_strategy
-            result = self.engine.train(problems, self.feedback_optimizers, step)
+            result = self.division.train(_Phase(self, self._in_full_precision(activations)))
         scalars = {f"feedback_loss_{n}": loss for n, loss in result.losses.items()}
         if self.close > 0:
-            scalars.update({f"feedback_steps_{n}": torch.tensor(float(k)) for n, k in result.steps.items()})
+            scalars.update(
+                {f"feedback_steps_{n}": torch.as_tensor(k, dtype=torch.float32) for n, k in result.steps.items()}
+            )
         return scalars
 
     def draw_noise(self, n: int, like: Tensor) -> Tensor:
@@ -287,18 +284,21 @@ class TargetPropagation(LocalTargets):
             return str(error)
 
     def _steps_directly(self) -> bool:
-        """Whether a feedback step is nothing but its layer's optimizer's: one device, and no hook of the rule's own."""
+        """Whether a feedback step is nothing but its layer's optimizer's, without a hook of the rule's own."""
         customised = any(overridden(self, Algorithm, hook) for hook in ("step", "on_before_optimizer_step"))
         own = all(
             [id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
             == [id(p) for p in self._feedback_parameters(n)]
             for n, optimizer in self.feedback_optimizers.items()
         )
-        return own and not customised and (self._trainer is None or self.trainer.world_size == 1)
+        return own and not customised
 
-    def _step_through_strategy(self, gradients: dict[int, tuple[Tensor, ...]]) -> None:
-        for n, values in gradients.items():
-            self.step(self.feedback_optimizers[n], list(self._feedback_parameters(n)), list(values))
+    def _step_through_strategy(self, gradients: Gradients) -> None:
+        # The division of the phase has averaged what is to be averaged.
+        strategy = self.trainer.strategy if self._trainer is not None else None
+        with strategy.without_averaging() if isinstance(strategy, FeedbackDDPStrategy) else nullcontext():
+            for n, values in gradients.items():
+                self.step(self.feedback_optimizers[n], list(self._feedback_parameters(n)), list(values))
 
     def _in_full_precision(self, activations: Activations) -> Activations:
         """The same activations, with outputs recomputed from the same inputs where autocast had rounded them."""
@@ -324,6 +324,59 @@ class TargetPropagation(LocalTargets):
         local = any(isinstance(module, LocallyConnected2d) for module in self.network[n].modules())
         positions = 1 if local else self.network.shapes[n][1:].numel()
         return 1e-3 / (self.noise[n] ** 2 * positions)
+
+
+class _Phase:
+    """The feedback phase of one batch of a rule, as a :class:`~dtp.distributed.division.Division` sees it."""
+
+    def __init__(self, rule: TargetPropagation, activations: Activations):
+        self.rule, self.activations = rule, activations
+        self.layers = [n for n in rule.trained_feedback if rule._feedback_parameters(n) and rule.feedback_iterations[n]]
+        self.images, self.device = len(activations.s[0]), activations.s[0].device
+        self.optimizers = rule.feedback_optimizers
+
+    def problems(self, layers: Sequence[int], rows: slice | None = None) -> list[FeedbackProblem]:
+        rule, whole = self.rule, self.activations
+        a = whole if rows is None else whole.select(rows)
+
+        def noise(n: int) -> tuple[Tensor, ...]:
+            # Of all images, so that the layer's stream goes on alike however many ranks share it.
+            drawn = rule.feedback_noise(n, whole)
+            return drawn if rows is None else tuple(_rows_of_samples(t, self.images, rows) for t in drawn)
+
+        return [
+            FeedbackProblem(
+                n,
+                rule._feedback_parameters(n),
+                rule.feedback_iterations[n],
+                lambda n=n: noise(n),
+                lambda noise, n=n: rule.feedback_loss(n, a, noise),
+                rule._reduced(n),
+                (a.s[n - 1], a.s[n], a.contexts[n]),
+                rule.close,
+            )
+            for n in layers
+        ]
+
+    def train(self, problems: Sequence[FeedbackProblem], average: Average | None) -> FeedbackResult:
+        rule = self.rule
+        # The literal engine is the specification: it also steps as every other optimizer of the project does.
+        direct = rule._steps_directly() and rule.options.engine != "literal"
+        step = None if direct else rule._step_through_strategy
+        return rule.engine.train(problems, rule.feedback_optimizers, step, average)
+
+    def costs(self) -> dict[int, float]:
+        streams = self.rule.noise_streams
+        before = streams.state_dict()
+        try:
+            return self.rule.engine.costs(self.problems(self.layers))
+        finally:
+            streams.load_state_dict(before)
+
+
+def _rows_of_samples(noise: Tensor, images: int, rows: slice) -> Tensor:
+    """Some rows of the batch out of noise for all of it, (m B, ...), sample-major."""
+    return noise[rows] if len(noise) == images else noise.unflatten(0, (-1, images))[:, rows].flatten(0, 1)
 
 
 def overridden(rule: Algorithm, base: type[Algorithm], hook: str) -> bool:

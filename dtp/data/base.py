@@ -13,6 +13,7 @@ from dtp.data.options import DataOptions
 from dtp.data.sampler import OrderedBatches, TrainingBatches
 from dtp.data.split import SplitKind, count_held_out, split_indices
 from dtp.data.statistics import STATISTICS, Statistics, compute_statistics, used_statistics
+from dtp.distributed.strategy import evaluation_share, training_share
 from dtp.errors import UserError
 
 Part = tuple[Images, np.ndarray]
@@ -135,7 +136,7 @@ class ImageData(LightningDataModule):
     def train_dataloader(self) -> BatchLoader:
         """Shuffled, augmented batches; starts where the run of the attached trainer stands (see ``sampler.py``)."""
         dataset = self._parts["train"]
-        rank, ranks = self._rank()
+        rank, ranks = training_share(self.trainer)
         done = None if self.trainer is None else self._batches_done
         batches = TrainingBatches(len(dataset), self.options.batch_size, self.seed, rank, ranks, done)
         return BatchLoader(self._placed("train"), batches, self.options.num_workers)
@@ -154,7 +155,8 @@ class ImageData(LightningDataModule):
         dataset = self._parts[part]
         if dataset is None:
             return []
-        batches = OrderedBatches(len(dataset), self.options.batch_size, *self._rank())
+        rank, ranks = evaluation_share(self.trainer)
+        batches = OrderedBatches(len(dataset), -(-self.options.batch_size // ranks), rank, ranks)
         return BatchLoader(self._placed(part), batches, self.options.num_workers)
 
     def _placed(self, part: str) -> ImageBatches | DeviceBatches:
@@ -169,11 +171,6 @@ class ImageData(LightningDataModule):
         if part not in placed:
             placed[part] = DeviceBatches(self._parts[part], device)
         return placed[part]
-
-    def _rank(self) -> tuple[int, int]:
-        """This process's share of the data, which the trainer's strategy decides: (rank, number of ranks)."""
-        shares = getattr(self.trainer, "distributed_sampler_kwargs", None) or {}
-        return shares.get("rank", 0), shares.get("num_replicas", 1)
 
     def _batches_done(self) -> int:
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed

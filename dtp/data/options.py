@@ -13,7 +13,7 @@ class DataOptions:
     # Download the dataset into --data-dir if it is not there (not for imagenet32 and imagefolder); without it nothing
     # ever touches the network.
     download: bool = False
-    # Images per batch and device, at least 1.
+    # Images per batch over all devices, which share them evenly (a multiple of their number), at least 1.
     batch_size: int = 128
     # Processes that load and augment batches, 0 or more; 0 loads in the main process, best for small datasets.
     num_workers: int = 0

@@ -24,18 +24,18 @@ class TrainingBatches:
     """Batch sampler for training: a new order in each pass over the data, the same number of batches on every rank.
 
     The last, partial batch of a pass is dropped, unless it is the only one. Rank r takes every ``ranks``-th image of
-    the order, so that batch k over all ranks together holds the same images however many ranks share it.
+    each batch, so that batch k over all ranks together holds the same images however many ranks share it.
 
     Args:
         size: number of images in the training set.
-        batch_size: images per batch and rank.
+        batch_size: images per batch, over all ranks.
         seed: of the order, the same on every rank.
         rank: of this process.
         ranks: number of processes that share the data.
         batches_done: returns how many batches the run has trained on. Without it each new iterator is the next pass.
 
     Raises:
-        UserError: there are fewer images than ranks.
+        UserError: there are fewer images than ranks, or a batch cannot be divided evenly.
     """
 
     def __init__(
@@ -52,14 +52,19 @@ class TrainingBatches:
                 f"Expected at least one training image per device, found {size} images for {ranks} devices; "
                 "use fewer devices, a smaller --val-size or more data."
             )
+        if batch_size % ranks:
+            raise UserError(
+                f"--batch-size: expected a multiple of the {ranks} devices, which share each batch evenly, found "
+                f"{batch_size}; give {max(batch_size // ranks, 1) * ranks} or use another number of devices."
+            )
         self.size, self.seed, self.rank, self.ranks = size, seed, rank, ranks
-        self.batch_size = min(batch_size, size // ranks)
+        self.batch_size = min(batch_size, size - size % ranks)
         self.batches_done = batches_done
         self._next = 0
 
     def __len__(self) -> int:
-        """Batches in one pass over the data, on each rank."""
-        return self.size // (self.batch_size * self.ranks)
+        """Batches in one pass over the data, the same on each rank."""
+        return self.size // self.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
         # Not a generator itself: the place in the stream is read when the iterator is made, also without workers.
@@ -73,8 +78,9 @@ class TrainingBatches:
         for number in range(start, stop):
             epoch, batch = divmod(number, len(self))
             if epoch != shuffled:
-                shuffled, order = epoch, permutation(self.size, self.seed, ORDER, epoch)[self.rank :: self.ranks]
-            yield epoch, order[batch * self.batch_size : (batch + 1) * self.batch_size]
+                shuffled, order = epoch, permutation(self.size, self.seed, ORDER, epoch)
+            whole = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield epoch, whole[self.rank :: self.ranks]
 
 
 class OrderedBatches:

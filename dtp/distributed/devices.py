@@ -37,7 +37,7 @@ def choose_devices(run: RunOptions) -> tuple[str, int]:
 def choose_strategy(run: RunOptions, devices: int) -> FeedbackDDPStrategy | str:
     """The strategy for so many devices on each machine."""
     several = devices * run.num_nodes > 1 or run.strategy == FeedbackDDPStrategy.strategy_name
-    return FeedbackDDPStrategy() if several else "auto"
+    return FeedbackDDPStrategy(run.feedback_parallel, run.feedback_sync) if several else "auto"
 
 
 def leave_together() -> None:

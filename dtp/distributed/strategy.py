@@ -1,18 +1,17 @@
-"""Data-parallel training for any number of optimizers and steps per batch."""
+"""Several devices for any number of optimizers and steps per batch."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
 
-import torch
-import torch.distributed as dist
-from lightning.fabric.utilities.distributed import _distributed_is_initialized
 from lightning.pytorch.overrides.distributed import _sync_module_states
-from lightning.pytorch.strategies import DDPStrategy
-from torch import Tensor
+from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch.optim import Optimizer
+
+from dtp.distributed.averaging import average_gradients
+from dtp.distributed.division import ByImages, ByImagesOncePerBatch, ByLayers, Division
 
 
 class FeedbackDDPStrategy(DDPStrategy):
@@ -20,10 +19,38 @@ class FeedbackDDPStrategy(DDPStrategy):
 
     Lightning's ``ddp`` reduces gradients in backward hooks of a wrapped module. Rules that call ``torch.autograd.grad``
     pass by those hooks, so their ranks drift apart silently, and rules with several backward passes per batch need a
-    search for unused parameters. Here nothing is wrapped: every rule is data-parallel as it is.
+    search for unused parameters. Here nothing is wrapped: every rule is data-parallel as it is. How the many steps of
+    the feedback weights are divided is a choice of its own, which the rules with such a phase ask for.
+
+    Args:
+        feedback_parallel: ``data``: each rank has its share of the images; ``layer``: every rank has all images and
+            some of the feedback layers; ``hybrid``: the same, but costly layers have several ranks.
+        feedback_sync: with ``data``, whether ranks average in each ``step`` of the feedback weights or once per
+            ``batch``, an approximation.
+        kwargs: of Lightning's DDPStrategy.
     """
 
     strategy_name = "feedback-ddp"
+
+    def __init__(
+        self,
+        feedback_parallel: Literal["data", "layer", "hybrid"] = "data",
+        feedback_sync: Literal["step", "batch"] = "step",
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.feedback_parallel = feedback_parallel
+        self.division: Division
+        if feedback_parallel == "data":
+            self.division = ByImages() if feedback_sync == "step" else ByImagesOncePerBatch()
+        else:
+            self.division = ByLayers(teams=feedback_parallel == "hybrid")
+        self._averages = True
+
+    @property
+    def training_share(self) -> tuple[int, int]:
+        """This rank's share of the training images: (share, number of shares)."""
+        return (self.global_rank, self.world_size) if self.division.shares_images else (0, 1)
 
     def configure_ddp(self) -> None:
         # All ranks start from rank 0's parameters and buffers; the module itself stays unwrapped.
@@ -34,34 +61,38 @@ class FeedbackDDPStrategy(DDPStrategy):
 
         def closure_then_average() -> Any:
             result = closure()
-            average_gradients([p for group in optimizer.param_groups for p in group["params"]])
+            if self._averages:
+                average_gradients([p for group in optimizer.param_groups for p in group["params"]])
             return result
 
         return super().optimizer_step(optimizer, closure_then_average, model, **kwargs)
 
+    @contextmanager
+    def without_averaging(self) -> Iterator[None]:
+        """Within, steps take the gradients as they are: averaged already, or another rank's business."""
+        self._averages = False
+        try:
+            yield
+        finally:
+            self._averages = True
 
-@torch.no_grad()
-def average_gradients(parameters: list[Tensor]) -> None:
-    """Replace each ``.grad`` by its mean over ranks, in one collective per dtype and device.
 
-    A parameter whose gradient is None on every rank keeps None; one that has a gradient on some ranks counts as zero on
-    the others. Every rank must call this with the same parameters in the same order.
-    """
-    if not _distributed_is_initialized() or dist.get_world_size() == 1:
-        return
-    groups: dict[tuple[torch.dtype, torch.device], list[Tensor]] = defaultdict(list)
-    for parameter in parameters:
-        groups[parameter.dtype, parameter.device].append(parameter)
-    for group in groups.values():
-        missing = [i for i, p in enumerate(group) if p.grad is None]
-        flags = group[0].new_ones(len(group))
-        for i in missing:
-            flags[i].zero_()
-        gradients = [p.grad.flatten() if p.grad is not None else torch.zeros_like(p).flatten() for p in group]
-        flat = torch.cat([flags, *gradients])
-        dist.all_reduce(flat)
-        # Only who lacks a gradient must know whether the others have it; nobody else waits for the device here.
-        seen = flat[: len(group)].tolist() if missing else None
-        means = (flat[len(group) :] / dist.get_world_size()).split([p.numel() for p in group])
-        for i, (parameter, mean) in enumerate(zip(group, means, strict=True)):
-            parameter.grad = mean.view_as(parameter) if seen is None or seen[i] else None
+def training_share(trainer: Any) -> tuple[int, int]:
+    """This process's share of the training images: (share, number of shares); (0, 1) without a trainer."""
+    strategy = getattr(trainer, "strategy", None)
+    if isinstance(strategy, FeedbackDDPStrategy):
+        return strategy.training_share
+    return evaluation_share(trainer)
+
+
+def evaluation_share(trainer: Any) -> tuple[int, int]:
+    """This process's share of the images that are evaluated, as :func:`training_share`."""
+    shares = getattr(trainer, "distributed_sampler_kwargs", None) or {}
+    return shares.get("rank", 0), shares.get("num_replicas", 1)
+
+
+StrategyRegistry.register(
+    FeedbackDDPStrategy.strategy_name,
+    FeedbackDDPStrategy,
+    description="Averages gradients where an optimizer steps; divides feedback training.",
+)

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from dtp.errors import UserError
 from dtp.feedback.graphs import RecursionGraph, cuda_graph, plain, train_feedback_in_graphs
-from dtp.feedback.loop import FeedbackProblem, FeedbackResult, Step, train_feedback
+from dtp.feedback.loop import Average, FeedbackProblem, FeedbackResult, Step, time_iterations, train_feedback
 from dtp.feedback.reduced import ReducedLDRL
 from dtp.feedback.steppers import capturable, stepper
 
@@ -66,7 +66,11 @@ class FeedbackEngine:
         return "reduced, its recursion replayed as one graph" if self.used.get(n) == "graph" else "reduced"
 
     def train(
-        self, problems: Sequence[FeedbackProblem], optimizers: dict[int, Optimizer], step: Step | None = None
+        self,
+        problems: Sequence[FeedbackProblem],
+        optimizers: dict[int, Optimizer],
+        step: Step | None = None,
+        average: Average | None = None,
     ) -> FeedbackResult:
         """Train every layer for its iterations.
 
@@ -75,15 +79,16 @@ class FeedbackEngine:
             optimizers: of each layer's feedback weights.
             step: how gradients become steps, as for :func:`~dtp.feedback.train_feedback`; None for nothing but a step
                 of each optimizer, which is quicker and can be captured.
+            average: how gradients of this rank become those of all, likewise; None for one rank.
         """
         if not problems:
             return FeedbackResult({}, {})
         device = problems[0].parameters[0].device
-        memory = self.memory or (512 << 20 if device.type == "cuda" else 64 << 20)
-        engine = self.choose(device, step is None)
+        memory = self._memory_on(device)
+        engine = self.choose(device, step is None and average is None)
         self.used = {problem.layer: "literal" if problem.reduced is None else "reduced" for problem in problems}
         if engine != "graph":
-            return train_feedback(problems, step or _steps_of(optimizers), memory)
+            return train_feedback(problems, step or _steps_of(optimizers), memory, average)
         graphs = {
             problem.layer: self._graph(problem, optimizers[problem.layer])
             for problem in problems
@@ -93,6 +98,13 @@ class FeedbackEngine:
         graphed = train_feedback_in_graphs([p for p in problems if p.layer in graphs], graphs, memory)
         self.used.update({n: "reduced" if graph.failed else "graph" for n, graph in graphs.items()})
         return FeedbackResult({**others.losses, **graphed.losses}, {**others.steps, **graphed.steps})
+
+    def costs(self, problems: Sequence[FeedbackProblem]) -> dict[int, float]:
+        """Seconds that each problem takes in a batch without its steps, measured; see :func:`time_iterations`."""
+        return {p.layer: time_iterations(p, self._memory_on(p.parameters[0].device)) for p in problems}
+
+    def _memory_on(self, device: torch.device) -> int:
+        return self.memory or (512 << 20 if device.type == "cuda" else 64 << 20)
 
     def _graph(self, problem: FeedbackProblem, optimizer: Optimizer) -> RecursionGraph:
         known = self._graphs.get(problem.layer)

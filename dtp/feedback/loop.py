@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,7 +13,10 @@ from dtp.feedback.context import Context
 from dtp.feedback.reduced import Constants, ReducedLDRL
 
 Noise = tuple[Tensor, ...]
-Step = Callable[[dict[int, tuple[Tensor, ...]]], None]
+Gradients = dict[int, tuple[Tensor, ...]]
+Step = Callable[[Gradients], None]
+# Starts to average gradients over ranks; what it returns waits for the means.
+Average = Callable[[Gradients], Callable[[], Gradients]]
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,9 @@ class LiteralGradients:
         self.loss = value.detach()
         return torch.autograd.grad(value, self.problem.parameters)
 
+    def prepare(self) -> None:
+        """Nothing of it is known beforehand."""
+
 
 class ReducedGradients:
     """The same gradients in reduced form; constants are computed for as many iterations as ``memory`` bytes hold."""
@@ -81,10 +88,7 @@ class ReducedGradients:
         k, problem = self.steps, self.problem
         if k == problem.iterations:
             return None
-        if k == self._end:
-            self._begin, self._end = k, min(k + self.chunk, problem.iterations)
-            noise = [problem.draw() for _ in range(self._begin, self._end)]
-            self._constants: Constants = self.form.constants(self.clean, noise)
+        self.prepare()
         i = k - self._begin
         constant, quadratic = self._constants.gradient[i], self.form.quadratic_gradient(self._constants, i)
         aligned = problem.close > 0 and self.form.distance(self._constants, i, quadratic, self.batch) <= problem.close
@@ -95,6 +99,15 @@ class ReducedGradients:
         self.steps += 1
         return self.form.gradients(problem.parameters, constant.add_(quadratic, alpha=self.scale))
 
+    @torch.no_grad()
+    def prepare(self) -> None:
+        """Compute the constants of the next iteration, and of those after it that fit, unless they are there."""
+        k, problem = self.steps, self.problem
+        if k == self._end and k < problem.iterations:
+            self._begin, self._end = k, min(k + self.chunk, problem.iterations)
+            noise = [problem.draw() for _ in range(self._begin, self._end)]
+            self._constants: Constants = self.form.constants(self.clean, noise)
+
 
 @dataclass(frozen=True)
 class FeedbackResult:
@@ -102,14 +115,16 @@ class FeedbackResult:
 
     Attributes:
         losses: last loss of each layer, detached scalars on the device (nothing waits for them).
-        steps: how many steps each layer took.
+        steps: how many steps each layer took; a scalar tensor where another rank has counted them.
     """
 
     losses: dict[int, Tensor]
-    steps: dict[int, int]
+    steps: dict[int, int | Tensor]
 
 
-def train_feedback(problems: Sequence[FeedbackProblem], step: Step, memory: int = 1 << 26) -> FeedbackResult:
+def train_feedback(
+    problems: Sequence[FeedbackProblem], step: Step, memory: int = 1 << 26, average: Average | None = None
+) -> FeedbackResult:
     """Train feedback layers, the k-th iteration of every layer before the (k+1)-th of any.
 
     All gradients of iteration k are taken before any layer is stepped, so the order of the layers changes nothing, even
@@ -120,16 +135,47 @@ def train_feedback(problems: Sequence[FeedbackProblem], step: Step, memory: int 
         step: ``step({n: gradients})`` applies one optimizer step to the parameters of each feedback layer n. Gradients
             are those of its loss with respect to its parameters alone; no ``.grad`` of any tensor is touched here.
         memory: bytes that a layer in reduced form may take for the constants of several iterations at once.
+        average: what makes of the gradients of this rank those of all; while it is under way, the constants of the next
+            iterations are computed.
     """
-    sources = {
-        problem.layer: LiteralGradients(problem) if problem.reduced is None else ReducedGradients(problem, memory)
-        for problem in problems
-        if problem.iterations > 0
-    }
+    sources = {problem.layer: _source(problem, memory) for problem in problems if problem.iterations > 0}
     active = dict(sources)
     while active:
         gradients = {n: source() for n, source in active.items()}
         active = {n: active[n] for n, values in gradients.items() if values is not None}
+        gradients = {n: gradients[n] for n in active}
+        if average is not None and active:
+            wait = average(gradients)
+            for source in active.values():
+                source.prepare()
+            gradients = wait()
         if active:
-            step({n: gradients[n] for n in active})
+            step(gradients)
     return FeedbackResult({n: s.loss for n, s in sources.items()}, {n: s.steps for n, s in sources.items()})
+
+
+def time_iterations(problem: FeedbackProblem, memory: int = 1 << 26, iterations: int = 4) -> float:
+    """Seconds that a problem's iterations take in a batch, from a few of them; no weight is stepped.
+
+    Noise is drawn for it; who wants a run to go on as if it had not been must restore the stream.
+    """
+    few = replace(problem, iterations=min(iterations, problem.iterations), close=0.0)
+    # The first ones find memory and choose algorithms.
+    for _ in range(2):
+        _wait(problem.parameters[0])
+        began = time.perf_counter()
+        source = _source(few, memory)
+        while source() is not None:
+            pass
+        _wait(problem.parameters[0])
+        seconds = time.perf_counter() - began
+    return seconds * problem.iterations / few.iterations
+
+
+def _source(problem: FeedbackProblem, memory: int) -> LiteralGradients | ReducedGradients:
+    return LiteralGradients(problem) if problem.reduced is None else ReducedGradients(problem, memory)
+
+
+def _wait(tensor: Tensor) -> None:
+    if tensor.device.type == "cuda":
+        torch.cuda.synchronize(tensor.device)

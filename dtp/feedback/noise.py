@@ -29,13 +29,18 @@ class NoiseStreams:
         self.rank = rank
         self._generators: dict[int, torch.Generator] = {}
         self._restored: dict[int, Tensor] = {}
+        self._common: set[int] = set()
         self._epoch = 0
 
-    def normal(self, n: int, shape: Sequence[int], scale: float, like: Tensor) -> Tensor:
+    def normal(self, n: int, shape: Sequence[int], scale: float, like: Tensor, common: bool = False) -> Tensor:
         """Noise of standard deviation ``scale`` for layer n, of ``shape``, with the dtype and device of ``like``.
 
         It also has the memory format of ``like``, and numbers follow each other in memory as they were drawn.
+        ``common`` noise, of layers that have no other, is the same on every rank: where it has nothing to do with the
+        images that the rank sees.
         """
+        if common:
+            self._common.add(n)
         shape, maps = tuple(shape), channels_last(like)
         drawn = (shape[0], *shape[2:], shape[1]) if maps else shape
         noise = torch.empty(drawn, dtype=like.dtype, device=like.device)
@@ -44,23 +49,31 @@ class NoiseStreams:
 
     def state_dict(self) -> dict[str, Any]:
         states = {n: generator.get_state() for n, generator in self._generators.items()}
-        return {"seed": self.seed, "epoch": self._epoch, "states": {**self._restored, **states}}
+        states = {**self._restored, **states}
+        return {"seed": self.seed, "epoch": self._epoch, "states": states, "common": sorted(self._common)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.seed, self._epoch = state["seed"], state["epoch"]
         self._generators.clear()
-        self._restored = dict(state["states"])
+        self._restored, self._common = dict(state["states"]), set(state["common"])
 
-    def restart(self, epoch: int) -> None:
-        """Begin fresh streams for a rank that has no saved state, different from those of any earlier start."""
+    def restart(self, epoch: int, other: dict[str, Any] | None = None) -> None:
+        """Begin fresh streams for a rank that has no saved state, different from those of any earlier start.
+
+        Noise that is common to all ranks goes on as in ``other``, the saved state of another rank.
+        """
         self._generators.clear()
         self._restored.clear()
+        if other is not None:
+            self.load_state_dict(other)
+            self._restored = {n: state for n, state in self._restored.items() if n in self._common}
         self._epoch = epoch
 
     def _generator(self, n: int, device: torch.device) -> torch.Generator:
         generator = self._generators.get(n)
         if generator is None or generator.device != device:
-            generator = seeded_generator(device, self.seed, self.rank, n, self._epoch)
+            numbers = (0, n, 0) if n in self._common else (self.rank, n, self._epoch)
+            generator = seeded_generator(device, self.seed, *numbers)
             state = self._restored.pop(n, None)
             # States of CPU and CUDA generators have other sizes; on another kind of device the stream starts anew.
             if state is not None and state.shape == generator.get_state().shape:

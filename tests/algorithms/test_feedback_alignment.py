@@ -410,7 +410,7 @@ def test_weight_mirror_step_is_the_one_of_the_paper(mlp):
     carried = rule.feedback.carried[-1]
     old, seen = carried.carrier.weight.clone(), {}
     original = rule.noise_streams.normal
-    rule.noise_streams.normal = lambda i, *rest: seen.setdefault(i, original(i, *rest))
+    rule.noise_streams.normal = lambda i, *rest, **named: seen.setdefault(i, original(i, *rest, **named))
     rule.mirror()
     xi = seen[len(rule.feedback.carried) - 1]
     response = xi @ carried.module.weight.T

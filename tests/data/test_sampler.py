@@ -34,20 +34,26 @@ def test_fewer_images_than_a_batch_make_one_partial_batch():
 
 def test_ranks_share_each_global_batch_whatever_their_number():
     alone = collect(TrainingBatches(100, 12, seed=0))
-    shared = [collect(TrainingBatches(100, 4, seed=0, rank=rank, ranks=3)) for rank in range(3)]
+    shared = [collect(TrainingBatches(100, 12, seed=0, rank=rank, ranks=3)) for rank in range(3)]
     assert {len(part) for part in shared} == {len(alone)}
     for batch, parts in zip(alone, zip(*shared, strict=True), strict=True):
+        assert {len(positions) for _, positions in parts} == {4}
         assert sorted(batch[1]) == sorted(position for _, positions in parts for position in positions)
 
 
+def test_batches_that_ranks_cannot_share_evenly_are_refused():
+    with pytest.raises(UserError, match="multiple of the 3 devices.*found 32; give 30"):
+        TrainingBatches(100, 32, seed=0, ranks=3)
+
+
 def test_ranks_with_less_than_a_batch_each_hold_equally_many():
-    shared = [collect(TrainingBatches(11, 8, seed=0, rank=rank, ranks=3)) for rank in range(3)]
+    shared = [collect(TrainingBatches(11, 12, seed=0, rank=rank, ranks=3)) for rank in range(3)]
     assert [[len(positions) for _, positions in part] for part in shared] == [[3]] * 3
 
 
 def test_fewer_images_than_ranks_are_refused():
     with pytest.raises(UserError, match="2 images for 3 devices"):
-        TrainingBatches(2, 8, seed=0, ranks=3)
+        TrainingBatches(2, 9, seed=0, ranks=3)
 
 
 @pytest.mark.parametrize("done", [0, 3, 9, 10, 24])

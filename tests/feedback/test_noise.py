@@ -189,3 +189,16 @@ def test_maps_whose_layout_is_ambiguous_get_the_same_noise(shape):
         NoiseStreams(0).normal(2, shape, 1.0, like(f, shape)) for f in (torch.contiguous_format, torch.channels_last)
     ]
     assert torch.equal(*noise)
+
+
+def test_common_noise_is_the_same_on_every_rank_and_after_a_restart_on_more():
+    def common(streams):
+        return streams.normal(1, (5,), 1.0, LIKE, common=True)
+
+    first, second = NoiseStreams(0), NoiseStreams(0, rank=1)
+    assert torch.equal(common(first), common(second))
+    assert not torch.equal(draw(first, 2), draw(second, 2))
+    added = NoiseStreams(0, rank=2)
+    added.restart(100, first.state_dict())
+    assert torch.equal(common(added), common(first))
+    assert not torch.equal(draw(added, 2), draw(first, 2))

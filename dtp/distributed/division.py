@@ -1,0 +1,186 @@
+"""How the ranks divide the feedback phase of a batch among them: by images, by layers, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch.optim import Optimizer
+
+from dtp.distributed.assignment import Assignment, by_layer, hybrid
+from dtp.distributed.averaging import GradientAverage, StateExchange, average_training, ranks_of, time_average
+from dtp.errors import UserError
+from dtp.feedback.loop import Average, FeedbackProblem, FeedbackResult
+
+
+class FeedbackPhase(Protocol):
+    """The feedback phase of one batch, as a rule offers it."""
+
+    layers: Sequence[int]
+    """Numbers of the feedback layers to train."""
+    images: int
+    """In this rank's batch."""
+    optimizers: dict[int, Optimizer]
+    device: torch.device
+
+    def problems(self, layers: Sequence[int], rows: slice | None = None) -> list[FeedbackProblem]:
+        """The problems of some layers, on all images or on some rows of the batch, with their part of the noise."""
+
+    def train(self, problems: Sequence[FeedbackProblem], average: Average | None) -> FeedbackResult:
+        """Train on some problems; ``average`` brings in the other ranks' part in the gradients of each iteration."""
+
+    def costs(self) -> dict[int, float]:
+        """Seconds that each layer takes in a batch, measured without changing anything."""
+
+
+class Division:
+    """One process, or several that each do the same: nothing is divided.
+
+    Attributes:
+        shares_images: whether each rank has images of its own.
+        each_iteration: whether ranks must meet in each iteration.
+    """
+
+    shares_images = False
+    each_iteration = False
+
+    def train(self, phase: FeedbackPhase) -> FeedbackResult:
+        """Train all feedback layers of a batch; afterwards all ranks hold the same weights and optimizer states."""
+        return phase.train(phase.problems(phase.layers), None)
+
+    def noise_states(self, states: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """What a checkpoint keeps of the noise streams of all ranks, one for each rank that has images of its own."""
+        return states if self.shares_images else states[:1]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave, on any number of ranks."""
+
+
+class ByImages(Division):
+    """Each rank has its own images; the gradients of an iteration are averaged, for all layers in one collective.
+
+    The constants of the next iterations, which depend on no feedback weights, are computed meanwhile. A batch takes
+    max K_n collectives for K_n iterations of layer n.
+    """
+
+    shares_images = each_iteration = True
+
+    def train(self, phase: FeedbackPhase) -> FeedbackResult:
+        if ranks_of() == 1:
+            return super().train(phase)
+        problems = phase.problems(phase.layers)
+        return phase.train(problems, GradientAverage({problem.layer: problem.parameters for problem in problems}))
+
+
+class ByImagesOncePerBatch(Division):
+    """Each rank trains on its own images alone; weights and optimizer states are averaged once per batch.
+
+    An approximation (local SGD): the weights that each rank's later iterations start from are those of its own part of
+    the batch.
+    """
+
+    shares_images = True
+
+    def train(self, phase: FeedbackPhase) -> FeedbackResult:
+        result = super().train(phase)
+        average_training({n: phase.optimizers[n] for n in phase.layers}, phase.device)
+        return result
+
+
+class ByLayers(Division):
+    """Every rank has all images and trains some of the feedback layers; then weights and states are exchanged.
+
+    The noise is that of one process, and so are the weights, to rounding. The layers' costs are measured by rank 0 on
+    the first batch, and kept in checkpoints: a run that goes on on as many ranks has the same assignment.
+
+    Args:
+        teams: whether several ranks may share costly layers, each on some rows of the batch (hybrid).
+        say: is given the assignment in words, once.
+    """
+
+    def __init__(self, teams: bool, say: Callable[[str], None] = print):
+        self.teams, self.say = teams, say
+        self.costs: dict[int, float] = {}
+        self.meeting = 0.0
+        self.assignment: Assignment | None = None
+        self._exchange = StateExchange()
+        self._group: Any = None
+
+    def train(self, phase: FeedbackPhase) -> FeedbackResult:
+        if ranks_of() == 1:
+            return super().train(phase)
+        if self.assignment is None:
+            self._assign(phase)
+        team = self.assignment.team_of(dist.get_rank())
+        result, share = FeedbackResult({}, {}), 1.0
+        if team is not None:
+            size, place = len(team.ranks), team.ranks.index(dist.get_rank())
+            begin, end = (phase.images * i // size for i in (place, place + 1))
+            problems = phase.problems(team.layers, None if size == 1 else slice(begin, end))
+            if begin == end:
+                raise UserError(
+                    f"Expected at least {size} images in a batch, one for each rank of a team, found {phase.images}; "
+                    "use larger batches or --feedback-parallel layer."
+                )
+            share = (end - begin) / phase.images
+            average = None
+            if size > 1:
+                parameters = {problem.layer: problem.parameters for problem in problems}
+                average = GradientAverage(parameters, self._group, weight=share * size)
+            result = phase.train(problems, average)
+        optimizers = {n: phase.optimizers[n] for n in phase.layers}
+        self._exchange(optimizers, self.assignment.owners, phase.device)
+        return self._joined(phase, result, share)
+
+    def _assign(self, phase: FeedbackPhase) -> None:
+        problems = phase.problems(phase.layers)
+        if set(self.costs) != set(phase.layers):
+            weights = {problem.layer: problem.parameters for problem in problems}
+            most = max(problem.iterations for problem in problems)
+            meeting = time_average(weights) * most if self.teams else 0.0
+            found: list[Any] = [(phase.costs(), meeting) if dist.get_rank() == 0 else None]
+            dist.broadcast_object_list(found)
+            self.costs, self.meeting = found[0]
+        # A team must leave each of its ranks a row.
+        ranks = min(dist.get_world_size(), phase.images)
+        plan = hybrid(self.costs, ranks, self.meeting) if self.teams else by_layer(self.costs, ranks)
+        self.assignment = replace(plan, ranks=dist.get_world_size())
+        for team in self.assignment.teams:
+            if len(team.ranks) > 1:
+                group = dist.new_group(team.ranks)
+                if dist.get_rank() in team.ranks:
+                    self._group = group
+        if dist.get_rank() == 0:
+            self.say(f"  feedback of {self.assignment}")
+
+    def _joined(self, phase: FeedbackPhase, result: FeedbackResult, share: float) -> FeedbackResult:
+        """Losses and steps of all layers on every rank."""
+        values = torch.zeros(2, len(phase.layers), device=phase.device, dtype=torch.float64)
+        owners, rank = self.assignment.owners, dist.get_rank()
+        for i, n in enumerate(phase.layers):
+            if n in result.losses:
+                values[0, i] = result.losses[n] * share
+            if owners[n] == rank:
+                values[1, i] = result.steps.get(n, 0)
+        dist.all_reduce(values)
+        losses = {n: values[0, i] for i, n in enumerate(phase.layers)}
+        return FeedbackResult(losses, {n: values[1, i] for i, n in enumerate(phase.layers)})
+
+    def noise_states(self, states: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        merged = dict(states[0])
+        if self.assignment is not None and len(states) > 1:
+            own = {n: states[rank]["states"][n] for n, rank in self.assignment.owners.items()}
+            merged["states"] = {**merged["states"], **own}
+        return [merged]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"costs": self.costs, "meeting": self.meeting}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.costs, self.meeting, self.assignment = dict(state.get("costs", {})), state.get("meeting", 0.0), None

@@ -1,0 +1,143 @@
+"""Several ranks compute what one process does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from dtp.feedback.noise import NoiseStreams
+from tests.algorithms.helpers import make_trained, small_network, state
+from tests.algorithms.networks import normalised_network, shipped_network
+from tests.algorithms.rules import NAMES
+from tests.distributed.ranks import fit, train_on_ranks
+
+BATCHES, IMAGES = 20, 12
+
+
+class SharedNoise(NoiseStreams):
+    """The noise that one process would draw for the whole batch, of which each rank takes its rows."""
+
+    def __init__(self, seed, samples=1, share=0, shares=1):
+        super().__init__(seed)
+        self.samples, self.share, self.shares = samples, share, shares
+
+    # All ranks draw all of it.
+    rank = property(lambda self: 0, lambda self, rank: None)
+
+    def normal(self, n, shape, scale, like, common=False):
+        if common:
+            return super().normal(n, shape, scale, like, common)
+        samples = self.samples if shape[0] % self.samples == 0 else 1
+        whole = super().normal(n, (shape[0] * self.shares, *shape[1:]), scale, like)
+        return whole.unflatten(0, (samples, -1))[:, self.share :: self.shares].flatten(0, 1)
+
+
+def _batches(network):
+    torch.manual_seed(5)
+    shape, classes = network.input_shape, network.num_classes
+    return [
+        (torch.randn(IMAGES, *shape, dtype=torch.float64), torch.randint(classes, (IMAGES,))) for _ in range(BATCHES)
+    ]
+
+
+def _trained(name, folder, ranks, noise=None, compare=True, kind="small", options=None, **strategy):
+    """Weights after 20 batches, by rank."""
+
+    def train(trainer):
+        torch.manual_seed(0)
+        network = small_network(name, kind).double()
+        rule = make_trained(name, network, **(options or {})).double()
+        if noise is not None:
+            share, shares = trainer.strategy.training_share if ranks > 1 else (0, 1)
+            rule.noise_streams = noise(share, shares, getattr(rule.options, "noise_samples", 1))
+        if compare and ranks > 1:
+            rule.training_batch = _compared(rule, rule.training_batch)
+        fit(trainer, rule, _batches(network))
+        return state(rule)
+
+    return train_on_ranks(train, folder, ranks, **strategy)
+
+
+def _compared(rule, training_batch):
+    """After every batch, fail if the ranks are not bit-identical."""
+
+    def batch(x, y):
+        result = training_batch(x, y)
+        for name, value in rule.named_parameters():
+            first = value.detach().clone()
+            dist.broadcast(first, src=0)
+            assert torch.equal(first, value), f"ranks drifted apart in {name}"
+        return result
+
+    return batch
+
+
+def _noise(share, shares, samples):
+    return SharedNoise(3, samples, share, shares)
+
+
+def _furthest(a, b):
+    """Largest relative distance of two tensors of the same name."""
+    return max(float((a[n] - b[n]).norm() / b[n].norm().clamp(min=1e-30)) for n in a if a[n].is_floating_point())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_ranks_equal_one_process_on_the_whole_batch(name, tmp_path):
+    """The noise given, whatever the rule; and the ranks are bit-identical after every batch."""
+    (alone,) = _trained(name, tmp_path, 1, _noise)
+    first, second = _trained(name, tmp_path, 2, _noise)
+    assert _furthest(first, second) == 0
+    assert _furthest(first, alone) < 1e-9
+
+
+@pytest.mark.parametrize("engine", ["literal", "reduced"])
+@pytest.mark.parametrize("mode", ["data", "layer", "hybrid"])
+def test_convolutions_and_engines_in_every_mode(engine, mode, tmp_path):
+    options = {"engine": engine, "noise_samples": 2, "feedback_iterations": [3, 5, 2]}
+    (alone,) = _trained("dtp", tmp_path, 1, _noise, kind="lenet", options=options)
+    ranks = _trained("dtp", tmp_path, 2, _noise, kind="lenet", options=options, feedback_parallel=mode)
+    assert _furthest(ranks[0], ranks[1]) == 0
+    assert _furthest(ranks[0], alone) < 1e-9
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("mode", ["layer", "hybrid"])
+@pytest.mark.parametrize("name", ["dtp", "vanilla-dtp", "sdtp", "ddtp-linear"])
+def test_layers_on_ranks_give_the_weights_of_one_process(name, mode, ranks, tmp_path):
+    """With the same seed and no noise given from outside, on fewer and on more ranks than feedback layers."""
+    (alone,) = _trained(name, tmp_path, 1)
+    found = _trained(name, tmp_path, ranks, feedback_parallel=mode)
+    assert all(_furthest(found[0], other) == 0 for other in found)
+    assert _furthest(found[0], alone) < 1e-9
+    assert any("feedback" in name for name in alone)
+
+
+@pytest.mark.parametrize("kind", ["normalised", "residual"])
+@pytest.mark.parametrize("mode", ["layer", "hybrid"])
+def test_contexts_of_a_batch_are_divided_by_images(kind, mode, tmp_path):
+    """Normalisation constants belong to the batch, pooling switches and slopes to their images."""
+
+    def train(trainer):
+        torch.manual_seed(0)
+        network = normalised_network() if kind == "normalised" else shipped_network("resnet18")
+        rule = make_trained("dtp", network.double(), feedback_iterations=[2]).double()
+        fit(trainer, rule, _batches(rule.network)[:2])
+        return state(rule)
+
+    (alone,) = train_on_ranks(train, tmp_path, 1)
+    found = train_on_ranks(train, tmp_path, 3, feedback_parallel=mode)
+    assert all(_furthest(found[0], other) == 0 for other in found)
+    assert _furthest(found[0], alone) < 1e-9
+
+
+def test_running_statistics_of_batch_normalisation_are_the_same_on_all_ranks(tmp_path):
+    def train(trainer):
+        torch.manual_seed(0)
+        rule = make_trained("bp", normalised_network().double()).double()
+        fit(trainer, rule, _batches(rule.network))
+        return state(rule)
+
+    first, second = train_on_ranks(train, tmp_path, 2)
+    assert any("running_mean" in name for name in first)
+    assert all(torch.equal(first[name], second[name]) for name in first)
