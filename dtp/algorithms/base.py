@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -18,12 +20,14 @@ from dtp.algorithms.metrics import RunningMeans
 from dtp.algorithms.optimizers import layer_groups, make_optimizer, make_schedule
 from dtp.algorithms.options import AlgorithmOptions
 from dtp.algorithms.timing import PhaseTimer
+from dtp.data.sampler import TrainingBatches
 from dtp.distributed.averaging import average_tensors
 from dtp.distributed.division import Division
 from dtp.distributed.strategy import FeedbackDDPStrategy, training_share
 from dtp.errors import UserError
 from dtp.feedback.noise import NoiseStreams
 from dtp.models.network import Network
+from dtp.modules import Standardise
 from dtp.precision import full_precision
 
 _UNDIVIDED = Division()
@@ -167,6 +171,13 @@ class Algorithm(LightningModule):
         The step goes through the strategy, which averages the gradients over ranks and applies the precision plugin.
         It does not go through Lightning's optimizer wrapper, which would count it as a global step.
         """
+        if [g.shape for g in gradients] != [p.shape for p in parameters]:
+            found = ", ".join(str(tuple(g.shape)) for g in gradients)
+            raise UserError(
+                f"Expected one gradient of the shape of each of {len(parameters)} weights, "
+                f"{', '.join(str(tuple(p.shape)) for p in parameters)}, found {found or 'none'}; mend "
+                f"{type(self).__name__}."
+            )
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         if self._trainer is None:
@@ -203,6 +214,15 @@ class Algorithm(LightningModule):
             )
         # Ranks that see the same images draw the same noise.
         self.noise_streams.rank, self._shares = training_share(self.trainer)
+
+    def on_train_start(self) -> None:
+        # Before the first batch, which diagnostics see first.
+        batches = getattr(self.trainer.train_dataloader, "batch_sampler", None)
+        normalises = any(isinstance(module, _BatchNorm | Standardise) for module in self.modules())
+        if normalises and isinstance(batches, TrainingBatches) and batches.batch_size == batches.ranks:
+            raise UserError(
+                "--batch-size: expected at least 2 images on each device, which the network normalises over, found 1."
+            )
 
     def on_train_epoch_start(self) -> None:
         self._epoch_means.reset()
@@ -272,7 +292,7 @@ class Algorithm(LightningModule):
         self._window_means.reset()
         if not means:
             return
-        _require_finite(means, self.global_step)
+        self._require_finite(means)
         lr = self.forward_optimizer.param_groups[0]["lr"]
         self.report(
             {
@@ -295,10 +315,24 @@ class Algorithm(LightningModule):
 
     def check_finite(self) -> None:
         """Raise UserError if a loss of this epoch or a weight is NaN or infinite. Waits for the device."""
-        _require_finite(self._epoch_means.compute(), self.global_step)
+        self._require_finite(self._epoch_means.compute())
         bad = [name for name, value in self.named_parameters() if not torch.isfinite(value).all()]
         if bad:
-            _raise_not_finite(f"the weights {bad[0]}", self.global_step)
+            self._raise_not_finite(f"the weights {bad[0]}")
+
+    def _require_finite(self, means: dict[str, float]) -> None:
+        for name, value in means.items():
+            if not math.isfinite(value):
+                self._raise_not_finite(name)
+
+    def _raise_not_finite(self, what: str) -> NoReturn:
+        rates = [
+            name for name in ("lr", "layer_lr", "feedback_lr", "noise", "mirror_lr") if getattr(self.options, name, 0)
+        ]
+        raise UserError(
+            f"Training diverged: {what} is not a finite number by batch {self.global_step}. Lower "
+            f"{' or '.join('--' + name.replace('_', '-') for name in rates)}; checkpoints written before it are kept."
+        )
 
     # --- validation and test ----------------------------------------------------------------------------------------
 
@@ -370,19 +404,6 @@ def _as_list(found: Any) -> list:
     return found if isinstance(found, list) else [found]
 
 
-def _require_finite(means: dict[str, float], step: int) -> None:
-    for name, value in means.items():
-        if value != value or value in (float("inf"), float("-inf")):
-            _raise_not_finite(name, step)
-
-
-def _raise_not_finite(what: str, step: int) -> None:
-    raise UserError(
-        f"Training diverged: {what} is not a finite number by batch {step}. Lower --lr or --feedback-lr (or --noise); "
-        "checkpoints written before it are kept."
-    )
-
-
 def _check_ranges(options: AlgorithmOptions, layers: list[int]) -> None:
     o = options
     for flag, values in (("layer-lr", o.layer_lr), ("eps", o.eps)):
@@ -402,10 +423,13 @@ def _check_ranges(options: AlgorithmOptions, layers: list[int]) -> None:
     for flag in ("weight_decay", "lr_period", "lr_min", "clip_norm"):
         if not getattr(o, flag) >= 0:
             raise UserError(f"--{flag.replace('_', '-')}: expected 0 or more, found {getattr(o, flag)}.")
-    if o.lr_schedule == "cosine" and any(lr < o.lr_min for lr in o.layer_lr):
+    lowest, whose = (min(o.layer_lr), "the lowest of --layer-lr") if o.layer_lr else (o.lr, "--lr")
+    if o.lr_schedule == "cosine" and lowest < o.lr_min:
         raise UserError(
-            f"--lr-min: expected at most the lowest rate of --layer-lr, {min(o.layer_lr)}, found {o.lr_min}; the "
-            "schedule would raise that rate."
+            f"--lr-min: expected at most {whose}, {lowest}, found {o.lr_min}; the schedule would raise the rate."
         )
+    # A default for another optimizer is no mistake of the user's.
+    if o.optimizer == "sgd" and (o.beta2 not in (0, type(o).beta2) or o.eps):
+        raise UserError("--beta2, --eps: expected --optimizer adam, rmsprop or lee-rmsprop, found sgd; leave them out.")
     if not 0 < o.lr_gamma <= 1:
         raise UserError(f"--lr-gamma: expected a number above 0 and up to 1, found {o.lr_gamma}.")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Size, Tensor, nn
+from torch import Tensor, nn
 
 from dtp.algorithms.base import Algorithm
-from dtp.algorithms.local_targets import no_autocast
 from dtp.algorithms.options import CHLOptions, ContrastiveOptions, GeneRecOptions
 from dtp.errors import UserError
-from dtp.feedback import Elementwise, FeedbackSettings, layer_operations
-from dtp.feedback.operations import operation_of
+from dtp.feedback import is_elementwise, layer_operations
 from dtp.models.network import Network
-from dtp.precision import full_precision
+from dtp.precision import full_precision, no_autocast
 
 
 @dataclass(frozen=True)
@@ -51,10 +50,10 @@ class Contrastive(Algorithm):
         super().__init__(network, options, seed)
         o = self.options
         for flag, ok, expected in (
-            ("gain", o.gain > 0, "a number above 0"),
+            ("gain", 0 < o.gain < math.inf, "a number above 0"),
             ("relaxation", 0 < o.relaxation <= 1, "a number above 0 and up to 1"),
             ("settling_steps", o.settling_steps >= 1, "at least 1"),
-            ("settling_tolerance", o.settling_tolerance >= 0, "0 or more"),
+            ("settling_tolerance", 0 <= o.settling_tolerance < math.inf, "0 or more"),
         ):
             if not ok:
                 raise UserError(f"--{flag.replace('_', '-')}: expected {expected}, found {getattr(o, flag)}.")
@@ -165,7 +164,8 @@ class CHL(Contrastive):
         dW_k = g^(k-N) (h+_k h+_{k-1}^T - h-_k h-_{k-1}^T),    U_k = W_{k+1}^T
 
     with h- at rest with the input and h+ with the label too. For small g it is backprop of the sigmoids' cross-entropy.
-    Local in space and in time, but for the transposed feedback weights.
+    Local in space, but for the transposed feedback weights. Each product needs one phase alone, but both are applied
+    together, after the second, so the first phase's must be kept.
 
     Left out by the sources: the gain of Lee's form, which has no factor g^(k-N) (1; ``gain`` 1 is that form), and all
     that :class:`Contrastive` names.
@@ -226,7 +226,7 @@ def _parts(n: int, layer: nn.Module, last: bool) -> tuple[nn.Linear, nn.Module]:
     if (
         len(modules) != (1 if last else 2)
         or not isinstance(modules[0], nn.Linear)
-        or not all(_is_elementwise(module) for module in modules[1:])
+        or not all(is_elementwise(module) for module in modules[1:])
     ):
         found = ", ".join(type(module).__name__ for module in modules) or "nothing"
         raise UserError(
@@ -234,11 +234,3 @@ def _parts(n: int, layer: nn.Module, last: bool) -> tuple[nn.Linear, nn.Module]:
             f"found {found} in layer {n}: use --model mlp."
         )
     return modules[0], nn.Sigmoid() if last else modules[1]
-
-
-def _is_elementwise(module: nn.Module) -> bool:
-    try:
-        undone = operation_of(module).make_feedback(module, Size([1]), FeedbackSettings())
-    except UserError:
-        return False
-    return isinstance(undone, Elementwise)

@@ -121,7 +121,8 @@ class DFA(LocalTargets):
     and sends it through a random kernel wherever the next layer is a convolution (biotorch). What they take is said
     before it is allocated, and refused when it is more than the machine's memory.
 
-    Left out by the paper: the distribution of B_n (``backward_init``, with the output as fan-in).
+    Left out by the paper: the distribution of B_n (``backward_init``: that of a linear
+    layer from the output, or of the transposed convolution).
     """
 
     Options = DFAOptions

@@ -19,7 +19,9 @@ class DRL(TargetPropagation):
     All layers learn the whole squared distance to their target (``local_loss_scale`` 2). The authors' code gives mean
     gradients to the output target: their beta is ours times the batch size, and their learning rate is divided by it.
 
-    Left out by the paper: contexts of pooling (the clean pass's, as for targets).
+    Left out by the paper: contexts of pooling (the clean pass's, as for targets). The authors take targets from the
+    feedback weights as the batch finds them (``schedule`` parallel, as in the presets of their experiments); here
+    feedback is trained first (sequential) unless told otherwise.
     """
 
     Options = DRLOptions

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dtp.algorithms.base import Algorithm
-from dtp.algorithms.local_targets import no_autocast
 from dtp.algorithms.options import FeedbackAlignmentOptions, WeightMirrorOptions
 from dtp.errors import UserError
+from dtp.feedback import is_elementwise, layer_operations
 from dtp.feedback.backward import BackwardMaps, Carried
 from dtp.feedback.initial import deviation, fans, init_map
 from dtp.feedback.noise import seeded_generator
 from dtp.models.network import Network
-from dtp.precision import full_precision
+from dtp.precision import full_precision, no_autocast
 
 
 class FA(Algorithm):
@@ -102,6 +104,16 @@ class KolenPollack(FA):
     weight; inside it, W and B would see other increments.
     """
 
+    def __init__(self, network: Network, options: FeedbackAlignmentOptions | None = None, seed: int = 0):
+        super().__init__(network, options, seed)
+        o = self.options
+        rate = max(o.layer_lr or [o.lr])
+        if not rate * o.weight_decay < 1:
+            raise UserError(
+                f"--weight-decay: expected less than 1 / --lr, {1 / rate:g}, for each step decays weights by their "
+                f"product, found {o.weight_decay}."
+            )
+
     def configure_optimizers(self):
         configured = super().configure_optimizers()
         for group in self.forward_optimizer.param_groups:
@@ -140,7 +152,7 @@ class WeightMirror(FA):
         super().__init__(network, options, seed)
         o = self.options
         for flag, ok, expected in (
-            ("mirror_noise", o.mirror_noise > 0, "a number above 0"),
+            ("mirror_noise", 0 < o.mirror_noise < math.inf, "a number above 0"),
             ("mirror_lr", 0 < o.mirror_lr < 1, "a number above 0 and below 1"),
             ("mirror_samples", o.mirror_samples >= 2, "at least 2"),
             ("mirror_warmup", o.mirror_warmup >= 0, "0 or more"),
@@ -157,14 +169,15 @@ class WeightMirror(FA):
     @torch.no_grad()
     def mirror(self) -> None:
         """One mirror phase: each B_n takes one step towards its estimate of W_n^T."""
+        if not self.feedback.carried:
+            return
         o = self.options
         weights, gradients = [], []
         for i, carried in enumerate(self.feedback.carried):
             like = carried.module.weight
             xi = self.noise_streams.normal(i, (o.mirror_samples, *carried.in_shape), o.mirror_noise, like, common=True)
             response = carried.module(xi) - carried.module(torch.zeros_like(xi[:1]))
-            if carried.layer < self.network.depth:
-                response = self.network.activation()(response)
+            response = self._function_after(carried)(response)
             response = response - response.mean(0)
             # A weight that is shared over positions answers in each of them; at the border of a map, in fewer.
             ones = torch.ones_like(response[:1]), torch.ones_like(xi[:1])
@@ -175,8 +188,19 @@ class WeightMirror(FA):
             gradients.append(carried.carrier.weight - estimate)
         self.step(self.mirror_optimizer, weights, gradients)
 
+    def _function_after(self, carried: Carried) -> nn.Module:
+        """The nonlinearity that the operation's output goes to in the network; none after the last layer."""
+        modules = layer_operations(self.network[carried.layer])
+        places = [i for i, module in enumerate(modules) if module is carried.module]
+        if not places:
+            # Within a residual unit.
+            return self.network.activation()
+        return next((module for module in modules[places[0] + 1 :] if is_elementwise(module)), nn.Identity())
+
     def feedback_optimizer_list(self) -> list[Optimizer]:
         # As a step of plain SGD, which the strategy keeps the same on all devices.
         weights = [carried.carrier.weight for carried in self.feedback.carried]
+        if not weights:
+            return []
         self.mirror_optimizer = torch.optim.SGD(weights, lr=self.options.mirror_lr)
         return [self.mirror_optimizer]

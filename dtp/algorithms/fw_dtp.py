@@ -1,5 +1,8 @@
 """Difference target propagation with fixed feedback weights."""
 
+import math
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -28,7 +31,7 @@ class FWDTP(LocalTargets):
     def __init__(self, network: Network, options: FWDTPOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
         o = self.options
-        if not o.feedback_scale > 0:
+        if not 0 < o.feedback_scale < math.inf:
             raise UserError(f"--feedback-scale: expected a number above 0, found {o.feedback_scale}.")
         settings = FeedbackSettings(nonlinearity="after", bias=False)
         self.feedback = derive_feedback(network.layers, network.shapes, range(2, network.depth + 1), settings)
@@ -36,6 +39,12 @@ class FWDTP(LocalTargets):
         for weight in self.feedback.parameters():
             _draw(weight, o.feedback_distribution, o.feedback_scale)
         has = any(isinstance(module, Standardise) for module in network.modules())
+        if not has and o.feedback_scale < 0.05:
+            warnings.warn(
+                f"fw-dtp: --feedback-scale {o.feedback_scale:g} is for networks with --standardise; lower layers of "
+                "this one may get no target that float32 can tell from their activation. 0.1 to 1 serves.",
+                stacklevel=2,
+            )
         self.standardise = has if o.standardise_targets == "auto" else o.standardise_targets == "yes"
 
     def lower_target(self, n: int, targets: dict[int, Tensor], activations: Activations) -> Tensor:
@@ -51,4 +60,6 @@ def _draw(weight: Tensor, distribution: str, scale: float) -> None:
     elif distribution == "normal":
         weight.normal_(0, scale)
     else:
-        nn.init.orthogonal_(weight, gain=scale)
+        # Locally connected weights are one matrix for each position.
+        for matrix in weight if weight.dim() == 3 else [weight]:
+            nn.init.orthogonal_(matrix, gain=scale)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -49,11 +51,24 @@ class GAIT(LocalTargets):
     def __init__(self, network: Network, options: GAITOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
         for flag in ("gait_step", "orthogonality"):
-            if not getattr(self.options, flag) >= 0:
+            if not 0 <= getattr(self.options, flag) < math.inf:
                 raise UserError(f"--{flag.replace('_', '-')}: expected 0 or more, found {getattr(self.options, flag)}.")
         self.gait_step = self.options.gait_step or _STEPS[self.options.gait_targets]
         for n in range(2, network.depth + 1):
             _parts(n, network[n])
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        # Of the way that a target goes into the lowest layer; only now is the precision known.
+        normalised = self.options.gait_targets == "normalised"
+        step = self.gait_step ** (1 if normalised else max(self.network.depth - 1, 1))
+        least = torch.finfo(self.dtype).eps
+        if step < least:
+            raise UserError(
+                f"--gait-step: {self.gait_step:g} comes to a step of {step:.1e} in the lowest layer, and this "
+                f"precision rounds away what is below {least:.1e}; give a larger one, fewer layers"
+                f"{'' if normalised else ', --gait-targets normalised'} or --precision 64."
+            )
 
     def lower_target(self, n: int, targets: dict[int, Tensor], activations: Activations) -> Tensor:
         s, below = activations.s[n], activations.s[n - 1]

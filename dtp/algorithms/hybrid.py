@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from dtp.algorithms.local_targets import Activations
+from dtp.algorithms.local_targets import Activations, evaluate_purely
 from dtp.algorithms.options import HybridOptions
 from dtp.algorithms.vanilla_dtp import VanillaDTP
 from dtp.errors import UserError
@@ -35,9 +35,8 @@ class Hybrid(VanillaDTP):
         return s[n - 1] + alpha * self._transpose(n, s[n - 1], targets[n] - s[n]) + (1 - alpha) * learned
 
     def _transpose(self, n: int, s: Tensor, change: Tensor) -> Tensor:
-        """J_F^T change, (B, *in), at s_{n-1}. Running statistics stay as they are."""
-        layer, s = self.network[n], s.detach().requires_grad_()
-        buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+        """J_F^T change, (B, *in), at s_{n-1}."""
+        s = s.detach().requires_grad_()
         with torch.enable_grad():
-            output = torch.func.functional_call(layer, buffers, (s,), tie_weights=False)
+            output = evaluate_purely(self.network[n], s)
         return torch.autograd.grad(output, s, change)[0]

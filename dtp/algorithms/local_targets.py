@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dtp.algorithms.base import Algorithm
 from dtp.algorithms.options import TargetOptions
 from dtp.errors import UserError
 from dtp.feedback import Context, forward_with_context, per_sample_dot
 from dtp.models.network import Network
-from dtp.precision import full_precision
+from dtp.precision import full_precision, no_autocast
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class LocalTargets(Algorithm):
     def __init__(self, network: Network, options: TargetOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
         for flag in ("beta", "local_loss_scale"):
-            if not getattr(self.options, flag) > 0:
+            if not 0 < getattr(self.options, flag) < math.inf:
                 raise UserError(
                     f"--{flag.replace('_', '-')}: expected a number above 0, found {getattr(self.options, flag)}."
                 )
@@ -181,6 +182,7 @@ class LocalTargets(Algorithm):
         return list(torch.autograd.grad(total, self.forward_parameters))
 
 
-def no_autocast(x: Tensor) -> torch.autocast:
-    """Context in which autocast, if it is on, is off."""
-    return torch.autocast(x.device.type, enabled=False)
+def evaluate_purely(layer: nn.Module, x: Tensor) -> Tensor:
+    """What ``layer`` makes of ``x`` (B, *in), with gradients, while its running statistics stay as they are."""
+    buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+    return torch.func.functional_call(layer, buffers, (x,), tie_weights=False)

@@ -87,8 +87,8 @@ class TargetPropagationOptions(TargetOptions):
 
     # Optimizer of the feedback weights.
     feedback_optimizer: OptimizerName = "sgd"
-    # Learning rate of each feedback layer, n = 2..N, above 0. Left out: 1e-3 / (noise^2 * positions of the
-    # layer) for sgd, 3e-4 for adam.
+    # Learning rate of each feedback layer, n = 2..N, above 0. Empty: 1e-3 / (noise^2 * positions of the layer) for sgd,
+    # 3e-4 for other optimizers.
     feedback_lr: list[float] = field(default_factory=list)
     # Momentum of the feedback SGD and RMSprop, from 0 to below 1; for Adam it is the first beta.
     feedback_momentum: float = 0.9
@@ -195,6 +195,10 @@ class TPOptions(VanillaDTPOptions):
 class SDTPOptions(VanillaDTPOptions):
     """Simplified difference target propagation (Bartunov et al. 2018): the first target is the label itself."""
 
+    # The first target is one of probabilities.
+    loss: Literal["cross-entropy"] = "cross-entropy"
+    # Without effect, for the first target is the label itself: always 1.
+    beta: float = 1.0
     first_target: Literal["output"] = "output"
     # The last layer learns the task's cross-entropy: the target is one of probabilities, and the layer puts out logits.
     output_loss: Literal["task"] = "task"
@@ -249,6 +253,9 @@ class DDTPOptions(MeulemansOptions):
 
     # First feedback weights: random, for there is no forward weight that they could be the transpose of.
     feedback_init: Literal["random"] = "random"
+    # Without effect: maps from the output pass by residual units and pooling.
+    residual_gate: Literal["forward"] = "forward"
+    unpool: Literal["add"] = "add"
 
 
 @rule("ddtp-linear", "direct:DDTPLinear", "targets straight from the output by linear maps (Meulemans et al. 2020)")
@@ -369,7 +376,8 @@ class DFAOptions(TargetOptions):
     # Maps to convolutional layers: a full matrix (dense), or the error repeated over space and sent through a random
     # transposed convolution (broadcast), which takes far less memory.
     dfa_form: Literal["dense", "broadcast"] = "dense"
-    # Distribution of the fixed maps: PyTorch's own of a linear layer, or Glorot's, uniform or normal.
+    # Distribution of the fixed maps: PyTorch's own of a linear layer (of the transposed convolution for broadcast
+    # maps), or Glorot's, uniform or normal.
     backward_init: Literal["default", "xavier", "xavier-normal"] = "default"
 
 
@@ -412,5 +420,5 @@ class GeneRecOptions(ContrastiveOptions):
     # Feedback weights: the transposes of the forward ones, or fixed random ones of their own.
     feedback_weights: Literal["symmetric", "random"] = "symmetric"
     # Sender of the update: the free activity (plain), the mean of both (midpoint), or that made symmetric over both
-    # directions, which equals chl (symmetrised).
+    # directions, which equals chl where the feedback is symmetric (symmetrised).
     generec_form: Literal["plain", "midpoint", "symmetrised"] = "plain"

@@ -9,6 +9,7 @@ from dtp.algorithms.options import AOSDTPOptions, SDTPOptions
 from dtp.algorithms.vanilla_dtp import VanillaDTP
 from dtp.errors import UserError
 from dtp.feedback import FeedbackNetwork, layer_operations
+from dtp.models.network import Network
 
 
 class SDTP(VanillaDTP):
@@ -23,6 +24,14 @@ class SDTP(VanillaDTP):
 
     Options = SDTPOptions
     reconstructs = "clean"
+
+    def __init__(self, network: Network, options: SDTPOptions | None = None, seed: int = 0):
+        super().__init__(network, options, seed)
+        if self.options.beta != 1:
+            raise UserError(
+                f"--beta: expected 1, for the first target is the label itself, found {self.options.beta}; "
+                "leave it out."
+            )
 
     def activation(self, n: int, output: Tensor, s_in: Tensor) -> Tensor:
         return output.softmax(1) if n == self.network.depth else output
@@ -46,10 +55,15 @@ class AOSDTP(SDTP):
     def make_feedback(self) -> FeedbackNetwork:
         if self.options.auxiliary < 1:
             raise UserError(f"--auxiliary: expected at least 1, found {self.options.auxiliary}.")
-        output = layer_operations(self.network[self.network.depth])[-1]
+        *before, output = layer_operations(self.network[self.network.depth])
         if not isinstance(output, nn.Linear):
             raise UserError(
                 f"ao-sdtp: expected a network that ends in a Linear, found {type(output).__name__}; use sdtp."
+            )
+        if any(True for module in before for _ in module.buffers()):
+            raise UserError(
+                "ao-sdtp: expected no normalisation in the output layer, found "
+                f"{', '.join(type(module).__name__ for module in before)}; put it into the layer below, or use sdtp."
             )
         self.auxiliary = nn.Linear(output.in_features, self.options.auxiliary, dtype=output.weight.dtype)
         self.auxiliary.requires_grad_(False)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dtp.algorithms.base import Algorithm
-from dtp.algorithms.local_targets import Activations, LocalTargets, no_autocast
+from dtp.algorithms.local_targets import Activations, LocalTargets
 from dtp.algorithms.optimizers import make_optimizer
 from dtp.algorithms.options import TargetPropagationOptions
 from dtp.distributed.strategy import FeedbackDDPStrategy
@@ -34,6 +34,7 @@ from dtp.feedback import (
 from dtp.feedback.loop import Average, Gradients
 from dtp.models.network import Network
 from dtp.modules import LocallyConnected2d
+from dtp.precision import no_autocast
 
 
 class TargetPropagation(LocalTargets):
@@ -74,6 +75,11 @@ class TargetPropagation(LocalTargets):
         for flag in ("noise_decay", "feedback_warmup_epochs", "extra_feedback_epochs", "feedback_eps"):
             if not 0 <= getattr(o, flag) < math.inf:
                 raise UserError(f"--{flag.replace('_', '-')}: expected 0 or more, found {getattr(o, flag)}.")
+        if o.feedback_optimizer == "sgd" and (o.feedback_beta2 or o.feedback_eps):
+            raise UserError(
+                "--feedback-beta2, --feedback-eps: expected --feedback-optimizer adam, rmsprop or lee-rmsprop, found "
+                "sgd; leave them out."
+            )
         if not 0 <= o.feedback_beta2 < 1:
             raise UserError(f"--feedback-beta2: expected a number from 0 to below 1, found {o.feedback_beta2}.")
         if o.extra_feedback_epochs and o.schedule == "alternating":
@@ -106,6 +112,7 @@ class TargetPropagation(LocalTargets):
             )
 
     def on_train_start(self) -> None:
+        super().on_train_start()
         limits = [self.trainer.max_epochs * self.trainer.num_training_batches, self.trainer.max_steps]
         batches = min(limit for limit in limits if limit > 0)
         if self.options.feedback_warmup >= batches:
@@ -118,6 +125,13 @@ class TargetPropagation(LocalTargets):
             raise UserError(
                 f"--max-epochs: expected more than the {first} epochs that train the feedback weights alone before any "
                 f"other (--feedback-warmup-epochs, --schedule alternating), found {self.trainer.max_epochs}; the "
+                "forward weights would never be trained."
+            )
+        alone = max(self.options.feedback_warmup, first * self.trainer.num_training_batches)
+        if 0 < self.trainer.max_steps <= alone:
+            raise UserError(
+                f"--max-steps: expected more than the {alone} batches that train the feedback weights alone before any "
+                f"other (--feedback-warmup-epochs, --schedule alternating), found {self.trainer.max_steps}; the "
                 "forward weights would never be trained."
             )
 
@@ -211,7 +225,7 @@ class TargetPropagation(LocalTargets):
         Always in full precision: bfloat16 costs 3 to 60 per cent of error in these gradients.
         """
         with self.feedback_timer.measure(self.device), no_autocast(activations.s[0]):
-            result = self.division.train(_Phase(self, self._in_full_precision(activations)))
+            result = self.division.train(RulePhase(self, self._in_full_precision(activations)))
         scalars = {f"feedback_loss_{n}": loss for n, loss in result.losses.items()}
         if self.close > 0:
             scalars.update(
@@ -326,7 +340,7 @@ class TargetPropagation(LocalTargets):
         return 1e-3 / (self.noise[n] ** 2 * positions)
 
 
-class _Phase:
+class RulePhase:
     """The feedback phase of one batch of a rule, as a :class:`~dtp.distributed.division.Division` sees it."""
 
     def __init__(self, rule: TargetPropagation, activations: Activations):

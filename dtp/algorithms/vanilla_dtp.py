@@ -4,10 +4,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from dtp.algorithms.local_targets import Activations
+from dtp.algorithms.local_targets import Activations, evaluate_purely
 from dtp.algorithms.options import VanillaDTPOptions
 from dtp.algorithms.target_propagation import TargetPropagation
+from dtp.errors import UserError
 from dtp.feedback import FeedbackSettings, reconstruction_loss
+from dtp.models.network import Network
 
 
 class VanillaDTP(TargetPropagation):
@@ -26,6 +28,14 @@ class VanillaDTP(TargetPropagation):
     feedback_settings = FeedbackSettings(nonlinearity="after", bias=True)
     # What the reconstruction is to give back: the noisy s_{n-1}, or the clean one.
     reconstructs: Literal["noisy", "clean"] = "noisy"
+
+    def __init__(self, network: Network, options: VanillaDTPOptions | None = None, seed: int = 0):
+        super().__init__(network, options, seed)
+        if self.options.first_target == "penultimate" and self.options.output_loss != "task":
+            raise UserError(
+                "--output-loss mse: expected --first-target output, found penultimate, where the output layer has no "
+                "target; give --output-loss task or --first-target output."
+            )
 
     @property
     def top(self) -> int:
@@ -48,4 +58,5 @@ class VanillaDTP(TargetPropagation):
         if self.options.first_target == "output":
             return super().first_target(activations, y)
         s = activations.s[-2]
-        return s - self.options.beta * self.loss_gradient(s, y, self.network[self.network.depth])
+        output_layer = self.network[self.network.depth]
+        return s - self.options.beta * self.loss_gradient(s, y, lambda v: evaluate_purely(output_layer, v))

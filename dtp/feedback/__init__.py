@@ -21,6 +21,7 @@ from dtp.feedback.operations import (
     FeedbackSettings,
     LinearMap,
     Routing,
+    is_elementwise,
     register_feedback,
 )
 from dtp.feedback.reduced import ReducedLDRL
@@ -47,6 +48,7 @@ __all__ = [
     "derive_feedback",
     "drl_loss",
     "forward_with_context",
+    "is_elementwise",
     "layer_operations",
     "ldrl_loss",
     "per_sample_dot",

@@ -69,6 +69,11 @@ class BackwardMaps(nn.ModuleDict):
 
             def carry(module, args, output, inputs=inputs, carried=carried):
                 x, b = inputs.pop(), weight(carried)
+                if b.shape != carried.carrier.weight.shape:
+                    raise UserError(
+                        f"The backward weight of {carried.name} has shape {tuple(b.shape)}; expected "
+                        f"{tuple(carried.carrier.weight.shape)}. Mend the rule's backward_weight."
+                    )
 
                 def down(error: Tensor) -> Tensor:
                     r = carried.carrier.apply_weight(error, b.to(error.dtype)).to(x.dtype)

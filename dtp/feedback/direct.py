@@ -60,7 +60,9 @@ class BroadcastMap(nn.Module):
         geometry = geometry.to(conv.weight.dtype)
         self.transposed = operation_of(geometry).make_feedback(geometry, shape, FeedbackSettings())
         self.space = out_shape[1:]
-        init_map(self.transposed.weight, shape[0] * kernel_positions(operation), outputs, init)
+        # Fans as torch counts those of a transposed convolution.
+        positions = kernel_positions(operation)
+        init_map(self.transposed.weight, shape[0] * positions, outputs * positions, init)
 
     def forward(self, y: Tensor, context=None) -> Tensor:
         return self.transposed(y[:, :, None, None].expand(*y.shape, *self.space))

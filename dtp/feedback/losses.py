@@ -1,8 +1,8 @@
 """Losses that train feedback weights: pure functions of modules and tensors.
 
 Each is a literal transcription of its equation and is the specification that faster forms are tested against. For all
-of them: features are summed, samples are averaged; the forward layer is evaluated without gradients, so gradients reach
-the feedback weights of the one layer and nothing else.
+of them: features are summed (but averaged in :func:`drl_loss`), samples are averaged; the forward layer is evaluated
+without gradients, so gradients reach the feedback weights of the one layer and nothing else.
 """
 
 from __future__ import annotations

@@ -427,6 +427,14 @@ def operation_of(module: nn.Module) -> _Operation:
     )
 
 
+def is_elementwise(module: nn.Module) -> bool:
+    """Whether a module is known as an elementwise nonlinearity."""
+    try:
+        return isinstance(operation_of(module).make_feedback(module, Size([1]), FeedbackSettings()), Elementwise)
+    except UserError:
+        return False
+
+
 for _type in (nn.ELU, nn.ReLU, nn.LeakyReLU, nn.Tanh):
     register_feedback(_type, lambda module, in_shape, settings: Elementwise(module))
 register_feedback(nn.Linear, lambda module, in_shape, settings: LinearFeedback(module, settings.bias))

@@ -82,7 +82,8 @@ class Standardise(nn.Module):
         batch_statistics_at_test: evaluate by the statistics of the test batch.
 
     Raises:
-        ValueError: on ``forward``, a batch of one value per feature, which has no standard deviation.
+        ValueError: in training, a batch of one value per feature, which has no standard deviation; evaluation takes
+            running statistics for it.
     """
 
     EPS = 1e-12
@@ -96,7 +97,7 @@ class Standardise(nn.Module):
 
     def statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each feature that :meth:`forward` would use for x."""
-        if self.training or self.batch_statistics_at_test:
+        if self.training or (self.batch_statistics_at_test and x.numel() > x.shape[1]):
             return _moments(x)
         return self.running_mean, self.running_std
 

@@ -30,9 +30,10 @@ def variants():
         if "routing" in fields:
             yield name, {"routing": "fixed"}
         if "penultimate" in str(fields.get("first_target")):
-            yield from ((name, {"first_target": first}) for first in ("output", "penultimate"))
+            yield from ((name, {"first_target": first, "output_loss": "task"}) for first in ("output", "penultimate"))
         if "mse" in str(fields["output_loss"].type):
-            yield from ((name, {"output_loss": loss}) for loss in ("mse", "task"))
+            output = {"first_target": "output"} if "first_target" in fields else {}
+            yield from ((name, {"output_loss": loss, **output}) for loss in ("mse", "task"))
 
 
 VARIANTS = [

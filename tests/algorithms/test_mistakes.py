@@ -1,0 +1,166 @@
+"""Mistakes that rules tell in one sentence, and side effects that they must not have."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from dtp.algorithms import FA, SDTP
+from dtp.algorithms.base import Algorithm
+from dtp.arguments import parse
+from dtp.cli import main
+from dtp.errors import UserError
+from dtp.feedback.direct import BroadcastMap
+from dtp.models import LocallyConnected
+from dtp.models.options import LocallyConnectedOptions
+from tests.algorithms.helpers import make, make_trained, small_network
+from tests.algorithms.networks import Layers
+from tests.conftest import make_batch
+
+
+def _normalised_output():
+    """Batch normalisation within the output layer."""
+    layers = [
+        nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh()),
+        nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 5)),
+    ]
+    return Layers(layers, (1, 4, 4))
+
+
+@pytest.mark.parametrize("name", ["bp", "dtp", "vanilla-dtp", "tp", "sdtp", "hybrid", "drl", "ddtp-linear", "fa"])
+def test_running_statistics_are_updated_once_per_batch(name):
+    network = _normalised_output()
+    rule = make_trained(name, network)
+    for _ in range(3):
+        rule.training_batch(*make_batch(network))
+    assert int(network[2][0].num_batches_tracked) == 3
+
+
+def test_auxiliary_outputs_refuse_a_normalised_output_layer():
+    with pytest.raises(UserError, match="no normalisation in the output layer.*BatchNorm1d"):
+        make("ao-sdtp", _normalised_output())
+
+
+@pytest.mark.parametrize("name", ["sdtp", "ao-sdtp"])
+def test_a_step_towards_the_label_has_no_size(name, mlp):
+    """The label is the whole step, and the updates' distance to backprop's is told for it."""
+    with pytest.raises(UserError, match="--beta: expected 1"):
+        make(name, mlp, beta=0.7)
+    rule = make(name, mlp)
+    assert [rule.gradient_scale(n) for n in (1, mlp.depth)] == [1.0, 1.0] and isinstance(rule, SDTP)
+    with pytest.raises(UserError, match="--loss: expected one of cross-entropy"):
+        parse(["--algo", name, "--loss", "squared"])
+
+
+@pytest.mark.parametrize("name", ["vanilla-dtp", "tp", "hybrid"])
+def test_an_output_layer_without_a_target_learns_the_task(name, mlp):
+    with pytest.raises(UserError, match="--output-loss mse.*penultimate"):
+        make(name, mlp, first_target="penultimate", output_loss="mse")
+
+
+@pytest.mark.parametrize("init, scale", [("default", 1 / math.sqrt(3 * 6 * 9)), ("xavier", math.sqrt(2 / (16 * 9)))])
+def test_broadcast_maps_have_the_fans_of_a_transposed_convolution(init, scale):
+    torch.manual_seed(0)
+    found = torch.cat(
+        [
+            BroadcastMap(10, (6, 8, 8), nn.Conv2d(6, 4, 3), (4, 6, 6), init).transposed.weight.flatten()
+            for _ in range(20)
+        ]
+    )
+    assert float(found.std()) == pytest.approx(scale, rel=0.03)
+
+
+def test_orthogonal_feedback_of_a_locally_connected_layer_is_orthogonal_at_each_position():
+    network = LocallyConnected(
+        LocallyConnectedOptions(kernels=[3, 3], channels=[3, 4], strides=[2, 1], hidden=[8]), (2, 12, 12), 5
+    )
+    rule = make("fw-dtp", network, feedback_distribution="orthogonal", feedback_scale=0.5)
+    local = [w for w in rule.feedback.parameters() if w.dim() == 3]
+    assert local
+    for matrices in local:
+        assert torch.linalg.svdvals(matrices.detach()).sub(0.5).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "name, changes, message",
+    [
+        ("bp", {"lr": 1e-6, "lr_schedule": "cosine"}, "--lr-min: expected at most --lr, 1e-06"),
+        ("bp", {"beta2": 0.9}, "--beta2, --eps: expected --optimizer adam"),
+        ("dtp", {"feedback_eps": 1e-3}, "--feedback-eps: expected --feedback-optimizer adam"),
+        ("dtp", {"beta": math.inf}, "--beta"),
+        ("chl", {"gain": math.inf}, "--gain"),
+        ("wm", {"mirror_noise": math.inf}, "--mirror-noise"),
+        ("fw-dtp", {"feedback_scale": math.inf}, "--feedback-scale"),
+        ("kp", {"lr": 0.1, "weight_decay": 30.0}, "--weight-decay: expected less than 1 / --lr, 10"),
+    ],
+)
+def test_options_that_would_do_nothing_or_harm_are_refused(name, changes, message):
+    with pytest.raises(UserError, match=message):
+        make(name, small_network(name), **changes)
+
+
+def test_fixed_feedback_too_small_for_the_network_is_told():
+    with pytest.warns(UserWarning, match="--feedback-scale 0.001 is for networks with --standardise"):
+        make("fw-dtp", small_network("fw-dtp"))
+
+
+def test_a_network_of_one_layer_has_nothing_to_mirror():
+    network = Layers([nn.Sequential(nn.Flatten(), nn.Linear(16, 5))], (1, 4, 4))
+    make("wm", network).training_batch(*make_batch(network))
+
+
+class Gradients(Algorithm):
+    """A user's rule with gradients that do not fit."""
+
+    def forward_gradients(self, x, y):
+        return self(x).detach(), [torch.zeros(1) for _ in self.forward_parameters]
+
+
+class TooFew(Algorithm):
+    """One gradient is missing."""
+
+    def forward_gradients(self, x, y):
+        return self(x).detach(), [torch.zeros_like(p) for p in self.forward_parameters[1:]]
+
+
+class WrongMap(FA):
+    """Backward weights of another shape."""
+
+    def backward_weight(self, carried):
+        return carried.carrier.weight[:-1]
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [(Gradients, "mend Gradients"), (TooFew, "mend TooFew"), (WrongMap, "backward weight of.*Mend the rule's")],
+)
+def test_a_rule_of_the_users_own_with_wrong_shapes_is_told_so(kind, message, mlp):
+    rule = kind(mlp, kind.Options())
+    rule.configure_optimizers()
+    with pytest.raises(UserError, match=message):
+        rule.training_batch(*make_batch(mlp))
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("--algo sdtp --max-steps 8", "--max-steps: expected more than the 10 batches"),
+        (
+            "--algo drl --feedback-warmup-epochs 2 --max-epochs 10 --max-steps 6",
+            "--max-steps: expected more than the 20",
+        ),
+        ("--algo gait --model square --gait-step 1e-30", "--gait-step: 1e-30"),
+        ("--algo gait --model square --gait-targets original --widths 64 64 64 64 64", "--precision 64"),
+        ("--algo fw-dtp --standardise hidden --batch-size 1", "--batch-size: expected at least 2"),
+        ("--algo fa --lr 1e30 --lr-schedule constant", "Lower --lr;"),
+    ],
+)
+def test_a_run_that_could_not_learn_ends_with_one_sentence(words, message, here, capsys):
+    assert main([*words.split(), "--limit-train-batches", "10", "--log-every", "5"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_one_image_left_for_the_test_is_normalised_by_running_statistics(here):
+    words = "--algo fw-dtp --standardise hidden --batch-statistics-at-test true --max-epochs 1 --batch-size 359"
+    assert main([*words.split(), "--limit-train-batches", "2"]) == 0
