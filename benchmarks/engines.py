@@ -59,7 +59,7 @@ def make(name: str, o: argparse.Namespace, part: float = 1.0) -> Algorithm:
         config.algo.engine = "literal" if name == "published" else name
         config.algo.feedback_iterations = [max(1, round(part * k)) for k in config.algo.feedback_iterations]
     torch.manual_seed(0)
-    network = MODELS.resolve(o.model).load()(config.model, o.shape, 10)
+    network = MODELS.resolve(o.model).load()(config.model, o.shape, getattr(o, "classes", 10))
     kind = Published if name == "published" else ALGORITHMS.resolve(config.run.algo).load()
     layout = torch.contiguous_format if o.contiguous else torch.channels_last
     rule = kind(network, config.algo).to(o.device).to(memory_format=layout)
