@@ -63,8 +63,8 @@ class Algorithm(LightningModule):
         self._epoch_means = RunningMeans()
         self._window_means = RunningMeans()
         self._images = 0
-        # Ranks that each have a part of every batch.
-        self._shares = 1
+        # Ranks, and how many parts of every batch they have.
+        self._ranks = self._shares = 1
         # Without a trainer nobody else counts them.
         self._batches_alone = 0
         self._epoch_began = self._last_batch_ended = time.perf_counter()
@@ -212,6 +212,8 @@ class Algorithm(LightningModule):
                 f"--feedback-parallel {strategy.feedback_parallel}: {type(self).__name__} has no feedback layers that "
                 "are trained in a phase of their own, which could be divided; use data."
             )
+        self.division.begin()
+        self._ranks = self.trainer.world_size
         # Ranks that see the same images draw the same noise.
         self.noise_streams.rank, self._shares = training_share(self.trainer)
 
@@ -234,7 +236,7 @@ class Algorithm(LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x, y = batch
         logits, scalars = self.training_batch(x, y)
-        if self._shares > 1:
+        if self._ranks > 1:
             # The statistics of batch normalisation; what else ranks hold, they have averaged already.
             average_tensors([b for b in self.buffers() if b.is_floating_point()])
         with torch.no_grad():
@@ -314,8 +316,9 @@ class Algorithm(LightningModule):
         }
 
     def check_finite(self) -> None:
-        """Raise UserError if a loss of this epoch or a weight is NaN or infinite. Waits for the device."""
-        self._require_finite(self._epoch_means.compute())
+        """Raise UserError if a loss of this epoch or a weight is NaN or infinite. Waits for device and other ranks."""
+        # Of all ranks, so that they stop together.
+        self._require_finite(self._epoch_means.compute(over_ranks=self._shares > 1))
         bad = [name for name, value in self.named_parameters() if not torch.isfinite(value).all()]
         if bad:
             self._raise_not_finite(f"the weights {bad[0]}")

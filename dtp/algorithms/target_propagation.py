@@ -97,9 +97,8 @@ class TargetPropagation(LocalTargets):
         super().on_fit_start()
         # Now it is known on how many devices, and whether the engine that was asked for can be.
         division, ranks = self.division, self.trainer.world_size
-        alone = ranks == 1 or not division.each_iteration
-        self.engine.choose(self.device, self._steps_directly() and alone)
-        if self.close and not alone:
+        self.engine.choose(self.device, self._steps_directly() and (ranks == 1 or not division.each_iteration))
+        if self.close and ranks > 1 and (division.each_iteration or division.shares_images):
             raise UserError(
                 "--feedback-stop-distance: expected one device or --feedback-parallel layer, for ranks that share a "
                 f"layer would stop at different iterations, found {ranks}; use 0."
@@ -109,6 +108,21 @@ class TargetPropagation(LocalTargets):
             raise UserError(
                 f"--feedback-parallel: {type(self).__name__} trains each feedback layer by the others' weights of the "
                 "same iteration, which are on other ranks; use data."
+            )
+        if ranks > 1 and not division.shares_images:
+            self._require_separate_layers()
+
+    def _require_separate_layers(self) -> None:
+        """Ranks that train different layers must not both change something."""
+        weights = [id(p) for n in self.trained_feedback for p in self._feedback_parameters(n)]
+        if len(set(weights)) < len(weights):
+            raise UserError(
+                "--feedback-parallel: some feedback layers share weights, which only data can divide; use data."
+            )
+        if overridden(self, Algorithm, "step"):
+            raise UserError(
+                f"--feedback-parallel: {type(self).__name__} has a step of its own, which would see some layers only; "
+                "use data."
             )
 
     def on_train_start(self) -> None:
@@ -158,15 +172,15 @@ class TargetPropagation(LocalTargets):
         """The noise of one feedback iteration of layer n. Default: noise on the layer's input, (m B, *in).
 
         It must come from :meth:`draw_noise`, the layer's own stream, and depend on no feedback weights: several
-        iterations may be drawn ahead.
+        iterations may be drawn ahead. Samples come first, (m B, ...), for ranks may share the images.
         """
         return (self.draw_noise(n, activations.s[n - 1]),)
 
     def feedback_loss(self, n: int, activations: Activations, noise: tuple[Tensor, ...]) -> Tensor:
         """What feedback layer n is trained on, a scalar; called once per iteration, without autocast.
 
-        A pure function of its arguments and the weights; only those of ``self.feedback[n]`` are stepped on it.
-        ``noise`` is what :meth:`feedback_noise` drew.
+        A mean over the images, so that ranks can share them, and a pure function of its arguments and the weights; only
+        those of ``self.feedback[n]`` are stepped on it. ``noise`` is what :meth:`feedback_noise` drew.
         """
         raise UserError(f"{type(self).__name__} does not say what its feedback learns; define feedback_loss in it.")
 
@@ -390,6 +404,11 @@ class RulePhase:
 
 def _rows_of_samples(noise: Tensor, images: int, rows: slice) -> Tensor:
     """Some rows of the batch out of noise for all of it, (m B, ...), sample-major."""
+    if len(noise) % images:
+        raise UserError(
+            f"Expected noise with one row for each of {images} images and each sample, found the shape "
+            f"{tuple(noise.shape)}; mend the rule's feedback_noise."
+        )
     return noise[rows] if len(noise) == images else noise.unflatten(0, (-1, images))[:, rows].flatten(0, 1)
 
 

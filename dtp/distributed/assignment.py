@@ -60,12 +60,13 @@ class Assignment:
         if idle:
             parts.append(f"{idle} rank{'s' if idle > 1 else ''} without a layer")
         ahead = whole / self.time if self.time else 1.0
-        return f"{'; '.join(parts)}: balance {self.balance:.0%}, {ahead:.2f} times one rank"
+        speed = f"{ahead:.2f} times faster" if ahead >= 1 else f"{1 / ahead:.2f} times slower"
+        return f"{'; '.join(parts)}: balance {self.balance:.0%}, {speed} than one rank"
 
 
 def by_layer(costs: dict[int, float], ranks: int) -> Assignment:
     """Whole layers on single ranks, the longest time as short as a greedy search with exchanges makes it."""
-    bins = _bins(costs, [1] * min(ranks, len(costs)))
+    bins = _bins(costs, [1] * min(ranks, len(costs))) if costs else []
     return _assignment(costs, ranks, [(layers, 1) for layers in bins if layers], 0.0)
 
 
@@ -73,14 +74,18 @@ def hybrid(costs: dict[int, float], ranks: int, meeting: float = 0.0) -> Assignm
     """Layers on teams of one or more ranks: those that are done first, by the costs and by that of meeting."""
     plans = []
     for count in range(1, min(ranks, len(costs)) + 1):
-        # Sizes follow loads and loads follow sizes: begin with one layer set per team and widen the slowest.
-        bins = _bins(costs, [1] * count)
-        for _ in range(3):
-            sizes = _sizes([sum(costs[n] for n in layers) for layers in bins], ranks)
-            plans.append(list(zip(bins, sizes, strict=True)))
-            bins = _bins(costs, sizes)
-            plans.append(list(zip(bins, sizes, strict=True)))
+        # Not always all ranks: one more in a team brings less than its meetings cost where these are dear.
+        for used in range(count, ranks + 1):
+            # Sizes follow loads and loads follow sizes: begin with single ranks and widen the slowest team.
+            bins = _bins(costs, [1] * count)
+            for _ in range(3):
+                sizes = _sizes([sum(costs[n] for n in layers) for layers in bins], used)
+                plans.append(list(zip(bins, sizes, strict=True)))
+                bins = _bins(costs, sizes)
+                plans.append(list(zip(bins, sizes, strict=True)))
     plans = [[(layers, size) for layers, size in plan if layers] for plan in plans]
+    if not plans:
+        return Assignment(costs, ranks, (), meeting)
     best = min(plans, key=lambda plan: (max(_time(costs, *team, meeting) for team in plan), -len(plan)))
     return _assignment(costs, ranks, best, meeting)
 

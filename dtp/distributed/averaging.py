@@ -76,7 +76,8 @@ def average_gradients(parameters: Sequence[Tensor]) -> None:
         return
     missing = [i for i, p in enumerate(parameters) if p.grad is None]
     flags = parameters[0].new_ones(len(parameters))
-    flags[missing] = 0
+    if missing:
+        flags[missing] = 0
     tensors = [flags, *(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)]
     flat = FlatTensors([flags, *parameters], in_memory_order=True)
     sums = flat.pack(tensors)
@@ -156,49 +157,56 @@ def average_tensors(tensors: Sequence[Tensor]) -> None:
 
 def average_training(optimizers: dict[int, Optimizer], device: torch.device) -> None:
     """Average weights and the tensors of the optimizers' states over ranks that have all taken steps."""
-    tensors = [t for optimizer in optimizers.values() for t in _training_tensors(optimizer)]
+    tensors = [t for optimizer in optimizers.values() for t in _training_tensors(optimizer) if t.is_floating_point()]
     _through_device(tensors, device, average_tensors)
 
 
 class StateExchange:
     """Gives every rank what other ranks' optimizers have made of their layers: weights and optimizer states.
 
-    One collective per dtype, each time. What tensors the states hold is asked for once, when steps have been taken.
+    One collective per dtype, each time. What tensors the states hold is asked for by objects until all optimizers have
+    taken a step.
     """
 
     def __init__(self):
-        self._layouts: dict[int, Layout] | None = None
+        self._layouts: dict[int, Layout] = {}
+        self._settled = False
 
     @torch.no_grad()
-    def __call__(self, optimizers: dict[int, Optimizer], owners: dict[int, int], device: torch.device) -> None:
+    def __call__(
+        self, optimizers: dict[int, Optimizer], owners: dict[int, int], device: torch.device, stepped: bool = True
+    ) -> None:
         """Take over each layer from the rank that owns it.
 
         Args:
             optimizers: by layer, those of all layers on every rank.
             owners: rank that owns each layer.
             device: where the collective takes place.
+            stepped: whether this rank has taken a step in each of its layers, now or before.
         """
         if ranks_of() == 1:
             return
         rank = dist.get_rank()
-        if self._layouts is None:
+        if not self._settled:
             found: list[Any] = [None] * ranks_of()
-            dist.all_gather_object(found, {n: _layout(o) for n, o in optimizers.items() if owners[n] == rank})
-            self._layouts = {n: layout for part in found for n, layout in part.items()}
-        tensors, mine = [], []
+            mine = {n: _layout(optimizer) for n, optimizer in optimizers.items() if owners[n] == rank}
+            dist.all_gather_object(found, (mine, stepped))
+            self._layouts = {n: layout for layouts, _ in found for n, layout in layouts.items()}
+            self._settled = all(settled for _, settled in found)
+        tensors, owned = [], []
         for n, optimizer in optimizers.items():
             _make_state(optimizer, self._layouts[n])
             of_layer = _training_tensors(optimizer)
             tensors += of_layer
-            mine += [owners[n] == rank] * len(of_layer)
+            owned += [owners[n] == rank] * len(of_layer)
 
         def take_over(values: list[Tensor]) -> None:
             flat = FlatTensors(values)
             # Zero and what the owner has: their sum is exact.
-            sums = flat.pack([v if own else torch.zeros_like(v) for v, own in zip(values, mine, strict=True)])
+            sums = flat.pack([v if own else torch.zeros_like(v) for v, own in zip(values, owned, strict=True)])
             for total in sums:
                 dist.all_reduce(total)
-            for value, total, own in zip(values, flat.unpack(sums), mine, strict=True):
+            for value, total, own in zip(values, flat.unpack(sums), owned, strict=True):
                 if not own:
                     value.copy_(total)
 
@@ -210,11 +218,16 @@ def _through_device(tensors: list[Tensor], device: torch.device, function: Calla
 
     Adam counts its steps on the host, where NCCL does not reach.
     """
-    placed = [tensor.to(device) for tensor in tensors]
-    function(placed)
-    for tensor, changed in zip(tensors, placed, strict=True):
-        if changed is not tensor:
-            tensor.copy_(changed)
+    elsewhere = [tensor for tensor in tensors if tensor.device != device]
+    if not elsewhere:
+        return function(tensors)
+    # All of them in one transfer each way.
+    flat = FlatTensors(elsewhere)
+    parts = [part.to(device) for part in flat.pack(elsewhere)]
+    copies = iter(flat.unpack(parts))
+    function([tensor if tensor.device == device else next(copies) for tensor in tensors])
+    for tensor, changed in zip(elsewhere, flat.unpack([part.to("cpu") for part in parts]), strict=True):
+        tensor.copy_(changed)
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:
@@ -222,16 +235,12 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
 
 
 def _training_tensors(optimizer: Optimizer) -> list[Tensor]:
-    """Weights, then the floating-point tensors of their states in the order of their names."""
+    """Weights, each followed by the tensors of its state in the order of their names."""
     tensors = []
     for parameter in _parameters(optimizer):
         state = optimizer.state.get(parameter, {})
-        tensors += [parameter.detach(), *(state[name] for name in sorted(state) if _is_number(state[name]))]
+        tensors += [parameter.detach(), *(state[name] for name in sorted(state) if isinstance(state[name], Tensor))]
     return tensors
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _layout(optimizer: Optimizer) -> Layout:
@@ -239,7 +248,7 @@ def _layout(optimizer: Optimizer) -> Layout:
         (i, name, value.shape, value.dtype, value.device.type == "cpu")
         for i, parameter in enumerate(_parameters(optimizer))
         for name, value in sorted(optimizer.state.get(parameter, {}).items())
-        if _is_number(value)
+        if isinstance(value, Tensor)
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any, Protocol
 
 import torch
@@ -47,6 +48,9 @@ class Division:
     shares_images = False
     each_iteration = False
 
+    def begin(self) -> None:
+        """A rule is about to be trained, perhaps another one than before."""
+
     def train(self, phase: FeedbackPhase) -> FeedbackResult:
         """Train all feedback layers of a batch; afterwards all ranks hold the same weights and optimizer states."""
         return phase.train(phase.problems(phase.layers), None)
@@ -66,7 +70,7 @@ class ByImages(Division):
     """Each rank has its own images; the gradients of an iteration are averaged, for all layers in one collective.
 
     The constants of the next iterations, which depend on no feedback weights, are computed meanwhile. A batch takes
-    max K_n collectives for K_n iterations of layer n.
+    max K_n collectives for K_n iterations of layer n. All ranks must have equally many images in a batch, as ours do.
     """
 
     shares_images = each_iteration = True
@@ -97,63 +101,77 @@ class ByLayers(Division):
     """Every rank has all images and trains some of the feedback layers; then weights and states are exchanged.
 
     The noise is that of one process, and so are the weights, to rounding. The layers' costs are measured by rank 0 on
-    the first batch, and kept in checkpoints: a run that goes on on as many ranks has the same assignment.
+    the first batch (in the reduced or literal form, also where they are then captured as graphs), and kept in
+    checkpoints: a run that goes on on as many ranks has the same assignment.
 
     Args:
         teams: whether several ranks may share costly layers, each on some rows of the batch (hybrid).
         say: is given the assignment in words, once.
+        timeout: of the collectives of a team; None for torch's own.
     """
 
-    def __init__(self, teams: bool, say: Callable[[str], None] = print):
-        self.teams, self.say = teams, say
+    def __init__(self, teams: bool, say: Callable[[str], None] = print, timeout: timedelta | None = None):
+        self.teams, self.say, self.timeout = teams, say, timeout
+        # Ranks of a team meet in each iteration.
+        self.each_iteration = teams
         self.costs: dict[int, float] = {}
-        self.meeting = 0.0
+        # Seconds that a batch's meetings cost a team, and of how many ranks that was measured.
+        self.meeting: float | None = None
+        self.meeting_ranks = 0
+        self.begin()
+
+    def begin(self) -> None:
         self.assignment: Assignment | None = None
         self._exchange = StateExchange()
         self._group: Any = None
+        self._stepped: set[int] = set()
 
     def train(self, phase: FeedbackPhase) -> FeedbackResult:
-        if ranks_of() == 1:
+        if ranks_of() == 1 or not phase.layers:
             return super().train(phase)
-        if self.assignment is None:
+        if self.assignment is None or set(self.assignment.owners) != set(phase.layers):
+            self.begin()
             self._assign(phase)
+        # On every rank, so that none waits for one that fails.
+        most = max(len(team.ranks) for team in self.assignment.teams)
+        if phase.images < most:
+            raise UserError(
+                f"Expected at least {most} images in a batch, one for each rank of a team, found {phase.images}; use "
+                "larger batches or --feedback-parallel layer."
+            )
         team = self.assignment.team_of(dist.get_rank())
         result, share = FeedbackResult({}, {}), 1.0
         if team is not None:
             size, place = len(team.ranks), team.ranks.index(dist.get_rank())
             begin, end = (phase.images * i // size for i in (place, place + 1))
             problems = phase.problems(team.layers, None if size == 1 else slice(begin, end))
-            if begin == end:
-                raise UserError(
-                    f"Expected at least {size} images in a batch, one for each rank of a team, found {phase.images}; "
-                    "use larger batches or --feedback-parallel layer."
-                )
             share = (end - begin) / phase.images
             average = None
             if size > 1:
                 parameters = {problem.layer: problem.parameters for problem in problems}
                 average = GradientAverage(parameters, self._group, weight=share * size)
             result = phase.train(problems, average)
+            self._stepped |= {n for n, steps in result.steps.items() if steps}
         optimizers = {n: phase.optimizers[n] for n in phase.layers}
-        self._exchange(optimizers, self.assignment.owners, phase.device)
+        stepped = team is None or self._stepped >= set(team.layers)
+        self._exchange(optimizers, self.assignment.owners, phase.device, stepped)
         return self._joined(phase, result, share)
 
     def _assign(self, phase: FeedbackPhase) -> None:
-        problems = phase.problems(phase.layers)
         if set(self.costs) != set(phase.layers):
-            weights = {problem.layer: problem.parameters for problem in problems}
-            most = max(problem.iterations for problem in problems)
-            meeting = time_average(weights) * most if self.teams else 0.0
-            found: list[Any] = [(phase.costs(), meeting) if dist.get_rank() == 0 else None]
-            dist.broadcast_object_list(found)
-            self.costs, self.meeting = found[0]
-        # A team must leave each of its ranks a row.
-        ranks = min(dist.get_world_size(), phase.images)
-        plan = hybrid(self.costs, ranks, self.meeting) if self.teams else by_layer(self.costs, ranks)
-        self.assignment = replace(plan, ranks=dist.get_world_size())
+            self.costs = _of_first_rank(phase.costs)
+        if self.teams and (self.meeting is None or self.meeting_ranks != dist.get_world_size()):
+            problems = phase.problems(phase.layers)
+            seconds = time_average({problem.layer: problem.parameters for problem in problems})
+            self.meeting = _of_first_rank(lambda: seconds * max(problem.iterations for problem in problems))
+            self.meeting_ranks = dist.get_world_size()
+        ranks = dist.get_world_size()
+        # A team must leave each of its ranks an image.
+        plan = hybrid(self.costs, min(ranks, phase.images), self.meeting) if self.teams else by_layer(self.costs, ranks)
+        self.assignment = replace(plan, ranks=ranks)
         for team in self.assignment.teams:
             if len(team.ranks) > 1:
-                group = dist.new_group(team.ranks)
+                group = dist.new_group(team.ranks, timeout=self.timeout)
                 if dist.get_rank() in team.ranks:
                     self._group = group
         if dist.get_rank() == 0:
@@ -175,12 +193,33 @@ class ByLayers(Division):
     def noise_states(self, states: list[dict[str, Any]]) -> list[dict[str, Any]]:
         merged = dict(states[0])
         if self.assignment is not None and len(states) > 1:
-            own = {n: states[rank]["states"][n] for n, rank in self.assignment.owners.items()}
+            owners = self.assignment.owners.items()
+            own = {n: states[rank]["states"][n] for n, rank in owners if n in states[rank]["states"]}
             merged["states"] = {**merged["states"], **own}
+            merged["common"] = sorted({n for state in states for n in state["common"]})
         return [merged]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"costs": self.costs, "meeting": self.meeting}
+        return {"costs": self.costs, "meeting": self.meeting, "meeting_ranks": self.meeting_ranks}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.costs, self.meeting, self.assignment = dict(state.get("costs", {})), state.get("meeting", 0.0), None
+        self.costs, self.meeting = dict(state.get("costs", {})), state.get("meeting")
+        self.meeting_ranks = state.get("meeting_ranks", 0)
+        self.begin()
+
+
+def _of_first_rank(function: Callable[[], Any]) -> Any:
+    """What ``function`` returns on rank 0, on every rank; where it fails there, all fail."""
+    found: list[Any] = [None, None]
+    failure: Exception | None = None
+    if dist.get_rank() == 0:
+        try:
+            found[0] = function()
+        except Exception as error:
+            failure, found[1] = error, f"{type(error).__name__}: {error}"
+    dist.broadcast_object_list(found)
+    if failure is not None:
+        raise failure
+    if found[1] is not None:
+        raise RuntimeError(f"rank 0 could not measure the feedback layers: {found[1]}")
+    return found[0]

@@ -44,7 +44,7 @@ class FeedbackDDPStrategy(DDPStrategy):
         if feedback_parallel == "data":
             self.division = ByImages() if feedback_sync == "step" else ByImagesOncePerBatch()
         else:
-            self.division = ByLayers(teams=feedback_parallel == "hybrid")
+            self.division = ByLayers(teams=feedback_parallel == "hybrid", timeout=kwargs.get("timeout"))
         self._averages = True
 
     @property

@@ -1,5 +1,6 @@
 """Which ranks train which layers: complete, disjoint, and nearly as even as any assignment could be."""
 
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -67,7 +68,19 @@ def test_where_meeting_costs_more_than_it_brings_layers_are_not_shared():
     assert team.ranks == (0, 1) and team.layers == (2, 3, 4, 5, 6)
 
 
+@pytest.mark.parametrize("meeting", [0.0, 0.05, 0.2, 1.0])
+@pytest.mark.parametrize("costs", COSTS.values(), ids=COSTS)
+def test_teams_are_never_slower_than_single_ranks(costs, meeting):
+    for ranks in range(2, 17):
+        assert hybrid(costs, ranks, meeting).time <= by_layer(costs, ranks).time + 1e-12
+
+
+def test_no_layers_need_no_ranks():
+    assert by_layer({}, 2).teams == hybrid({}, 2).teams == ()
+
+
 def test_the_assignment_is_told_in_words():
     text = str(by_layer(VGG, 2))
-    assert text.count("on rank") == 2 and "% of the work" in text and "times one rank" in text
+    assert text.count("on rank") == 2 and "% of the work" in text and "times faster than one rank" in text
     assert "balance 9" in text
+    assert "times slower than one rank" in str(replace(hybrid(VGG, 2, meeting=0.0), meeting=3.0))

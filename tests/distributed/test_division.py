@@ -3,9 +3,15 @@
 import pytest
 import torch
 import torch.distributed as dist
+from torch import nn
 
+from dtp.algorithms import DTP, VanillaDTP
+from dtp.distributed import division
+from dtp.distributed.assignment import Assignment, Team
 from dtp.errors import UserError
+from dtp.feedback import per_sample_dot
 from tests.algorithms.helpers import make, make_trained, small_network, state
+from tests.algorithms.networks import Layers
 from tests.distributed.ranks import fit, train_on_ranks
 
 ITERATIONS = [3, 5, 2]
@@ -21,7 +27,8 @@ def _batches(network, count=3, images=12):
 def _rule(name="dtp", **options):
     torch.manual_seed(0)
     network = small_network(name, "lenet").double()
-    return make_trained(name, network, lr_schedule="constant", **options).double()
+    trained = make if "schedule" in options else make_trained
+    return trained(name, network, lr_schedule="constant", **options).double()
 
 
 def _collectives_of_a_batch(folder, ranks=2, engine="reduced", **strategy):
@@ -171,11 +178,14 @@ def test_a_checkpoint_of_two_ranks_by_images_goes_on_on_one_and_on_three(tmp_pat
 @pytest.mark.parametrize(
     "name, options, strategy, message",
     [
-        ("bp", {}, {"feedback_parallel": "layer"}, "bp|BP.*no feedback layers.*use data"),
+        ("bp", {}, {"feedback_parallel": "layer"}, "BP has no feedback layers.*use data"),
         ("fw-dtp", {"feedback_scale": 0.5}, {"feedback_parallel": "hybrid"}, "no feedback layers.*use data"),
         ("drl", {"feedback_iterations": [2]}, {"feedback_parallel": "layer"}, "others' weights.*use data"),
         ("dtp", {"feedback_stop_distance": 0.1}, {"feedback_parallel": "data"}, "--feedback-stop-distance"),
+        ("dtp", {"feedback_stop_distance": 0.1}, {"feedback_parallel": "hybrid"}, "--feedback-stop-distance"),
+        ("dtp", {"feedback_stop_distance": 0.1}, {"feedback_sync": "batch"}, "--feedback-stop-distance"),
         ("dtp", {"engine": "graph"}, {"feedback_parallel": "data"}, "--engine graph.*use --engine auto"),
+        ("dtp", {"engine": "graph"}, {"feedback_parallel": "hybrid"}, "--engine graph.*use --engine auto"),
     ],
 )
 def test_what_cannot_be_divided_is_refused(name, options, strategy, message, tmp_path):
@@ -189,13 +199,207 @@ def test_what_cannot_be_divided_is_refused(name, options, strategy, message, tmp
     train_on_ranks(train, tmp_path, 2, **strategy)
 
 
-def test_layers_on_ranks_may_stop_early_as_one_process_does(tmp_path):
+@pytest.mark.parametrize("distance, init", [(0.9, "random"), (0.3, "symmetric")])
+def test_layers_on_ranks_may_stop_early_as_one_process_does(distance, init, tmp_path):
+    """Also before the first step, when there is no momentum yet."""
+    options = {"feedback_stop_distance": distance, "feedback_init": init, "lr": 0.3}
+
     def train(trainer):
         torch.manual_seed(0)
-        rule = make_trained("dtp", small_network("dtp").double(), feedback_stop_distance=0.9).double()
-        fit(trainer, rule, _batches(rule.network))
+        rule = make_trained("dtp", small_network("dtp").double(), **options).double()
+        fit(trainer, rule, _batches(rule.network, count=12))
         return state(rule)
 
     (alone,) = train_on_ranks(train, tmp_path, 1)
     found = train_on_ranks(train, tmp_path, 2, feedback_parallel="layer")
     assert all(torch.equal(rank[name], alone[name]) for rank in found for name in alone)
+
+
+def _team_of_all(costs, ranks, meeting):
+    return Assignment(costs, ranks, (Team(tuple(range(ranks)), tuple(costs)),))
+
+
+def _first_alone_others_together(costs, ranks, meeting):
+    first, *others = costs
+    return Assignment(costs, ranks, (Team((0,), (first,)), Team(tuple(range(1, ranks)), tuple(others))))
+
+
+SETTINGS = {
+    "sgd": {},
+    "adam": {"feedback_optimizer": "adam", "feedback_lr": [1e-3], "feedback_weight_decay": 1e-2},
+    "lee": {"feedback_optimizer": "lee-rmsprop", "feedback_lr": [1e-3]},
+    "samples": {"noise_samples": 3, "feedback_iterations": [3, 0, 2]},
+    "literal": {"engine": "literal"},
+    "parallel": {"schedule": "parallel"},
+    "warmup": {"feedback_warmup": 1},
+    "clipped": {"clip_norm": 0.01},
+}
+
+
+@pytest.mark.parametrize("plan", [_team_of_all, _first_alone_others_together, None], ids=["all", "mixed", "layers"])
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_teams_of_uneven_shares_give_the_weights_of_one_process(setting, plan, tmp_path):
+    """13 images on two or three ranks; whatever the optimizer, the engine and the order of the phases."""
+    ranks = 2 if plan is _team_of_all else 3
+
+    def train(trainer):
+        if plan is not None and trainer.world_size > 1:
+            division.hybrid = plan
+        rule = _rule(**SETTINGS[setting]).to(memory_format=torch.channels_last)
+        fit(trainer, rule, _batches(rule.network, images=13))
+        return state(rule)
+
+    (alone,) = train_on_ranks(train, tmp_path, 1)
+    found = train_on_ranks(train, tmp_path, ranks, feedback_parallel="layer" if plan is None else "hybrid")
+    for rank in found:
+        assert all(torch.equal(rank[name], found[0][name]) for name in rank)
+        assert max(float((rank[n] - alone[n]).norm() / alone[n].norm()) for n in rank) < 1e-9
+
+
+def test_a_batch_too_small_for_a_team_is_refused_on_every_rank(tmp_path):
+    def train(trainer):
+        division.hybrid = _team_of_all
+        rule = _rule()
+        batches = _batches(rule.network)
+        x, y = batches[-1]
+        with pytest.raises(UserError, match="at least 2 images.*found 1"):
+            fit(trainer, rule, [*batches[:-1], (x[:1], y[:1])])
+
+    train_on_ranks(train, tmp_path, 2, feedback_parallel="hybrid")
+
+
+@pytest.mark.parametrize("mode", ["layer", "hybrid"])
+def test_no_iterations_leave_nothing_to_divide(mode, tmp_path):
+    def train(trainer):
+        rule = _rule(feedback_iterations=[0])
+        fit(trainer, rule, _batches(rule.network))
+
+    train_on_ranks(train, tmp_path, 2, feedback_parallel=mode)
+
+
+class Quiet(VanillaDTP):
+    """A rule without noise."""
+
+    def feedback_noise(self, n, activations):
+        return ()
+
+    def feedback_loss(self, n, activations, noise):
+        a = activations
+        error = self.feedback[n](a.s[n], a.contexts[n]) - a.s[n - 1]
+        return per_sample_dot(error, error)
+
+
+class OwnStep(DTP):
+    """A rule whose steps are its own."""
+
+    def step(self, optimizer, parameters, gradients):
+        super().step(optimizer, parameters, gradients)
+
+
+class LopsidedNoise(DTP):
+    """Noise that has no row for each image."""
+
+    def feedback_noise(self, n, activations):
+        return tuple(noise[:-1] for noise in super().feedback_noise(n, activations))
+
+
+class Tied(DTP):
+    """Two feedback layers with one weight."""
+
+    def make_feedback(self):
+        feedback = super().make_feedback()
+        first, second = (next(m for m in feedback[n].modules() if "weight" in m._parameters) for n in (2, 3))
+        second.weight = first.weight
+        return feedback
+
+
+def test_a_rule_without_noise_is_saved(tmp_path):
+    def train(trainer):
+        torch.manual_seed(0)
+        rule = Quiet(small_network("dtp"), Quiet.Options(schedule="sequential")).double()
+        fit(trainer, rule, _batches(rule.network))
+        trainer.save_checkpoint(tmp_path / "saved.ckpt")
+
+    train_on_ranks(train, tmp_path, 2, feedback_parallel="layer")
+    assert torch.load(tmp_path / "saved.ckpt", weights_only=True)["noise"][0]["states"] == {}
+
+
+@pytest.mark.parametrize(
+    "kind, mode, message",
+    [
+        (OwnStep, "layer", "OwnStep has a step of its own.*use data"),
+        (LopsidedNoise, "hybrid", "one row for each of 12 images.*mend the rule's feedback_noise"),
+        (Tied, "layer", "share weights.*use data"),
+    ],
+)
+def test_a_rule_of_the_users_own_that_cannot_be_divided_is_told_so(kind, mode, message, tmp_path):
+    def train(trainer):
+        division.hybrid = _team_of_all
+        # Not measured, for the noise has no right shape.
+        division._of_first_rank = lambda function: {n: 1.0 for n in (2, 3, 4)}
+        torch.manual_seed(0)
+        square = [nn.Sequential(nn.Linear(8, 8), nn.Tanh()) for _ in range(2)]
+        layers = [nn.Sequential(nn.Flatten(), nn.Linear(16, 8)), *square, nn.Sequential(nn.Linear(8, 5))]
+        rule = kind(Layers(layers, (1, 4, 4)), kind.Options(engine="literal")).double()
+        with pytest.raises(UserError, match=message):
+            fit(trainer, rule, _batches(rule.network))
+
+    train_on_ranks(train, tmp_path, 2, feedback_parallel=mode)
+
+
+def test_an_error_while_costs_are_measured_reaches_every_rank(tmp_path):
+    def train(trainer):
+        torch.manual_seed(0)
+        rule = LopsidedNoise(small_network("dtp"), LopsidedNoise.Options(engine="literal")).double()
+        with pytest.raises(
+            RuntimeError, match="must match the size" if trainer.global_rank == 0 else "rank 0 could not"
+        ):
+            fit(trainer, rule, _batches(rule.network))
+
+    train_on_ranks(train, tmp_path, 2, feedback_parallel="layer")
+
+
+MODES = [{"feedback_parallel": mode} for mode in ("data", "layer", "hybrid")] + [{"feedback_sync": "batch"}]
+
+
+@pytest.mark.parametrize("before, after", [(0, 1), (1, 0), (1, 2), (2, 1), (3, 1), (0, 3)])
+def test_a_run_goes_on_in_another_mode(before, after, tmp_path):
+    def begin(trainer):
+        rule = _rule()
+        fit(trainer, rule, _batches(rule.network))
+        trainer.save_checkpoint(tmp_path / "saved.ckpt")
+
+    def go_on(trainer):
+        rule = _rule()
+        trainer.fit_loop.max_epochs = 2
+        fit(trainer, rule, _batches(rule.network), ckpt_path=tmp_path / "saved.ckpt")
+        assert trainer.global_step == 6
+        return state(rule)
+
+    train_on_ranks(begin, tmp_path, 2, **MODES[before])
+    first, second = train_on_ranks(go_on, tmp_path, 2, **MODES[after])
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_one_trainer_trains_one_rule_after_another(mode, tmp_path):
+    def train(trainer):
+        for options in ({}, SETTINGS["adam"], {"feedback_iterations": [2, 0, 1]}):
+            rule = _rule(**options)
+            trainer.fit_loop.max_epochs += 1
+            fit(trainer, rule, _batches(rule.network))
+        return state(rule)
+
+    first, second = train_on_ranks(train, tmp_path, 2, **mode)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_loss_that_is_infinite_on_one_rank_stops_all(tmp_path):
+    def train(trainer):
+        rule = _rule("bp")
+        learn, value = rule.training_batch, float("inf") if trainer.global_rank else 1.0
+        rule.training_batch = lambda x, y: (learn(x, y)[0], {"own": torch.tensor(value)})
+        with pytest.raises(UserError, match="Training diverged: own"):
+            fit(trainer, rule, _batches(rule.network))
+
+    train_on_ranks(train, tmp_path, 2)
