@@ -20,6 +20,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import torch
+
 ROOT = Path(__file__).parent.parent
 WAYS = {
     "one process": "",
@@ -57,7 +59,14 @@ def main() -> None:
     parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=WAYS)
     parser.add_argument("--output", type=Path)
     o, words = parser.parse_known_args()
-    result = {"command": " ".join(["benchmarks/sync.py", *sys.argv[1:]]), "seeds": o.seeds, "ways": {}}
+    # Where the data lie is nobody else's business.
+    told = ["DIR" if before == "--data-dir" else word for before, word in zip(["", *words], words, strict=False)]
+    result = {
+        "command": " ".join(["benchmarks/sync.py", *told]),
+        "seeds": o.seeds,
+        "torch": torch.__version__,
+        "ways": {},
+    }
     for way in o.ways:
         runs = [train(WAYS[way], seed, words) for seed in o.seeds]
         means = {name: statistics.mean(run[name] for run in runs) for name in runs[0]}
