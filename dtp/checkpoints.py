@@ -5,16 +5,26 @@ from __future__ import annotations
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from dtp.config import Config
 from dtp.errors import UserError
-from dtp.runs import Run, checkpoint_step, process_rank, require_same_configuration, saved_options
+from dtp.runs import (
+    RANKS_MAY_DIFFER,
+    Run,
+    checkpoint_step,
+    how_to_go_on,
+    process_rank,
+    require_same_configuration,
+    saved_options,
+)
 from dtp.signals import Stopped, stop_request
 
 
@@ -53,10 +63,34 @@ class Checkpoints(Checkpoint):
     def best(self) -> Path:
         return self.run.checkpoints / "best.ckpt"
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "fit" and trainer.world_size > 1:
+            self._require_agreement(trainer)
+
+    def _require_agreement(self, trainer: pl.Trainer) -> None:
+        """Raise UserError unless all ranks are about to do the same: options, numbers of images, checkpoint."""
+        options = {name: value for name, value in saved_options(self.config).items() if name not in RANKS_MAY_DIFFER}
+        mine = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+        mine |= {f"number of {split} images": size for split, size in trainer.datamodule.sizes.items()}
+        checkpoint = self.run.checkpoint
+        mine["checkpoint"] = f"{checkpoint.name} of {checkpoint.stat().st_size} bytes" if checkpoint else "none"
+        found: list[dict[str, Any]] = [{} for _ in range(trainer.world_size)]
+        torch.distributed.all_gather_object(found, mine)
+        for rank, other in enumerate(found):
+            for name in {**found[0], **other}:
+                if found[0].get(name) != other.get(name):
+                    raise UserError(
+                        f"The ranks must all do the same, but {name} is {found[0].get(name)} on rank 0 and "
+                        f"{other.get(name)} on rank {rank}; start all with the same command and the same files."
+                    )
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._began = time.perf_counter()
         self.ended_within_epoch = False
         if trainer.is_global_zero:
+            # What a run that was killed while it wrote has left.
+            for path in self.run.checkpoints.glob("*.tmp"):
+                path.unlink()
             self.find_best()
         take_signals_back()
         stop_request.training = True
@@ -146,19 +180,15 @@ class Checkpoints(Checkpoint):
         trainer.lightning_module.check_finite()
         path = self.run.checkpoints / _name(trainer.global_step)
         temporary = path.with_suffix(".tmp")
-        try:
-            trainer.save_checkpoint(temporary)
-            if trainer.is_global_zero:
-                with temporary.open("rb") as file:
-                    os.fsync(file.fileno())
+        # Rank 0 alone writes. Should it fail, the others end with it, wherever they wait.
+        trainer.save_checkpoint(temporary)
+        if trainer.is_global_zero:
+            try:
                 temporary.replace(path)
                 self._remove_old()
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise UserError(
-                f"{path}: the checkpoint cannot be written ({error.strerror}); make room or permissions, then go on "
-                f"with python main.py --resume {self.run.folder}"
-            ) from error
+            except OSError as error:
+                temporary.unlink(missing_ok=True)
+                raise _unwritable(path, error) from error
         trainer.strategy.barrier("checkpoint")
         return path
 
@@ -166,6 +196,41 @@ class Checkpoints(Checkpoint):
         kept = sorted(self.run.checkpoints.glob("step=*.ckpt"), key=checkpoint_step, reverse=True)
         for path in kept[self.KEEP :]:
             path.unlink()
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes checkpoints straight to where they belong, and leaves no part of one behind.
+
+    Lightning's own way takes twice the memory, and a temporary file elsewhere, which stays when the disk is full.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write ``checkpoint``; when this returns it is on the disk.
+
+        Raises:
+            UserError: no room or no permission.
+        """
+        path = Path(path)
+        try:
+            with path.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:
+            # torch.save answers a full disk with a RuntimeError of its own.
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+            why = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(why, OSError):
+                raise
+            raise _unwritable(path, why) from error
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path.with_suffix('.ckpt')}: the checkpoint cannot be written ({error.strerror}); make room or mend its "
+        f"permissions, then {how_to_go_on(path.parent.parent)}"
+    )
 
 
 def take_signals_back() -> None:
@@ -191,13 +256,18 @@ def _step_in(path: Path) -> int:
 def _link(source: Path, target: Path) -> None:
     """Make ``target`` another name of ``source``, replacing what it named before in one step."""
     temporary = target.with_suffix(".tmp")
-    temporary.unlink(missing_ok=True)
     try:
-        os.link(source, temporary)
-    except OSError:
-        # Some file systems have no hard links.
-        temporary.write_bytes(source.read_bytes())
-    temporary.replace(target)
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(source, temporary)
+        except OSError:
+            # Some file systems have no hard links.
+            temporary.write_bytes(source.read_bytes())
+        temporary.replace(target)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise _unwritable(target, error) from error
 
 
 class DamagedCheckpoint(UserError):
@@ -217,13 +287,15 @@ def with_usable_checkpoint(run: Run, config: Config, module: pl.LightningModule)
     try:
         return run, load_checkpoint(run.checkpoint, config, module)["global_step"]
     except DamagedCheckpoint as error:
+        if process_rank() > 0:
+            # Rank 0 has read it and told us to; another one would be another run.
+            raise
         others = [path for path in run.checkpoints.glob("step=*.ckpt") if path != run.checkpoint]
         if run.checkpoint.parent != run.checkpoints or not others:
             raise
-        if process_rank() == 0:
-            set_aside = run.checkpoint.with_suffix(".damaged")
-            run.checkpoint.replace(set_aside)
-            print(f"warning: {error} It is now {set_aside.name}; going on from the one before.", file=sys.stderr)
+        set_aside = run.checkpoint.with_suffix(".damaged")
+        run.checkpoint.replace(set_aside)
+        print(f"warning: {error} It is now {set_aside.name}; going on from the one before.", file=sys.stderr)
         return with_usable_checkpoint(Run(run.folder, max(others, key=checkpoint_step)), config, module)
 
 

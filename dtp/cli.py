@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -9,19 +10,26 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dtp.arguments import parse
+from dtp.distributed import watch
 from dtp.errors import UserError
 from dtp.runs import process_rank
 from dtp.signals import Interrupted, Stopped, stop_request
+
+# What a full disk, a quota, a limit of file sizes and a disk that only reads say.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's) and return its exit status.
 
     0: done. 1: an unexpected error. 2: a mistake of the user, told in one sentence. 75: stopped by SIGTERM or SIGUSR1
-    with a checkpoint, to be continued. 130: stopped by Ctrl-C with a checkpoint.
+    with a checkpoint, to be continued. 130: stopped by Ctrl-C with a checkpoint. Several processes that train together
+    end with the status of the first that fails, which alone says why; then this does not return.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     stop_request.install()
+    # torch logs in its own words, and with its own call stack, that a rank has gone; we say it in one sentence.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # A user's own rule lies in a file where the command is typed.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
@@ -31,37 +39,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dtp.train import train
 
         train(config, argv)
+        watch.leave()
         return 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return watch.end(2, f"error: {error}")
     except Stopped as stopped:
-        if process_rank() == 0:
-            print(str(stopped), file=sys.stderr)
-        # Lightning kills the first process of a plain command when one that it started ends with another status than 0.
-        return 0 if _started_by_lightning() else stopped.status
+        # Agreed upon by all ranks, or found by one before they met.
+        return watch.end(stopped.status, str(stopped) if watch.is_watching() or process_rank() == 0 else "")
     except (Interrupted, KeyboardInterrupt):
-        print("Interrupted.", file=sys.stderr)
-        return 130
+        return watch.end(130, "Interrupted.")
     except BrokenPipeError:
         # The reader of our output (head, less) went away; point stdout elsewhere so that exit does not complain.
-        print("error: nobody reads the output any more; go on with --resume auto.", file=sys.stderr)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return watch.end(1, "error: nobody reads the output any more; go on with --resume auto.")
     except Exception as error:
         if _is_out_of_memory(error):
-            print(
-                f"error: out of memory ({_first_line(error)}); use a smaller --batch-size or network.", file=sys.stderr
-            )
-            return 2
-        traceback.print_exc()
-        print(f"error: {_whose_defect(error)}", file=sys.stderr)
-        return 1
-
-
-def _started_by_lightning() -> bool:
-    """Whether this is a further process of a plain ``python main.py --devices N``."""
-    return process_rank() > 0 and not {"TORCHELASTIC_RUN_ID", "SLURM_PROCID"} & set(os.environ)
+            return watch.end(2, f"error: out of memory ({_first_line(error)}); use a smaller --batch-size or network.")
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            what = f"{error.filename}: cannot be written" if error.filename else "a file cannot be written"
+            return watch.end(2, f"error: {what} ({error.strerror}); make room, then go on with --resume auto.")
+        if watch.is_lost_connection(error) and watch.is_watching():
+            why = "the connection to another rank broke, and all ranks are still there; go on with --resume auto."
+            return watch.end(1, f"{traceback.format_exc()}error: {why}", lost_connection=True)
+        return watch.end(1, f"{traceback.format_exc()}error: {_whose_defect(error)}")
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -92,6 +92,10 @@ class EpochLines(Callback):
         self._final: dict[str, str] = {}
         self._validated = False
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # An epoch that goes on in its middle has no start.
+        self._began = self._printed = time.monotonic()
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._began = self._printed = time.monotonic()
         self._final, self._validated = {}, False

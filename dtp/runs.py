@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import yaml
 
 from dtp.config import Config, read_yaml
+from dtp.distributed import watch
 from dtp.errors import UserError
 from dtp.locks import try_lock
 
@@ -50,8 +51,11 @@ MAY_DIFFER = {
     "num_nodes",
     "strategy",
     "feedback_parallel",
+    "feedback_sync",
     "accelerator",
 }
+# Options that may differ between the ranks of one start: each machine has its own disks, and only rank 0 reports.
+RANKS_MAY_DIFFER = {"data_dir", "data_on_device", "num_workers", "logger", "verbose"}
 # Options that belong to one start of a run, not to its configuration.
 NOT_SAVED = {"config", "resume", "run_dir", "download"}
 
@@ -115,17 +119,27 @@ def process_rank() -> int:
 def open_run(config: Config) -> Run:
     """The folder that this start of the program writes to. Creates nothing that exists already.
 
+    On other ranks than 0 what that rank tells, which may take until it has looked at the data.
+
     Raises:
         UserError: a folder that holds another run, cannot be written, or nothing to resume where a path was given.
     """
-    if process_rank() > 0 and FOLDER_VARIABLE in os.environ:
-        # Started by a first process, which has chosen already; a folder's name holds the second it was made in.
-        checkpoint = os.environ[CHECKPOINT_VARIABLE]
-        return Run(Path(os.environ[FOLDER_VARIABLE]), Path(checkpoint) if checkpoint else None)
-    found = _chosen_run(config)
-    os.environ[FOLDER_VARIABLE] = str(found.folder)
-    os.environ[CHECKPOINT_VARIABLE] = str(found.checkpoint or "")
-    return found
+    if process_rank() > 0:
+        # Rank 0 has chosen already: a folder's name holds the second it was made in, and one checkpoint may be damaged.
+        told = (os.environ[FOLDER_VARIABLE], os.environ[CHECKPOINT_VARIABLE]) if FOLDER_VARIABLE in os.environ else None
+        told = told or watch.ask("run")
+        if told is not None:
+            folder, checkpoint = told
+            return Run(Path(folder), Path(checkpoint) if checkpoint else None)
+    return _chosen_run(config)
+
+
+def tell_other_ranks(run: Run) -> None:
+    """Have them take the same folder and checkpoint: those that are there, and those that are yet to be started."""
+    if process_rank() == 0:
+        chosen = str(run.folder), str(run.checkpoint or "")
+        os.environ[FOLDER_VARIABLE], os.environ[CHECKPOINT_VARIABLE] = chosen
+        watch.tell("run", chosen)
 
 
 def _chosen_run(config: Config) -> Run:
@@ -244,11 +258,30 @@ def write_config(run: Run, config: Config, command: str) -> None:
         header = [*before, f"# resumed: {command}"]
     else:
         header = [f"# {line}" for line in [f"command: {command}", *config.origins]]
-    write_atomically(path, "\n".join(header) + "\n" + yaml.safe_dump(saved_options(config), sort_keys=False))
+    _write(path, "\n".join(header) + "\n" + yaml.safe_dump(saved_options(config), sort_keys=False))
 
 
 def write_summary(run: Run, summary: dict[str, Any]) -> None:
-    write_atomically(run.folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+    _write(run.folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    try:
+        write_atomically(path, text)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); make room or mend its permissions, then "
+            f"{how_to_go_on(path.parent)}"
+        ) from error
+
+
+def how_to_go_on(folder: Path) -> str:
+    """The end of a sentence: how the run in ``folder`` is continued, and from where."""
+    checkpoint = newest_checkpoint(folder)
+    again = f"python main.py --resume {folder}"
+    if {"RANK", "SLURM_PROCID"} & set(os.environ):
+        again = f"--resume {folder} under the same launcher"
+    return f"go on from {checkpoint or 'the beginning'} with {again}"
 
 
 def write_atomically(path: Path, text: str) -> None:

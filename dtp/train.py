@@ -26,19 +26,20 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 from dtp import __version__
 from dtp.algorithms import ALGORITHMS
 from dtp.algorithms.base import Algorithm
-from dtp.checkpoints import Checkpoints, with_usable_checkpoint
+from dtp.checkpoints import CheckpointFiles, Checkpoints, with_usable_checkpoint
 from dtp.config import PRECISIONS, Config, RunOptions, parse_limit
 from dtp.data import DATA
 from dtp.data.base import ImageData
 from dtp.diagnostics.callback import AlignmentCallback
-from dtp.distributed.devices import choose_devices, choose_strategy, leave_together
+from dtp.distributed import watch
+from dtp.distributed.devices import choose_devices, choose_strategy, leave_together, watch_started_processes
 from dtp.errors import UserError
 from dtp.locks import locked
 from dtp.loggers import MetricsCSV, make_wandb_logger
 from dtp.memory import keep_freed_memory
 from dtp.models import MODELS
 from dtp.progress import progress_callback
-from dtp.runs import Run, open_run, process_rank, write_config, write_summary
+from dtp.runs import Run, how_to_go_on, open_run, process_rank, tell_other_ranks, write_config, write_summary
 from dtp.signals import Stopped, stop_request
 
 
@@ -49,6 +50,7 @@ def train(config: Config, argv: Sequence[str]) -> dict[str, Any]:
         UserError: a mistake of the user anywhere on the way.
         Stopped: a signal asked to stop; the checkpoint is written.
     """
+    watch.begin()
     _quiet_lightning()
     keep_freed_memory()
     command = shlex.join(["python", "main.py", *argv])
@@ -72,6 +74,8 @@ def _train_in(
 ) -> dict[str, Any]:
     accelerator, devices = choose_devices(config.run)
     run, resumed_at = with_usable_checkpoint(run, config, algorithm)
+    tell_other_ranks(run)
+    watch.set_advice(lambda: how_to_go_on(run.folder))
     checkpoints = Checkpoints(run, config, config.run.checkpoint_every)
     if _already_finished(run, config.run):
         if process_rank() == 0:
@@ -89,6 +93,7 @@ def _train_in(
     callbacks: list[Any] = [progress, checkpoints]
     if config.run.diagnostics_every:
         callbacks.insert(0, AlignmentCallback(run.folder, config.run.diagnostics_every))
+    watch_started_processes()
     trainer = pl.Trainer(
         accelerator=accelerator,
         devices=devices,
@@ -103,7 +108,7 @@ def _train_in(
         log_every_n_steps=config.run.log_every,
         logger=loggers,
         callbacks=callbacks,
-        plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
+        plugins=[CheckpointFiles(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])],
         default_root_dir=run.folder,
         num_sanity_val_steps=0,
         # The sampler shards by itself; Lightning's would shuffle and forget where a resumed epoch was.
@@ -112,6 +117,9 @@ def _train_in(
         enable_progress_bar=isinstance(progress, ProgressBar),
         enable_checkpointing=True,
     )
+    # Where Lightning takes training for one of so many steps, a checkpoint of an epoch's end has it end that epoch once
+    # more, and training with it. For us --max-steps is a limit within epochs like any other.
+    trainer.fit_loop._iteration_based_training = lambda: False
     if stop_request.signum is not None:
         raise Stopped(f"Stopped by {stop_request.name} before training; start it again with --resume auto.")
     try:
@@ -154,6 +162,9 @@ def build(config: Config) -> tuple[ImageData, Algorithm]:
     pl.seed_everything(config.run.seed, verbose=False)
     network = MODELS.resolve(config.run.model).load()(config.model, data.input_shape, data.num_classes)
     algorithm = ALGORITHMS.resolve(config.run.algo).load()(network, config.algo, seed=config.run.seed)
+    if PRECISIONS[config.run.precision] == "64-true":
+        # Lightning does so as well, but after it has loaded a checkpoint into weights of half the precision.
+        algorithm.double()
     return data, algorithm.to(memory_format=_memory_format(config.run.memory_format, network))
 
 

@@ -6,9 +6,11 @@
 #     sbatch slurm/vgg_dtp.sh --seed 1 --logger wandb        # arguments of main.py come after the script
 #     sbatch --array=1-5 slurm/vgg_dtp.sh                    # five runs, with seeds 1 to 5
 #     sbatch --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 slurm/vgg_dtp.sh
+#     sbatch --gpus-per-node=0 slurm/vgg_dtp.sh --model mlp --data digits       # no GPU
 #
 # One task per GPU: several GPUs need --ntasks-per-node as well as --gpus-per-node. Any other option of sbatch
-# (--time, --partition, --account, ...) goes before the script and beats what the script asks for.
+# (--time, --partition, --account, ...) goes before the script and beats what the script asks for. Arguments of main.py
+# beat the script's too, --algo, --model and --data included. --batch-size counts the images over all GPUs.
 #
 # Environment variables, all optional:
 #     DTP_DATA_DIR   folder of the dataset
@@ -17,17 +19,27 @@
 #     DTP_VENV       virtual environment to activate
 #     DTP_ARGS       more arguments of main.py, separated by spaces
 #
+# What a run prints goes to slurm-JOB.out in its folder, all starts of the job in one file. SLURM's own file,
+# slurm-NAME-JOB.out where the job was submitted, tells in a line or two of each start how it went, and holds everything
+# of a run that never began, for a wrong argument, say.
+#
 # A job that reaches its time limit goes on by itself: 90 seconds before, SLURM sends SIGUSR1 to main.py, which writes a
 # checkpoint and exits with status 75; the job is then queued again, under the same id and so with the same run folder,
-# and --resume auto continues there. A job that is preempted, or whose machine fails, is queued again by SLURM and
-# continues from its last checkpoint. scancel ends it for good.
+# and --resume auto continues there, in the same W&B run. A job that is preempted does the same on SIGTERM, if its
+# partition grants it the time of a batch (GraceTime); one whose machine fails is queued again by SLURM and continues
+# from its last checkpoint. scancel ends it for good, but not the run: sbatch again with DTP_RUN_DIR=FOLDER goes on.
 
 dtp_fail() {
     echo "error: $*" >&2
     exit 2
 }
 
-# dtp_train EXPERIMENT... -- ARGUMENTS... : train under srun. Both are arguments of main.py; where one is given twice, the
+# Status 0 if SLURM holds this job for a running one: nobody has cancelled it, preempted it or queued it again.
+dtp_still_running() {
+    [[ $(scontrol show job "$SLURM_JOB_ID" 2>/dev/null) == *JobState=RUNNING* ]]
+}
+
+# dtp_train EXPERIMENT... -- ARGUMENTS... : train under srun. Both are arguments of main.py; of one given twice the
 # later counts, and DTP_ARGS and the user's ARGUMENTS are later than the rest. Returns srun's status; 0 once requeued.
 dtp_train() {
     local -a experiment=()
@@ -40,10 +52,12 @@ dtp_train() {
     [[ -n ${SLURM_JOB_ID:-} ]] || dtp_fail "not a SLURM job; submit it: sbatch slurm/${SLURM_JOB_NAME:-vgg_dtp}.sh"
     cd "$SLURM_SUBMIT_DIR" || dtp_fail "$SLURM_SUBMIT_DIR cannot be entered on $(hostname)"
     if [[ -n ${DTP_VENV:-} ]]; then
-        [[ -f $DTP_VENV/bin/activate ]] || dtp_fail "DTP_VENV=$DTP_VENV is no virtual environment: no bin/activate in it"
+        [[ -f $DTP_VENV/bin/activate ]] ||
+            dtp_fail "DTP_VENV=$DTP_VENV is no virtual environment: no bin/activate in it"
         # shellcheck source=/dev/null
         source "$DTP_VENV/bin/activate"
     fi
+    command -v python >/dev/null || dtp_fail "no python on $(hostname); set DTP_VENV to a virtual environment"
 
     local job=$SLURM_JOB_ID
     local run_dir=${DTP_RUN_DIR:-}
@@ -74,24 +88,60 @@ dtp_train() {
         "$@"
     )
 
+    # Where the run really goes, if the arguments say so.
+    local word before=
+    for word in "${command[@]}"; do
+        case $before in --run-dir | --run_dir) run_dir=$word ;; esac
+        case $word in --run-dir=* | --run_dir=*) run_dir=${word#*=} ;; esac
+        before=$word
+    done
+    mkdir -p -- "$run_dir" 2>/dev/null ||
+        dtp_fail "the run's folder $run_dir cannot be made; set DTP_RUN_DIR to one that can"
+    local log=$run_dir/slurm-$job.out
+    { : >>"$log"; } 2>/dev/null || dtp_fail "$log cannot be written; set DTP_RUN_DIR to a folder that can"
+
     # Since SLURM 22.05 srun no longer takes this over from sbatch, and would give each task one core.
     if [[ -n ${SLURM_CPUS_PER_TASK:-} ]]; then
         export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK
     fi
 
-    echo "job $job, start $((${SLURM_RESTART_COUNT:-0} + 1)), ${SLURM_JOB_NODELIST:-}: ${command[*]}"
-    # If one task fails, the others wait for it in vain and are ended after five minutes; not at once, because the tasks
-    # of a run that stops with a checkpoint end one after another, and killing one would hide status 75.
+    local start="job $job, start $((${SLURM_RESTART_COUNT:-0} + 1)), on ${SLURM_JOB_NODELIST:-}:"
+    echo "$start see $log"
+    echo "$start ${command[*]}" >>"$log"
+    # Preempted or cancelled, this shell gets the SIGTERM that is for main.py too; it would die and take srun along.
+    # Not '': children inherit that a signal is ignored.
+    trap : TERM
+    # Tasks end by themselves when one of them fails. Those that do not are ended after five minutes; not at once, for
+    # the tasks of a run that stops with a checkpoint end one after another, and killing one would hide status 75.
     local status=0
-    srun --kill-on-bad-exit=0 --wait=300 "${command[@]}" || status=$?
-    if ((status != 75)); then
-        return "$status"
+    srun --kill-on-bad-exit=0 --wait=300 "${command[@]}" >>"$log" 2>&1 || status=$?
+    trap - TERM
+
+    # Killed by SIGUSR1 or SIGTERM: it came while Python started, before main.py could listen to it.
+    local to_be_continued=
+    case $status in 75 | $((128 + 10)) | $((128 + 15))) to_be_continued=yes ;; esac
+
+    if ((status == 0)); then
+        echo "job $job has finished"
+    elif ! dtp_still_running; then
+        echo "job $job was ended from outside; unless it is queued again, submit it with DTP_RUN_DIR=$run_dir to go on"
+    elif [[ -n $to_be_continued ]]; then
+        if ! scontrol requeue "$job"; then
+            echo "error: job $job stopped before its end but cannot be queued again; submit it with" \
+                "DTP_RUN_DIR=$run_dir to go on" >&2
+            return "$status"
+        fi
+        echo "job $job stopped before its end and is queued again"
+        status=0
+    elif [[ ! -f $run_dir/config.yaml ]]; then
+        # The run never began: nothing to keep a folder for.
+        cat "$log"
+        rm -f "$log"
+        rmdir "$run_dir/checkpoints" "$run_dir" 2>/dev/null || true
+    else
+        # The last error of this start; what follows the last line that announces one.
+        sed -n "/^job $job, start /h; /^error: /h; \$ { x; /^error: /p; }" "$log" >&2
+        echo "job $job failed with status $status; see $log; submit it with DTP_RUN_DIR=$run_dir to go on" >&2
     fi
-    # Not reached after scancel: that ends this shell together with main.py.
-    if ! scontrol requeue "$job"; then
-        echo "error: job $job stopped with a checkpoint but cannot be queued again; submit it with" \
-            "DTP_RUN_DIR=$run_dir to go on" >&2
-        return "$status"
-    fi
-    echo "job $job stopped with a checkpoint and is queued again"
+    return "$status"
 }

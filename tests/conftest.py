@@ -1,6 +1,7 @@
 """What all tests share: determinism, small networks and batches, and no traces left behind."""
 
 import os
+import shutil
 import signal
 
 import pytest
@@ -17,11 +18,19 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
-    if torch.cuda.is_available():
-        return
+    missing = {"gpu": None if torch.cuda.is_available() else "no CUDA device", "slurm": _missing_for_slurm()}
     for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+        for marker, reason in missing.items():
+            if reason and marker in item.keywords:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def _missing_for_slurm() -> str | None:
+    """Why no cluster can be started here, if so."""
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+    if not all(shutil.which(program, path=path) for program in ("munged", "slurmctld", "slurmd", "sbatch")):
+        return "no SLURM: slurm/local_cluster.sh install"
+    return None if os.geteuid() == 0 else "starting a SLURM cluster needs root"
 
 
 @pytest.fixture(autouse=True)

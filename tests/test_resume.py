@@ -1,5 +1,7 @@
 """A run that is stopped anywhere and resumed ends with the weights of one never stopped, bit for bit."""
 
+import json
+import re
 import signal
 import subprocess
 import sys
@@ -116,6 +118,26 @@ def test_a_run_ended_by_max_steps_within_an_epoch_goes_on_as_if_it_had_not(tmp_p
     assert_identical(final_state(tmp_path / "whole"), final_state(tmp_path / "longer"))
 
 
+def test_a_run_ended_by_max_steps_with_an_epoch_goes_on_to_other_max_steps(tmp_path):
+    assert main([*COMMAND, "--run-dir", str(tmp_path / "whole")]) == 0
+    longer = [*COMMAND, "--run-dir", str(tmp_path / "longer"), "--resume", "auto"]
+    for steps in (10, 13, 20):
+        assert main([*longer, "--max-steps", str(steps)]) == 0
+        summary = json.loads((tmp_path / "longer" / "summary.json").read_text())
+        assert (summary["steps"], summary["epochs"]) == (steps, steps // 10)
+    assert main(longer) == 0
+    assert_identical(final_state(tmp_path / "whole"), final_state(tmp_path / "longer"))
+
+
+def test_a_run_in_64_bits_is_resumed_without_rounding(tmp_path):
+    command = [*COMMAND, "--precision", "64"]
+    assert main([*command, "--run-dir", str(tmp_path / "whole")]) == 0
+    parts = [*command, "--run-dir", str(tmp_path / "parts"), "--resume", "auto"]
+    assert main([*parts, "--max-steps", "13"]) == 0
+    assert main(parts) == 0
+    assert_identical(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
+
+
 def test_metrics_of_a_resumed_run_have_no_row_twice(tmp_path, monkeypatch):
     command = [*COMMAND, "--run-dir", str(tmp_path / "run"), "--resume", "auto", "--checkpoint-every", "3"]
     with monkeypatch.context() as patch:
@@ -173,3 +195,14 @@ def test_a_real_signal_to_a_real_process_loses_nothing(signum, status, tmp_path,
     assert again.returncode == 0, output
     assert "goes on from batch" in output
     assert_identical(whole_slow_run, final_state(tmp_path / "stopped"))
+
+
+def test_an_epoch_that_goes_on_in_its_middle_is_timed_from_there(here, capsys):
+    words = ["--model", "mlp", "--widths", "8", "--batch-size", "100", "--run-dir", "run", "--resume", "auto"]
+    assert main([*words, "--max-epochs", "1", "--lr-schedule", "constant", "--max-steps", "5"]) == 0
+    capsys.readouterr()
+    assert main([*words, "--max-epochs", "1", "--lr-schedule", "constant"]) == 0
+    out = capsys.readouterr().out
+    assert "goes on from batch 5" in out
+    (seconds,) = re.findall(r"^epoch 1/1 .* ([\d.]+) s$", out, re.MULTILINE)
+    assert float(seconds) < 60

@@ -226,7 +226,13 @@ class Algorithm(LightningModule):
                 "--batch-size: expected at least 2 images on each device, which the network normalises over, found 1."
             )
 
+        # An epoch that goes on in its middle has no start.
+        self._begin_epoch()
+
     def on_train_epoch_start(self) -> None:
+        self._begin_epoch()
+
+    def _begin_epoch(self) -> None:
         self._epoch_means.reset()
         self._window_means.reset()
         self._images = 0

@@ -6,8 +6,10 @@ import os
 
 import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.pytorch.strategies.launchers import subprocess_script
 
 from dtp.config import RunOptions
+from dtp.distributed import watch
 from dtp.distributed.strategy import FeedbackDDPStrategy
 from dtp.errors import UserError
 
@@ -40,10 +42,19 @@ def choose_strategy(run: RunOptions, devices: int) -> FeedbackDDPStrategy | str:
     return FeedbackDDPStrategy(run.feedback_parallel, run.feedback_sync) if several else "auto"
 
 
+def watch_started_processes() -> None:
+    """Have our watch look after the processes that Lightning starts for a plain command.
+
+    Lightning's own observer kills this one without a word when one of them ends with another status than 0.
+    """
+    subprocess_script._launch_process_observer = watch.begin
+
+
 def leave_together() -> None:
     """End the process group. Ranks that leave early tear down connections that others use, which ends in SIGABRT."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.barrier()
+        watch.leave()
         torch.distributed.destroy_process_group()
 
 
