@@ -74,7 +74,8 @@ class Slurm:
         programs.mkdir()
         (programs / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
         (programs / "python").chmod(0o755)
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "SBATCH_", "DTP_"))}
+        others = ("SLURM_", "SBATCH_", "DTP_", "WANDB_")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(others)}
         self.environ = {
             **kept,
             "PATH": f"{programs}:{os.environ['PATH']}",

@@ -80,7 +80,7 @@ def test_a_rule_without_feedback_is_measured_against_backprop_alone(tmp_path):
 
 
 def test_the_measured_feedback_angle_is_that_of_the_weights_after_the_epoch(tmp_path):
-    options = DTPOptions(feedback_iterations=[0], lr=1e-30, feedback_init="symmetric")
+    options = DTPOptions(feedback_iterations=[0], lr=1e-30, lr_min=0.0, feedback_init="symmetric")
     train(tmp_path, DTP(small_network(), options), epochs=1, every=1)
     _, row = measurements(tmp_path)
     assert row["feedback_angle/layer2"] == pytest.approx(0, abs=1e-4)

@@ -342,13 +342,13 @@ import sys, time
 sys.path.insert(0, {root!r})
 from dtp.distributed.watch import Place, Watch
 rank, port, what = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-watch = Watch(Place(rank, 3, "127.0.0.1", port, serves=rank == 0), limit=3, suspicious_limit=2).begin()
+watch = Watch(Place(rank, 3, "127.0.0.1", port, serves=rank == 0), limit=6, suspicious_limit=5).begin()
 watch.tell(f"here{{rank}}", rank)
 assert [watch.ask(f"here{{other}}") for other in range(3)] == [0, 1, 2]
 print("met", flush=True)
 if what == "fail":
     watch.end(40 + rank, f"rank {{rank}} failed")
-time.sleep(6 if what == "leave" else 60)
+time.sleep(9 if what == "leave" else 60)
 watch.leave()
 """
 
