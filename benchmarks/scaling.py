@@ -141,8 +141,12 @@ def predict(mode: str, ranks: int, batch: int, found: Measured, machine: Machine
         meeting += machine.sum_over(ranks, found.forward)
         return {"seconds": work + found.rest[share] * faster + meeting, "sums": meeting, "plan": ""}
     costs = {n: layer(n, batch) for n in found.layers}
-    per_team = max(found.iterations.values()) * machine.sum_over(min(ranks, machine.node), max(found.sizes.values()))
-    plan = hybrid(costs, ranks, per_team) if mode == "hybrid" else by_layer(costs, ranks)
+    plans = [by_layer(costs, ranks)]
+    if mode == "hybrid":
+        # A run measures its meetings over all ranks; the best of teams that meet within less is what it could have.
+        most, sizes = max(found.iterations.values()), sum(found.sizes.values())
+        plans += [hybrid(costs, ranks, most * machine.sum_over(size, sizes)) for size in RANKS if size <= ranks]
+    plan = min(plans, key=lambda plan: _of_teams(plan, found, machine, batch, layer))
     work, meeting = _of_teams(plan, found, machine, batch, layer)
     # Weights and momentum of all feedback layers, and the forward gradients; the rest of the batch is done by all.
     exchange = machine.sum_over(ranks, 2 * sum(found.sizes.values())) + machine.sum_over(ranks, found.forward)
