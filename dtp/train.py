@@ -30,6 +30,7 @@ from dtp.checkpoints import CheckpointFiles, Checkpoints, with_usable_checkpoint
 from dtp.config import PRECISIONS, Config, RunOptions, parse_limit
 from dtp.data import DATA
 from dtp.data.base import ImageData
+from dtp.data.sampler import require_even_shares
 from dtp.diagnostics.callback import AlignmentCallback
 from dtp.distributed import watch
 from dtp.distributed.devices import choose_devices, choose_strategy, leave_together, watch_started_processes
@@ -54,7 +55,10 @@ def train(config: Config, argv: Sequence[str]) -> dict[str, Any]:
     _quiet_lightning()
     keep_freed_memory()
     command = shlex.join(["python", "main.py", *argv])
-    choose_devices(config.run)
+    _, devices = choose_devices(config.run)
+    if config.run.feedback_parallel == "data":
+        # Before there is a folder.
+        require_even_shares(config.data.batch_size, devices * config.run.num_nodes)
     data, algorithm = build(config)
     limit_train_batches = _limit("train", config.run.limit_train_batches, len(data.train_dataloader()))
     limit_val_batches = _limit("val", config.run.limit_val_batches, len(data.val_dataloader()))

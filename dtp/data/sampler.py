@@ -52,11 +52,7 @@ class TrainingBatches:
                 f"Expected at least one training image per device, found {size} images for {ranks} devices; "
                 "use fewer devices, a smaller --val-size or more data."
             )
-        if batch_size % ranks:
-            raise UserError(
-                f"--batch-size: expected a multiple of the {ranks} devices, which share each batch evenly, found "
-                f"{batch_size}; give {max(batch_size // ranks, 1) * ranks} or use another number of devices."
-            )
+        require_even_shares(batch_size, ranks)
         self.size, self.seed, self.rank, self.ranks = size, seed, rank, ranks
         self.batch_size = min(batch_size, size - size % ranks)
         self.batches_done = batches_done
@@ -102,3 +98,12 @@ class OrderedBatches:
     def __iter__(self) -> Iterator[Batch]:
         for start in range(0, len(self.positions), self.batch_size):
             yield 0, self.positions[start : start + self.batch_size]
+
+
+def require_even_shares(batch_size: int, ranks: int) -> None:
+    """Raise UserError unless ``ranks`` ranks can have equally many of ``batch_size`` images."""
+    if batch_size % ranks:
+        raise UserError(
+            f"--batch-size: expected a multiple of the {ranks} devices, which share each batch evenly, found "
+            f"{batch_size}; give {max(batch_size // ranks, 1) * ranks} or use another number of devices."
+        )

@@ -31,6 +31,25 @@ def _rule(name="dtp", **options):
     return trained(name, network, lr_schedule="constant", **options).double()
 
 
+def _save(folder, ranks, **strategy):
+    """Train for an epoch on so many ranks, and save."""
+
+    def train(trainer):
+        rule = _rule()
+        fit(trainer, rule, _batches(rule.network))
+        trainer.save_checkpoint(folder / "saved.ckpt")
+
+    train_on_ranks(train, folder, ranks, **strategy)
+
+
+def _gone_on(trainer, folder):
+    """A rule trained for another epoch from what was saved."""
+    rule = _rule()
+    trainer.fit_loop.max_epochs = 2
+    fit(trainer, rule, _batches(rule.network), ckpt_path=folder / "saved.ckpt")
+    return rule
+
+
 def _collectives_of_a_batch(folder, ranks=2, engine="reduced", **strategy):
     """How many sums over ranks a batch takes, and of how many numbers, after the first batch."""
 
@@ -125,11 +144,6 @@ def test_losses_of_all_layers_are_known_on_every_rank(mode, tmp_path):
 def test_a_checkpoint_of_layers_on_ranks_goes_on_on_any_number_of_ranks(mode, ranks, after, tmp_path):
     """As one process would have: optimizer states and noise streams come from the rank that has each layer."""
 
-    def begin(trainer):
-        rule = _rule()
-        fit(trainer, rule, _batches(rule.network))
-        trainer.save_checkpoint(tmp_path / "saved.ckpt")
-
     def go_on(trainer):
         rule = _rule()
         trainer.fit_loop.max_epochs = 2
@@ -144,7 +158,7 @@ def test_a_checkpoint_of_layers_on_ranks_goes_on_on_any_number_of_ranks(mode, ra
         fit(trainer, rule, _batches(rule.network))
         return state(rule)
 
-    train_on_ranks(begin, tmp_path, ranks, feedback_parallel=mode)
+    _save(tmp_path, ranks, feedback_parallel=mode)
     (expected,) = train_on_ranks(at_once, tmp_path, 1)
     saved = torch.load(tmp_path / "saved.ckpt", weights_only=True)
     for found, costs in train_on_ranks(go_on, tmp_path, after, feedback_parallel=mode):
@@ -156,18 +170,11 @@ def test_a_checkpoint_of_layers_on_ranks_goes_on_on_any_number_of_ranks(mode, ra
 
 
 def test_a_checkpoint_of_two_ranks_by_images_goes_on_on_one_and_on_three(tmp_path):
-    def begin(trainer):
-        rule = _rule()
-        fit(trainer, rule, _batches(rule.network))
-        trainer.save_checkpoint(tmp_path / "saved.ckpt")
-
     def go_on(trainer):
-        rule = _rule()
-        trainer.fit_loop.max_epochs = 2
-        fit(trainer, rule, _batches(rule.network), ckpt_path=tmp_path / "saved.ckpt")
+        rule = _gone_on(trainer, tmp_path)
         return state(rule), rule.noise_streams.normal(2, (4,), 1.0, torch.zeros(0))
 
-    train_on_ranks(begin, tmp_path, 2)
+    _save(tmp_path, 2)
     for after in (1, 3):
         found = train_on_ranks(go_on, tmp_path, after)
         assert all(torch.equal(found[0][0][n], other[0][n]) for other in found for n in other[0])
@@ -364,19 +371,12 @@ MODES = [{"feedback_parallel": mode} for mode in ("data", "layer", "hybrid")] + 
 
 @pytest.mark.parametrize("before, after", [(0, 1), (1, 0), (1, 2), (2, 1), (3, 1), (0, 3)])
 def test_a_run_goes_on_in_another_mode(before, after, tmp_path):
-    def begin(trainer):
-        rule = _rule()
-        fit(trainer, rule, _batches(rule.network))
-        trainer.save_checkpoint(tmp_path / "saved.ckpt")
-
     def go_on(trainer):
-        rule = _rule()
-        trainer.fit_loop.max_epochs = 2
-        fit(trainer, rule, _batches(rule.network), ckpt_path=tmp_path / "saved.ckpt")
+        rule = _gone_on(trainer, tmp_path)
         assert trainer.global_step == 6
         return state(rule)
 
-    train_on_ranks(begin, tmp_path, 2, **MODES[before])
+    _save(tmp_path, 2, **MODES[before])
     first, second = train_on_ranks(go_on, tmp_path, 2, **MODES[after])
     assert all(torch.equal(first[name], second[name]) for name in first)
 

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from dtp.cli import main
+
 ROOT = Path(__file__).parent.parent.parent
+
+
+def test_a_batch_that_devices_cannot_share_is_refused_before_there_is_a_folder(here, capsys):
+    assert main(["--devices", "2", "--accelerator", "cpu", "--batch-size", "33", "--run-dir", "run"]) == 2
+    assert "--batch-size: expected a multiple of the 2 devices" in capsys.readouterr().err
+    assert not (here / "run").exists()
 
 
 @pytest.mark.slow
