@@ -345,8 +345,11 @@ rank, port, what = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 watch = Watch(Place(rank, 3, "127.0.0.1", port, serves=rank == 0), limit=6, suspicious_limit=5).begin()
 watch.tell(f"here{{rank}}", rank)
 assert [watch.ask(f"here{{other}}") for other in range(3)] == [0, 1, 2]
+while len(watch._peers) < 2:  # A rank that no sign of life was read of is not known to be there.
+    time.sleep(0.05)
 print("met", flush=True)
 if what == "fail":
+    time.sleep(1)  # Until the others have met too.
     watch.end(40 + rank, f"rank {{rank}} failed")
 time.sleep(9 if what == "leave" else 60)
 watch.leave()
