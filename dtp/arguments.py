@@ -71,10 +71,13 @@ def parse(argv: Sequence[str]) -> Config:
         chosen[registry.flag] = str(first.get(registry.flag) or file_values.get(registry.flag) or named or default)
     entries = {registry.flag: registry.resolve(chosen[registry.flag]) for registry in REGISTRIES}
     parser = _make_parser(entries)
+    usual_task, tasks = _tasks(entries["algo"])
+    task = str(first["task"] or file_values.get("task") or "auto")
+    task = usual_task if task == "auto" else task
 
-    sources: list[tuple[str, list[str]]] = []
+    sources: list[tuple[str, list[str]]] = _usual_loss(task, entries["algo"])
     origins = []
-    preset = preset_path(**chosen)
+    preset = preset_path(**chosen, task="" if task == usual_task else task)
     if preset is not None:
         sources.append((f"preset {preset.name}", as_arguments(read_yaml(preset))))
         origins.append(f"preset {preset.stem}: {preset_origin(preset)}")
@@ -104,7 +107,10 @@ def parse(argv: Sequence[str]) -> Config:
     home = {
         name: str(Path(value).expanduser()) for name in ("run_dir", "resume") if (value := getattr(parsed.run, name))
     }
-    run = dataclasses.replace(parsed.run, **chosen, **home)
+    run = dataclasses.replace(parsed.run, **chosen, **home, task=task)
+    if task not in tasks:
+        known = " or ".join(tasks)
+        raise UserError(f"--task {task}: --algo {chosen['algo']} is for {known}; choose another rule or task.")
     check_run_options(run)
     return Config(run, parsed.algo, parsed.model, parsed.data, tuple(origins))
 
@@ -121,7 +127,7 @@ def _require_same_names(first: dict[str, str | None], saved: str, values: dict[s
 def _first_look(argv: Sequence[str]) -> tuple[dict[str, str | None], bool]:
     """The options that decide which other options exist."""
     look = _plain_parser()
-    for flag in ("algo", "model", "data", "config", "resume"):
+    for flag in ("algo", "model", "data", "task", "config", "resume"):
         look.add_argument(f"--{flag}")
     look.add_argument("-h", "--help", action="store_true")
     known, _ = look.parse_known_args(list(argv))
@@ -134,6 +140,19 @@ def _plain_parser() -> argparse.ArgumentParser:
         error = _Parser.error
 
     return Parser(add_help=False, allow_abbrev=False)
+
+
+def _tasks(rule: Entry) -> tuple[str, tuple[str, ...]]:
+    """The usual task of a rule, and all that it can be used for."""
+    tasks = getattr(rule.load_options(), "tasks", ("classification", "autoencoder"))
+    return tasks[0], tasks
+
+
+def _usual_loss(task: str, rule: Entry) -> list[tuple[str, list[str]]]:
+    """What stands for ``--loss`` where the task is not the one of the options' defaults; everything else beats it."""
+    loss = next((field for field in dataclasses.fields(rule.load_options()) if field.name == "loss"), None)
+    fits = loss is not None and "squared" in str(loss.type)
+    return [("--task autoencoder", ["--loss", "squared"])] if task == "autoencoder" and fits else []
 
 
 def _option_classes(entries: dict[str, Entry]) -> dict[str, type]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -17,10 +18,12 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from dtp.config import Config
 from dtp.errors import UserError
 from dtp.runs import (
+    CHECKPOINTS,
     RANKS_MAY_DIFFER,
     Run,
     checkpoint_step,
     how_to_go_on,
+    newest_checkpoint,
     process_rank,
     require_same_configuration,
     saved_options,
@@ -29,7 +32,8 @@ from dtp.signals import Stopped, stop_request
 
 
 class Checkpoints(Checkpoint):
-    """Writes ``checkpoints/step=N.ckpt`` (the newest two are kept) and ``checkpoints/best.ckpt`` (validation accuracy).
+    """Writes ``checkpoints/step=N.ckpt`` (the newest two are kept) and ``checkpoints/best.ckpt`` (validation accuracy,
+    or loss where the task has no accuracy).
 
     A subclass of Lightning's ``Checkpoint`` so that it runs after every other hook at the end of an epoch.
 
@@ -125,11 +129,16 @@ class Checkpoints(Checkpoint):
             self._stop(trainer, path)
 
     def _note_best(self, trainer: pl.Trainer) -> bool:
-        """Whether this epoch validates best; of equal accuracies, frequent in small sets, the lower loss is better."""
+        """Whether this epoch validates best; of equal accuracies, frequent in small sets, the lower loss is better.
+
+        Tasks without accuracy have the loss alone.
+        """
         metrics = trainer.callback_metrics
-        if "val/accuracy" not in metrics:
+        if "val/loss" not in metrics:
             return False
-        accuracy, loss = float(metrics["val/accuracy"]), float(metrics["val/loss"])
+        accuracy, loss = float(metrics.get("val/accuracy", 0.0)), float(metrics["val/loss"])
+        if not math.isfinite(loss):
+            return False
         if (accuracy, -loss) <= (self.best_accuracy, -self.best_loss):
             return False
         self.best_accuracy, self.best_loss = accuracy, loss
@@ -327,3 +336,48 @@ def load_checkpoint(path: Path, config: Config, module: pl.LightningModule) -> d
 
 def _shapes(state: dict[str, Any]) -> dict[str, str]:
     return {name: "x".join(map(str, tensor.shape)) or "a number" for name, tensor in state.items()}
+
+
+def take_weights(network: torch.nn.Module, source: str) -> None:
+    """Copy into ``network`` the weights of another run, of the layers where both have the same name and shape.
+
+    Args:
+        source: a run folder, of which the best checkpoint is taken, else the newest; or a checkpoint file.
+
+    Raises:
+        UserError: nothing there, damaged, or no layer in common.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        best = path / CHECKPOINTS / "best.ckpt"
+        found = best if best.is_file() else newest_checkpoint(path)
+    else:
+        found = path if path.is_file() else None
+    if found is None:
+        raise UserError(f"--init-weights {source}: no checkpoint there; give a run folder, or a checkpoint file.")
+    try:
+        state = torch.load(found, map_location="cpu", weights_only=True)["state_dict"]
+    except Exception as error:
+        raise UserError(
+            f"--init-weights {found}: is damaged or no checkpoint ({type(error).__name__}); give another one."
+        ) from error
+    own = network.state_dict()
+    theirs = {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
+    common = {
+        name: value
+        for name, value in theirs.items()
+        if name.startswith("layers.") and name in own and own[name].shape == value.shape
+    }
+    # A layer is taken whole or not at all.
+    layers = {name.split(".")[1] for name in own if name.startswith("layers.")}
+    whole = {layer for layer in layers if all(n in common for n in own if n.startswith(f"layers.{layer}."))}
+    taken = {name: value for name, value in common.items() if name.split(".")[1] in whole}
+    if not taken:
+        raise UserError(
+            f"--init-weights {found}: expected at least one layer of the same name and shape as in the network, found "
+            "none; give the widths and channels that it was trained with."
+        )
+    network.load_state_dict(taken, strict=False)
+    if process_rank() == 0:
+        numbers = ", ".join(str(int(layer) + 1) for layer in sorted(whole, key=int))
+        print(f"layers {numbers} start from {found}", flush=True)

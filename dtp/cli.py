@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import traceback
@@ -11,12 +10,9 @@ from pathlib import Path
 
 from dtp.arguments import parse
 from dtp.distributed import watch
-from dtp.errors import UserError
+from dtp.errors import NO_ROOM, UserError
 from dtp.runs import process_rank
 from dtp.signals import Interrupted, Stopped, stop_request
-
-# What a full disk, a quota, a limit of file sizes and a disk that only reads say.
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

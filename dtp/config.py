@@ -24,6 +24,14 @@ class RunOptions:
     model: str = "mlp"
     # Dataset (listed above), or your own as module:Class.
     data: str = "digits"
+    # What the network is trained to do: name classes, put out its input again (as many outputs as the image has pixels,
+    # with a sigmoid), or sort images into clusters without labels; auto is what the rule is for.
+    task: Literal["auto", "classification", "autoencoder", "clustering"] = "auto"
+    # Outputs of the network with --task clustering, at least 1.
+    clusters: int = 10
+    # Run folder or checkpoint of another network whose weights this one starts from, in the layers where both have the
+    # same name and shape: an auto-encoder's to be tuned for classes, say.
+    init_weights: str = ""
     # YAML file with any of these options, or the name of a preset. It beats the preset; the command line beats it.
     config: str = ""
     # Epochs (passes over the training set) to train in all, at least 1.
@@ -73,7 +81,8 @@ class RunOptions:
     checkpoint_every: int = 0
     # Epochs between two measurements of angles (feedback to forward weights, update to backprop's); 0 for none.
     diagnostics_every: int = 1
-    # Weights that are tested once at the end: those of the best validation accuracy, or the last.
+    # Weights that are tested once at the end: those of the best validation accuracy (or loss, for other tasks), or
+    # the last.
     test_weights: Literal["best", "last"] = "best"
     # Print the network and its feedback layers at the start.
     verbose: bool = False
@@ -84,7 +93,7 @@ PRECISIONS = {"32": "32-true", "32-true": "32-true", "64": "64-true", "64-true":
 
 def check_run_options(run: RunOptions) -> None:
     """Raise UserError for a value of the run options that is out of range."""
-    for name, least in (("max_epochs", 1), ("num_nodes", 1), ("log_every", 1), ("seed", 0)):
+    for name, least in (("max_epochs", 1), ("clusters", 1), ("num_nodes", 1), ("log_every", 1), ("seed", 0)):
         if getattr(run, name) < least:
             flag = name.replace("_", "-")
             raise UserError(f"--{flag}: expected a whole number of at least {least}, found {getattr(run, name)}.")
@@ -146,9 +155,9 @@ class Config:
         return {**asdict(self.run), **asdict(self.data), **asdict(self.model), **asdict(self.algo)}
 
 
-def preset_path(algo: str, model: str, data: str) -> Path | None:
-    """The shipped preset of these three, if there is one."""
-    path = PRESETS / f"{algo}_{model}_{data}.yaml"
+def preset_path(algo: str, model: str, data: str, task: str = "") -> Path | None:
+    """The shipped preset of these three, if there is one; ``task`` where it is not the usual one of the rule."""
+    path = PRESETS / f"{'_'.join(filter(None, (algo, model, data, task)))}.yaml"
     return path if path.is_file() else None
 
 

@@ -1,7 +1,7 @@
 """What a training run shows while it runs: a bar on a terminal, lines in a log.
 
-Both read ``pl_module.progress()``, a dictionary with keys among ``loss``, ``accuracy``, ``images_per_second`` and
-``feedback_share`` (0 to 1). Reading waits for the device, so they read once in a while and not at every batch.
+Both read ``pl_module.progress()``, a dictionary with keys among ``loss``, ``accuracy``, ``mse``, ``images_per_second``
+and ``feedback_share`` (0 to 1). Reading waits for the device, so they read once in a while and not at every batch.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class ProgressBar(TQDMProgressBar):
         self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if (accuracy := trainer.callback_metrics.get("val/accuracy")) is not None and not trainer.sanity_checking:
-            self._shown["val"] = f"{float(accuracy):.3f}"
+        if not trainer.sanity_checking:
+            self._shown |= _validated(trainer)
         super().on_validation_end(trainer, pl_module)
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, str]:
@@ -120,16 +120,25 @@ class EpochLines(Callback):
             return
         shown = self._final or _formatted(pl_module.progress())
         # The metrics keep the accuracy of the last validation, however many epochs ago.
-        if self._validated and (accuracy := trainer.callback_metrics.get("val/accuracy")) is not None:
-            shown["val"] = f"{float(accuracy):.3f}"
+        if self._validated:
+            shown |= _validated(trainer)
         self._print(trainer, f"step {trainer.global_step}", shown)
 
     def _print(self, trainer: pl.Trainer, where: str, shown: dict[str, str]) -> None:
-        words = [f"{name} {shown[name]}" for name in ("loss", "acc", "val") if name in shown]
+        words = [f"{name} {shown[name]}" for name in ("loss", "acc", "mse", "val") if name in shown]
         words += [f"{shown['img/s']} img/s"] if "img/s" in shown else []
         words += [f"feedback {shown['feedback']}"] if "feedback" in shown else []
         seconds = f"{time.monotonic() - self._began:.1f} s"
         print("  ".join([_epoch(trainer), where, *words, seconds]), flush=True)
+
+
+def _validated(trainer: pl.Trainer) -> dict[str, str]:
+    """The last validation's accuracy, or what the task has for it."""
+    for name, digits in (("accuracy", 3), ("mse", 4), ("purity", 3)):
+        value = trainer.callback_metrics.get(f"val/{name}")
+        if value is not None:
+            return {"val": f"{float(value):.{digits}f}"}
+    return {}
 
 
 def _epoch(trainer: pl.Trainer) -> str:
@@ -144,6 +153,8 @@ def _formatted(progress: dict[str, float]) -> dict[str, str]:
         shown["loss"] = f"{progress['loss']:.3f}"
     if "accuracy" in progress:
         shown["acc"] = f"{progress['accuracy']:.3f}"
+    if "mse" in progress:
+        shown["mse"] = f"{progress['mse']:.4f}"
     if "images_per_second" in progress:
         rate = progress["images_per_second"]
         shown["img/s"] = f"{rate:.1f}" if rate < 10 else f"{rate:.0f}"

@@ -23,6 +23,8 @@ from dtp.locks import try_lock
 RUNS = Path("runs")
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
+# Why a run failed by its own fault, in one sentence.
+FAILURE_FILE = "failed.txt"
 LOCK_FILE = ".lock"
 # What slurm/common.sh writes beside the run.
 CLUSTER_LOG = "slurm-*.out"
@@ -54,6 +56,8 @@ MAY_DIFFER = {
     "feedback_sync",
     "accelerator",
 }
+# Options that configurations of earlier versions lack, with the values that stand for what those versions did.
+AS_BEFORE = {"task": "classification", "clusters": 10, "init_weights": "", "pca": 0, "pca_scale": "kept"}
 # Options that may differ between the ranks of one start: each machine has its own disks, and only rank 0 reports.
 RANKS_MAY_DIFFER = {"data_dir", "data_on_device", "num_workers", "logger", "verbose"}
 # Options that belong to one start of a run, not to its configuration.
@@ -83,7 +87,7 @@ class Run:
             return None
         try:
             summary = json.loads(path.read_text(encoding="utf-8"))
-            return summary if {"epochs", "steps", "test_accuracy"} <= set(summary) else _foreign(path)
+            return summary if {"epochs", "steps", "test_loss"} <= set(summary) else _foreign(path)
         except (OSError, ValueError, TypeError):
             return _foreign(path)
 
@@ -142,6 +146,28 @@ def tell_other_ranks(run: Run) -> None:
         watch.tell("run", chosen)
 
 
+def goes_on(config: Config) -> bool:
+    """Whether a checkpoint is there that this start of the program goes on from."""
+    run = config.run
+    if not run.resume:
+        return False
+    if run.resume != "auto":
+        path = Path(run.resume)
+        return newest_checkpoint(path) is not None if path.is_dir() else path.is_file()
+    if run.run_dir:
+        return newest_checkpoint(Path(run.run_dir)) is not None
+    return _newest_matching(config) is not None
+
+
+def _newest_matching(config: Config) -> Run | None:
+    """The newest run of the same configuration, with its newest checkpoint."""
+    for folder in sorted(_parent(config).glob("*"), key=_age, reverse=True):
+        checkpoint = newest_checkpoint(folder)
+        if checkpoint is not None and _matches(folder, config):
+            return Run(folder, checkpoint)
+    return None
+
+
 def _chosen_run(config: Config) -> Run:
     run = config.run
     if run.resume and run.resume != "auto":
@@ -153,10 +179,9 @@ def _chosen_run(config: Config) -> Run:
             return Run(folder, newest_checkpoint(folder))
         return _made(folder)
     if run.resume == "auto":
-        for folder in sorted(_parent(config).glob("*"), key=_age, reverse=True):
-            checkpoint = newest_checkpoint(folder)
-            if checkpoint is not None and _matches(folder, config):
-                return Run(folder, checkpoint)
+        found = _newest_matching(config)
+        if found is not None:
+            return found
     return _made(_new_folder(config))
 
 
@@ -217,6 +242,7 @@ def _plain(value: Any) -> Any:
 def differing_options(saved: dict[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
     """Options that must agree to resume, but differ between a saved configuration and ``config``: (saved, present)."""
     present = saved_options(config)
+    saved = {name: value for name, value in AS_BEFORE.items() if name in present} | saved
     may_differ = set(MAY_DIFFER)
     if present.get("lr_schedule") == "constant" or present.get("lr_period"):
         # Otherwise the schedule is one over all epochs, and another one for another number of them.
@@ -263,6 +289,15 @@ def write_config(run: Run, config: Config, command: str) -> None:
 
 def write_summary(run: Run, summary: dict[str, Any]) -> None:
     _write(run.folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+
+
+def write_failure(folder: Path, why: str) -> None:
+    """Note in a run folder why its run failed by its own fault, or, with an empty text, that it is tried again."""
+    path = folder / FAILURE_FILE
+    if why:
+        _write(path, why + "\n")
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _write(path: Path, text: str) -> None:

@@ -5,10 +5,7 @@ from __future__ import annotations
 import getpass
 import hashlib
 import logging
-import os
-import platform
 import shlex
-import subprocess
 import tempfile
 import time
 import warnings
@@ -16,32 +13,43 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 
-from dtp import __version__
 from dtp.algorithms import ALGORITHMS
 from dtp.algorithms.base import Algorithm
-from dtp.checkpoints import CheckpointFiles, Checkpoints, with_usable_checkpoint
+from dtp.checkpoints import CheckpointFiles, Checkpoints, take_weights, with_usable_checkpoint
 from dtp.config import PRECISIONS, Config, RunOptions, parse_limit
 from dtp.data import DATA
 from dtp.data.base import ImageData
 from dtp.data.sampler import require_even_shares
 from dtp.diagnostics.callback import AlignmentCallback
+from dtp.diagnostics.images import PicturesCallback
 from dtp.distributed import watch
 from dtp.distributed.devices import choose_devices, choose_strategy, leave_together, watch_started_processes
-from dtp.errors import UserError
+from dtp.errors import Diverged, UserError
 from dtp.locks import locked
 from dtp.loggers import MetricsCSV, make_wandb_logger
 from dtp.memory import keep_freed_memory
 from dtp.models import MODELS
 from dtp.progress import progress_callback
-from dtp.runs import Run, how_to_go_on, open_run, process_rank, tell_other_ranks, write_config, write_summary
+from dtp.provenance import cpu_name, versions
+from dtp.runs import (
+    Run,
+    goes_on,
+    how_to_go_on,
+    open_run,
+    process_rank,
+    tell_other_ranks,
+    write_config,
+    write_failure,
+    write_summary,
+)
 from dtp.signals import Stopped, stop_request
+from dtp.tasks import Autoencoder, Classification, Clustering
 
 
 def train(config: Config, argv: Sequence[str]) -> dict[str, Any]:
@@ -87,6 +95,7 @@ def _train_in(
         return run.summary
     if process_rank() == 0:
         write_config(run, config, command)
+        write_failure(run.folder, "")
         _print_header(config, run, data, algorithm, resumed_at)
     metrics_csv = MetricsCSV(run.folder)
     metrics_csv.resume_at(resumed_at)
@@ -94,7 +103,7 @@ def _train_in(
     if config.run.logger == "wandb":
         loggers.append(make_wandb_logger(run.folder, config.as_dict(), name=run.folder.name))
     progress = progress_callback()
-    callbacks: list[Any] = [progress, checkpoints]
+    callbacks: list[Any] = [progress, checkpoints, PicturesCallback(run.folder)]
     if config.run.diagnostics_every:
         callbacks.insert(0, AlignmentCallback(run.folder, config.run.diagnostics_every))
     watch_started_processes()
@@ -132,6 +141,10 @@ def _train_in(
     except Stopped:
         leave_together()
         raise
+    except Diverged as error:
+        if process_rank() == 0:
+            write_failure(run.folder, str(error))
+        raise
     for logger in loggers:
         logger.finalize("success")
     leave_together()
@@ -164,12 +177,34 @@ def build(config: Config) -> tuple[ImageData, Algorithm]:
     data.setup()
     # Reading data may have drawn random numbers, and must not change the first weights.
     pl.seed_everything(config.run.seed, verbose=False)
-    network = MODELS.resolve(config.run.model).load()(config.model, data.input_shape, data.num_classes)
+    task = make_task(config, data)
+    network = MODELS.resolve(config.run.model).load()(config.model, data.input_shape, task.outputs)
+    network.task = task
+    # A run that goes on has all weights from its checkpoint, and the other run may be gone.
+    if config.run.init_weights and not goes_on(config):
+        take_weights(network, config.run.init_weights)
     algorithm = ALGORITHMS.resolve(config.run.algo).load()(network, config.algo, seed=config.run.seed)
     if PRECISIONS[config.run.precision] == "64-true":
         # Lightning does so as well, but after it has loaded a checkpoint into weights of half the precision.
         algorithm.double()
     return data, algorithm.to(memory_format=_memory_format(config.run.memory_format, network))
+
+
+def make_task(config: Config, data: ImageData) -> Classification:
+    """The task that ``--task`` names, for this data.
+
+    Raises:
+        UserError: the data has no pixels to be put out again.
+    """
+    if config.run.task == "autoencoder":
+        if config.data.pca:
+            raise UserError(
+                "--pca: expected images for --task autoencoder, whose outputs are pixels, found components; use 0."
+            )
+        return Autoencoder(data.input_shape, *data.statistics)
+    if config.run.task == "clustering":
+        return Clustering(config.run.clusters, data.num_classes)
+    return Classification(data.num_classes)
 
 
 def _memory_format(name: str, network: torch.nn.Module) -> torch.memory_format:
@@ -213,10 +248,12 @@ def _finish(
         best = torch.load(checkpoints.best, map_location="cpu", weights_only=True)
         algorithm.load_state_dict(best["state_dict"])
         tested = f"epoch {checkpoints.best_epoch + 1}, best on validation"
-        val["val/accuracy"] = checkpoints.best_accuracy
+        if "val/accuracy" in val:
+            val["val/accuracy"] = checkpoints.best_accuracy
+        else:
+            val = {"val/loss": checkpoints.best_loss}
     trainer.test(algorithm, datamodule=data, verbose=False)
     test = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
-    top = f"top{algorithm.top_k}"
     summary = {
         "algo": config.run.algo,
         "model": config.run.model,
@@ -226,27 +263,21 @@ def _finish(
         "steps": steps,
         "wall_seconds": round(seconds, 3),
         "feedback_seconds": round(feedback_seconds, 3),
-        "val_accuracy": val.get("val/accuracy"),
-        "test_accuracy": test.get("test/accuracy"),
-        **({f"test_{top}": test.get(f"test/{top}")} if algorithm.top_k > 1 else {}),
+        "task": algorithm.task.name,
+        **_scores(algorithm, val, test),
         "test_loss": test.get("test/loss"),
+        "result": algorithm.task.describe({name[5:]: value for name, value in test.items()}),
         "tested_weights": tested,
         "train_images": data.sizes["train"],
         "val_images": data.sizes["val"],
         "test_images": data.sizes["test"],
         "parameters": sum(p.numel() for p in algorithm.forward_parameters),
-        "device": torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else _cpu_name(),
+        "device": torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else cpu_name(),
         "world_size": trainer.world_size,
         "threads": torch.get_num_threads(),
         "precision": config.run.precision,
         **algorithm.describe(),
-        "versions": {
-            "dtp": __version__,
-            "commit": _commit(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "lightning": lightning.__version__,
-        },
+        "versions": versions(),
         "command": command,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
@@ -257,12 +288,22 @@ def _finish(
     return summary
 
 
+def _scores(algorithm: Algorithm, val: dict[str, float], test: dict[str, float]) -> dict[str, float | None]:
+    """What the summary says of validation and test, besides the test loss."""
+    first = "accuracy" if algorithm.task.name == "classification" else "loss"
+    return {
+        f"val_{first}": val.get(f"val/{first}"),
+        **{f"test_{name}": test.get(f"test/{name}") for name in algorithm.scores["test"]},
+    }
+
+
 def _result_line(summary: dict[str, Any]) -> str:
     s = summary
-    top = next((f", {name[5:]} {value:.2%}" for name, value in s.items() if name.startswith("test_top")), "")
     share = s["feedback_seconds"] / s["wall_seconds"] if s["wall_seconds"] else 0.0
+    # Summaries of earlier versions do not say it in words.
+    result = s.get("result") or f"test accuracy {s['test_accuracy']:.2%}"
     return (
-        f"test accuracy {s['test_accuracy']:.2%}{top} ({s['tested_weights']}); {s['algo']} {s['model']} {s['data']}, "
+        f"{result} ({s['tested_weights']}); {s['algo']} {s['model']} {s['data']}, "
         f"{s['epochs']} epochs, {s['steps']} batches, {s['wall_seconds']:.1f} s, feedback phase {share:.0%}."
     )
 
@@ -273,7 +314,7 @@ def _print_header(config: Config, run: Run, data: ImageData, algorithm: Algorith
         print(f"  {origin}")
     shape = "x".join(map(str, data.input_shape))
     print(
-        f"  images {shape}, {data.num_classes} classes: {data.sizes['train']} training, "
+        f"  {algorithm.task.name}, images {shape}, {data.num_classes} classes: {data.sizes['train']} training, "
         f"{data.sizes['val']} validation, {data.sizes['test']} test"
     )
     print(f"  layers {' -> '.join('x'.join(map(str, shape)) for shape in algorithm.network.shapes)}")
@@ -294,27 +335,3 @@ def _quiet_lightning() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.WARNING)
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
-
-
-def _commit() -> str:
-    """Commit of the source tree, for the record; empty when it is not a checkout."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=5,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()

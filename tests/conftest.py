@@ -66,9 +66,10 @@ def batch(network) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def make_batch(network: Network, size: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random images and labels for a network, in its dtype."""
+    """Random images for a network, in its dtype, and the goals of its task: labels, usually."""
     dtype = next(network.parameters()).dtype
-    return torch.randn(size, *network.input_shape, dtype=dtype), torch.randint(network.num_classes, (size,))
+    x, y = torch.randn(size, *network.input_shape, dtype=dtype), torch.randint(network.num_classes, (size,))
+    return x, network.task.goal(x, y)
 
 
 @pytest.fixture

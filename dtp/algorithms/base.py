@@ -6,15 +6,14 @@ import math
 import time
 import warnings
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
-from torchmetrics.classification import MulticlassAccuracy
 
 from dtp.algorithms.metrics import RunningMeans
 from dtp.algorithms.optimizers import layer_groups, make_optimizer, make_schedule
@@ -24,11 +23,12 @@ from dtp.data.sampler import TrainingBatches
 from dtp.distributed.averaging import average_tensors
 from dtp.distributed.division import Division
 from dtp.distributed.strategy import FeedbackDDPStrategy, training_share
-from dtp.errors import UserError
-from dtp.feedback.noise import NoiseStreams
+from dtp.errors import Diverged, UserError
+from dtp.feedback.noise import NoiseStreams, seeded_randomness
 from dtp.models.network import Network
 from dtp.modules import Standardise
 from dtp.precision import full_precision
+from dtp.tasks import Classification, require_loss
 
 _UNDIVIDED = Division()
 
@@ -55,11 +55,20 @@ class Algorithm(LightningModule):
         self.automatic_optimization = False
         self.network = network
         self.options = options if options is not None else self.Options()
+        require_loss(self.task, self.options.loss)
+        if network.losses and self.task.name != "classification":
+            raise UserError(
+                f"--task {self.task.name}: {type(network).__name__} is made for classification; use another network."
+            )
+        if network.losses and self.options.loss not in network.losses:
+            raise UserError(
+                f"--loss: expected {' or '.join(network.losses)}, which alone {type(network).__name__} is made for, "
+                f"found {self.options.loss}; give that, or use another network."
+            )
         _check_ranges(self.options, list(self._trained_layers()))
         self.noise_streams = NoiseStreams(seed)
         self.feedback_timer = PhaseTimer()
         self.forward_optimizer: Optimizer | None = None
-        self.top_k = 5 if network.num_classes > 5 else 1
         self._epoch_means = RunningMeans()
         self._window_means = RunningMeans()
         self._images = 0
@@ -69,14 +78,7 @@ class Algorithm(LightningModule):
         self._batches_alone = 0
         self._epoch_began = self._last_batch_ended = time.perf_counter()
         self._feedback_before = 0.0
-        classes = network.num_classes
-        self.scores = torch.nn.ModuleDict(
-            {
-                f"{split}_{k}": MulticlassAccuracy(classes, top_k=k, average="micro", validate_args=False)
-                for split in ("val", "test")
-                for k in sorted({1, self.top_k})
-            }
-        )
+        self.scores = torch.nn.ModuleDict({split: self.task.scores() for split in ("val", "test")})
 
     # --- the rule ---------------------------------------------------------------------------------------------------
 
@@ -87,7 +89,7 @@ class Algorithm(LightningModule):
 
         Args:
             x: images (B, C, H, W).
-            y: labels (B,) int64.
+            y: labels (B,) int64, or what else the task has for goals.
 
         Returns:
             The logits (B, classes), detached, and one gradient for each of :attr:`forward_parameters`, in their order.
@@ -110,15 +112,11 @@ class Algorithm(LightningModule):
         return 1.0
 
     def task_loss(self, output: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
-        """What the network is to minimise, by ``--loss``, of outputs (B, classes) and labels (B,): mean or sum."""
-        if self.options.loss == "cross-entropy":
-            return F.cross_entropy(output, y, reduction=reduction)
-        label = F.one_hot(y, self.network.num_classes).to(output)
-        if self.options.loss == "squared":
-            losses = 0.5 * (output - label).square()
-        else:
-            losses = F.binary_cross_entropy_with_logits(output, label, reduction="none")
-        return losses.sum() if reduction == "sum" else losses.sum() / len(y)
+        """What the network is to minimise, by ``--task`` and ``--loss``, of outputs (B, K) and goals: mean or sum.
+
+        Goals are labels (B,), or what else :attr:`task` makes of a batch.
+        """
+        return self.task.loss(self.options.loss, output, y, reduction)
 
     def feedback_weights(self) -> dict[int, list[tuple[Tensor, Tensor]]]:
         """By layer, feedback weights and the transposed forward weights that they stand for, in one shape each.
@@ -130,6 +128,11 @@ class Algorithm(LightningModule):
     def describe(self) -> dict[str, Any]:
         """What the run's summary says of how the rule was computed."""
         return {}
+
+    @property
+    def task(self) -> Classification:
+        """What the network is trained to do."""
+        return self.network.task
 
     @property
     def forward_parameters(self) -> list[Tensor]:
@@ -157,13 +160,26 @@ class Algorithm(LightningModule):
 
     def _trained_layers(self) -> dict[int, list[Tensor]]:
         """The trained forward weights by layer, where there are any."""
-        layers = {n: [p for p in layer.parameters() if p.requires_grad] for n, layer in enumerate(self.network, 1)}
+        seen: set[int] = set()
+        layers: dict[int, list[Tensor]] = {}
+        for n, layer in enumerate(self.network, 1):
+            # A weight that layers share is the first one's.
+            layers[n] = [p for p in layer.parameters() if p.requires_grad and id(p) not in seen]
+            seen.update(map(id, layers[n]))
         return {n: parameters for n, parameters in layers.items() if parameters}
 
     @property
     def batches_done(self) -> int:
         """How many batches were learned from before this one."""
         return self._batches_alone if self._trainer is None else self.global_step
+
+    def randomness(self, *purpose: int | str) -> AbstractContextManager[None]:
+        """Within it torch's global generators, which layers draw from (dropout, binary units), depend on ``purpose``.
+
+        On that, the seed and which images this rank has, and nothing else: so a run that was stopped goes on with what
+        it would have drawn, and a measurement on the way changes nothing.
+        """
+        return seeded_randomness(self.device, self.noise_streams.seed, self.noise_streams.rank, *purpose)
 
     def step(self, optimizer: Optimizer, parameters: list[Tensor], gradients: list[Tensor]) -> None:
         """One step of ``optimizer`` on ``gradients``; afterwards no parameter has a ``.grad``.
@@ -241,7 +257,9 @@ class Algorithm(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x, y = batch
-        logits, scalars = self.training_batch(x, y)
+        y = self.task.goal(x, y)
+        with self.randomness("training", self.global_step):
+            logits, scalars = self.training_batch(x, y)
         if self._ranks > 1:
             # The statistics of batch normalisation; what else ranks hold, they have averaged already.
             average_tensors([b for b in self.buffers() if b.is_floating_point()])
@@ -249,7 +267,7 @@ class Algorithm(LightningModule):
             logits = full_precision(logits)
             values = {
                 "loss": self.task_loss(logits, y),
-                "accuracy": (logits.argmax(1) == y).float().mean(),
+                **self.task.training_scores(logits, y),
                 **scalars,
             }
         self._epoch_means.add(values, weight=len(x))
@@ -316,7 +334,7 @@ class Algorithm(LightningModule):
         means = self._epoch_means.compute()
         return {
             "loss": means.get("loss", float("nan")),
-            "accuracy": means.get("accuracy", float("nan")),
+            **{name: means[name] for name in ("accuracy", "mse") if name in means},
             "images_per_second": self._images / seconds,
             "feedback_share": min((self.feedback_timer.seconds - self._feedback_before) / seconds, 1.0),
         }
@@ -338,7 +356,7 @@ class Algorithm(LightningModule):
         rates = [
             name for name in ("lr", "layer_lr", "feedback_lr", "noise", "mirror_lr") if getattr(self.options, name, 0)
         ]
-        raise UserError(
+        raise Diverged(
             f"Training diverged: {what} is not a finite number by batch {self.global_step}. Lower "
             f"{' or '.join('--' + name.replace('_', '-') for name in rates)}; checkpoints written before it are kept."
         )
@@ -347,21 +365,17 @@ class Algorithm(LightningModule):
 
     def _evaluate(self, batch: tuple[Tensor, Tensor], split: str) -> None:
         x, y = batch
+        y = self.task.goal(x, y, training=False)
         logits = full_precision(self(x))
-        for k in sorted({1, self.top_k}):
-            self.scores[f"{split}_{k}"].update(logits, y)
+        for score in self.scores[split].values():
+            score.update(self.task.scored(logits), y)
         self.log(f"{split}/loss", self.task_loss(logits, y), batch_size=len(x), logger=False, sync_dist=True)
 
     def _report_scores(self, split: str) -> None:
-        names = (
-            {1: f"{split}/accuracy", self.top_k: f"{split}/top{self.top_k}"}
-            if self.top_k > 1
-            else {1: f"{split}/accuracy"}
-        )
         scores = {}
-        for k, name in names.items():
-            scores[name] = float(self.scores[f"{split}_{k}"].compute())
-            self.scores[f"{split}_{k}"].reset()
+        for name, score in self.scores[split].items():
+            scores[f"{split}/{name}"] = float(score.compute())
+            score.reset()
         self.log_dict(scores, logger=False)
         if not self.trainer.sanity_checking:
             loss = self.trainer.callback_metrics.get(f"{split}/loss")
@@ -369,13 +383,15 @@ class Algorithm(LightningModule):
             self.report({"epoch": float(self.current_epoch), **losses, **scores})
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, "val")
+        with self.randomness("val", batch_idx):
+            self._evaluate(batch, "val")
 
     def on_validation_epoch_end(self) -> None:
         self._report_scores("val")
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate(batch, "test")
+        with self.randomness("test", batch_idx):
+            self._evaluate(batch, "test")
 
     def on_test_epoch_end(self) -> None:
         self._report_scores("test")

@@ -94,7 +94,7 @@ class Contrastive(Algorithm):
         """The network at rest with images (B, C, H, W), and with the labels (B,) as well."""
         with no_autocast(x):
             free = self.free_phase(x)
-            label = F.one_hot(y, self.network.num_classes).to(free.h[-1])
+            label = self.task.wanted(y, like=free.h[-1])
             return free, self._settle([*free.h[:-1], label], free)
 
     def free_phase(self, x: Tensor) -> Phase:

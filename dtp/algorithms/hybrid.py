@@ -32,11 +32,11 @@ class Hybrid(VanillaDTP):
     def lower_target(self, n: int, targets: dict[int, Tensor], activations: Activations) -> Tensor:
         s, alpha = activations.s, self.options.alpha
         learned = super().lower_target(n, targets, activations) - s[n - 1]
-        return s[n - 1] + alpha * self._transpose(n, s[n - 1], targets[n] - s[n]) + (1 - alpha) * learned
+        return s[n - 1] + alpha * self._transpose(n, activations, targets[n] - s[n]) + (1 - alpha) * learned
 
-    def _transpose(self, n: int, s: Tensor, change: Tensor) -> Tensor:
+    def _transpose(self, n: int, activations: Activations, change: Tensor) -> Tensor:
         """J_F^T change, (B, *in), at s_{n-1}."""
-        s = s.detach().requires_grad_()
+        s = activations.s[n - 1].detach().requires_grad_()
         with torch.enable_grad():
-            output = evaluate_purely(self.network[n], s)
+            output = evaluate_purely(self.network[n], s, activations.contexts[n])
         return torch.autograd.grad(output, s, change)[0]

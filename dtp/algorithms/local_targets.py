@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dtp.algorithms.base import Algorithm
 from dtp.algorithms.options import TargetOptions
 from dtp.errors import UserError
-from dtp.feedback import Context, forward_with_context, per_sample_dot
+from dtp.feedback import Context, DrawnContext, forward_with_context, per_sample_dot
 from dtp.models.network import Network
 from dtp.precision import full_precision, no_autocast
 
@@ -182,7 +182,20 @@ class LocalTargets(Algorithm):
         return list(torch.autograd.grad(total, self.forward_parameters))
 
 
-def evaluate_purely(layer: nn.Module, x: Tensor) -> Tensor:
-    """What ``layer`` makes of ``x`` (B, *in), with gradients, while its running statistics stay as they are."""
-    buffers = {name: buffer.clone() for name, buffer in layer.named_buffers()}
-    return torch.func.functional_call(layer, buffers, (x,), tie_weights=False)
+def evaluate_purely(layer: nn.Module, x: Tensor, context: Context) -> Tensor:
+    """What ``layer`` makes of ``x`` (B, *in), with gradients, while its running statistics stay as they are.
+
+    It draws no random numbers; those of the pass that ``context`` is of are used again.
+    """
+    drawn = Context(item if isinstance(item, DrawnContext) else None for item in context)
+    buffers = {f"layer.{name}": buffer.clone() for name, buffer in layer.named_buffers()}
+    return torch.func.functional_call(_Again(layer, drawn), buffers, (x,), tie_weights=False)
+
+
+class _Again(nn.Module):
+    def __init__(self, layer: nn.Module, given: Context):
+        super().__init__()
+        self.layer, self.given = layer, given
+
+    def forward(self, x: Tensor) -> Tensor:
+        return forward_with_context(self.layer, x, self.given)[0]

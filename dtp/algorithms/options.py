@@ -5,7 +5,7 @@ This is where a rule is registered: :func:`rule` before the dataclass of its opt
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from typing import ClassVar, Literal, TypeVar
 
 from dtp.registry import Entry
 
@@ -33,8 +33,12 @@ Schedule = Literal["sequential", "parallel", "alternating"]
 class AlgorithmOptions:
     """The forward weights: loss, optimizer and learning-rate schedule."""
 
+    # What the rule can be used for (--task); the first is what --task auto means.
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "autoencoder")
+
     # What the network is to minimise: cross-entropy of the softmax, half the squared distance of the output to the
-    # one-hot label, or cross-entropy of a sigmoid for each class.
+    # one-hot label, or cross-entropy of a sigmoid for each class. For --task autoencoder half the squared distance of
+    # the output's sigmoid to the pixels (the usual one), or cross-entropy of a sigmoid for each pixel.
     loss: Literal["cross-entropy", "squared", "binary-cross-entropy"] = "cross-entropy"
     # Optimizer of the forward weights; lee-rmsprop is the centred RMSprop of Lee's code, its epsilon within the root.
     optimizer: OptimizerName = "sgd"
@@ -100,7 +104,8 @@ class TargetPropagationOptions(TargetOptions):
     feedback_weight_decay: float = 0.0
     # Feedback iterations of each feedback layer per batch, 0 or more; 0 leaves its weights as they are.
     feedback_iterations: list[int] = field(default_factory=lambda: [1])
-    # Noise scale (standard deviation) of each feedback layer, above 0.
+    # Noise scale (standard deviation) of each feedback layer, above 0; 0 is for rules that reconstruct (vanilla-dtp,
+    # tp, sdtp, ao-sdtp, hybrid), without noise then.
     noise: list[float] = field(default_factory=lambda: [0.1])
     # Epochs e0 of the decay of the noise scale, sigma / (1 + e / e0) in epoch e = 1, 2, ... of the feedback weights;
     # 0 for none.
@@ -195,8 +200,8 @@ class TPOptions(VanillaDTPOptions):
 class SDTPOptions(VanillaDTPOptions):
     """Simplified difference target propagation (Bartunov et al. 2018): the first target is the label itself."""
 
-    # The first target is one of probabilities.
-    loss: Literal["cross-entropy"] = "cross-entropy"
+    # The first target is one of probabilities, or of pixels in an auto-encoder.
+    loss: Literal["cross-entropy", "squared", "binary-cross-entropy"] = "cross-entropy"
     # Without effect, for the first target is the label itself: always 1.
     beta: float = 1.0
     first_target: Literal["output"] = "output"
@@ -422,3 +427,94 @@ class GeneRecOptions(ContrastiveOptions):
     # Sender of the update: the free activity (plain), the mean of both (midpoint), or that made symmetric over both
     # directions, which equals chl where the feedback is symmetric (symmetrised).
     generec_form: Literal["plain", "midpoint", "symmetrised"] = "plain"
+
+
+@dataclass
+class SingleLayerOptions(AlgorithmOptions):
+    """One linear layer (``--model mlp --widths``, without values), every weight by what its two sides do."""
+
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    lr_schedule: Literal["constant", "cosine", "step"] = "constant"
+
+
+@rule("hebb", "single_layer:Hebb", "Hebbian learning of one layer, from labels or by itself (Hebb 1949)")
+@dataclass
+class HebbOptions(SingleLayerOptions):
+    """Hebbian learning of one layer."""
+
+    tasks: ClassVar[tuple[str, ...]] = ("classification", "clustering")
+    lr: float = 0.01
+    # What a weight grows with: the product of its two sides (plain), which may grow without bound, or of their
+    # differences from running means (covariance).
+    hebb_form: Literal["plain", "covariance"] = "covariance"
+    # Weight of each batch in those running means, above 0 and up to 1.
+    mean_rate: float = 0.01
+    # Bring the weights of each unit, its bias among them, to length 1 after every step.
+    normalise_rows: bool = False
+    # Units under --task clustering: they share one unit of activity by softmax (competing), or each is its own weighted
+    # sum (linear), and all learn the same direction.
+    units: Literal["competing", "linear"] = "competing"
+
+
+@rule("delta", "single_layer:Delta", "the delta rule of one layer (Widrow, Hoff 1960)")
+@dataclass
+class DeltaOptions(SingleLayerOptions):
+    """The delta rule."""
+
+    # Multiply each error by the slope of its unit: as the loss has it (auto, which is backprop), always or never.
+    slope: Literal["auto", "yes", "no"] = "auto"
+
+
+@rule("competitive", "single_layer:Competitive", "competitive learning, the winner takes all (Rumelhart, Zipser 1985)")
+@dataclass
+class CompetitiveOptions(SingleLayerOptions):
+    """Prototypes that compete for images, and move towards those that they win."""
+
+    tasks: ClassVar[tuple[str, ...]] = ("clustering",)
+    # Prototypes move by fractions of their distance to images.
+    optimizer: Literal["sgd"] = "sgd"
+    # Fraction of the way to the images won, above 0 and up to 1.
+    lr: float = 0.5
+    # Who wins an image: the prototype at the least distance to it, or of the largest product with it.
+    winner: Literal["distance", "product"] = "distance"
+    # How far a prototype moves: by --lr times the mean over the batch, where images lost count as no movement (batch);
+    # times the mean over the images of the batch that it won (won); or times the sum over these, divided by the number
+    # of images that it ever won (count): with --lr 1 it then is the mean of them all, which is online k-means.
+    pull: Literal["batch", "won", "count"] = "batch"
+    # Take the images of a batch one after the other, each with the prototypes as the one before has left them; --pull
+    # batch and won are the same then. One device only, and slow.
+    one_by_one: bool = False
+    # Bring each prototype to length 1 after every step.
+    normalise_rows: bool = False
+    # First prototypes: random images of the first batch, or the first weights of the network.
+    first_prototypes: Literal["images", "weights"] = "images"
+    # Head start of a prototype that has won nothing of late, in squared distance (twice a product), 0 or more; one that
+    # wins an equal share has none, one that wins more a handicap.
+    conscience: float = 0.0
+    # Put a prototype onto a random image once its share of the images won falls below this part of an equal share;
+    # from 0, for never, to below 1.
+    revive_below: float = 0.01
+    # Weight of each batch in the running shares of the images won, above 0 and up to 1.
+    share_rate: float = 0.02
+
+
+@rule("dtp-dae", "denoising_autoencoder:DenoisingAutoencoder", "denoising auto-encoder by DTP, tied weights (Lee 2018)")
+@dataclass
+class DenoisingAutoencoderOptions(TargetOptions):
+    """Denoising auto-encoder with tied weights (``--model tied-autoencoder``)."""
+
+    tasks: ClassVar[tuple[str, ...]] = ("autoencoder",)
+    loss: Literal["squared"] = "squared"
+    optimizer: OptimizerName = "lee-rmsprop"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    lr_schedule: Literal["constant", "cosine", "step"] = "constant"
+    # Without effect, for the first target is the image itself: always 1.
+    beta: float = 1.0
+    output_loss: Literal["mse"] = "mse"
+    local_loss_scale: float = 2.0
+    # Standard deviation of the noise on the images that the encoder learns from, as normalised, 0 or more.
+    pixel_noise: float = 0.3
+    # Standard deviation of the noise on the hidden units that the decoder sees, 0 or more.
+    hidden_noise: float = 0.3

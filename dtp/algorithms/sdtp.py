@@ -1,7 +1,6 @@
 """Simplified difference target propagation, with and without auxiliary outputs."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dtp.algorithms.local_targets import Activations
@@ -10,14 +9,16 @@ from dtp.algorithms.vanilla_dtp import VanillaDTP
 from dtp.errors import UserError
 from dtp.feedback import FeedbackNetwork, layer_operations
 from dtp.models.network import Network
+from dtp.modules import RandomOperation
 
 
 class SDTP(VanillaDTP):
     """Simplified difference target propagation (Bartunov et al. 2018, section 3.1): no gradient of any layer above.
 
     The feedback of the output layer takes class probabilities, s_N = softmax(logits), and the first target is the
-    label, one-hot; targets go down by the difference rule. Reconstruction is denoising: G_n(F_n(s_{n-1} + eps)) is to
-    give the clean s_{n-1}. The output layer learns the task loss.
+    label, one-hot; in an auto-encoder they are pixels, s_N = sigmoid(output), and the image. Targets go down by the
+    difference rule. Reconstruction is denoising: G_n(F_n(s_{n-1} + eps)) is to give the clean s_{n-1}. The output layer
+    learns the task loss.
 
     Left out by the paper: batch sizes (128 in our presets) and whether noise is drawn anew for every layer (it is).
     """
@@ -27,6 +28,11 @@ class SDTP(VanillaDTP):
 
     def __init__(self, network: Network, options: SDTPOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
+        if self.task.name == "classification" and self.options.loss != "cross-entropy":
+            raise UserError(
+                f"--loss {self.options.loss}: expected cross-entropy for classification, for the first target is one "
+                "of probabilities; leave it out."
+            )
         if self.options.beta != 1:
             raise UserError(
                 f"--beta: expected 1, for the first target is the label itself, found {self.options.beta}; "
@@ -34,10 +40,10 @@ class SDTP(VanillaDTP):
             )
 
     def activation(self, n: int, output: Tensor, s_in: Tensor) -> Tensor:
-        return output.softmax(1) if n == self.network.depth else output
+        return self.task.view(output) if n == self.network.depth else output
 
     def first_target(self, activations: Activations, y: Tensor) -> Tensor:
-        return F.one_hot(y, self.network.num_classes).to(activations.s[-1])
+        return self.task.wanted(y, like=activations.s[-1])
 
 
 class AOSDTP(SDTP):
@@ -65,6 +71,11 @@ class AOSDTP(SDTP):
                 "ao-sdtp: expected no normalisation in the output layer, found "
                 f"{', '.join(type(module).__name__ for module in before)}; put it into the layer below, or use sdtp."
             )
+        if any(isinstance(module, RandomOperation) for module in before):
+            raise UserError(
+                "ao-sdtp: expected no random units before the output layer, for auxiliary outputs see what the output "
+                f"sees, found {', '.join(type(module).__name__ for module in before)}; use sdtp."
+            )
         self.auxiliary = nn.Linear(output.in_features, self.options.auxiliary, dtype=output.weight.dtype)
         self.auxiliary.requires_grad_(False)
         return super().make_feedback()
@@ -84,7 +95,7 @@ class AOSDTP(SDTP):
         if n < self.network.depth:
             return output
         before = nn.Sequential(*layer_operations(self.network[n])[:-1])
-        return torch.cat([output.softmax(1), self.auxiliary(before(s_in)).tanh()], 1)
+        return torch.cat([self.task.view(output), self.auxiliary(before(s_in)).tanh()], 1)
 
     def first_target(self, activations: Activations, y: Tensor) -> Tensor:
         z = activations.s[-1][:, self.network.num_classes :]

@@ -49,6 +49,8 @@ class TargetPropagation(LocalTargets):
 
     Options = TargetPropagationOptions
     feedback_settings = FeedbackSettings()
+    # Whether the feedback loss says nothing without noise, as where it compares the answers to it.
+    needs_noise = True
     # Whether a layer's feedback loss looks at no other layer's feedback weights, so that layers can be trained apart.
     independent_feedback = True
 
@@ -61,7 +63,7 @@ class TargetPropagation(LocalTargets):
         numbers = self.trained_feedback = [
             n for n in self.feedback.numbers if any(p.requires_grad for p in self.feedback[n].parameters())
         ]
-        self.noise = per_layer("noise", o.noise, numbers, above=0)
+        self.noise = per_layer("noise", o.noise, numbers, **({"above": 0} if self.needs_noise else {"least": 0}))
         self.feedback_iterations = per_layer("feedback-iterations", o.feedback_iterations, numbers, least=0)
         rates = o.feedback_lr or [self.usual_feedback_lr(n) for n in numbers]
         self.feedback_lr = per_layer("feedback-lr", rates, numbers, above=0)
@@ -348,6 +350,8 @@ class TargetPropagation(LocalTargets):
         if self.options.feedback_optimizer != "sgd":
             # Adam divides by the size of the gradients, which the rule for SGD makes up for.
             return 3e-4
+        if self.noise[n] == 0:
+            raise UserError("--feedback-lr: expected learning rates, for the usual ones are made for a noise above 0.")
         # Locally connected weights are not shared between positions.
         local = any(isinstance(module, LocallyConnected2d) for module in self.network[n].modules())
         positions = 1 if local else self.network.shapes[n][1:].numel()

@@ -26,6 +26,7 @@ class VanillaDTP(TargetPropagation):
 
     Options = VanillaDTPOptions
     feedback_settings = FeedbackSettings(nonlinearity="after", bias=True)
+    needs_noise = False
     # What the reconstruction is to give back: the noisy s_{n-1}, or the clean one.
     reconstructs: Literal["noisy", "clean"] = "noisy"
 
@@ -58,5 +59,5 @@ class VanillaDTP(TargetPropagation):
         if self.options.first_target == "output":
             return super().first_target(activations, y)
         s = activations.s[-2]
-        output_layer = self.network[self.network.depth]
-        return s - self.options.beta * self.loss_gradient(s, y, lambda v: evaluate_purely(output_layer, v))
+        output_layer, context = self.network[self.network.depth], activations.contexts[-1]
+        return s - self.options.beta * self.loss_gradient(s, y, lambda v: evaluate_purely(output_layer, v, context))

@@ -10,6 +10,7 @@ from dtp.data.augmentation import Augmentation
 from dtp.data.batches import BatchLoader, ImageBatches, Images
 from dtp.data.on_device import DeviceBatches, wanted_on_device
 from dtp.data.options import DataOptions
+from dtp.data.pca import Projection, fit_projection
 from dtp.data.sampler import OrderedBatches, TrainingBatches
 from dtp.data.split import SplitKind, count_held_out, split_indices
 from dtp.data.statistics import STATISTICS, Statistics, compute_statistics, used_statistics
@@ -23,7 +24,8 @@ class ImageData(LightningDataModule):
     """Images with class labels, in a training, a validation and a test part.
 
     A dataset says how its images are read: :meth:`load_train` and :meth:`load_test`, and the class attributes below.
-    Batches are ``(x, y)``: ``x`` float32 (B, C, H, W), normalised; ``y`` int64 (B,).
+    Batches are ``(x, y)``: ``x`` float32 (B, C, H, W), normalised, or with ``--pca N`` (B, N, 1, 1), the coordinates
+    along the principal components of the training images kept; ``y`` int64 (B,).
 
     Args:
         options: command-line options.
@@ -60,6 +62,7 @@ class ImageData(LightningDataModule):
         # By device, the parts that are kept there; None where they are kept on the host.
         self._on_device: dict[torch.device, dict[str, DeviceBatches] | None] = {}
         self._statistics: Statistics | None = None
+        self._projection: Projection | None = None
         self._input_shape: tuple[int, int, int] | None = None
 
     # What a dataset provides.
@@ -93,7 +96,7 @@ class ImageData(LightningDataModule):
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of an image; valid after ``setup``."""
+        """(channels, height, width) of what the network gets; valid after ``setup``."""
         if self._input_shape is None:
             raise RuntimeError("input_shape is known after prepare_data() and setup()")
         return self._input_shape
@@ -104,6 +107,11 @@ class ImageData(LightningDataModule):
         if self._statistics is None:
             raise RuntimeError("statistics are known after prepare_data() and setup()")
         return self._statistics.mean, self._statistics.std
+
+    @property
+    def projection(self) -> Projection | None:
+        """The map to principal components that ``--pca`` asks for; valid after ``setup``."""
+        return self._projection
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -127,6 +135,10 @@ class ImageData(LightningDataModule):
         self._input_shape = tuple(train[0].shape[1:])
         self._statistics = used_statistics(self.own_statistics(train[0]), self.options.normalisation, self.name)
         kept, val = self._split(train)
+        if self.options.pca:
+            whiten = self.options.pca_scale == "whitened"
+            self._projection = fit_projection(train[0], kept, self._statistics, self.options.pca, whiten, self.name)
+            self._input_shape = (self.options.pca, 1, 1)
         self._parts = {
             "train": self._part(train, kept, self._augmentation()),
             "val": None if val is None else self._part(*val),
@@ -200,7 +212,7 @@ class ImageData(LightningDataModule):
         return Augmentation(flip, padding, options.padding_mode, self.seed, options.flip_vertical)
 
     def _part(self, part: Part, indices: np.ndarray, augmentation: Augmentation | None = None) -> ImageBatches:
-        return ImageBatches(*part, indices, self._statistics, augmentation)
+        return ImageBatches(*part, indices, self._statistics, augmentation, self._projection)
 
     def _checked(self, part: Part, role: str) -> Part:
         for attribute in ("name", "num_classes"):
@@ -232,6 +244,9 @@ def _check(options: DataOptions) -> None:
         ("--batch-size", options.batch_size, 1),
         ("--num-workers", options.num_workers, 0),
         ("--crop-padding", options.crop_padding or 0, 0),
+        ("--pca", options.pca, 0),
     ):
         if value < least:
             raise UserError(f"{flag} {value}: expected a whole number of at least {least}; give a larger one.")
+    if options.pca_scale != "kept" and not options.pca:
+        raise UserError("--pca-scale: expected --pca with a number of components as well, found none; add it.")

@@ -1,7 +1,9 @@
 """From uint8 images to normalised float batches: the one path that every dataset takes."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -10,6 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 from dtp.data.augmentation import Augmentation
 from dtp.data.sampler import Batch, OrderedBatches, TrainingBatches
 from dtp.data.statistics import Statistics
+
+if TYPE_CHECKING:
+    from dtp.data.pca import Projection
 
 
 class Images(Protocol):
@@ -42,7 +47,7 @@ class MappedImages:
 
 
 class ImageBatches(Dataset):
-    """The images ``indices`` of ``images``, fetched a batch at a time: augmented, then normalised."""
+    """The images ``indices`` of ``images``, fetched a batch at a time: augmented, normalised, then projected."""
 
     def __init__(
         self,
@@ -51,8 +56,10 @@ class ImageBatches(Dataset):
         indices: np.ndarray,
         statistics: Statistics,
         augmentation: Augmentation | None = None,
+        projection: Projection | None = None,
     ):
         self.images, self.labels, self.indices, self.augmentation = images, labels, indices, augmentation
+        self.projection = projection
         mean = torch.tensor(statistics.mean, dtype=torch.float64).view(-1, 1, 1)
         std = torch.tensor(statistics.std, dtype=torch.float64).view(-1, 1, 1)
         # (pixel / 255 - mean) / std as one product and one sum.
@@ -62,13 +69,18 @@ class ImageBatches(Dataset):
         return len(self.indices)
 
     def __getitems__(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images, float32 (B, C, H, W), and labels, int64 (B,). ``batch`` is (pass, positions in this dataset)."""
+        """Images, float32 (B, C, H, W), and labels, int64 (B,). ``batch`` is (pass, positions in this dataset).
+
+        Where there is a projection, coordinates (B, N, 1, 1) in place of images.
+        """
         epoch, positions = batch
         indices = self.indices[positions]
         pixels = self.images[indices]
         if self.augmentation is not None:
             pixels = self.augmentation(pixels, epoch, indices)
         x = torch.from_numpy(np.ascontiguousarray(pixels)).float().mul_(self.scale).add_(self.shift)
+        if self.projection is not None:
+            x = self.projection(x)
         return x, torch.from_numpy(self.labels[indices])
 
 

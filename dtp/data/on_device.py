@@ -32,12 +32,13 @@ class DeviceBatches(Dataset):
         self._images = torch.from_numpy(np.ascontiguousarray(batches.images[batches.indices])).to(device)
         self._labels = torch.from_numpy(batches.labels[batches.indices]).to(device)
         self._scale, self._shift = batches.scale.to(device), batches.shift.to(device)
+        self._projection = None if batches.projection is None else batches.projection.to(device)
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def __getitems__(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Images, float32 (B, C, H, W), and labels, int64 (B,), on the device."""
+        """Images, float32 (B, C, H, W) or projected (B, N, 1, 1), and labels, int64 (B,), on the device."""
         epoch, positions = batch
         if self.augmentation is None:
             (rows,) = self._sent(positions)
@@ -45,7 +46,8 @@ class DeviceBatches(Dataset):
         else:
             rows, *offsets = self._sent(positions, *self.augmentation.draw(epoch, self.indices[positions]))
             pixels = _windows(self._images, rows, *offsets, self.augmentation)
-        return pixels.float().mul_(self._scale).add_(self._shift), self._labels[rows]
+        x = pixels.float().mul_(self._scale).add_(self._shift)
+        return x if self._projection is None else self._projection(x), self._labels[rows]
 
     def _sent(self, *numbers: np.ndarray) -> Tensor:
         """Integers (B,) of each kind as one tensor on the device, (kinds, B), by one transfer."""

@@ -29,6 +29,12 @@ class DataOptions:
     # Statistics that are subtracted and divided by: the dataset's own (standard), its std times three (std3x),
     # 0.5 and 0.5 (meanstd05), or none, which leaves pixels in [0, 1] (unit).
     normalisation: Literal["standard", "std3x", "meanstd05", "unit"] = "standard"
+    # Coordinates of each image along this many principal components of the training images in place of its pixels, 0
+    # for pixels; components are found after normalisation and without augmentation.
+    pca: int = 0
+    # Whether these coordinates keep their variances over the training images, which fall from the first to the last
+    # (kept), or are divided by their deviations (whitened).
+    pca_scale: Literal["kept", "whitened"] = "kept"
     # Mirror each training image left-right with probability one half. Default: the dataset's own (never for digits).
     flip: bool | None = None
     # Mirror each training image upside down with probability one half, as the text of Bartunov et al. has it.

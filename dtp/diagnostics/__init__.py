@@ -1,5 +1,4 @@
-"""Measurements of alignment between feedback and forward weights, and between a rule's updates and backprop's."""
+"""Measurements of alignment between feedback and forward weights, and between a rule's updates and backprop's.
 
-from dtp.diagnostics.alignment import Alignment, alignment, feedback_alignment, update_alignment, weight_alignment
-
-__all__ = ["Alignment", "alignment", "feedback_alignment", "update_alignment", "weight_alignment"]
+Nothing is imported here: who draws a figure need not wait for torch.
+"""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -80,9 +80,9 @@ def update_alignment(algorithm: Algorithm, x: Tensor, y: Tensor) -> dict[int, Al
     network, parameters = algorithm.network, algorithm.forward_parameters
     with _untouched(algorithm), torch.enable_grad():
         # Both from the same random state: a layer that draws (dropout) draws the same for both.
-        with _forked_randomness(x):
+        with algorithm.randomness("alignment", algorithm.batches_done):
             _, rule = algorithm.forward_gradients(x, y)
-        with _forked_randomness(x):
+        with algorithm.randomness("alignment", algorithm.batches_done):
             backprop = torch.autograd.grad(algorithm.task_loss(full_precision(network(x)), y), parameters)
     by_parameter = {id(p): (g, b) for p, g, b in zip(parameters, rule, backprop, strict=True)}
     found = {}
@@ -107,8 +107,3 @@ def _untouched(algorithm: Algorithm) -> Iterator[None]:
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)
-
-
-def _forked_randomness(x: Tensor) -> AbstractContextManager[None]:
-    """Context after which torch's global generators are as they were before it."""
-    return torch.random.fork_rng(devices=[x.device] if x.is_cuda else [])

@@ -41,11 +41,14 @@ class AlignmentCallback(Callback):
 
     def measure(self, trainer: pl.Trainer, algorithm: Algorithm, x: torch.Tensor, y: torch.Tensor) -> None:
         """Log the alignment of every layer on images ``x`` (B, C, H, W) and labels ``y`` (B,)."""
+        y = algorithm.task.goal(x, y)
         metrics = {}
         for n, found in feedback_alignment(algorithm).items():
             metrics[f"feedback_angle/layer{n}"] = found.angle
             metrics[f"feedback_distance/layer{n}"] = found.distance
-        for n, found in update_alignment(algorithm, x, y).items():
+        # Clusters have no labels that backprop could learn from.
+        updates = update_alignment(algorithm, x, y) if algorithm.task.name != "clustering" else {}
+        for n, found in updates.items():
             metrics[f"update_angle/layer{n}"] = found.angle
             metrics[f"update_distance/layer{n}"] = found.distance
         algorithm.report({"epoch": float(trainer.current_epoch), **metrics})

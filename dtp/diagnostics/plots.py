@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dtp.diagnostics.figures import (
+    counted,
+    degrees,
+    finish,
+    layer_color,
+    legend_beside,
+    new_figure,
+    plot_line,
+    save_figure,
+)
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-DPI = 150
 
 # The value at each batch, in the order of the batches.
 Series = dict[int, float]
@@ -22,8 +30,9 @@ Series = dict[int, float]
 def draw_run(metrics_csv: Path, figure: Path) -> bool:
     """Draw learning curves and alignment angles of a run against the batches.
 
-    Panels for accuracy, loss, angle of updates to backprop's and angle of feedback to transposed forward weights; those
-    without data are left out. Touches no global state of matplotlib and needs no display.
+    Panels for accuracy (or what the task has for it), loss, angle of updates to backprop's and angle of feedback to
+    transposed forward weights; those without data are left out. Touches no global state of matplotlib and needs no
+    display.
 
     Args:
         metrics_csv: columns ``step`` (batches) and metrics; cells may be empty, a torn last line is skipped.
@@ -32,39 +41,23 @@ def draw_run(metrics_csv: Path, figure: Path) -> bool:
     Returns:
         Whether there was anything to draw; if not, ``figure`` is left as it is.
     """
-    panels = _panels(_read(metrics_csv))
+    panels = _panels(read_metrics(metrics_csv))
     if not panels:
         return False
-    # Here, because they take a second that importing this module must not take.
-    import numpy as np
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from PIL import Image
-
     columns = len(panels) if len(panels) < 4 else 2
-    rows = -(-len(panels) // columns)
-    drawing = Figure(figsize=(4.9 * columns, 3.1 * rows), dpi=DPI, layout="constrained")
-    drawing.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
-    canvas = FigureCanvasAgg(drawing)
-    for axes, draw in zip(drawing.subplots(rows, columns, squeeze=False).flat, panels, strict=True):
+    drawing, all_axes = new_figure(-(-len(panels) // columns), columns)
+    for axes, draw in zip(all_axes, panels, strict=True):
         draw(axes)
-        _finish(axes)
-    temporary = figure.with_name(f"{figure.name}.tmp")
-    try:
-        canvas.draw()
-        # 256 colours are plenty for lines on white, and a third of the bytes.
-        picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(256)
-        picture.save(temporary, format="png", optimize=True, dpi=(DPI, DPI))
-        os.replace(temporary, figure)
-    finally:
-        temporary.unlink(missing_ok=True)
+        counted(axes, "batches")
+        finish(axes)
+    save_figure(drawing, figure)
     return True
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _read(path: Path) -> dict[str, Series]:
+def read_metrics(path: Path) -> dict[str, Series]:
     """The finite numbers of each column. Where a batch occurs twice, as after a resume, the later value counts."""
     if not path.exists():
         return {}
@@ -99,7 +92,13 @@ def _number(cell: str) -> float | None:
 def _panels(metrics: dict[str, Series]) -> list[Callable[[Axes], None]]:
     """What draws each panel that has data."""
     panels: list[Callable[[Axes], None]] = []
-    for name, title, unit, scale in (("accuracy", "Accuracy", "%", 100.0), ("loss", "Cross-entropy", "nats", 1.0)):
+    classifies = any(name.endswith("/accuracy") for name in metrics)
+    for name, title, unit, scale in (
+        ("accuracy", "Accuracy", "%", 100.0),
+        ("mse", "Reconstruction error", "mean square of a pixel", 1.0),
+        ("purity", "Purity of clusters", "%", 100.0),
+        ("loss", *(("Cross-entropy", "nats") if classifies else ("Loss", "mean over images")), 1.0),
+    ):
         # The means of whole epochs; those of a few batches are fainter behind them, or stand in for them.
         windows = metrics.get(f"train/{name}", {})
         curves = {
@@ -142,45 +141,17 @@ def _draw_curves(axes: Axes, title: str, unit: str, curves: dict[str, Series], f
     colors = {"training": "tab:blue", "validation": "tab:orange"}
     axes.plot(list(faint), list(faint.values()), color=colors["training"], alpha=0.3, linewidth=0.8)
     for label, series in curves.items():
-        _plot(axes, series, colors[label], label)
+        plot_line(axes, list(series), list(series.values()), colors[label], label)
     axes.set_title(title, loc="left")
     axes.set_ylabel(unit)
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    legend_beside(axes)
 
 
 def _draw_angles(axes: Axes, title: str, layers: dict[int, Series], depth: int) -> None:
-    from matplotlib import colormaps
-    from matplotlib.ticker import MultipleLocator
-
-    # Without the palest end, which would vanish on white.
-    colors = colormaps["viridis"]
     labelled = list(layers)[:: -(-len(layers) // 12)]
     for n, series in layers.items():
-        color = colors(0.9 * (n - 1) / max(depth - 1, 1))
-        _plot(axes, series, color, f"{n}" if n in labelled else None)
+        label = f"{n}" if n in labelled else None
+        plot_line(axes, list(series), list(series.values()), layer_color(n, depth), label)
     axes.set_title(title, loc="left")
-    axes.set_ylabel("degrees (90: unrelated)")
-    highest = max(value for series in layers.values() for value in series.values())
-    top = next((top for top in (10, 30, 60, 105) if highest <= 0.95 * top), 185)
-    # A little below zero, so that a perfect angle is not drawn on the frame.
-    axes.set_ylim(-0.03 * top, top)
-    axes.yaxis.set_major_locator(MultipleLocator({10: 2, 30: 5, 60: 10, 105: 15, 185: 30}[top]))
-    axes.legend(title="layer", loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
-
-
-def _plot(axes: Axes, series: Series, color, label: str | None) -> None:
-    # Markers show a single value; among many they would hide the line.
-    marker = "o" if len(series) <= 12 else None
-    axes.plot(list(series), list(series.values()), color=color, label=label, marker=marker, markersize=4, linewidth=1.5)
-
-
-def _finish(axes: Axes) -> None:
-    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
-
-    axes.set_xlabel("batches")
-    axes.set_xlim(left=0)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.grid(color="0.9")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    degrees(axes, max(value for series in layers.values() for value in series.values()))
+    legend_beside(axes, "layer")

@@ -1,7 +1,7 @@
 """Feedback layers made from forward layers, the losses that train them, and the loop that does."""
 
 from dtp.feedback import adjoints as _adjoints  # noqa: F401 - registers the project's own modules
-from dtp.feedback.context import AffineContext, Context, ShapeContext, SlopeContext, SwitchesContext
+from dtp.feedback.context import AffineContext, Context, DrawnContext, ShapeContext, SlopeContext, SwitchesContext
 from dtp.feedback.engine import FeedbackEngine
 from dtp.feedback.layers import (
     FeedbackLayer,
@@ -29,6 +29,7 @@ from dtp.feedback.reduced import ReducedLDRL
 __all__ = [
     "AffineContext",
     "Context",
+    "DrawnContext",
     "Elementwise",
     "FeedbackEngine",
     "FeedbackLayer",

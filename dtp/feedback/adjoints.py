@@ -1,4 +1,4 @@
-"""Feedback of the project's own modules: locally connected layers, residual units, selection, standardisation."""
+"""Feedback of the project's own modules: locally connected layers, residual units, selection, signs, samples ..."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
-from dtp.feedback.context import AffineContext, BranchesContext, ShapeContext, SlopeContext
+from dtp.feedback.context import AffineContext, BranchesContext, DrawnContext, ShapeContext, SlopeContext
 from dtp.feedback.layers import feedback_of_operations, forward_with_context
 from dtp.feedback.operations import (
     ConvFeedback,
@@ -16,6 +16,7 @@ from dtp.feedback.operations import (
     FeedbackOperation,
     FeedbackSettings,
     LinearMap,
+    PassThrough,
     Routing,
     per_channel,
     register_feedback,
@@ -25,8 +26,11 @@ from dtp.modules import (
     FirstUnits,
     InnerFunction,
     LocallyConnected2d,
+    Probability,
+    RandomOperation,
     ResidualUnit,
     SameConv2d,
+    Sign,
     SLReLU,
     Standardise,
     standardised,
@@ -177,6 +181,22 @@ class StandardisedFeedback(FeedbackOperation):
         return standardised(y)
 
 
+class Transmission(FeedbackOperation):
+    """The signs that a layer hears, on the way back: what the weights of its feedback hear of a target.
+
+    Both ways go through one narrow channel (Lee 2018, figure 3.3).
+    """
+
+    kind = "transmission"
+
+    def __init__(self, function: Sign):
+        super().__init__()
+        self.function = Sign(function.gradient)
+
+    def forward(self, y: Tensor, context: Any = None) -> Tensor:
+        return self.function(y)
+
+
 def _inner_forward(
     module: InnerFunction, a: Tensor, given: SlopeContext | None, routing: Routing
 ) -> tuple[Tensor, SlopeContext]:
@@ -214,6 +234,16 @@ def _standardise_forward(
     return module(x), AffineContext(mean.clone(), 1 / (std + module.EPS))
 
 
+def _drawn_forward(
+    module: RandomOperation, x: Tensor, given: DrawnContext | None, routing: Routing
+) -> tuple[Tensor, DrawnContext | None]:
+    if not module.draws:
+        return module(x), None
+    # Those of the clean pass, whatever the routing: a pass with others would differ by more than was changed.
+    context = DrawnContext(module.draw(x)) if given is None else given
+    return module.with_numbers(x, context.numbers), context
+
+
 register_feedback(
     LocallyConnected2d, lambda module, in_shape, settings: LocallyConnectedFeedback(module, settings.bias)
 )
@@ -226,3 +256,8 @@ register_feedback(FirstUnits, lambda module, in_shape, settings: FirstUnitsFeedb
 register_feedback(Standardise, lambda module, in_shape, settings: StandardiseAdjoint(), _standardise_forward)
 for _type in (SLReLU, nn.Sigmoid):
     register_feedback(_type, lambda module, in_shape, settings: Elementwise(module))
+# A probability comes back through tanh, whatever gave it (Lee 2018, 3.3.3); a sample, as the probability that it stood
+# for.
+register_feedback(Probability, lambda module, in_shape, settings: Elementwise(nn.Tanh()))
+register_feedback(RandomOperation, lambda module, in_shape, settings: PassThrough(), _drawn_forward)
+register_feedback(Sign, lambda module, in_shape, settings: Transmission(module))

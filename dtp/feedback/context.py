@@ -71,6 +71,19 @@ class SlopeContext:
 
 
 @dataclass(frozen=True)
+class DrawnContext:
+    """``numbers`` (B, *shape) that a random operation drew; a pass that is compared with this one has the same."""
+
+    numbers: Tensor
+
+    def repeat(self, samples: int) -> DrawnContext:
+        return DrawnContext(self.numbers.repeat(samples, *(1 for _ in self.numbers.shape[1:])))
+
+    def select(self, index) -> DrawnContext:
+        return DrawnContext(self.numbers[index])
+
+
+@dataclass(frozen=True)
 class BranchesContext:
     """Contexts of the two branches of a residual unit."""
 

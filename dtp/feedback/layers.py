@@ -217,7 +217,7 @@ def _steps_back(n: int | None, layer: nn.Module, in_shape: Size, settings: Feedb
     steps: Steps = []
     for position, (module, shape) in enumerate(_with_input_shapes(layer, in_shape)):
         steps.insert(0, (_make_feedback(n, module, shape, settings), position))
-    return steps
+    return _transmission_before_affine(steps)
 
 
 def require_known_operations(n: int, layer: nn.Module) -> None:
@@ -246,6 +246,13 @@ def _kind(operation: nn.Module) -> str:
 
 def _is_function(operation: nn.Module) -> bool:
     return _kind(operation) in ("elementwise", "standardise")
+
+
+def _transmission_before_affine(steps: Steps) -> Steps:
+    sent = [step for step in steps if _kind(step[0]) == "transmission"]
+    others = [step for step in steps if _kind(step[0]) != "transmission"]
+    place = next((i for i, (operation, _) in enumerate(others) if _kind(operation) == "affine"), len(others))
+    return [*others[:place], *sent, *others[place:]]
 
 
 def _elementwise_before_unpooling(steps: list) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -82,12 +83,32 @@ class NoiseStreams:
         return generator
 
 
+@contextmanager
+def seeded_randomness(device: torch.device, *numbers: int | str) -> Iterator[None]:
+    """Within it torch's global generators, of the CPU and of ``device``, draw what is a function of ``numbers`` alone.
+
+    After it they go on as if it had not been.
+    """
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[index])
+    before = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(_mix(*numbers))
+        yield
+    finally:
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)
+
+
 def seeded_generator(device: torch.device, *numbers: int) -> torch.Generator:
     """A generator on ``device`` whose numbers are a function of ``numbers`` alone."""
     return torch.Generator(device).manual_seed(_mix(*numbers))
 
 
-def _mix(*numbers: int) -> int:
+def _mix(*numbers: int | str) -> int:
     """A 63-bit seed; neighbouring arguments give unrelated seeds, which ``manual_seed`` alone does not promise."""
     digest = hashlib.sha256(repr(numbers).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1

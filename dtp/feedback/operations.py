@@ -56,10 +56,11 @@ class FeedbackOperation(nn.Module):
     where switches coincide, and for average pooling, this order is the closer adjoint, for f then sees values of the
     size of the activation's. A ``"standardise"`` one is left out where the nonlinearity follows the affine map; there,
     what its ``of_feedback()`` makes ends the feedback of the layer above. An ``"affine"`` one is linear in its input,
-    or a unit of such maps, and holds the feedback weights.
+    or a unit of such maps, and holds the feedback weights. A ``"transmission"`` one is what the layer's weights hear
+    through, and what the feedback's will: it is evaluated right before the affine one.
     """
 
-    kind: Literal["elementwise", "spatial", "reshape", "affine", "standardise"] = "affine"
+    kind: Literal["elementwise", "spatial", "reshape", "affine", "standardise", "transmission"] = "affine"
 
     def copy_transpose(self, forward_operation: nn.Module) -> None:
         """Make this operation the adjoint of ``forward_operation``. Copies values; never shares storage."""

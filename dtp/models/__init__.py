@@ -22,6 +22,24 @@ MODELS = Registry(
         ),
         Entry("convnet", _BARTUNOV + "ConvNet", _OPTIONS + "LocallyConnectedOptions", "the same with shared weights"),
         Entry("square", "dtp.models.square:Square", _OPTIONS + "SquareOptions", "square layers, for GAIT-prop"),
+        Entry(
+            "discrete",
+            "dtp.models.discrete:Discrete",
+            _OPTIONS + "DiscreteOptions",
+            "fully connected, with signs alone between some layers (Lee 2018)",
+        ),
+        Entry(
+            "stochastic",
+            "dtp.models.stochastic:Stochastic",
+            _OPTIONS + "StochasticOptions",
+            "fully connected, of stochastic binary units (Lee 2018)",
+        ),
+        Entry(
+            "tied-autoencoder",
+            "dtp.models.tied_autoencoder:TiedAutoencoder",
+            _OPTIONS + "TiedAutoencoderOptions",
+            "two layers with one weight matrix, for --task autoencoder (Lee 2018)",
+        ),
     ],
 )
 

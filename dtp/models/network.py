@@ -11,6 +11,7 @@ from dtp.errors import UserError
 from dtp.models.options import ModelOptions
 from dtp.modules import LocallyConnected2d, SLReLU
 from dtp.shapes import output_shape
+from dtp.tasks import Classification
 
 ACTIVATIONS: dict[str, Callable[[float], nn.Module]] = {
     "elu": lambda slope: nn.ELU(),
@@ -31,13 +32,15 @@ class Network(nn.Module):
     Args:
         options: the dataclass named by ``Options``.
         input_shape: (C, H, W) of one image.
-        num_classes: number of logits.
+        num_classes: number of outputs: classes, or pixels of an auto-encoder, or clusters.
 
     Raises:
         UserError: the images are too small for the network, or an option is out of range.
     """
 
     Options = ModelOptions
+    # Losses (--loss) that its outputs are made for; empty for all.
+    losses: Sequence[str] = ()
 
     def __init__(self, options: ModelOptions, input_shape: Sequence[int], num_classes: int):
         super().__init__()
@@ -46,6 +49,8 @@ class Network(nn.Module):
             raise UserError(f"--leaky-slope: expected a number above 0 and below 1, found {options.leaky_slope}.")
         self.input_shape = Size(input_shape)
         self.num_classes = num_classes
+        # What the outputs are for; whoever makes a network for another task says so before a rule gets it.
+        self.task = Classification(num_classes)
         self.shapes = [self.input_shape]
         self.layers = nn.ModuleList()
         for layer in self.make_layers():
@@ -55,7 +60,8 @@ class Network(nn.Module):
         if not self.layers or self.shapes[-1] != Size([num_classes]):
             found = "x".join(map(str, self.shapes[-1])) if self.layers else "no layers"
             raise UserError(
-                f"{type(self).__name__} must end in {num_classes} values, one for each class; found {found}."
+                f"{type(self).__name__} must end in {num_classes} values, one for each class (or pixel, or cluster); "
+                f"found {found}."
             )
 
     def make_layers(self) -> Iterable[nn.Sequential]:

@@ -94,3 +94,46 @@ class SquareOptions(ModelOptions):
     widths: list[int] = field(default_factory=lambda: [500, 500, 500, 500, 500, 500])
     # Units of the output layer, of which the first are the classes and the rest auxiliary; 0: as the last hidden layer.
     outputs: int = 0
+
+
+@dataclass
+class DiscreteOptions(ModelOptions):
+    """Fully connected layers, some of which hear nothing but signs (Lee 2018); default as his for MNIST."""
+
+    activation: ActivationName = "tanh"
+    init: Init = "orthogonal"
+    # Units of each hidden layer, each at least 1.
+    widths: list[int] = field(default_factory=lambda: [500, 500])
+    # Hidden layers, counted from 1, whose activations reach the next layer as signs, -1 or 1. What comes back from
+    # there to a feedback layer are signs as well.
+    discretised: list[int] = field(default_factory=lambda: [1])
+    # What signs are to errors that go down through them, as those of bp do: the identity (straight-through), or their
+    # true derivative 0, by which layers below learn nothing, but decay with --weight-decay (zero). With test-only the
+    # training of any rule is without signs, and evaluation alone has them. Rules whose first target is a gradient
+    # through a sign (vanilla-dtp where the last hidden layer is discretised) need the identity too.
+    sign_gradient: Literal["straight-through", "zero", "test-only"] = "straight-through"
+
+
+@dataclass
+class StochasticOptions(ModelOptions):
+    """Fully connected layers of binary units that are drawn anew in every pass (Lee 2018); default as his for MNIST."""
+
+    # Without effect: units are 1 with the probability that a sigmoid gives.
+    activation: Literal["sigmoid"] = "sigmoid"
+    init: Init = "xavier"
+    # Units of each hidden layer, each at least 1.
+    widths: list[int] = field(default_factory=lambda: [200, 200])
+    # Standard deviation of Gaussian noise on the images in training, 0 or more.
+    input_noise: float = 0.3
+    # Passes whose class probabilities evaluation averages, at least 1. Training takes one.
+    passes: int = 100
+
+
+@dataclass
+class TiedAutoencoderOptions(ModelOptions):
+    """Encoder and decoder that share one weight matrix (Lee 2018); default as his for MNIST."""
+
+    activation: ActivationName = "sigmoid"
+    init: Init = "orthogonal"
+    # Hidden units, at least 1.
+    hidden: int = 1000

@@ -10,18 +10,27 @@ from dtp.algorithms.base import Algorithm
 from dtp.arguments import parse
 from dtp.models import MODELS, LeNet, Network
 from dtp.models.options import LeNetOptions
+from dtp.tasks import Autoencoder, Classification, Clustering
 from tests.algorithms.rules import facts
 
 CLASSES = 5
 
 
 def small_network(name: str, kind: str = "small") -> Network:
-    """A network for the rule ``name``: of the rule's own kind, or a small LeNet."""
+    """A network for the rule ``name`` and its usual task: of the rule's own kind, or a small LeNet."""
     if kind == "lenet":
         return LeNet(LeNetOptions(channels=[3, 4], hidden=8), (2, 12, 12), CLASSES)
+    shape, (usual, *_) = (1, 4, 4), ALGORITHMS.resolve(name).load_options().tasks
+    task = {
+        "classification": lambda: Classification(CLASSES),
+        "autoencoder": lambda: Autoencoder(shape),
+        "clustering": lambda: Clustering(CLASSES, 3),
+    }[usual]()
     # Of a dataset that has no preset for such a network, whose options would mix in.
     config = parse(["--algo", "bp", "--data", "imagefolder", *facts(name).network.split()])
-    return MODELS.resolve(config.run.model).load()(config.model, (1, 4, 4), CLASSES)
+    network = MODELS.resolve(config.run.model).load()(config.model, shape, task.outputs)
+    network.task = task
+    return network
 
 
 def make(name: str, network: Network, seed: int = 3, **changes) -> Algorithm:

@@ -21,6 +21,8 @@ SMALL = {
     "lc": "--kernels 3 3 --channels 3 4 --strides 2 1 --hidden 8",
     "convnet": "--kernels 3 3 --channels 3 4 --strides 2 1 --hidden 8",
     "square": "--widths 16 12 8",
+    "discrete": "--widths 12 11",
+    "stochastic": "--widths 12 11",
 }
 
 

@@ -14,7 +14,7 @@ from dtp.algorithms.feedback_alignment import WeightMirror
 from dtp.algorithms.local_targets import LocalTargets
 from dtp.algorithms.target_propagation import TargetPropagation
 from dtp.cli import main
-from dtp.diagnostics import update_alignment
+from dtp.diagnostics.alignment import update_alignment
 from dtp.errors import UserError
 from dtp.runs import newest_checkpoint
 from dtp.signals import stop_request
@@ -145,7 +145,7 @@ def test_asking_for_gradients_changes_nothing(name, kind):
 def test_its_gradients_are_means_over_the_batch(name, kind):
     """So that the learning rate means the same at every batch size, and ranks may average."""
     network = small_network(name, kind).double()
-    rule = make_trained(name, network).double()
+    rule = make_trained(name, network, **facts(name).linear).double()
     x, y = make_batch(network)
     if getattr(rule, "standardise", False):
         pytest.skip("standardised over the batch")
@@ -157,14 +157,17 @@ def test_its_gradients_are_means_over_the_batch(name, kind):
 
 @every_network
 def test_output_layer_learns_as_by_backprop_up_to_the_scale_that_the_rule_says(name, kind):
-    """Every rule has the true error there; networks that settle have it for small gains only."""
+    """Nearly every rule has the true error there; networks that settle have it for small gains only."""
     network = small_network(name, kind).double()
     gain = {"gain": 1e-4} if "gain" in ALGORITHMS.resolve(name).load_options().__dataclass_fields__ else {}
     rule = make_trained(name, network, **gain).double()
     x, y = make_batch(network)
     found = update_alignment(rule, x, y)
     assert sorted(found) == list(range(1, network.depth + 1))
-    assert found[network.depth].distance < (1e-2 if gain else 1e-8)
+    if facts(name).not_true:
+        assert found[network.depth].distance > 1e-2
+    else:
+        assert found[network.depth].distance < (1e-2 if gain else 1e-8)
 
 
 # --- phases -----------------------------------------------------------------------------------------------------------
@@ -191,6 +194,7 @@ def test_a_step_of_either_kind_of_weights_leaves_the_other_bit_identical(name, k
     # And nothing changes forward weights apart from that step.
     assert of_network(changed(before, rule.state_dict())) == of_network(forward[0])
     others = changed(before, rule.state_dict()) - of_network(forward[0])
+    others -= facts(name).remembers
     if not facts(name).redraws:
         assert others <= forward[0].union(*feedback)
 
@@ -226,7 +230,7 @@ def test_forward_and_feedback_tensors_share_no_storage(name, kind):
             assert others
 
 
-@every_rule
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in RULES or not RULES[name].single])
 def test_frozen_layers_stay_as_they_are_and_the_others_learn(name):
     network = small_network(name)
     network[2].requires_grad_(False)
@@ -328,7 +332,8 @@ def train_from(name, kind, weights_seed, noise_seed):
     randomness = torch.get_rng_state()
     for _ in range(3):
         x = torch.randn(6, *rule.network.input_shape, generator=batches)
-        rule.training_batch(x, torch.randint(rule.network.num_classes, (6,), generator=batches))
+        y = torch.randint(rule.network.num_classes, (6,), generator=batches)
+        rule.training_batch(x, rule.task.goal(x, y))
     # Only the rule's own noise streams, which checkpoints save, may be drawn from.
     assert torch.equal(randomness, torch.get_rng_state())
     return state(rule)
@@ -346,7 +351,7 @@ def test_weights_are_a_function_of_the_seed(name, kind):
 def test_rules_that_train_feedback_on_noise_draw_other_noise_with_another_seed(name):
     first, other = train_from(name, "small", 1, 1), train_from(name, "small", 1, 2)
     learns = bool(make(name, small_network(name)).feedback_optimizer_list())
-    assert bool(changed(first, other)) == (learns or facts(name).redraws)
+    assert bool(changed(first, other)) == (learns or facts(name).redraws or facts(name).noisy)
 
 
 @every_network
@@ -363,7 +368,7 @@ def test_it_works_in_float64(name, kind):
 def test_float32_gives_the_gradients_of_float64(name, kind):
     """A gradient that only comes out in double precision would be of no use in a run."""
     network = small_network(name, kind)
-    rule = make_trained(name, network)
+    rule = make_trained(name, network, **facts(name).linear)
     x, y = make_batch(network)
     single = rule.forward_gradients(x, y)[1]
     double = rule.double().forward_gradients(x.double(), y)[1]
@@ -387,6 +392,10 @@ def test_it_trains_under_bfloat16_autocast(name, kind):
 def test_clip_norm_bounds_the_whole_forward_gradient(name):
     network = small_network(name).double()
     plain = {"optimizer": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0}
+    if not facts(name).clips:
+        with pytest.raises(UserError, match="--clip-norm: expected 0"):
+            make_trained(name, network, clip_norm=1e-3, **plain)
+        return
     rule = make_trained(name, network, clip_norm=1e-3, **plain).double()
     before = [p.detach().clone() for p in rule.forward_parameters]
     rule.training_batch(*make_batch(network))
@@ -479,6 +488,12 @@ def test_it_learns_digits_in_every_layer(name, here):
     assert main([*command, "--diagnostics-every", epochs, "--test-weights", "last", "--seed", "1"]) == 0
     summary = json.loads((here / "run" / "summary.json").read_text())
     assert summary["epochs"] == known.epochs
-    assert 100 * summary["test_accuracy"] >= known.accuracy
-    _, last = diagnostics(here / "run")
+    task, error = summary["task"], -100 * summary.get("test_mse", 0)
+    found = {"classification": "test_accuracy", "clustering": "test_purity"}.get(task)
+    assert (100 * summary[found] if found else error) >= known.accuracy
+    measured = diagnostics(here / "run")
+    if task == "clustering":
+        assert not measured
+        return
+    _, last = measured
     assert last and all(found < 80 for found in last.values()), last

@@ -190,15 +190,20 @@ def test_errors_are_clamped_where_they_go_down(lenet):
     assert relative(expected[0], ByHand(maps_of(rule)).batch(lenet, x, y)[0]) > 0.1
 
 
-@pytest.mark.parametrize("model", list(MODELS.entries))
+# A tied auto-encoder has no weights of the backward pass that could be others than the forward ones.
+@pytest.mark.parametrize("model", [name for name in MODELS.entries if name != "tied-autoencoder"])
 def test_with_transposed_weights_it_is_backprop_for_every_network(model):
     network = shipped_network(model).double()
     rule = make("fa", network)
     for carried in rule.feedback.carried:
         carried.carrier.copy_transpose(carried.module)
     x, y = make_batch(network)
-    ours, backprop = rule.forward_gradients(x, y)[1], BP(network).forward_gradients(x, y)[1]
-    for a, b in zip(ours, backprop, strict=True):
+    gradients = []
+    for algorithm in (rule, BP(network)):
+        # For networks that draw, the same.
+        torch.manual_seed(1)
+        gradients.append(algorithm.forward_gradients(x, y)[1])
+    for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
     # All but the operations that see the image itself.
     weights = [name for name, p in network.named_parameters() if p.dim() > 1 and name.endswith("weight")]

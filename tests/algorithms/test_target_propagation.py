@@ -7,7 +7,7 @@ from torch import nn
 
 from dtp.algorithms import ALGORITHMS, BP, DTP, TP, TargetPropagation, VanillaDTP
 from dtp.algorithms.options import DTPOptions, TPOptions, VanillaDTPOptions
-from dtp.diagnostics import update_alignment, weight_alignment
+from dtp.diagnostics.alignment import update_alignment, weight_alignment
 from dtp.errors import UserError
 from dtp.feedback import ReducedLDRL
 from dtp.models import VGG, Network

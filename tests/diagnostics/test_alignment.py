@@ -8,7 +8,7 @@ from torch import nn
 
 from dtp.algorithms import ALGORITHMS, BP, DTP
 from dtp.algorithms.options import DTPOptions
-from dtp.diagnostics import alignment, update_alignment, weight_alignment
+from dtp.diagnostics.alignment import alignment, update_alignment, weight_alignment
 from dtp.models import MLP, LeNet, Network
 from dtp.models.options import LeNetOptions, MLPOptions, ModelOptions
 from tests.algorithms.rules import facts

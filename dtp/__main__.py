@@ -1,0 +1,8 @@
+"""The same as main.py, wherever one is: python -m dtp --algo dtp."""
+
+import sys
+
+from dtp.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

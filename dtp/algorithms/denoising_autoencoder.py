@@ -1,0 +1,100 @@
+"""A denoising auto-encoder trained by difference target propagation."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dtp.algorithms.local_targets import Activations, LocalTargets
+from dtp.algorithms.options import DenoisingAutoencoderOptions
+from dtp.errors import UserError
+from dtp.feedback import Context, layer_operations
+from dtp.models.network import Network
+from dtp.modules import TransposedLinear
+from dtp.precision import full_precision
+
+
+@dataclass(frozen=True)
+class NoisyActivations(Activations):
+    """Activations of the clean image, with outputs of layers whose inputs were noisy."""
+
+    @property
+    def logits(self) -> Tensor:
+        return self.s[-1]
+
+
+class DenoisingAutoencoder(LocalTargets):
+    """Denoising auto-encoder by difference target propagation (Lee 2018, section 3.2.4), for tied weights::
+
+        h = f(x) = sigmoid(W x + b),    z = g(h) = sigmoid(W^T (h + eps) + c)
+        t_2 = x,    t_1 = h + f(x) - f(z) = 2 h - f(z)
+        losses |g(h) - t_2|^2 of the decoder and |f(x + eps') - t_1|^2 of the encoder
+
+    with h and both targets held constant. f is the feedback of g: nothing else is trained. W gets the sum of both
+    losses' gradients, as a part of the decoder and of the encoder. Both are local: each sees the two sides of one layer
+    alone. What is not local is that both layers have one W, so that what one learns is at once in the other.
+
+    f(z) takes z as the image that it is: normalised as the network's inputs are.
+
+    Left out by the paper: both noise scales (0.3, which the authors' code has elsewhere), the optimizer (their
+    RMSprop), its rate, and whether the noise in z is the one in the decoder's loss (it is).
+    """
+
+    Options = DenoisingAutoencoderOptions
+
+    def __init__(self, network: Network, options: DenoisingAutoencoderOptions | None = None, seed: int = 0):
+        super().__init__(network, options, seed)
+        o = self.options
+        if o.beta != 1:
+            raise UserError(
+                f"--beta: expected 1, for the first target is the image itself, found {o.beta}; leave it out."
+            )
+        for flag in ("pixel_noise", "hidden_noise"):
+            if not 0 <= getattr(o, flag) < math.inf:
+                raise UserError(f"--{flag.replace('_', '-')}: expected 0 or more, found {getattr(o, flag)}.")
+        if network.depth != 2 or not isinstance(layer_operations(network[2])[0], TransposedLinear):
+            raise UserError(
+                f"dtp-dae: expected a network of two layers with one weight matrix, found {type(network).__name__}; "
+                "use --model tied-autoencoder, or --algo dtp for others."
+            )
+
+    def activations(self, x: Tensor, gradients: bool = True) -> Activations:
+        o, x = self.options, full_precision(x.detach())
+        with torch.no_grad():
+            h = full_precision(self.network[1](x))
+            output = full_precision(self.network[2](h))
+        with torch.set_grad_enabled(gradients):
+            encoded = self.network[1](self._noisy(1, x, o.pixel_noise))
+            decoded = self.network[2](self._noisy(2, h, o.hidden_noise))
+        return NoisyActivations([x, h, output], [Context()] * 3, [x, encoded, decoded])
+
+    def first_target(self, activations: Activations, y: Tensor) -> Tensor:
+        return self.task.wanted(y, like=activations.s[2])
+
+    def lower_target(self, n: int, targets: dict[int, Tensor], activations: Activations) -> Tensor:
+        z = self.task.view(full_precision(activations.outputs[2].detach()))
+        return 2 * activations.s[1] - self.network[1](self.task.as_input(z))
+
+    def forward_loss(self, n: int, output: Tensor, target: Tensor) -> Tensor:
+        return super().forward_loss(n, self.task.view(output) if n == 2 else output, target)
+
+    def forward_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        with self._noise_of_the_next_batch():
+            return super().forward_gradients(x, y)
+
+    def _noisy(self, n: int, v: Tensor, scale: float) -> Tensor:
+        return v + self.noise_streams.normal(n, v.shape, scale, v) if scale else v
+
+    @contextmanager
+    def _noise_of_the_next_batch(self) -> Iterator[None]:
+        """Within it noise is drawn that will be drawn again."""
+        before = self.noise_streams.state_dict()
+        try:
+            yield
+        finally:
+            self.noise_streams.load_state_dict(before)

@@ -1,0 +1,55 @@
+"""Fully connected networks of stochastic binary units."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from dtp.errors import UserError
+from dtp.models.network import Network, require_positive
+from dtp.models.options import StochasticOptions
+from dtp.modules import InputNoise, Probability, Sample
+from dtp.precision import full_precision
+
+
+class Stochastic(Network):
+    """Hidden units that are 1 with the probability of a sigmoid, and 0 otherwise (Lee 2018, 3.3.3)::
+
+        p_n = sigmoid(W_n h_{n-1} + b_n),    h_n ~ Bernoulli(p_n),    logits = W_N h_{N-1} + b_N
+
+    Samples are drawn where a layer listens, so its activation s_n is p_n, and targets are those of probabilities: the
+    feedback is G_n(y) = tanh(V_n y + c_n), without samples. Images get Gaussian noise in training.
+
+    In training a pass is one sample of each unit, for differentiation the identity. In evaluation it is ``passes`` of
+    them: the logarithm of the class probabilities' mean.
+    """
+
+    Options = StochasticOptions
+    losses = ("cross-entropy",)
+
+    def make_layers(self) -> Iterable[nn.Sequential]:
+        o = self.options
+        if not o.widths:
+            raise UserError("--widths: a stochastic network has at least one hidden layer, found no values.")
+        require_positive("widths", o.widths)
+        require_positive("passes", [o.passes])
+        if not 0 <= o.input_noise < math.inf:
+            raise UserError(f"--input-noise: expected 0 or more, found {o.input_noise}.")
+        for n, units in enumerate([*o.widths, self.num_classes], start=1):
+            before = [InputNoise(o.input_noise), nn.Flatten()] if n == 1 else [Sample()]
+            after = [Probability()] if n <= len(o.widths) else []
+            yield nn.Sequential(*before, nn.Linear(self.features, units), *after)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            return super().forward(x)
+        # Below the first sample all passes are one.
+        p = self.layers[0](x)
+        total = torch.full((), -math.inf, dtype=full_precision(p).dtype, device=p.device)
+        for _ in range(self.options.passes):
+            s = p
+            for layer in self.layers[1:]:
+                s = layer(s)
+            total = torch.logaddexp(total, full_precision(s).log_softmax(1))
+        return total - math.log(self.options.passes)

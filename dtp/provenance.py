@@ -1,0 +1,57 @@
+"""What a result was made with, for the record beside it. Imports no torch by itself."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from dtp import __version__
+
+
+def versions() -> dict[str, str]:
+    """Versions of dtp, Python, torch and Lightning, and the commit of the source tree."""
+    import lightning
+    import torch
+
+    return {
+        "dtp": __version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "lightning": lightning.__version__,
+    }
+
+
+def hardware() -> dict[str, Any]:
+    """The processor, and the threads that torch uses of it."""
+    import torch
+
+    return {"device": cpu_name(), "threads": torch.get_num_threads()}
+
+
+def cpu_name() -> str:
+    """Name of the processor and the number of its cores."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def commit() -> str:
+    """Commit of the source tree; empty when it is not a checkout."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
