@@ -7,6 +7,8 @@
 #     sbatch --array=1-5 slurm/vgg_dtp.sh                    # five runs, with seeds 1 to 5
 #     sbatch --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 slurm/vgg_dtp.sh
 #     sbatch --gpus-per-node=0 slurm/vgg_dtp.sh --model mlp --data digits       # no GPU
+#     sbatch --array=1-8 slurm/search.sh --algo sdtp --data mnist               # eight that share one search
+#     sbatch --array=1-8 slurm/sweep.sh ghawade-depth                           # eight that share the runs of a sweep
 #
 # One task per GPU: several GPUs need --ntasks-per-node as well as --gpus-per-node. Any other option of sbatch
 # (--time, --partition, --account, ...) goes before the script and beats what the script asks for. Arguments of main.py
@@ -15,7 +17,8 @@
 # Environment variables, all optional:
 #     DTP_DATA_DIR   folder of the dataset
 #     DTP_RUN_DIR    folder of the run, one per array task by appending -TASK;
-#                    default runs/NAME-JOB, or runs/NAME-JOB_TASK in an array
+#                    default runs/NAME-JOB, or runs/NAME-JOB_TASK in an array;
+#                    of a search or sweep its folder, which the tasks of an array share; default runs/NAME-JOB
 #     DTP_VENV       virtual environment to activate
 #     DTP_ARGS       more arguments of main.py, separated by spaces
 #
@@ -39,16 +42,8 @@ dtp_still_running() {
     [[ $(scontrol show job "$SLURM_JOB_ID" 2>/dev/null) == *JobState=RUNNING* ]]
 }
 
-# dtp_train EXPERIMENT... -- ARGUMENTS... : train under srun. Both are arguments of main.py; of one given twice the
-# later counts, and DTP_ARGS and the user's ARGUMENTS are later than the rest. Returns srun's status; 0 once requeued.
-dtp_train() {
-    local -a experiment=()
-    while (($#)) && [[ $1 != -- ]]; do
-        experiment+=("$1")
-        shift
-    done
-    shift
-
+# Into the folder where the job was submitted, with its virtual environment. Sets the caller's job and extra.
+dtp_enter() {
     [[ -n ${SLURM_JOB_ID:-} ]] || dtp_fail "not a SLURM job; submit it: sbatch slurm/${SLURM_JOB_NAME:-vgg_dtp}.sh"
     cd "$SLURM_SUBMIT_DIR" || dtp_fail "$SLURM_SUBMIT_DIR cannot be entered on $(hostname)"
     if [[ -n ${DTP_VENV:-} ]]; then
@@ -59,20 +54,34 @@ dtp_train() {
     fi
     command -v python >/dev/null || dtp_fail "no python on $(hostname); set DTP_VENV to a virtual environment"
 
-    local job=$SLURM_JOB_ID
-    local run_dir=${DTP_RUN_DIR:-}
-    local -a seed=()
+    job=$SLURM_JOB_ID
     if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
         job=${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}
+    fi
+    local words=${DTP_ARGS:-}
+    read -r -a extra <<<"${words//$'\n'/ }"
+}
+
+# dtp_train EXPERIMENT... -- ARGUMENTS... : train under srun. Both are arguments of main.py; of one given twice the
+# later counts, and DTP_ARGS and the user's ARGUMENTS are later than the rest. Returns srun's status; 0 once requeued.
+dtp_train() {
+    local -a experiment=()
+    while (($#)) && [[ $1 != -- ]]; do
+        experiment+=("$1")
+        shift
+    done
+    shift
+
+    local job
+    local -a seed=() extra=()
+    dtp_enter
+    local run_dir=${DTP_RUN_DIR:-}
+    if [[ -n ${SLURM_ARRAY_TASK_ID:-} ]]; then
         # Two tasks must not write to one folder.
         run_dir=${run_dir:+$run_dir-$SLURM_ARRAY_TASK_ID}
         seed=(--seed "$SLURM_ARRAY_TASK_ID")
     fi
     run_dir=${run_dir:-runs/${SLURM_JOB_NAME:-dtp}-$job}
-
-    local -a extra=()
-    local words=${DTP_ARGS:-}
-    read -r -a extra <<<"${words//$'\n'/ }"
 
     # ${array[@]+...}: bash before 4.4 takes an empty array for an unset variable.
     local -a command=(
@@ -87,12 +96,54 @@ dtp_train() {
         ${extra[@]+"${extra[@]}"}
         "$@"
     )
+    dtp_supervise run-dir config.yaml
+}
 
+# dtp_search ARGUMENTS... : search for hyper-parameters under srun. ARGUMENTS are those of python -m dtp.search. The
+# tasks of an array share the trials of one study. Returns as dtp_train does.
+dtp_search() {
+    local job
+    local -a extra=()
+    dtp_enter
+    local run_dir=${DTP_RUN_DIR:-runs/${SLURM_JOB_NAME:-search}-${SLURM_ARRAY_JOB_ID:-$job}}
+    local -a command=(
+        python -m dtp.search
+        --study "$run_dir"
+        ${DTP_DATA_DIR:+--data-dir "$DTP_DATA_DIR"}
+        ${extra[@]+"${extra[@]}"}
+        "$@"
+    )
+    dtp_supervise study study.json
+}
+
+# dtp_sweep NAME ARGUMENTS... : run a sweep under srun, as python -m dtp.sweep does. The tasks of an array share its runs.
+# Returns as dtp_train does.
+dtp_sweep() {
+    local name=${1:-} job
+    [[ -n $name && $name != -* ]] || dtp_fail "which sweep? sbatch slurm/sweep.sh NAME [ARGUMENTS]"
+    shift
+    local -a extra=()
+    dtp_enter
+    local run_dir=${DTP_RUN_DIR:-runs/${SLURM_JOB_NAME:-sweep}-${SLURM_ARRAY_JOB_ID:-$job}}
+    local -a command=(
+        python -m dtp.sweep "$name"
+        --output "$run_dir"
+        ${DTP_DATA_DIR:+--data-dir "$DTP_DATA_DIR"}
+        ${extra[@]+"${extra[@]}"}
+        "$@"
+    )
+    dtp_supervise output sweep.yaml
+}
+
+# dtp_supervise FLAG FILE: run the caller's command under srun, in its run_dir, and queue the job again where it is to
+# be continued. FLAG is the argument that names the folder, FILE is in it once the run has begun. Returns srun's status.
+dtp_supervise() {
+    local flag=--$1 other=--${1//-/_} begun=$2
     # Where the run really goes, if the arguments say so.
     local word before=
     for word in "${command[@]}"; do
-        case $before in --run-dir | --run_dir) run_dir=$word ;; esac
-        case $word in --run-dir=* | --run_dir=*) run_dir=${word#*=} ;; esac
+        case $before in "$flag" | "$other") run_dir=$word ;; esac
+        case $word in "$flag"=* | "$other"=*) run_dir=${word#*=} ;; esac
         before=$word
     done
     mkdir -p -- "$run_dir" 2>/dev/null ||
@@ -133,7 +184,7 @@ dtp_train() {
         fi
         echo "job $job stopped before its end and is queued again"
         status=0
-    elif [[ ! -f $run_dir/config.yaml ]]; then
+    elif [[ ! -f $run_dir/$begun ]]; then
         # The run never began: nothing to keep a folder for.
         cat "$log"
         rm -f "$log"

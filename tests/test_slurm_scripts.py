@@ -299,3 +299,17 @@ def test_the_local_cluster_says_that_it_needs_root(action, tmp_path):
     )
     assert done.returncode == 2
     assert "needs root" in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
+
+
+def test_tasks_of_an_array_share_a_sweep(cluster):
+    does = {"DOES": "touch runs/sweep-17/sweep.yaml", "SLURM_JOB_NAME": "sweep"}
+    done = cluster.run("ghawade-depth", "--max-epochs", "2", script="sweep", DTP_DATA_DIR="/the data", **does, **ARRAY)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert cluster.command == [
+        *["python", "-m", "dtp.sweep", "ghawade-depth", "--output", "runs/sweep-17", "--data-dir", "/the data"],
+        *["--max-epochs", "2"],
+    ]
+    # Stopped before its end, the task is queued again and goes on in the same folder.
+    cluster.run("ghawade-depth", script="sweep", status=75, **does, **ARRAY)
+    assert cluster.noted("scontrol") == ["requeue 17_5"] and cluster.option("--output") == "runs/sweep-17"
+    assert "which sweep" in cluster.run(script="sweep", **does).stderr
