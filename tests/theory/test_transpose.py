@@ -1,0 +1,58 @@
+"""Feedback weights on their way to transposes of frozen forward weights."""
+
+import pytest
+import torch
+
+from dtp.theory.options import TransposeOptions
+from dtp.theory.transpose import measure
+from tests.theory.studies import run
+
+SIZES = {"seeds": [0], "channels": [4, 6], "image_shape": [2, 8, 8], "batch_size": 24, "noise": [0.1]}
+
+
+def last(values, layer, routing, kind):
+    """The last measurement of the first seed; ``layer`` is a word of its title."""
+    return next(found for title, found in values["layers"].items() if layer in title)[routing][kind][0][-1]
+
+
+def test_angles_fall_to_the_transpose_where_maxima_are_fixed_and_not_where_they_move():
+    values = measure(TransposeOptions(**SIZES, iterations=400, points=4))
+    assert values["iterations"] == [0, 100, 200, 300, 400]
+    for layer in ("convolution", "linear"):
+        series = next(found for title, found in values["layers"].items() if layer in title)["fixed"]
+        assert series["angle"][0][0] > 60 and series["distance"][0][0] > 0.9
+        assert series["angle"][0][-1] < 12 and series["distance"][0][-1] < 0.25
+    assert last(values, "convolution", "noisy", "angle") > 2 * last(values, "convolution", "fixed", "angle")
+    # A linear layer has no maxima, and both have the same weights and noise.
+    routings = next(found for title, found in values["layers"].items() if "linear" in title)
+    assert routings["noisy"] == routings["fixed"]
+
+
+def test_the_literal_loss_and_its_reduced_form_go_the_same_way():
+    found = [measure(TransposeOptions(**SIZES, iterations=40, engine=engine)) for engine in ("literal", "reduced")]
+    for title, routings in found[0]["layers"].items():
+        for routing, kinds in routings.items():
+            for kind, series in kinds.items():
+                other = found[1]["layers"][title][routing][kind]
+                assert torch.tensor(series).sub(torch.tensor(other)).abs().max() < 1e-2
+
+
+def test_how_often_is_measured_changes_nothing():
+    few, many = (measure(TransposeOptions(**SIZES, iterations=30, points=points)) for points in (3, 30))
+    assert many["iterations"][::10] == few["iterations"] == [0, 10, 20, 30]
+    for title, routings in few["layers"].items():
+        for routing, kinds in routings.items():
+            assert many["layers"][title][routing]["angle"][0][::10] == pytest.approx(kinds["angle"][0], abs=1e-2)
+
+
+def test_lower_rates_at_the_end_take_away_what_noise_leaves():
+    angles = {}
+    for drop in (0.5, 1.0):
+        o = TransposeOptions(**{**SIZES, "noise": [0.1]}, feedback_lr=[0.3], iterations=300, points=2, drop=drop)
+        angles[drop] = last(measure(o), "linear", "fixed", "angle")
+    assert angles[0.5] < 0.6 * angles[1.0]
+
+
+def test_a_batch_of_digits(tmp_path):
+    record = run(tmp_path, "transpose", *"--data digits --seeds 3 --iterations 20 --channels 3 4".split())
+    assert record["values"]["iterations"][-1] == 20
