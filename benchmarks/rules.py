@@ -25,6 +25,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from dtp.algorithms import ALGORITHMS  # noqa: E402
+from dtp.algorithms.options import SingleLayerOptions  # noqa: E402
 from dtp.arguments import parse  # noqa: E402
 
 RESULT = HERE / "results" / "rules.json"
@@ -34,6 +35,16 @@ OTHER = {
     "normalised --gait-step 0 --normalisation standard",
     **{rule: "--model mlp --widths 256 256" for rule in ("chl", "generec")},
 }
+
+
+def deep_rules() -> list[str]:
+    """Names of the rules that train classifiers of several layers."""
+    options = {name: ALGORITHMS.resolve(name).load_options() for name in ALGORITHMS.names()}
+    return [
+        name
+        for name, kind in options.items()
+        if kind.tasks[0] == "classification" and not issubclass(kind, SingleLayerOptions)
+    ]
 
 
 def command(rule: str, mnist: str, seed: int) -> list[str]:
@@ -82,7 +93,7 @@ def measure(rule: str, mnist: str, seed: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", default="data", help="folder that holds MNIST/raw")
-    parser.add_argument("--rules", nargs="*", default=ALGORITHMS.names(), help="rules to measure; all by default")
+    parser.add_argument("--rules", nargs="*", default=deep_rules(), help="all that train deep classifiers by default")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", action="store_true", help="print the table of the committed results and stop")
     parser.add_argument("--output", type=Path, default=RESULT)

@@ -14,8 +14,19 @@ import time
 import torch
 
 from dtp.algorithms import ALGORITHMS
+from dtp.algorithms.options import SingleLayerOptions
 from dtp.arguments import parse
 from dtp.models import MODELS
+
+
+def deep_rules() -> list[str]:
+    """Names of the rules that train classifiers of several layers."""
+    options = {name: ALGORITHMS.resolve(name).load_options() for name in ALGORITHMS.names()}
+    return [
+        name
+        for name, kind in options.items()
+        if kind.tasks[0] == "classification" and not issubclass(kind, SingleLayerOptions)
+    ]
 
 
 def main() -> None:
@@ -24,7 +35,7 @@ def main() -> None:
     parser.add_argument("--shape", type=int, nargs=3, default=[1, 28, 28], help="channels, height, width of the images")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--algos", nargs="*", default=ALGORITHMS.names())
+    parser.add_argument("--algos", nargs="*", default=deep_rules())
     parser.add_argument("--data", default="cifar10", help="whose preset is used, where there is one")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
