@@ -114,7 +114,8 @@ def run_jobs(
 
     A run that was interrupted goes on where it was. Several calls, on one machine or on machines that share the
     folders, divide the runs among them. Where there are GPUs each process gets one of them; elsewhere they share the
-    cores. SIGTERM, SIGUSR1 and Ctrl-C stop the runs at the end of their batch, with a checkpoint.
+    cores. SIGTERM, SIGUSR1 and Ctrl-C stop the runs at the end of their batch, with a checkpoint. Where the first two
+    cannot begin for one and the same reason, such as missing data, the others are left alone.
 
     Args:
         jobs: a sequence, of which all is checked before anything begins; or an iterator, which is asked for the next
@@ -138,6 +139,8 @@ def run_jobs(
     states: dict[Path, State] = dict.fromkeys(configs, "waiting")
     free = [gpus[i % len(gpus)] if gpus else "" for i in range(parallel)]
     running: dict[Path, _Process] = {}
+    # Why runs could not begin, as long as none could.
+    excuses: list[str] | None = []
     waiting, more = iter(jobs), True
 
     def end(job: Job, state: State) -> None:
@@ -173,6 +176,11 @@ def run_jobs(
                         state, text = process.outcome()
                         tell(f"{_place(process.job, listed)} {text}")
                         end(process.job, state)
+                        if excuses is not None:
+                            excuses = None if process.job.has_begun else [*excuses, process.job.failure]
+                if more and excuses and len(excuses) > 1 and len(set(excuses)) == 1:
+                    more = False
+                    tell("The others would fail alike, and are not begun.")
                 time.sleep(PERIOD if running else 0)
             if stop_request.signum is not None:
                 for process in _stop(running.values()):

@@ -96,6 +96,15 @@ def test_a_run_that_finished_longer_or_was_chosen_otherwise_is_not_this_one(here
         run_jobs([Job(Path("run"), {**options, "test_weights": "last"})])
 
 
+def test_what_none_could_begin_for_is_not_tried_with_all(here):
+    missing = {"algo": "bp", "data": "mnist", "data_dir": "nowhere", "max_epochs": 1}
+    jobs = [Job(Path(f"run{seed}"), {**missing, "seed": seed}) for seed in range(4)]
+    said = []
+    states = list(run_jobs(jobs, 1, tell=said.append).values())
+    assert states == ["failed", "failed", "waiting", "waiting"] and "would fail alike" in said[-1]
+    assert not Path("run2").exists()
+
+
 def test_nothing_begins_where_one_is_a_mistake(here):
     jobs = [Job(Path("good"), SMALL), Job(Path("bad"), {**SMALL, "widhts": [3]})]
     with pytest.raises(UserError, match="--widhts"):

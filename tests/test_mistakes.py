@@ -187,7 +187,7 @@ OWN = {
         "class Own(Network):\n    'Mine.'\n    def make_layers(self):\n"
         "        yield nn.Sequential(nn.Flatten(), nn.Linear(self.features, 7))",
         "--model own_part:Own",
-        "Own must end in 10 values, one for each class; found 7",
+        "Own must end in 10 values, one for each class (or pixel, or cluster); found 7",
     ),
     "network with an unknown type in layer 1": (
         "class Own(Network):\n    'Mine.'\n    def make_layers(self):\n"
