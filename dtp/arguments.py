@@ -108,6 +108,8 @@ def parse(argv: Sequence[str]) -> Config:
         name: str(Path(value).expanduser()) for name in ("run_dir", "resume") if (value := getattr(parsed.run, name))
     }
     run = dataclasses.replace(parsed.run, **chosen, **home, task=task)
+    if task != "clustering" and run.clusters != RunOptions().clusters:
+        raise UserError(f"--clusters: expected --task clustering, found {task}; leave it out.")
     if task not in tasks:
         known = " or ".join(tasks)
         raise UserError(f"--task {task}: --algo {chosen['algo']} is for {known}; choose another rule or task.")

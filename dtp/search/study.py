@@ -152,7 +152,14 @@ class Study:
         if state == "broken":
             # Nobody knows why: it stays a trial that is running, which the next start goes on with.
             self.broken.append(job)
-            self._tell(f"{job.folder.name} broke off: {last_line(job.log)} ({job.log})")
+            said = last_line(job.log)
+            self._tell(f"{job.folder.name} broke off: {said} ({job.log})")
+            if said.startswith("error: ") and not self._has_ended_one:
+                # What stops the first trial would stop all.
+                raise UserError(
+                    f"{job.folder}: {said.removeprefix('error: ')} If that needs another option, begin another study, "
+                    "with --study."
+                )
             return
         value = best_value(job.folder, self.settings.objective) if state == "finished" else None
         why = job.failure

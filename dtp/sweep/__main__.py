@@ -61,6 +61,7 @@ def _sweep(argv: Sequence[str]) -> int:
     jobs = sweep.jobs(folder, extra_options(words))
     if options.list:
         for job in jobs.values():
+            job.config()
             print(f"{job.folder}: {shlex.join(['python', 'main.py', *job.words])}")
         return 0
     broken = False
