@@ -8,7 +8,6 @@ from torch import nn
 
 from dtp.algorithms import FA, SDTP
 from dtp.algorithms.base import Algorithm
-from dtp.arguments import parse
 from dtp.cli import main
 from dtp.errors import UserError
 from dtp.feedback.direct import BroadcastMap
@@ -49,8 +48,8 @@ def test_a_step_towards_the_label_has_no_size(name, mlp):
         make(name, mlp, beta=0.7)
     rule = make(name, mlp)
     assert [rule.gradient_scale(n) for n in (1, mlp.depth)] == [1.0, 1.0] and isinstance(rule, SDTP)
-    with pytest.raises(UserError, match="--loss: expected one of cross-entropy"):
-        parse(["--algo", name, "--loss", "squared"])
+    with pytest.raises(UserError, match="--loss squared: expected cross-entropy"):
+        make(name, mlp, loss="squared")
 
 
 @pytest.mark.parametrize("name", ["vanilla-dtp", "tp", "hybrid"])
