@@ -12,21 +12,11 @@ import statistics
 import time
 
 import torch
+from rules import deep_rules
 
 from dtp.algorithms import ALGORITHMS
-from dtp.algorithms.options import SingleLayerOptions
 from dtp.arguments import parse
 from dtp.models import MODELS
-
-
-def deep_rules() -> list[str]:
-    """Names of the rules that train classifiers of several layers."""
-    options = {name: ALGORITHMS.resolve(name).load_options() for name in ALGORITHMS.names()}
-    return [
-        name
-        for name, kind in options.items()
-        if kind.tasks[0] == "classification" and not issubclass(kind, SingleLayerOptions)
-    ]
 
 
 def main() -> None:

@@ -86,7 +86,7 @@ def test_every_rule_for_it_trains_an_autoencoder(algo, here):
     tasks = ALGORITHMS.resolve(algo).load_options().tasks
     if "autoencoder" not in tasks:
         pytest.skip(f"{algo} is for {', '.join(tasks)}")
-    words = ["--algo", algo, *AUTOENCODER, "--max-epochs", "3", "--run-dir", "run", "--normalisation", "unit"]
+    words = ["--algo", algo, *AUTOENCODER, "--max-epochs", "8", "--run-dir", "run", "--normalisation", "unit"]
     words += ["--activation", "sigmoid"] if algo in ("chl", "generec") else []
     if algo in ("delta",):
         words[words.index("--widths") + 1 : words.index("--widths") + 2] = []
@@ -100,7 +100,7 @@ def test_every_rule_for_it_trains_an_autoencoder(algo, here):
     summary = json.loads((here / "run" / "summary.json").read_text())
     assert summary["task"] == "autoencoder" and "test_accuracy" not in summary
     errors = [float(row["val/mse"]) for row in rows(here / "run") if row["val/mse"]]
-    assert min(errors) < 0.998 * untrained and summary["val_loss"] > 0
+    assert min(errors) < 0.99 * untrained and summary["val_loss"] > 0
 
 
 @pytest.mark.parametrize("algo", ["bp", "dtp", "sdtp"])
