@@ -228,9 +228,12 @@ def _one_sentence(message: str, parser: argparse.ArgumentParser) -> str:
     if boolean := re.search(r"[Bb]oolean value expected.*'(.*)'", message):
         return f"{flag or 'An option'}: expected true or false, found {boolean.group(1)!r}."
     if value := re.search(r"invalid (\S+) value: (.*)", message):
-        kind = {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(
-            value.group(1).strip("'").removeprefix("_parse_"), "a number"
-        )
+        kind = {
+            "int": "a whole number",
+            "Iterations": "a whole number or inf",
+            "float": "a number",
+            "bool": "true or false",
+        }.get(value.group(1).strip("'").removeprefix("_parse_"), "a number")
         return f"{flag}: expected {kind}, found {value.group(2)}."
     if "expected" in message and match:
         return f"{flag}: {message.partition(': ')[2]}, found none."
@@ -296,7 +299,7 @@ def _type_words(annotation: Any) -> str:
     return f"{kind} ..." if many else kind
 
 
-_KINDS = {"bool": "true|false", "int": "INT", "float": "NUMBER", "str": "WORD"}
+_KINDS = {"bool": "true|false", "int": "INT", "Iterations": "INT|inf", "float": "NUMBER", "str": "WORD"}
 
 
 def _wrap(text: str, width: int) -> str:

@@ -8,7 +8,7 @@ from dtp.algorithms.local_targets import Activations
 from dtp.algorithms.options import DTPOptions, ParallelDTPOptions
 from dtp.algorithms.target_propagation import TargetPropagation, overridden
 from dtp.errors import UserError
-from dtp.feedback import NotReducible, ReducedLDRL, ldrl_loss
+from dtp.feedback import ExpectedLDRL, NotReducible, ReducedLDRL, ldrl_loss
 from dtp.models.network import Network
 
 
@@ -17,6 +17,10 @@ class DTP(TargetPropagation):
 
     Feedback layers are trained until their Jacobians are the transposes of the forward ones; then the difference rule
     carries, for small beta, what backprop would.
+
+    With ``probes="expected"`` the noise probes are not drawn: feedback weights take their steps on the mean over
+    infinitely many of them, in closed form. That is a simulation of the rule in that limit; it looks at the forward
+    weights, of which sampled probes see only what they make of the noise (:mod:`dtp.feedback.expected`).
 
     Left out by the paper: the maxima at which pooling of the noisy pass is undone (``routing``), a bias of the feedback
     layers (none, for its gradient is zero), and feedback rates of networks other than the published ones (see
@@ -27,6 +31,10 @@ class DTP(TargetPropagation):
 
     def __init__(self, network: Network, options: DTPOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
+        if self.options.probe_nodes < 1:
+            raise UserError(f"--probe-nodes: expected at least 1, found {self.options.probe_nodes}.")
+        if self.close and self.expects:
+            raise UserError("--feedback-stop-distance: expected 0 with --probes expected, whose steps cost nothing.")
         if not self.close >= 0:
             raise UserError(f"--feedback-stop-distance: expected 0 or more, found {self.close}.")
         for n in self.trained_feedback if self.close else ():
@@ -39,6 +47,14 @@ class DTP(TargetPropagation):
                     f"--feedback-stop-distance: layer {n} {reason}, which does not tell the distance; use 0"
                     f"{'' if form is None else ' or --routing fixed'}."
                 )
+
+    @property
+    def expects(self) -> bool:
+        return self.options.probes == "expected"
+
+    def expected_form(self, n: int) -> ExpectedLDRL:
+        pair, settings = (self.network[n], self.feedback[n]), self._loss_settings(n)
+        return ExpectedLDRL(*pair, self.noise_scale(n), nodes=self.options.probe_nodes, **settings)
 
     @property
     def close(self) -> float:
@@ -57,6 +73,15 @@ class DTP(TargetPropagation):
             if overridden(self, DTP, hook):
                 raise NotReducible(f"{type(self).__name__} has a {hook} of its own")
         return ReducedLDRL(self.network[n], self.feedback[n], **self._loss_settings(n))
+
+    def _check_probes(self) -> None:
+        for hook in ("feedback_noise", "feedback_loss", "draw_noise") if self.expects else ():
+            if overridden(self, DTP, hook):
+                raise UserError(
+                    f"--probes expected: {type(self).__name__} has a {hook} of its own, whose mean is not known; use "
+                    "--probes sampled."
+                )
+        super()._check_probes()
 
     def _loss_settings(self, n: int) -> dict[str, Any]:
         o = self.options

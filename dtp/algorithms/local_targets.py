@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,6 +78,10 @@ class LocalTargets(Algorithm):
         """
         return output
 
+    def kept(self, n: int) -> dict[str, Any]:
+        """What the context of layer n is to hold besides, as keywords of :func:`~dtp.feedback.forward_with_context`."""
+        return {}
+
     def first_target(self, activations: Activations, y: Tensor) -> Tensor:
         """Target of layer :attr:`top`, (B, *shape). Default: t_N = s_N - beta d loss / d s_N, loss per sample."""
         s = activations.s[self.network.depth]
@@ -117,7 +122,7 @@ class LocalTargets(Algorithm):
         s, contexts, outputs = [full_precision(x.detach())], [Context()], [x.detach()]
         with torch.set_grad_enabled(gradients):
             for n in range(1, self.network.depth + 1):
-                output, context = forward_with_context(self.network[n], s[-1])
+                output, context = forward_with_context(self.network[n], s[-1], **self.kept(n))
                 outputs.append(output)
                 contexts.append(context)
                 with torch.no_grad():

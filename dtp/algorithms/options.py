@@ -3,6 +3,7 @@
 This is where a rule is registered: :func:`rule` before the dataclass of its options.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, TypeVar
@@ -12,6 +13,13 @@ from dtp.registry import Entry
 RULES: list[Entry] = []
 
 _Options = TypeVar("_Options", bound=type)
+
+
+class Iterations:
+    """How many iterations: a whole number or ``inf``, a float. Made of the word for it."""
+
+    def __new__(cls, word: str) -> int | float:
+        return math.inf if str(word) in ("inf", ".inf") else int(word)
 
 
 def rule(name: str, target: str, summary: str) -> Callable[[_Options], _Options]:
@@ -141,8 +149,20 @@ class TargetPropagationOptions(TargetOptions):
 class DTPOptions(TargetPropagationOptions):
     """DTP with L-DRL (Ernoult et al. 2022): feedback Jacobians are trained to be transposes of the forward ones."""
 
-    feedback_iterations: list[int] = field(default_factory=lambda: [20])
+    # Feedback iterations of each feedback layer per batch, 0 or more; 0 leaves its weights as they are. With --probes
+    # expected also inf: the weights at which the mean loss of the batch is least.
+    feedback_iterations: list[Iterations] = field(default_factory=lambda: [20])
     noise: list[float] = field(default_factory=lambda: [0.2])
+    # Noise probes of the feedback phase: drawn anew in each iteration (sampled, as published), or the mean over
+    # infinitely many of them, known in closed form, for about the price of backprop (expected). That is a simulation of
+    # the rule in the limit of many probes: it looks at the forward weights, which sampled probes only see the effect
+    # of. Layers with --routing noisy and max-pooling then draw their first term with --noise-samples once per batch.
+    probes: Literal["sampled", "expected"] = "sampled"
+    # Nodes of the quadrature over the noise with --probes expected, at least 1; 1 is the limit of small noise.
+    probe_nodes: int = 5
+    # What a nonlinearity comes back through in the feedback: itself, at what the feedback is given (own, as published),
+    # or its slope in the clean pass (clean), with which a transposed feedback layer is exactly the adjoint.
+    feedback_slope: Literal["own", "clean"] = "own"
     # Max-pooling positions of the noisy pass: its own (noisy, as published) or those of the clean pass (fixed, as the
     # theory assumes; its feedback weights align far better).
     routing: Literal["noisy", "fixed"] = "noisy"
@@ -165,7 +185,7 @@ class ParallelDTPOptions(DTPOptions):
     lr_schedule: Literal["constant", "cosine", "step"] = "constant"
     feedback_optimizer: OptimizerName = "adam"
     feedback_lr: list[float] = field(default_factory=lambda: [3e-4])
-    feedback_iterations: list[int] = field(default_factory=lambda: [1])
+    feedback_iterations: list[Iterations] = field(default_factory=lambda: [1])
     noise_samples: int = 10
 
 

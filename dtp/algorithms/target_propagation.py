@@ -19,12 +19,14 @@ from dtp.algorithms.options import TargetPropagationOptions
 from dtp.distributed.strategy import FeedbackDDPStrategy
 from dtp.errors import UserError
 from dtp.feedback import (
+    ExpectedLDRL,
     FeedbackEngine,
     FeedbackLayer,
     FeedbackNetwork,
     FeedbackProblem,
     FeedbackResult,
     FeedbackSettings,
+    NotExpected,
     NotReducible,
     ReducedLDRL,
     derive_feedback,
@@ -64,7 +66,9 @@ class TargetPropagation(LocalTargets):
             n for n in self.feedback.numbers if any(p.requires_grad for p in self.feedback[n].parameters())
         ]
         self.noise = per_layer("noise", o.noise, numbers, **({"above": 0} if self.needs_noise else {"least": 0}))
-        self.feedback_iterations = per_layer("feedback-iterations", o.feedback_iterations, numbers, least=0)
+        self.feedback_iterations = per_layer(
+            "feedback-iterations", o.feedback_iterations, numbers, least=0, finite=False
+        )
         rates = o.feedback_lr or [self.usual_feedback_lr(n) for n in numbers]
         self.feedback_lr = per_layer("feedback-lr", rates, numbers, above=0)
         self.feedback_optimizers: dict[int, Optimizer] = {}
@@ -94,6 +98,16 @@ class TargetPropagation(LocalTargets):
             raise UserError(f"--feedback-weight-decay: expected 0 or more, found {o.feedback_weight_decay}.")
         self.engine = FeedbackEngine(o.engine, o.feedback_memory << 20, stops_early=self.close > 0)
         self.engine.choose(self.device, self._steps_directly())
+        self._check_probes()
+
+    def _check_probes(self) -> None:
+        for n in self.trained_feedback:
+            form = self._expected_or_reason(n)
+            if math.isinf(self.feedback_iterations[n]) and isinstance(form, str):
+                raise UserError(
+                    f"--feedback-iterations: expected whole numbers, found inf for layer {n}, which is not trained in "
+                    f"expectation ({form}); give a number."
+                )
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
@@ -113,6 +127,11 @@ class TargetPropagation(LocalTargets):
             )
         if ranks > 1 and not division.shares_images:
             self._require_separate_layers()
+        if ranks > 1 and self.expects and not (division.shares_images and division.each_iteration):
+            raise UserError(
+                "--probes expected: expected --feedback-parallel data and --feedback-sync step, for devices then meet "
+                "once per batch for one small sum, and there is nothing else to divide or to save; leave them out."
+            )
 
     def _require_separate_layers(self) -> None:
         """Ranks that train different layers must not both change something."""
@@ -155,13 +174,15 @@ class TargetPropagation(LocalTargets):
 
     def make_feedback(self) -> FeedbackNetwork:
         """The feedback layers, for n = 2..top."""
-        settings = replace(self.feedback_settings, unpool=self.options.unpool, gate=self.options.residual_gate)
+        o = self.options
+        slope = getattr(o, "feedback_slope", "own")
+        settings = replace(self.feedback_settings, unpool=o.unpool, gate=o.residual_gate, slope=slope)
         numbers = range(2, self.top + 1)
         for n, layer in enumerate(self.network, start=1):
             require_known_operations(n, layer)
         undone = {n: self.undone_layer(n) for n in range(1, self.network.depth + 1)}
         feedback = derive_feedback(list(undone.values()), self.network.shapes, numbers, settings)
-        if self.options.feedback_init == "symmetric":
+        if o.feedback_init == "symmetric":
             for n in numbers:
                 feedback[n].copy_transpose(undone[n])
         return feedback
@@ -195,6 +216,19 @@ class TargetPropagation(LocalTargets):
         raise NotReducible("the rule's feedback loss has no reduced form")
 
     @property
+    def expects(self) -> bool:
+        """Whether feedback layers are trained on the mean of their loss over the noise, wherever it is known."""
+        return False
+
+    def expected_form(self, n: int) -> ExpectedLDRL:
+        """The mean of :meth:`feedback_loss` for layer n over its noise.
+
+        Raises:
+            NotExpected: it is not known, with the reason; the noise is then drawn.
+        """
+        raise NotExpected("the mean of the rule's feedback loss is not known")
+
+    @property
     def close(self) -> float:
         """Distance of the Jacobians at which a feedback layer takes no more iterations in a batch; 0 for never."""
         return 0.0
@@ -222,6 +256,12 @@ class TargetPropagation(LocalTargets):
 
     # --- the template -------------------------------------------------------------------------------------------------
 
+    def kept(self, n: int) -> dict[str, Any]:
+        feedback = self.feedback[n] if n in self.feedback else None
+        if not isinstance(feedback, FeedbackLayer):
+            return {}
+        return {"slopes": feedback.gated, "affine": feedback.affine_position if self.expects else None}
+
     def training_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         feedback_turn, forward_turn = self.turns()
         activations = self.activations(x, gradients=forward_turn)
@@ -241,7 +281,7 @@ class TargetPropagation(LocalTargets):
         Always in full precision: bfloat16 costs 3 to 60 per cent of error in these gradients.
         """
         with self.feedback_timer.measure(self.device), no_autocast(activations.s[0]):
-            result = self.division.train(RulePhase(self, self._in_full_precision(activations)))
+            result = self.division.train(RulePhase(self, activations))
         scalars = {f"feedback_loss_{n}": loss for n, loss in result.losses.items()}
         if self.close > 0:
             scalars.update(
@@ -282,7 +322,17 @@ class TargetPropagation(LocalTargets):
 
     def feedback_forms(self) -> dict[int, str]:
         """In words, by layer number: the form in which each feedback layer is trained, and why if it is the literal."""
-        return {n: self.engine.describe(n, self._reduced_or_reason(n)) for n in self.trained_feedback}
+        forms = {}
+        for n in self.trained_feedback:
+            form = self._expected_or_reason(n)
+            if isinstance(form, str):
+                forms[n] = self.engine.describe(n, self._reduced_or_reason(n))
+                forms[n] += f"; its noise is drawn: {form}" if self.expects else ""
+            else:
+                samples = self.options.noise_samples
+                drawn = f"; its first term from {samples} noise samples per batch: {form.drawn}" if form.drawn else ""
+                forms[n] = f"in expectation{drawn}"
+        return forms
 
     def feedback_weights(self) -> dict[int, list[tuple[Tensor, Tensor]]]:
         pairs = {}
@@ -303,6 +353,18 @@ class TargetPropagation(LocalTargets):
         """
         form = self._reduced_or_reason(n) if self.engine.name != "literal" else ""
         return form if isinstance(form, ReducedLDRL) else None
+
+    def _expected_or_reason(self, n: int) -> ExpectedLDRL | str:
+        if not self.expects:
+            return "--probes sampled"
+        try:
+            return self.expected_form(n)
+        except NotExpected as error:
+            return str(error)
+
+    def _expected(self, n: int) -> ExpectedLDRL | None:
+        form = self._expected_or_reason(n)
+        return None if isinstance(form, str) else form
 
     def _feedback_parameters(self, n: int) -> tuple[Tensor, ...]:
         return tuple(p for p in self.feedback[n].parameters() if p.requires_grad)
@@ -362,8 +424,12 @@ class RulePhase:
     """The feedback phase of one batch of a rule, as a :class:`~dtp.distributed.division.Division` sees it."""
 
     def __init__(self, rule: TargetPropagation, activations: Activations):
-        self.rule, self.activations = rule, activations
+        self.rule = rule
         self.layers = [n for n in rule.trained_feedback if rule._feedback_parameters(n) and rule.feedback_iterations[n]]
+        self.expected = {n: rule._expected(n) for n in self.layers}
+        # What a mean over the noise is made of, the forward pass has; differences under noise need more digits.
+        known = all(form is not None and not form.drawn for form in self.expected.values())
+        self.activations = activations if known else rule._in_full_precision(activations)
         self.images, self.device = len(activations.s[0]), activations.s[0].device
         self.optimizers = rule.feedback_optimizers
 
@@ -386,6 +452,7 @@ class RulePhase:
                 rule._reduced(n),
                 (a.s[n - 1], a.s[n], a.contexts[n]),
                 rule.close,
+                self.expected[n],
             )
             for n in layers
         ]
@@ -422,7 +489,12 @@ def overridden(rule: Algorithm, base: type[Algorithm], hook: str) -> bool:
 
 
 def per_layer(
-    flag: str, values: Sequence[float], numbers: Sequence[int], least: float | None = None, above: float | None = None
+    flag: str,
+    values: Sequence[float],
+    numbers: Sequence[int],
+    least: float | None = None,
+    above: float | None = None,
+    finite: bool = True,
 ) -> dict[int, float]:
     """One value for each feedback layer, from one value for all or one each.
 
@@ -441,6 +513,6 @@ def per_layer(
         if (least is not None and not value >= least) or (above is not None and not value > above):
             bound = f"at least {least}" if least is not None else f"above {above}"
             raise UserError(f"--{flag}: expected values {bound}, found {value}.")
-        if not math.isfinite(value):
+        if math.isnan(value) or (finite and math.isinf(value)):
             raise UserError(f"--{flag}: expected finite values, found {value}.")
     return dict(zip(numbers, values if len(values) > 1 else list(values) * len(numbers), strict=True))

@@ -125,6 +125,15 @@ class GradientAverage:
 
         return wait
 
+    @torch.no_grad()
+    def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Means over ranks of other tensors, with the same shapes on all, in one collective."""
+        flat = FlatTensors(tensors)
+        sums = flat.pack(tensors)
+        for total in sums:
+            dist.all_reduce(total.mul_(self.scale), group=self.group)
+        return flat.unpack(sums)
+
 
 def time_average(parameters: Gradients, rounds: int = 5) -> float:
     """Seconds that averaging gradients of all these parameters over all ranks takes; every rank must call it."""

@@ -3,6 +3,7 @@
 from dtp.feedback import adjoints as _adjoints  # noqa: F401 - registers the project's own modules
 from dtp.feedback.context import AffineContext, Context, DrawnContext, ShapeContext, SlopeContext, SwitchesContext
 from dtp.feedback.engine import FeedbackEngine
+from dtp.feedback.expected import ExpectedLDRL, NotExpected
 from dtp.feedback.layers import (
     FeedbackLayer,
     FeedbackNetwork,
@@ -31,6 +32,7 @@ __all__ = [
     "Context",
     "DrawnContext",
     "Elementwise",
+    "ExpectedLDRL",
     "FeedbackEngine",
     "FeedbackLayer",
     "FeedbackNetwork",
@@ -40,6 +42,7 @@ __all__ = [
     "FeedbackSettings",
     "LinearMap",
     "NoiseStreams",
+    "NotExpected",
     "NotReducible",
     "ReducedLDRL",
     "Routing",

@@ -15,12 +15,15 @@ from dtp.feedback.operations import (
     Elementwise,
     FeedbackOperation,
     FeedbackSettings,
+    Gate,
     LinearMap,
     PassThrough,
     Routing,
+    elementwise_feedback,
     per_channel,
     register_feedback,
     shape_forward,
+    slope_of,
 )
 from dtp.modules import (
     FirstUnits,
@@ -35,7 +38,6 @@ from dtp.modules import (
     Standardise,
     standardised,
 )
-from dtp.precision import full_precision
 
 
 class LocallyConnectedFeedback(LinearMap):
@@ -77,6 +79,16 @@ class LocallyConnectedFeedback(LinearMap):
         seen = self.layer.columns(error.flatten(0, 1)).unflatten(2, error.shape[:2])
         return y.flatten(3).permute(0, 3, 2, 1) @ seen.permute(2, 0, 3, 1)
 
+    def squares_reaching(self, weight: Tensor) -> Tensor:
+        return (weight.square() @ self._taps_inside(weight)).squeeze(2).t().unflatten(1, self.layer.out_size)
+
+    def over_positions(self, values: Tensor) -> Tensor:
+        return values.flatten(1).t()[..., None] * self._taps_inside(values).transpose(1, 2)
+
+    def _taps_inside(self, like: Tensor) -> Tensor:
+        """(L, C_in k k, 1): 1 where the weights of a position see a value of r, 0 where they see zeros around it."""
+        return self.layer.columns(like.new_ones(1, self.layer.in_channels, *self.layer.in_size))
+
 
 class SameConvFeedback(ConvFeedback):
     """Feedback of a :class:`SameConv2d`: that of its convolution, without the values where the zeros were."""
@@ -86,6 +98,7 @@ class SameConvFeedback(ConvFeedback):
         left, right, top, bottom = self.zeros = forward_operation.padding(size)
         padded = Size([channels, size[0] + top + bottom, size[1] + left + right])
         super().__init__(forward_operation.conv, padded, bias)
+        self.in_size, self.padded = tuple(size), ((top, bottom), (left, right))
 
     def forward(self, y: Tensor, context: Any = None) -> Tensor:
         return self._inside(super().forward(y))
@@ -101,30 +114,6 @@ class SameConvFeedback(ConvFeedback):
 
     def _inside(self, padded: Tensor) -> Tensor:
         return F.pad(padded, [-zeros for zeros in self.zeros])
-
-
-class Gate(FeedbackOperation):
-    """Feedback of a nonlinearity f between two affine maps of one layer, (B, *shape) to (B, *shape).
-
-    ``"forward"`` multiplies by f' at what f was given in the clean pass: with transposed weights the exact adjoint, and
-    still local. ``"feedback"`` applies f (code of Ernoult et al.), which no weights make the adjoint; ``"linear"``
-    nothing.
-    """
-
-    kind = "reshape"
-
-    def __init__(self, function: nn.Module, gate: str):
-        super().__init__()
-        self.function = Elementwise(function)
-        self.gate = gate
-
-    def forward(self, y: Tensor, context: SlopeContext) -> Tensor:
-        if self.gate == "forward":
-            return y * context.slope
-        return self.function(y) if self.gate == "feedback" else y
-
-    def extra_repr(self) -> str:
-        return f"gate={self.gate!r}"
 
 
 class ResidualFeedback(FeedbackOperation):
@@ -202,16 +191,8 @@ def _inner_forward(
 ) -> tuple[Tensor, SlopeContext]:
     # The slope of the clean pass, as its statistics: one that moves with the noise would add to every difference of two
     # passes a term of first order in the noise.
-    context = SlopeContext(_slope(module.function, a)) if given is None else given
+    context = SlopeContext(slope_of(module.function, a)) if given is None else given
     return module(a), context
-
-
-def _slope(function: nn.Module, a: Tensor) -> Tensor:
-    """f'(a) of an elementwise function, in full precision, without gradients and in any gradient mode."""
-    a = full_precision(a.detach())
-    # A copy, for a nonlinearity in place would overwrite a.
-    _, pull = torch.func.vjp(lambda a: function(a.clone()), a)
-    return pull(torch.ones_like(a))[0].detach()
 
 
 def _residual_forward(
@@ -255,7 +236,7 @@ register_feedback(ResidualUnit, ResidualFeedback, _residual_forward)
 register_feedback(FirstUnits, lambda module, in_shape, settings: FirstUnitsFeedback(), shape_forward)
 register_feedback(Standardise, lambda module, in_shape, settings: StandardiseAdjoint(), _standardise_forward)
 for _type in (SLReLU, nn.Sigmoid):
-    register_feedback(_type, lambda module, in_shape, settings: Elementwise(module))
+    register_feedback(_type, elementwise_feedback)
 # A probability comes back through tanh, whatever gave it (Lee 2018, 3.3.3); a sample, as the probability that it stood
 # for.
 register_feedback(Probability, lambda module, in_shape, settings: Elementwise(nn.Tanh()))

@@ -101,7 +101,12 @@ class Context(tuple):
     """Contexts of the operations of one layer, in forward order; ``None`` where an operation needs none.
 
     A user's own operation may put anything here that has the two methods ``repeat(samples)`` and ``select(index)``.
+
+    Attributes:
+        affine: (B, ...), value of the layer's affine map in this pass, a constant; None where nobody asked to keep it.
     """
+
+    affine: Tensor | None = None
 
     def repeat(self, samples: int) -> Context:
         """Context of the batch repeated ``samples`` times, sample-major, as ``x.repeat(samples, ...)`` repeats it."""
@@ -111,4 +116,6 @@ class Context(tuple):
 
     def select(self, index) -> Context:
         """Context of the samples ``index`` (int64 tensor, boolean mask or slice over the batch)."""
-        return Context(None if item is None else item.select(index) for item in self)
+        selected = Context(None if item is None else item.select(index) for item in self)
+        selected.affine = None if self.affine is None else self.affine[index]
+        return selected

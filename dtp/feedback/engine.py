@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dtp.errors import UserError
+from dtp.feedback.expected import train_in_expectation
 from dtp.feedback.graphs import RecursionGraph, cuda_graph, plain, train_feedback_in_graphs
 from dtp.feedback.loop import Average, FeedbackProblem, FeedbackResult, Step, time_iterations, train_feedback
 from dtp.feedback.reduced import ReducedLDRL
-from dtp.feedback.steppers import capturable, stepper
+from dtp.feedback.steppers import capturable, steps_of
 
 
 class FeedbackEngine:
@@ -24,7 +25,8 @@ class FeedbackEngine:
         stops_early: whether layers may take fewer iterations than were asked for.
 
     Attributes:
-        used: by layer number, the form that the layer was last trained in: ``literal``, ``reduced`` or ``graph``.
+        used: by layer number, the form that the layer was last trained in: ``literal``, ``reduced``, ``graph`` or
+            ``expected``.
 
     Raises:
         UserError: a graph is asked for where the number of iterations is not known beforehand.
@@ -83,18 +85,24 @@ class FeedbackEngine:
         """
         if not problems:
             return FeedbackResult({}, {})
+        expected = [problem for problem in problems if problem.expected is not None]
+        if expected:
+            known = train_in_expectation(expected, optimizers, step, average)
+            others = self.train([p for p in problems if p.expected is None], optimizers, step, average)
+            self.used = {**(self.used if others.losses else {}), **{p.layer: "expected" for p in expected}}
+            return FeedbackResult({**others.losses, **known.losses}, {**others.steps, **known.steps})
         device = problems[0].parameters[0].device
         memory = self._memory_on(device)
         engine = self.choose(device, step is None and average is None)
         self.used = {problem.layer: "literal" if problem.reduced is None else "reduced" for problem in problems}
         if engine != "graph":
-            return train_feedback(problems, step or _steps_of(optimizers), memory, average)
+            return train_feedback(problems, step or steps_of(optimizers), memory, average)
         graphs = {
             problem.layer: self._graph(problem, optimizers[problem.layer])
             for problem in problems
             if problem.reduced is not None and capturable(optimizers[problem.layer])
         }
-        others = train_feedback([p for p in problems if p.layer not in graphs], _steps_of(optimizers), memory)
+        others = train_feedback([p for p in problems if p.layer not in graphs], steps_of(optimizers), memory)
         graphed = train_feedback_in_graphs([p for p in problems if p.layer in graphs], graphs, memory)
         self.used.update({n: "reduced" if graph.failed else "graph" for n, graph in graphs.items()})
         return FeedbackResult({**others.losses, **graphed.losses}, {**others.steps, **graphed.steps})
@@ -113,16 +121,6 @@ class FeedbackEngine:
             known = RecursionGraph(problem.parameters, optimizer, capture)
             self._graphs[problem.layer] = known
         return known
-
-
-def _steps_of(optimizers: dict[int, Optimizer]) -> Step:
-    steppers = {n: stepper(optimizer) for n, optimizer in optimizers.items()}
-
-    def step(gradients: dict[int, tuple[Tensor, ...]]) -> None:
-        for n, values in gradients.items():
-            steppers[n](values)
-
-    return step
 
 
 def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 from torch import Size, Tensor, nn
 
 from dtp.errors import UserError
-from dtp.feedback.context import Context
+from dtp.feedback.context import Context, SlopeContext
 from dtp.feedback.operations import (
     FeedbackOperation,
     FeedbackSettings,
+    Gate,
     LinearMap,
     PassThrough,
     Routing,
     Unflatten,
     operation_of,
+    slope_of,
 )
 from dtp.shapes import output_shape
 
@@ -43,7 +45,13 @@ def layer_operations(layer: nn.Module) -> list[nn.Module]:
 
 
 def forward_with_context(
-    layer: nn.Module, x: Tensor, given: Context | None = None, routing: Routing = "noisy"
+    layer: nn.Module,
+    x: Tensor,
+    given: Context | None = None,
+    routing: Routing = "noisy",
+    *,
+    affine: int | None = None,
+    slopes: Collection[int] = (),
 ) -> tuple[Tensor, Context]:
     """Evaluate a forward layer and return its output with the context its feedback needs.
 
@@ -53,16 +61,25 @@ def forward_with_context(
         given: context of a clean pass. Normalisations then use its statistics and change nothing, and slopes are
             those of the clean pass; with ``routing="fixed"`` max-pooling also gathers at its switches.
         routing: see ``given``; without ``given`` it has no effect.
+        affine: place of the operation whose value the context is to keep, see :class:`Context`.
+        slopes: places of nonlinearities whose slopes the context is to hold, for :class:`Gate`.
 
     Returns:
         ``(y, context)``, y of shape (B, *out).
     """
     modules = layer_operations(layer)
-    contexts = []
-    for module, known in zip(modules, given if given is not None else (None,) * len(modules), strict=True):
+    contexts, kept = [], None
+    for place, module in enumerate(modules):
+        known = None if given is None else given[place]
+        if known is None and place in slopes:
+            known = SlopeContext(slope_of(module, x))
         x, context = operation_of(module).forward(module, x, known, routing)
         contexts.append(context)
-    return x, Context(contexts)
+        if place == affine:
+            kept = x.detach()
+    context = Context(contexts)
+    context.affine = kept
+    return x, context
 
 
 class FeedbackLayer(nn.Module):
@@ -84,6 +101,19 @@ class FeedbackLayer(nn.Module):
         for operation, position in zip(self.operations, self.positions, strict=True):
             y = operation(y, None if position is None else context[position])
         return y
+
+    @property
+    def affine_position(self) -> int | None:
+        """Place in the forward layer of what :attr:`affine_place` undoes; None where there is no such map."""
+        try:
+            return self.positions[self.affine_place]
+        except NotReducible:
+            return None
+
+    @property
+    def gated(self) -> list[int]:
+        """Places in the forward layer of the nonlinearities whose slopes in the clean pass this layer needs."""
+        return [p for o, p in zip(self.operations, self.positions, strict=True) if type(o) is Gate and p is not None]
 
     @property
     def affine_place(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -12,11 +13,22 @@ from torch import Tensor
 from dtp.feedback.context import Context
 from dtp.feedback.reduced import Constants, ReducedLDRL
 
+if TYPE_CHECKING:
+    from dtp.feedback.expected import ExpectedLDRL
+
 Noise = tuple[Tensor, ...]
 Gradients = dict[int, tuple[Tensor, ...]]
 Step = Callable[[Gradients], None]
-# Starts to average gradients over ranks; what it returns waits for the means.
-Average = Callable[[Gradients], Callable[[], Gradients]]
+
+
+class Average(Protocol):
+    """Means over ranks."""
+
+    def __call__(self, gradients: Gradients) -> Callable[[], Gradients]:
+        """Start to average gradients; what this returns waits for the means."""
+
+    def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Means of other tensors, which have the same shapes on all ranks."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +38,7 @@ class FeedbackProblem:
     Attributes:
         layer: n, number of the forward layer it undoes.
         parameters: its weights, the only tensors that are stepped.
-        iterations: K_n, how many steps.
+        iterations: K_n, how many steps; ``inf``, for the minimum itself, needs ``expected``.
         draw: the noise of one iteration, from the layer's own stream; it depends on no weights, so the noise of several
             iterations may be drawn at once, in the same order.
         loss: scalar for given noise, a pure function of it and of the weights: the literal form.
@@ -34,16 +46,18 @@ class FeedbackProblem:
         clean: (s_in, s_out, context) of the layer's clean pass, for the reduced form.
         close: relative distance of the Jacobians J_G and J_F^T, as the noise of an iteration shows it, at which the
             layer takes no more steps in this batch; 0 for never. For the reduced form only.
+        expected: the mean of the loss over its noise, on which the layer is trained instead where there is one.
     """
 
     layer: int
     parameters: tuple[Tensor, ...]
-    iterations: int
+    iterations: int | float
     draw: Callable[[], Noise]
     loss: Callable[[Noise], Tensor]
     reduced: ReducedLDRL | None = None
     clean: tuple[Tensor, Tensor, Context] | None = None
     close: float = 0.0
+    expected: ExpectedLDRL | None = None
 
 
 class LiteralGradients:

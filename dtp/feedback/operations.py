@@ -15,6 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
 from dtp.errors import UserError
-from dtp.feedback.context import AffineContext, ShapeContext, SwitchesContext
+from dtp.feedback.context import AffineContext, ShapeContext, SlopeContext, SwitchesContext
 from dtp.precision import full_precision
 from dtp.shapes import channels_last
 
@@ -40,12 +41,15 @@ class FeedbackSettings:
         unpool: ``"add"`` (adjoint of pooling) or ``"write"`` (last of several maxima at one position wins).
         gate: what stands between the two affine maps of a residual unit's feedback: the forward nonlinearity's slope
             (``"forward"``, the adjoint), the nonlinearity itself (``"feedback"``) or nothing (``"linear"``).
+        slope: what a nonlinearity outside residual units comes back through: itself, at what the feedback is given
+            (``"own"``, as published), or its slope in the clean pass (``"clean"``), which makes G linear.
     """
 
     nonlinearity: Literal["before", "after"] = "before"
     bias: bool = False
     unpool: Literal["add", "write"] = "add"
     gate: Literal["forward", "feedback", "linear"] = "forward"
+    slope: Literal["own", "clean"] = "own"
 
 
 class FeedbackOperation(nn.Module):
@@ -109,6 +113,21 @@ class LinearMap(FeedbackOperation):
         """:meth:`weight_gradient` of each of k batches: (k, B, *y), (k, B, *r) -> (k, *V)."""
         return torch.stack([self.weight_gradient(*pair) for pair in zip(y, error, strict=True)])
 
+    def squares_reaching(self, weight: Tensor) -> Tensor:
+        """Sum of squares of the ``weight`` (in the shape of V) that reach each value of y, of one sample: (*y,).
+
+        White noise on r comes through the transposed map with this variance. For convolutions it differs at borders,
+        where some of the kernel lies outside.
+
+        Raises:
+            NotImplementedError: the operation does not say which weights reach where.
+        """
+        raise NotImplementedError
+
+    def over_positions(self, values: Tensor) -> Tensor:
+        """For each weight the sum of ``values`` (*y,) over the values of y that it reaches; broadcastable to V."""
+        raise NotImplementedError
+
 
 class Elementwise(FeedbackOperation):
     """The same nonlinearity as the forward operation's."""
@@ -124,6 +143,30 @@ class Elementwise(FeedbackOperation):
 
     def forward(self, y: Tensor, context: Any = None) -> Tensor:
         return self.function(y)
+
+
+class Gate(FeedbackOperation):
+    """Feedback of a nonlinearity f, (B, *shape) to (B, *shape), with the place that f has in the layer.
+
+    ``"forward"`` multiplies by f' at what f was given in the clean pass: with transposed weights the exact adjoint, and
+    still local. ``"feedback"`` applies f (code of Ernoult et al.), which no weights make the adjoint; ``"linear"``
+    nothing.
+    """
+
+    kind = "reshape"
+
+    def __init__(self, function: nn.Module, gate: str):
+        super().__init__()
+        self.function = Elementwise(function)
+        self.gate = gate
+
+    def forward(self, y: Tensor, context: SlopeContext) -> Tensor:
+        if self.gate == "forward":
+            return y * context.slope
+        return self.function(y) if self.gate == "feedback" else y
+
+    def extra_repr(self) -> str:
+        return f"gate={self.gate!r}"
 
 
 class LinearFeedback(LinearMap):
@@ -157,6 +200,12 @@ class LinearFeedback(LinearMap):
     def transpose_of(self, forward_operation: nn.Linear) -> Tensor:
         return forward_operation.weight.t()
 
+    def squares_reaching(self, weight: Tensor) -> Tensor:
+        return weight.square().sum(0)
+
+    def over_positions(self, values: Tensor) -> Tensor:
+        return values.reshape(-1, values.shape[-1]).sum(0)
+
 
 class ConvFeedback(LinearMap):
     """Feedback of a convolution: the transposed convolution of the same geometry, with weights of its own.
@@ -173,6 +222,8 @@ class ConvFeedback(LinearMap):
                 f"A Conv2d with padding_mode={conv.padding_mode!r} has no feedback layer; use padding_mode='zeros'."
             )
         padding = _symmetric_padding(conv)
+        # Of r, and what zeros a subclass lays around it: before and after, in each dimension.
+        self.in_size, self.padded = tuple(in_shape[-2:]), ((0, 0),) * 2
         output_padding = tuple(
             (size + 2 * pad - dilation * (kernel - 1) - 1) % stride
             for size, pad, dilation, kernel, stride in zip(
@@ -219,6 +270,47 @@ class ConvFeedback(LinearMap):
             t.groups,
             (False, True, False),
         )[1]
+
+    def squares_reaching(self, weight: Tensor) -> Tensor:
+        rows, columns = self._taps_inside(weight)
+        return rows @ weight.square().sum(1) @ columns.t()
+
+    def over_positions(self, values: Tensor) -> Tensor:
+        rows, columns = self._taps_inside(values)
+        return (rows.t() @ values @ columns)[:, None]
+
+    def _taps_inside(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(H', k) and (W', k), 1 where a tap of the kernel lies within the rows or columns of r, else 0."""
+        t, padded = self.transposed, self.padded
+        geometry = zip(self.in_size, padded, t.kernel_size, t.stride, t.padding, t.dilation, strict=True)
+        rows, columns = (_inside(*numbers, like.dtype, like.device) for numbers in geometry)
+        return rows, columns
+
+
+@lru_cache(maxsize=256)
+def _inside(
+    size: int,
+    zeros: tuple[int, int],
+    kernel: int,
+    stride: int,
+    pad: int,
+    dilation: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """(positions, kernel): 1 where a tap lies on one of ``size`` values between two rims of zeros, else 0."""
+    before, after = zeros
+    positions = (size + before + after + 2 * pad - dilation * (kernel - 1) - 1) // stride + 1
+    at = torch.arange(positions)[:, None] * stride - pad - before + torch.arange(kernel) * dilation
+    return ((at >= 0) & (at < size)).to(device, dtype)
+
+
+def slope_of(function: nn.Module, a: Tensor) -> Tensor:
+    """f'(a) of an elementwise function, in full precision, without gradients and in any gradient mode."""
+    a = full_precision(a.detach())
+    # A copy, for a nonlinearity in place would overwrite a.
+    _, pull = torch.func.vjp(lambda a: function(a.clone()), a)
+    return pull(torch.ones_like(a))[0].detach()
 
 
 def _symmetric_padding(conv: nn.Conv2d) -> tuple[int, ...]:
@@ -325,8 +417,8 @@ def per_channel(values: Tensor, like: Tensor) -> Tensor:
 # --- forward passes that return a context -----------------------------------------------------------------------------
 
 
-def _plain_forward(module: nn.Module, x: Tensor, given: Any, routing: Routing) -> tuple[Tensor, None]:
-    return module(x), None
+def _plain_forward(module: nn.Module, x: Tensor, given: Any, routing: Routing) -> tuple[Tensor, Any]:
+    return module(x), given
 
 
 def shape_forward(module: nn.Module, x: Tensor, given: Any, routing: Routing) -> tuple[Tensor, ShapeContext]:
@@ -338,7 +430,8 @@ def _max_pool_forward(
 ) -> tuple[Tensor, SwitchesContext]:
     if given is not None and routing == "fixed":
         indices = given.indices
-        if channels_last(x):
+        # One map expanded over all images lies in memory like neither.
+        if channels_last(x) or (channels_last(indices) and not x.is_contiguous()):
             gathered = _positions_first(x).gather(1, _positions_first(indices))
             return gathered.transpose(1, 2).unflatten(2, indices.shape[2:]), given
         return x.flatten(2).gather(2, indices.flatten(2)).view_as(indices), given
@@ -428,6 +521,11 @@ def operation_of(module: nn.Module) -> _Operation:
     )
 
 
+def elementwise_feedback(module: nn.Module, in_shape: Size, settings: FeedbackSettings) -> FeedbackOperation:
+    """What undoes an elementwise nonlinearity."""
+    return Gate(module, "forward") if settings.slope == "clean" else Elementwise(module)
+
+
 def is_elementwise(module: nn.Module) -> bool:
     """Whether a module is known as an elementwise nonlinearity."""
     try:
@@ -437,7 +535,7 @@ def is_elementwise(module: nn.Module) -> bool:
 
 
 for _type in (nn.ELU, nn.ReLU, nn.LeakyReLU, nn.Tanh):
-    register_feedback(_type, lambda module, in_shape, settings: Elementwise(module))
+    register_feedback(_type, elementwise_feedback)
 register_feedback(nn.Linear, lambda module, in_shape, settings: LinearFeedback(module, settings.bias))
 register_feedback(nn.Conv2d, lambda module, in_shape, settings: ConvFeedback(module, in_shape, settings.bias))
 register_feedback(nn.MaxPool2d, lambda module, in_shape, settings: MaxUnpool(settings.unpool), _max_pool_forward)

@@ -126,7 +126,9 @@ class ReducedLDRL:
     def clean_pass(self, s_in: Tensor, s_out: Tensor, context: Context) -> CleanPass:
         """What the iterations of a batch share: s_in (B, *in), s_out (B, *out), context of the pass between them."""
         affine = s_in
-        if self.split is not None:
+        if self.split is not None and context.affine is not None and context.affine.dtype == s_in.dtype:
+            affine = context.affine
+        elif self.split is not None:
             for module in self.modules[: self.split + 1]:
                 affine = module(affine)
         return CleanPass(s_out, context, affine, self.feedback.before_affine(s_out, context))
@@ -143,21 +145,34 @@ class ReducedLDRL:
         eps, eta = (_joined(parts) for parts in zip(*noise, strict=True))
         samples = k * self.noise_samples
         context = clean.context.repeat(samples)
-        y_change, p = self._noisy_pass(clean, eps, context, samples)
+        gradient, y_change = self.first_term(clean, eps, k, context)
         if self.weight_free_part:
             y_eta = _each(eta, samples).add(clean.s_out).flatten(0, 1)
             q = _each(self.feedback.before_affine(y_eta, context), samples).sub_(clean.phi).flatten(0, 1)
         else:
             q = eta
-        error = self._as_output_of_map(eps, p)
         per_iteration = (k, self.noise_samples * batch)
-        gradient = self.map.weight_gradients(p.unflatten(0, per_iteration), error.unflatten(0, per_iteration))
         q, summed = q.unflatten(0, per_iteration), self.gram(batch)
         if summed:
             q = q.flatten(1, -2)
             q = q.transpose(1, 2) @ q
         change = y_change.reshape(k, -1).square().sum(1) / per_iteration[1]
-        return Constants(gradient.mul_(-self.scale(batch)), q, summed, change)
+        return Constants(gradient, q, summed, change)
+
+    @torch.no_grad()
+    def first_term(
+        self, clean: CleanPass, eps: Tensor, iterations: int, context: Context | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Constant parts of the gradients of ``iterations`` = k iterations, (k, *V), and F(s + eps) - y of them all.
+
+        ``eps`` is (k m B, *in), sample-major; ``context`` that of the clean pass for as many samples.
+        """
+        batch, samples = len(clean.s_out), iterations * self.noise_samples
+        context = clean.context.repeat(samples) if context is None else context
+        y_change, p = self._noisy_pass(clean, eps, context, samples)
+        error, per_iteration = self._as_output_of_map(eps, p), (iterations, self.noise_samples * batch)
+        gradient = self.map.weight_gradients(p.unflatten(0, per_iteration), error.unflatten(0, per_iteration))
+        return gradient.mul_(-self.scale(batch)), y_change
 
     def scale(self, batch: int) -> float:
         """2 f / (m B)."""

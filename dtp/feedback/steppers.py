@@ -19,7 +19,7 @@ def stepper(optimizer: Optimizer) -> Stepper:
     optimizer keeps it, so checkpoints are the optimizer's own. No ``.grad`` is left behind.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
-    if _is_plain(optimizer, SGD):
+    if is_plain(optimizer, SGD):
         return lambda gradients: _sgd_step(optimizer, parameters, gradients)
 
     def step(gradients: Sequence[Tensor]) -> None:
@@ -32,9 +32,20 @@ def stepper(optimizer: Optimizer) -> Stepper:
     return step
 
 
+def steps_of(optimizers: dict[int, Optimizer]) -> Callable[[dict[int, tuple[Tensor, ...]]], None]:
+    """One step of each optimizer, by layer, on the gradients given."""
+    steppers = {n: stepper(optimizer) for n, optimizer in optimizers.items()}
+
+    def step(gradients: dict[int, tuple[Tensor, ...]]) -> None:
+        for n, values in gradients.items():
+            steppers[n](values)
+
+    return step
+
+
 def capturable(optimizer: Optimizer) -> bool:
     """Whether the steps of this optimizer can be part of a graph: SGD with momentum, and Adam, without extras."""
-    return _is_plain(optimizer, SGD) or _is_plain(optimizer, Adam)
+    return is_plain(optimizer, SGD) or is_plain(optimizer, Adam)
 
 
 def capturable_stepper(optimizer: Optimizer, parameters: Sequence[Tensor]) -> Stepper:
@@ -59,7 +70,8 @@ def prepare_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
             state["step"] = state["step"].to(parameter.device)
 
 
-def _is_plain(optimizer: Optimizer, kind: type[Optimizer]) -> bool:
+def is_plain(optimizer: Optimizer, kind: type[Optimizer]) -> bool:
+    """Whether an optimizer is one of ``kind`` without extras: one group, no hooks, no variant of its step."""
     group = optimizer.param_groups[0]
     hooked = (
         optimizer._optimizer_step_pre_hooks

@@ -1,0 +1,489 @@
+"""L-DRL in expectation: the mean over infinitely many noise probes, and K steps on it in closed form.
+
+The loss is quadratic in the feedback weights V and the noise is white, so its mean over the noise is known and needs no
+convolution. Write the forward layer F(s) = rho(a), a = W s + b, and h(a) = phi(rho(a)), phi being what the feedback
+does before its affine map, all with the switches, slopes and statistics of the clean pass. Where h acts on each value
+by itself, the probes move a_i by xi_i of variance sigma^2 |w_i|^2 (w_i the weights that reach i), and::
+
+    E[p_i eps_j] = sigma^2 d_i W_ij,    d_i = E[h_i'(a_i + xi_i)] = E[h_i(a_i + xi_i) xi_i] / Var xi_i
+
+by Stein's identity, whatever sigma; q_i has the variance sigma^2 v_i and is independent of the others. So::
+
+    E[dL/dV] = 2 f sigma^2 (N * V - D * W)
+
+elementwise, f being the loss's own scale: D sums d, and N sums v, over the positions that a weight reaches, means over
+the batch. V goes towards (D / N) * W, each channel and tap at a rate of its own. Means of one Gaussian variable are
+taken by Gauss-Hermite quadrature.
+
+Left out is what the mean of q adds, WG(mu, A_V mu): mu is of the order of sigma^2 and 0 where the feedback has no
+nonlinearity (algorithms specification, section 12).
+
+Where h does not act so (``noisy`` routing), the first term can be drawn with some noise samples, once per batch, while
+the second stays in expectation.
+
+All this looks at W, where a rule that draws its probes sees only what W makes of them: it is a simulation of that rule
+in the limit of many probes, not a claim about what a neuron could compute.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+
+from dtp.feedback.adjoints import LocallyConnectedFeedback, StandardiseAdjoint
+from dtp.feedback.context import Context
+from dtp.feedback.layers import FeedbackLayer, NotReducible, has_hooks, layer_operations
+from dtp.feedback.operations import (
+    BatchNormAdjoint,
+    Elementwise,
+    Gate,
+    LinearFeedback,
+    LinearMap,
+    MaxUnpool,
+    PassThrough,
+    Routing,
+    operation_of,
+)
+from dtp.feedback.loop import Average, FeedbackProblem, FeedbackResult, Step
+from dtp.feedback.reduced import ReducedLDRL
+from dtp.feedback.steppers import is_plain, prepare_state, steps_of
+from dtp.modules import LocallyConnected2d, SameConv2d
+from dtp.precision import full_precision
+
+
+class NotExpected(NotReducible):
+    """A layer's mean over the noise is not known; the text is the reason."""
+
+
+# Operations of a feedback layer that act on each value by itself, and those of them that are linear.
+_LINEAR = (BatchNormAdjoint, Gate, PassThrough, StandardiseAdjoint)
+_BY_VALUE = (Elementwise, *_LINEAR)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What the noise comes to in a batch, means over its images.
+
+    Attributes:
+        first: D, broadcastable to V; or, where ``drawn``, the constant part of the gradient itself, (*V).
+        second: N, broadcastable to V.
+        drawn: whether ``first`` is of noise samples instead of an expectation.
+    """
+
+    first: Tensor
+    second: Tensor
+    drawn: bool
+
+
+class ExpectedLDRL:
+    """The mean of L-DRL over its noise for one feedback layer.
+
+    Args:
+        layer: forward layer F_n.
+        feedback: feedback layer G_n.
+        sigma: standard deviation of the noise.
+        routing, noise_samples, paper_scale: as for :func:`~dtp.feedback.ldrl_loss`; ``noise_samples`` for a first term
+            that must be drawn.
+        nodes: of the quadrature; 1 is the limit of small noise.
+
+    Attributes:
+        drawn: why the first term is drawn; empty where its mean is known.
+
+    Raises:
+        NotExpected: not even the second term's mean is known.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Module,
+        feedback: nn.Module,
+        sigma: float,
+        *,
+        routing: Routing = "fixed",
+        noise_samples: int = 1,
+        paper_scale: float | None = None,
+        nodes: int = 5,
+    ):
+        try:
+            self.reduced = ReducedLDRL(
+                layer, feedback, routing=routing, noise_samples=noise_samples, paper_scale=paper_scale
+            )
+        except NotReducible as error:
+            raise NotExpected(str(error)) from error
+        self.layer, self.feedback, self.sigma, self.nodes = layer, feedback, sigma, nodes
+        self.factor, self.map, self.modules = self.reduced.factor, self.reduced.map, layer_operations(layer)
+        # Operations of the feedback before its affine map, each with its place in the forward layer.
+        place = self.reduced.place
+        self.before = list(zip(feedback.operations[:place], feedback.positions[:place], strict=True))
+        self.place = feedback.positions[place]
+        self._require_separate_values(feedback)
+        self.drawn = self._why_drawn(routing)
+
+    def _require_separate_values(self, feedback: FeedbackLayer) -> None:
+        """Whether noise on the layer's output reaches each input of the affine map by itself."""
+        unpooled = False
+        for operation, position in self.before:
+            kind = type(operation)
+            if kind is MaxUnpool and not unpooled:
+                unpooled = True
+                pool = self.modules[position]
+                overlapping = operation.mode == "add" and _overlapping(pool)
+            elif kind is Elementwise and unpooled and overlapping:
+                raise NotExpected("a nonlinearity follows the unpooling of windows that overlap")
+            elif kind not in _BY_VALUE:
+                raise NotExpected(f"its feedback has {kind.__name__}, which does not act on each value by itself")
+            if has_hooks(operation):
+                raise NotExpected("its feedback has hooks")
+        if type(self.map).over_positions is LinearMap.over_positions:
+            raise NotExpected(f"{type(self.map).__name__} does not say which weights reach where")
+
+    def _why_drawn(self, routing: Routing) -> str:
+        """Why the mean of the first term is not known; empty where it is."""
+        forward = self.modules[self.place]
+        known = {LinearFeedback: nn.Linear, LocallyConnectedFeedback: LocallyConnected2d}
+        known = known.get(type(self.map), SameConv2d if type(forward) is SameConv2d else nn.Conv2d)
+        if type(forward) is not known or any(has_hooks(module) for module in self.modules):
+            return "its affine map is not one of the known ones, or has hooks"
+        if any(type(module) not in (nn.Flatten, nn.Identity) for module in self.modules[: self.place]):
+            return "its affine map does not come first"
+        undone = {position: operation for operation, position in self.before}
+        for position, module in enumerate(self.modules[self.place + 1 :], self.place + 1):
+            if type(undone.get(position)) is MaxUnpool:
+                if routing == "noisy":
+                    return "the maxima move with the noise (--routing noisy)"
+            elif type(undone.get(position)) not in _BY_VALUE or (
+                type(undone[position]) is PassThrough and type(module) is not nn.Identity
+            ):
+                return f"{type(module).__name__} does not act on each value by itself"
+        return ""
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """V."""
+        return self.map.weight
+
+    @property
+    def transpose(self) -> Tensor:
+        """W, the forward weights in the shape of V, a view."""
+        return self.map.transpose_of(self.modules[self.place])
+
+    @torch.no_grad()
+    def moments(self, clean: tuple[Tensor, Tensor, Context], noise: Sequence[Tensor] = ()) -> Moments:
+        """D and N of a batch.
+
+        Args:
+            clean: (s_in, s_out, context) of the clean pass; the context holds the value of the affine map.
+            noise: (eps, eta) of one iteration, for a first term that is drawn.
+        """
+        s_in, s_out, context = clean
+        second = self._second(s_out, context)
+        if self.drawn:
+            first, _ = self.reduced.first_term(self.reduced.clean_pass(s_in, s_out, context), noise[0], 1)
+            return Moments(first[0], second, True)
+        return Moments(self._first(context), second, False)
+
+    def minimiser(self, moments: Moments, decay: float = 0.0) -> tuple[Tensor, Tensor]:
+        """``(V*, h)``: the loss with a penalty ``decay`` / 2 |V|^2 has the gradient h * (V - V*), elementwise.
+
+        h is broadcastable to V, and V* is 0 where h is.
+        """
+        scale = 2 * self.factor * self.sigma**2
+        h = (scale * moments.second).add_(decay)
+        if moments.drawn:
+            return torch.where(h > 0, -moments.first / h, 0.0), h
+        return torch.where(h > 0, scale * moments.first / h, 0.0).to(self.weight.dtype) * self.transpose, h
+
+    def gradient(self, moments: Moments) -> Tensor:
+        """Mean gradient at the present V, (*V)."""
+        scale = 2 * self.factor * self.sigma**2
+        quadratic = moments.second * self.weight * scale
+        if moments.drawn:
+            return quadratic.add_(moments.first)
+        return quadratic.addcmul_(moments.first, self.transpose, value=-scale)
+
+    def loss(self, moments: Moments) -> Tensor:
+        """Mean loss at the present V, a scalar."""
+        scale = self.factor * self.sigma**2
+        v = self.weight
+        square = (moments.second * v).mul_(v).sum() * scale
+        product = (moments.first * v).sum() if moments.drawn else (moments.first * self.transpose).mul_(v).sum()
+        return square + product * (1.0 if moments.drawn else -2 * scale)
+
+    def _first(self, context: Context) -> Tensor:
+        """D: means of h'."""
+        a = full_precision(context.affine)
+        if len(self.modules) == self.place + 1 and not self.before:
+            return self.map.over_positions(torch.ones_like(a[0]))
+        pool = self._pool(context)
+        cells = a if pool is None else pool(a)
+        slopes = self._clean_slopes(context)
+
+        def h(x: Tensor) -> Tensor:
+            return self._after_affine(x, context, slopes)
+
+        if self.nodes == 1:
+            d = _slope(h, cells)
+        else:
+            std = self.map.squares_reaching(self.transpose).sqrt_().mul_(self.sigma)
+            # Where no weight reaches, any slope will do: it is multiplied by none.
+            std = std.clamp_(min=math.sqrt(torch.finfo(std.dtype).eps))
+            std = std if pool is None else pool(std[None].expand(a.shape))
+            z, weights = _nodes(self.nodes, a.dtype, a.device)
+            moved = h(_spread(cells, std, z)).unflatten(0, (len(z), -1))
+            d = torch.tensordot(weights * z, moved, 1).div_(std)
+        return self._summed(d, context)
+
+    def _second(self, s_out: Tensor, context: Context) -> Tensor:
+        """N: variances of q over sigma^2."""
+        if not self.before:
+            return self.map.over_positions(torch.ones_like(s_out[0]))
+        slopes = self._clean_slopes(context)
+
+        def phi(y: Tensor) -> Tensor:
+            return self._before_map(y, context, slopes)
+
+        if all(isinstance(operation, _LINEAR + (MaxUnpool,)) for operation, _ in self.before):
+            v = phi(torch.ones_like(s_out)).square()
+        elif self.nodes == 1:
+            v = _slope(phi, s_out).square()
+        else:
+            z, weights = _nodes(self.nodes, s_out.dtype, s_out.device)
+            moved = phi(_spread(s_out, self.sigma, z)).unflatten(0, (len(z), -1)) - phi(s_out)
+            mean = torch.tensordot(weights, moved, 1)
+            v = torch.tensordot(weights, moved.square_(), 1).addcmul_(mean, mean, value=-1).div_(self.sigma**2)
+        return self._summed(v, context)
+
+    def _summed(self, cells: Tensor, context: Context) -> Tensor:
+        """Values of the cells, at the positions that they came from, summed over those and averaged over images."""
+        images = len(cells)
+        for operation, position in self.before:
+            if type(operation) is MaxUnpool:
+                cells = operation(cells, context[position])
+        return self.map.over_positions(cells.sum(0).div_(images))
+
+    def _pool(self, context: Context):
+        """What takes the values at the switches of the clean pass; None where nothing is pooled."""
+        for operation, position in self.before:
+            if type(operation) is MaxUnpool:
+                module, known = self.modules[position], context[position]
+                return lambda x: operation_of(module).forward(module, x, known, "fixed")[0]
+        return None
+
+    def _clean_slopes(self, context: Context) -> dict[int, Tensor]:
+        """Slopes of the clean pass by place, at the cells."""
+        pool, pooled_at = self._pool(context), self._pool_place
+        slopes = {position: context[position].slope for operation, position in self.before if type(operation) is Gate}
+        return {n: pool(slope) if n < pooled_at else slope for n, slope in slopes.items()}
+
+    @property
+    def _pool_place(self) -> int:
+        return next((position for operation, position in self.before if type(operation) is MaxUnpool), -1)
+
+    def _after_affine(self, x: Tensor, context: Context, slopes: dict[int, Tensor]) -> Tensor:
+        """h of the cells, (k B, *cells), what pools and unpools left out."""
+        undone = {position: operation for operation, position in self.before}
+        for position in range(self.place + 1, len(self.modules)):
+            if type(undone[position]) is not MaxUnpool:
+                module = self.modules[position]
+                x, _ = operation_of(module).forward(module, x, context[position], "fixed")
+        return self._before_map(x, context, slopes)
+
+    def _before_map(self, y: Tensor, context: Context, slopes: dict[int, Tensor]) -> Tensor:
+        """phi of the cells, the unpooling left out."""
+        for operation, position in self.before:
+            if type(operation) is Gate:
+                slope = slopes[position]
+                y = y.unflatten(0, (-1, len(slope))).mul(slope).flatten(0, 1)
+            elif type(operation) is not MaxUnpool:
+                y = operation(y, None if position is None else context[position])
+        return y
+
+
+def _overlapping(pool: nn.MaxPool2d) -> bool:
+    kernel, stride = ((n, n) if isinstance(n, int) else n for n in (pool.kernel_size, pool.stride))
+    return any(k > s for k, s in zip(kernel, stride, strict=True)) or pool.dilation not in (1, (1, 1))
+
+
+def _slope(function: Any, x: Tensor) -> Tensor:
+    """Derivative of a function of each value by itself."""
+    _, pull = torch.func.vjp(lambda x: function(x.clone()), x)
+    return pull(torch.ones_like(x))[0]
+
+
+def _spread(x: Tensor, scale: Tensor | float, z: Tensor) -> Tensor:
+    """x + scale z for each node z: (k B, *x)."""
+    z = z.view(-1, *(1 for _ in x.shape))
+    moved = torch.addcmul(x, z, scale) if isinstance(scale, Tensor) else torch.add(x, z, alpha=scale)
+    return moved.flatten(0, 1)
+
+
+@lru_cache(maxsize=32)
+def _nodes(count: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of the mean over a standard normal variable; a node at 0 is left out, where changes are 0."""
+    z, weights = np.polynomial.hermite_e.hermegauss(count)
+    kept = np.abs(z) > 1e-12
+    weights = weights / weights.sum()
+    return torch.tensor(z[kept]).to(device, dtype), torch.tensor(weights[kept]).to(device, dtype)
+
+
+def momentum_steps(
+    curvature: Tensor, rate: Tensor | float, momentum: float, steps: Tensor | float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What K steps of SGD with momentum make of the distance to a minimum and of the velocity.
+
+    On a gradient h e the steps m <- mu m + h e, e <- e - lr m are linear: (e, m)_K = T^K (e, m)_0 with
+    T = [[1 - lr h, -lr mu], [h, mu]], whose determinant is mu. Its powers are T^K = U_K T - mu U_{K-1}, U_K a Chebyshev
+    polynomial of the trace.
+
+    Args:
+        curvature: h, at least 0.
+        rate: lr, above 0, a number or one for each value of h.
+        momentum: mu, from 0 to below 1.
+        steps: K, likewise; ``inf`` is the minimum itself, with no velocity.
+
+    Returns:
+        The entries (11, 12, 21, 22) of T^K, float64, in the shape of ``curvature``.
+    """
+    h = curvature.double()
+    rate, steps = torch.as_tensor(rate, dtype=h.dtype), torch.as_tensor(steps, dtype=h.dtype)
+    rate, steps = rate.to(h.device, non_blocking=True), steps.to(h.device, non_blocking=True)
+    forever = torch.isinf(steps)
+    steps = torch.where(forever, 1.0, steps)
+    factor = 1 - rate * h
+    if momentum == 0:
+        # The velocity is the last gradient, and no state.
+        previous = factor.abs().pow(steps - 1) * torch.where((steps % 2 == 0) & (factor < 0), -1.0, 1.0)
+        entries = (previous * factor, torch.zeros_like(h), previous * h, torch.zeros_like(h))
+    else:
+        root = math.sqrt(momentum)
+        half = (factor + momentum) / (2 * root)
+        this, before = (_chebyshev(half, root, k) for k in (steps, steps - 1))
+        entries = (
+            this * factor - momentum * before,
+            -rate * momentum * this,
+            h * this,
+            momentum * (this - before),
+        )
+    return tuple(torch.where(forever, 0.0, entry) for entry in entries)
+
+
+def _chebyshev(c: Tensor, root: float, n: Tensor) -> Tensor:
+    """U_n = root^(n-1) sin(n theta) / sin(theta), c = cos(theta), continued to |c| > 1 without overflow."""
+    size = c.abs()
+    sign = torch.where((c < 0) & (n % 2 == 0), -1.0, 1.0)
+    inner = size.clamp(max=1).acos_()
+    outer = size.clamp(min=1).acosh_()
+    near = (inner < 1e-7) & (outer < 1e-7)
+    power = (n - 1) * math.log(root)
+    swinging = torch.exp(power) * torch.sin(n * inner) / torch.sin(inner)
+    sliding = torch.exp(power + (n - 1) * outer) * torch.expm1(-2 * n * outer) / torch.expm1(-2 * outer)
+    return sign * torch.where(near, torch.exp(power) * n, torch.where(size <= 1, swinging, sliding))
+
+
+def train_in_expectation(
+    problems: Sequence[FeedbackProblem],
+    optimizers: dict[int, Optimizer],
+    step: Step | None = None,
+    average: Average | None = None,
+) -> FeedbackResult:
+    """Train feedback layers on the mean of L-DRL: K steps in closed form, without a convolution.
+
+    Args:
+        problems: all with an expected form.
+        optimizers: of each layer's feedback weights. Those of plain SGD are served in closed form, others step K times.
+        step: how gradients become steps, where every step is to be taken one by one; None for the quickest way.
+        average: means over ranks, of the moments alone: they meet once.
+
+    Returns:
+        The mean loss of each layer at its new weights, and how many steps were taken (as a number for ``inf``).
+    """
+    moments = {p.layer: p.expected.moments(p.clean, p.draw() if p.expected.drawn else ()) for p in problems}
+    if average is not None:
+        means = iter(average.mean([t for m in moments.values() for t in (m.first, m.second)]))
+        moments = {n: Moments(next(means), next(means), m.drawn) for n, m in moments.items()}
+    at_once = [p for p in problems if step is None and _in_closed_form(p, optimizers[p.layer])]
+    _leap(at_once, [moments[p.layer] for p in at_once], optimizers)
+    one_by_one = [p for p in problems if p not in at_once]
+    _walk(one_by_one, moments, optimizers, step)
+    with torch.no_grad():
+        losses = {p.layer: p.expected.loss(moments[p.layer]) for p in problems}
+    return FeedbackResult(losses, {p.layer: p.iterations for p in problems})
+
+
+def _in_closed_form(problem: FeedbackProblem, optimizer: Optimizer) -> bool:
+    alone = len(problem.parameters) == 1 and problem.parameters[0] is problem.expected.weight
+    return alone and is_plain(optimizer, SGD)
+
+
+@torch.no_grad()
+def _leap(problems: Sequence[FeedbackProblem], moments: Sequence[Moments], optimizers: dict[int, Optimizer]) -> None:
+    """All steps of some layers in closed form."""
+    if not problems:
+        return
+    groups = [optimizers[p.layer].param_groups[0] for p in problems]
+    aims, curvatures = zip(
+        *(p.expected.minimiser(m, g["weight_decay"]) for p, m, g in zip(problems, moments, groups, strict=True)),
+        strict=True,
+    )
+    sizes = tuple(h.numel() for h in curvatures)
+    flat = torch.cat([h.flatten() for h in curvatures])
+    rates = _repeated(tuple(g["lr"] for g in groups), sizes, flat.device)
+    steps = _repeated(tuple(float(p.iterations) for p in problems), sizes, flat.device)
+    momentum = groups[0]["momentum"]
+    entries = torch.stack(momentum_steps(flat, rates, momentum, steps))
+    # Where nothing pulls, an unlimited number of steps changes nothing either.
+    entries[0] = torch.where((flat == 0) & torch.isinf(steps), 1.0, entries[0])
+    for problem, aim, h, part in zip(problems, aims, curvatures, entries.split(sizes, 1), strict=True):
+        v = problem.expected.weight
+        of_e, of_m, to_m, of_m_to_m = part.to(v.dtype).view(4, *h.shape)
+        if momentum:
+            prepare_state(optimizers[problem.layer], [v])
+            velocity = optimizers[problem.layer].state[v]["momentum_buffer"]
+            distance = v - aim
+            v.copy_(aim).addcmul_(distance, of_e).addcmul_(velocity, of_m)
+            velocity.mul_(of_m_to_m).addcmul_(distance, to_m)
+        else:
+            v.lerp_(aim, 1 - of_e)
+
+
+def _walk(
+    problems: Sequence[FeedbackProblem],
+    moments: dict[int, Moments],
+    optimizers: dict[int, Optimizer],
+    step: Step | None,
+) -> None:
+    """The steps of some layers, one after the other."""
+    step = step or steps_of(optimizers)
+    for problem in problems:
+        if math.isinf(problem.iterations):
+            aim, h = problem.expected.minimiser(moments[problem.layer], _decay(optimizers[problem.layer]))
+            with torch.no_grad():
+                problem.expected.weight.copy_(torch.where(h > 0, aim, problem.expected.weight))
+    finite = [p for p in problems if not math.isinf(p.iterations)]
+    for k in range(max((p.iterations for p in finite), default=0)):
+        gradients = {}
+        with torch.no_grad():
+            for p in finite:
+                if k < p.iterations:
+                    gradient = p.expected.gradient(moments[p.layer])
+                    gradients[p.layer] = p.expected.reduced.gradients(p.parameters, gradient)
+        step(gradients)
+
+
+def _decay(optimizer: Optimizer) -> float:
+    return optimizer.param_groups[0]["weight_decay"]
+
+
+@lru_cache(maxsize=64)
+def _repeated(values: tuple[float, ...], sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Each value as many times as its size says, float64."""
+    parts = [torch.full((size,), value, dtype=torch.float64) for value, size in zip(values, sizes, strict=True)]
+    return torch.cat(parts).to(device)
