@@ -5,8 +5,7 @@
     python benchmarks/engines.py --model vgg --data cifar10 --shape 3 32 32 --iterations 1 0.5 0.2 0.1 0.05
 
 ``published`` is the literal loss as the published code evaluates it, with F(s) computed again in every iteration;
-``literal``, ``reduced`` and ``graph`` are ``--engine``; ``bp`` is a batch of backpropagation. Floating-point operations
-are counted by torch and compared with the formula: 8, 7 and 4 convolutions of the layer's size for each iteration.
+``literal``, ``reduced`` and ``graph`` are ``--engine``; ``expected`` is ``--probes expected --routing fixed``; ``bp`` is a batch of backpropagation. Floating-point operations are counted by torch and compared with the formula: 8, 7 and 4 convolutions of the layer's size for each iteration.
 The literal forms step by torch's optimizers through the rule, the others without that overhead, as in training.
 ``--iterations`` measures the fastest engine for parts of the preset's iteration counts instead.
 """
@@ -30,7 +29,7 @@ from dtp.feedback import forward_with_context, ldrl_loss
 from dtp.memory import keep_freed_memory
 from dtp.models import MODELS
 
-UNITS = {"published": 8, "literal": 7, "reduced": 4, "graph": 4}
+UNITS = {"published": 8, "literal": 7, "reduced": 4, "graph": 4, "expected": 0}
 
 
 class Published(DTP):
@@ -56,10 +55,13 @@ def make(name: str, o: argparse.Namespace, part: float = 1.0) -> Algorithm:
     ]
     config = parse(argv)
     if name != "bp":
-        config.algo.engine = "literal" if name == "published" else name
+        if name == "expected":
+            config.algo.probes, config.algo.routing = "expected", "fixed"
+        else:
+            config.algo.engine = "literal" if name == "published" else name
         config.algo.feedback_iterations = [max(1, round(part * k)) for k in config.algo.feedback_iterations]
     torch.manual_seed(0)
-    network = MODELS.resolve(o.model).load()(config.model, o.shape, getattr(o, "classes", 10))
+    network = MODELS.resolve(o.model).load()(config.model, o.shape, o.classes)
     kind = Published if name == "published" else ALGORITHMS.resolve(config.run.algo).load()
     layout = torch.contiguous_format if o.contiguous else torch.channels_last
     rule = kind(network, config.algo).to(o.device).to(memory_format=layout)
@@ -141,8 +143,10 @@ def main() -> None:
     parser.add_argument("--data", default="cifar10", help="whose preset is used")
     parser.add_argument("--shape", type=int, nargs=3, default=[3, 32, 32], help="channels, height, width of the images")
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--engines", nargs="*", default=["published", "literal", "reduced", "graph"], choices=UNITS)
+    usual = ["published", "literal", "reduced", "graph", "expected"]
+    parser.add_argument("--engines", nargs="*", default=usual, choices=UNITS)
     parser.add_argument("--iterations", type=float, nargs="*", help="parts of the preset's iteration counts")
     parser.add_argument("--contiguous", action="store_true", help="maps whole in memory, not channels innermost")
     parser.add_argument("--tf32", action="store_true")
@@ -154,7 +158,7 @@ def main() -> None:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = o.tf32
     torch.manual_seed(0)
     x = torch.randn(o.batch_size, *o.shape, device=o.device)
-    y = torch.randint(10, (o.batch_size,), device=o.device)
+    y = torch.randint(o.classes, (o.batch_size,), device=o.device)
     result = {
         "model": o.model,
         "shape": o.shape,

@@ -1,108 +1,175 @@
 #!/usr/bin/env bash
-# Everything that this project claims, or would like to, about a GPU, in one command:
+# What this project claims about a GPU, measured part by part:
 #
-#     benchmarks/gpu.sh --cifar DIR [--mnist DIR] [--python PYTHON] [--quick]
+#     benchmarks/gpu.sh [--out DIR] [--seconds N] [--cifar DIR] [--mnist DIR] [--python PYTHON] [--dry] PART...
 #
-# DIR holds train/CLASS/*.jpg and test/CLASS/*.jpg (--cifar) and MNIST/raw (--mnist). It needs one GPU and about an hour
-# on one like an H200; --quick, about five minutes, leaves out the long runs. Each part that fails is named at the end and
-# stops no other. Results are JSON files in benchmarks/results/gpu/, the output of each part a .log beside them.
+#     tests        the tests that need a GPU
+#     ratios       a batch of every engine and of --probes expected against backprop: float32 and TF32, both layouts
+#     profile      where the time of a batch goes
+#     train NAME   a training run to its end, see NAMES below; stopped by its limit, the same command goes on
+#     sweep NAME   a sweep of dtp/sweeps, 12 runs at once; likewise
+#     imagenet32   throughput on shapes of ImageNet 32x32, without images
+#     report       all summaries and curves as one small archive
+#
+# Each part has --seconds (default 590) and leaves its results in --out (default benchmarks/results/gpu) at once: .json, .log.
+# --cifar DIR holds train/CLASS/* and test/CLASS/*, --mnist DIR MNIST/raw (and FashionMNIST/raw). --dry does a little of
+# everything on a CPU: what has a typo shows before a GPU is there. Nothing is downloaded. A part that fails is named at the
+# end, with status 1, and stops no other.
 set -uo pipefail
 
-cifar="" mnist="" python=python quick=0
+declare -A NAMES=(
+    [bp-vgg]="--algo bp --config bp_vgg_cifar10"
+    [dtp-vgg]="--config dtp_vgg_cifar10"
+    [dtp-vgg-fixed]="--config dtp_vgg_cifar10 --routing fixed"
+    [dtp-vgg-cheap]="--config dtp_vgg_cifar10_cheap"
+    [dtp-vgg-expected]="--config dtp_vgg_cifar10_expected"
+    [dtp-vgg-no-lag]="--config dtp_vgg_cifar10_expected --feedback-iterations inf"
+    [bp-lenet-cifar10]="--algo bp --config bp_lenet_cifar10"
+    [dtp-lenet-cifar10]="--config dtp_lenet_cifar10"
+    [dtp-lenet-cifar10-expected]="--config dtp_lenet_cifar10_expected"
+    [bp-lenet-mnist]="--algo bp --config bp_lenet_mnist"
+    [dtp-lenet-mnist]="--config dtp_lenet_mnist"
+    [dtp-lenet-mnist-expected]="--config dtp_lenet_mnist_expected"
+    [bp-lenet-fashion-mnist]="--algo bp --config bp_lenet_fashion-mnist"
+    [dtp-lenet-fashion-mnist]="--config dtp_lenet_fashion-mnist"
+    [dtp-lenet-fashion-mnist-expected]="--config dtp_lenet_fashion-mnist_expected"
+)
+
+fail() { echo "gpu.sh: $1" >&2; exit 2; }
+
+out="" seconds=590 cifar="" mnist="" python=python dry=0
 while [ $# -gt 0 ]; do
-    if [ "$1" != --quick ] && [ $# -lt 2 ]; then
-        echo "gpu.sh: expected a value after $1, found none; give one." >&2
-        exit 2
-    fi
     case "$1" in
-        --cifar) cifar=$2; shift 2 ;;
-        --mnist) mnist=$2; shift 2 ;;
-        --python) python=$2; shift 2 ;;
-        --quick) quick=1; shift ;;
-        *) echo "gpu.sh: unknown option $1; known are --cifar DIR, --mnist DIR, --python PYTHON, --quick" >&2; exit 2 ;;
+        --dry) dry=1; shift; continue ;;
+        --out | --seconds | --cifar | --mnist | --python) [ $# -ge 2 ] || fail "expected a value after $1, found none." ;;
+        --*) fail "unknown option $1; known are --out, --seconds, --cifar, --mnist, --python, --dry." ;;
+        *) break ;;
+    esac
+    case "$1" in
+        --out) out=$(realpath -m "$2") ;;
+        --seconds) seconds=$2 ;;
+        --cifar) cifar=$(realpath -m "$2") ;;
+        --mnist) mnist=$(realpath -m "$2") ;;
+        --python) python=$2 ;;
+    esac
+    shift 2
+done
+case "$python" in */*) python=$(realpath -s "$python") ;; esac
+[ $# -gt 0 ] || fail "expected a part: tests, ratios, profile, train NAME, sweep NAME, imagenet32 or report; found none."
+cd "$(dirname "$0")/.." || exit 2
+out=${out:-$PWD/benchmarks/results/gpu}
+mkdir -p "$out" || fail "cannot write to $out; give another --out."
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+if [ "$dry" = 0 ] && ! "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then
+    fail "torch finds no GPU here; run it where nvidia-smi shows one, or --dry."
+fi
+for module in lightning simple_parsing torchvision torchmetrics; do
+    "$python" -c "import $module" 2>/dev/null || fail "the module $module is missing; install what setup.cfg lists."
+done
+
+failed=()
+step() { # step NAME COMMAND...: within the time that the part has left, its output in NAME.log
+    local name=$1 begin=$SECONDS left=$((until_second - SECONDS)) status
+    shift
+    [ "$left" -gt 5 ] || { echo "   $name: no time left"; failed+=("$name"); return; }
+    timeout -s TERM -k 25 "$left" "$@" >>"$out/$name.log" 2>&1
+    status=$?
+    # 75 and 124: stopped at its limit with a checkpoint, to go on.
+    [ "$status" = 0 ] || failed+=("$name")
+    echo "   $name: status $status, $((SECONDS - begin)) s: $(tail -n 1 "$out/$name.log" | cut -c1-300)"
+}
+
+# A little of everything where there is no GPU.
+vgg=(--model vgg --data cifar10 --shape 3 32 32)
+rounds=(--rounds 10)
+little=()
+if [ "$dry" = 1 ]; then
+    rounds=(--rounds 1 --batch-size 4)
+    little=(--max-epochs 1 --limit-train-batches 2 --limit-val-batches 1 --diagnostics-every 0)
+fi
+tests=(tests/test_gpu.py tests/feedback/test_transmission.py)
+
+data_of() { # the data of a run by its name or configuration, as words
+    case "$1" in
+        *vgg* | *cifar10* | *lag*) [ -n "$cifar" ] && echo "--data imagefolder --data-dir $cifar" ;;
+        *mnist*) [ -n "$mnist" ] && echo "--data-dir $mnist" ;;
+    esac
+}
+
+small_files() { # summaries, curves and configurations of all runs, as one archive
+    find runs \( -name summary.json -o -name metrics.csv -o -name config.yaml -o -name results.json -o -name results.md \
+        -o -name '*.png' \) -not -path '*/checkpoints/*' 2>/dev/null | tar czf "$out/runs.tgz" -T - 2>/dev/null
+}
+
+part() {
+    until_second=$((SECONDS + seconds))
+    echo "== $*"
+    case "$1" in
+        tests)
+            # By name: other tests import what a GPU machine may lack.
+            step tests "$python" -m pytest "${tests[@]}" -m gpu -q -s -p no:cacheprovider
+            grep -E "passed|failed|FAILED|skipped|float32 error" "$out/tests.log"
+            ;;
+        ratios)
+            local form words
+            for form in "tf32:--tf32" "fp32:" "tf32-contiguous:--tf32 --contiguous"; do
+                read -ra words <<<"${form#*:}"
+                step "ratios-${form%%:*}" "$python" benchmarks/engines.py "${vgg[@]}" "${rounds[@]}" "${words[@]}" \
+                    --output "$out/ratios-${form%%:*}.json"
+            done
+            step ratios-mlp "$python" benchmarks/engines.py --model mlp --data mnist --shape 1 28 28 "${rounds[@]}" \
+                --output "$out/ratios-mlp.json"
+            step ratios-lenet "$python" benchmarks/engines.py --model lenet --data cifar10 --shape 3 32 32 "${rounds[@]}" \
+                --tf32 --output "$out/ratios-lenet.json"
+            ;;
+        profile)
+            local engine some=()
+            [ "$dry" = 0 ] || some=(--batches 1 --batch-size 4)
+            for engine in bp reduced graph expected; do
+                step "profile-$engine" "$python" benchmarks/profile_step.py "${vgg[@]}" --engine "$engine" --tf32 \
+                    "${some[@]}" --output "$out/profile-$engine.json"
+            done
+            ;;
+        train)
+            local words place
+            read -ra words <<<"${NAMES[$2]}"
+            place=$(data_of "$2")
+            [ -n "$place" ] || fail "train $2: expected --cifar DIR or --mnist DIR with its images, found none."
+            read -ra place <<<"$place"
+            # As published: no validation split on CIFAR-10, the last weights.
+            case "$2" in *vgg* | *cifar10*) words+=(--val-size 0 --test-weights last) ;; esac
+            step "train-$2" "$python" main.py "${words[@]}" "${place[@]}" --tf32 --diagnostics-every 10 \
+                --run-dir "runs/gpu/$2" --resume auto "${little[@]}"
+            cp -f "runs/gpu/$2/summary.json" "$out/train-$2.json" 2>/dev/null
+            ;;
+        sweep)
+            local place jobs=12
+            [ "$dry" = 0 ] || jobs=1
+            place=$(data_of "$2")
+            [ -n "$place" ] || fail "sweep $2: expected --cifar DIR or --mnist DIR with its images, found none."
+            read -ra place <<<"$place"
+            OMP_NUM_THREADS=1 step "sweep-$2" "$python" -m dtp.sweep "$2" --jobs "$jobs" "${place[@]}" --tf32 "${little[@]}"
+            ;;
+        imagenet32)
+            local shape=(--model vgg --data imagenet32 --shape 3 32 32 --classes 1000)
+            [ "$dry" = 0 ] && shape+=(--batch-size 256)
+            step imagenet32 "$python" benchmarks/engines.py "${shape[@]}" "${rounds[@]}" --tf32 \
+                --engines literal graph expected --output "$out/imagenet32.json"
+            ;;
+        report) ;;
+    esac
+    small_files
+}
+
+while [ $# -gt 0 ]; do
+    case "$1" in
+        tests | ratios | profile | imagenet32 | report) part "$1"; shift ;;
+        train)
+            [ -n "${2:-}" ] && [ -n "${NAMES[${2:-}]:-}" ] || fail "train: expected one of ${!NAMES[*]}; found '${2:-}'."
+            part train "$2"; shift 2
+            ;;
+        sweep) [ $# -ge 2 ] || fail "sweep: expected its name, found none."; part sweep "$2"; shift 2 ;;
+        *) fail "unknown part $1; known are tests, ratios, profile, train NAME, sweep NAME, imagenet32, report." ;;
     esac
 done
-[ -z "$cifar" ] || cifar=$(realpath -m "$cifar")
-[ -z "$mnist" ] || mnist=$(realpath -m "$mnist")
-case "$python" in */*) python=$(realpath -s "$python") ;; esac
-cd "$(dirname "$0")/.."
-if [ -n "$mnist" ] && [ ! -d "$mnist/MNIST/raw" ]; then
-    echo "gpu.sh: expected --mnist DIR with DIR/MNIST/raw in it, found '$mnist'; give another." >&2
-    exit 2
-fi
-if [ "$quick" = 0 ] && [ ! -d "${cifar:-/nowhere}/train" ]; then
-    echo "gpu.sh: expected --cifar DIR with DIR/train in it, found '${cifar}'; give it, or --quick." >&2
-    exit 2
-fi
-if ! "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then
-    echo "gpu.sh: torch finds no GPU here; run it where nvidia-smi shows one." >&2
-    exit 2
-fi
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
-out=benchmarks/results/gpu
-mkdir -p "$out"
-failed=()
-
-part() { # part NAME COMMAND...
-    local name=$1
-    shift
-    echo "== $name: $*"
-    local begin=$SECONDS
-    "$@" >"$out/$name.log" 2>&1 || failed+=("$name")
-    tail -n 3 "$out/$name.log"
-    echo "   $((SECONDS - begin)) s"
-}
-
-vgg=(--model vgg --data cifar10 --shape 3 32 32)
-
-# Correct first.
-part tests "$python" -m pytest -m gpu -q -s -p no:cacheprovider
-# Literal against fast form and against backprop; then layout and number format.
-part engines "$python" benchmarks/engines.py "${vgg[@]}" --rounds 10 --output "$out/engines.json"
-part engines-tf32 "$python" benchmarks/engines.py "${vgg[@]}" --rounds 10 --tf32 --output "$out/engines-tf32.json"
-part engines-contiguous "$python" benchmarks/engines.py "${vgg[@]}" --rounds 10 --tf32 --contiguous \
-    --output "$out/engines-contiguous.json"
-part engines-memory "$python" benchmarks/engines.py "${vgg[@]}" --rounds 10 --tf32 --engines literal graph \
-    --output "$out/engines-memory.json" -- --feedback-memory 16384
-part iterations "$python" benchmarks/engines.py "${vgg[@]}" --rounds 10 --tf32 --iterations 1 0.5 0.2 0.1 0.05 \
-    --output "$out/iterations.json"
-part engines-mlp "$python" benchmarks/engines.py --model mlp --data mnist --shape 1 28 28 --rounds 20 \
-    --output "$out/engines-mlp.json"
-part tf32 "$python" benchmarks/tf32.py --channels 128 128 256 256 512 --batch-size 128 --output "$out/tf32.json"
-# What limits a batch.
-for engine in bp literal reduced graph; do
-    part "profile-$engine" "$python" benchmarks/profile_step.py "${vgg[@]}" --engine "$engine" --tf32 \
-        --output "$out/profile-$engine.json"
-done
-if [ "$quick" = 1 ]; then
-    [ ${#failed[@]} = 0 ] || { echo "failed: ${failed[*]}" >&2; exit 1; }
-    exit 0
-fi
-
-train() { # train NAME OPTIONS...
-    local name=$1
-    shift
-    part "$name" "$python" main.py --data imagefolder --data-dir "$cifar" --model vgg --val-size 0 --test-weights last \
-        --tf32 --diagnostics-every 10 --run-dir "runs/gpu/$name" --resume auto "$@"
-    cp -f "runs/gpu/$name/summary.json" "$out/$name.json" 2>/dev/null
-}
-
-# 90 epochs, published hyper-parameters; each summary has accuracy, wall time and the share of the feedback phase.
-train bp-vgg --algo bp --config bp_vgg_cifar10
-train dtp-vgg-cheap --algo dtp --config dtp_vgg_cifar10_cheap
-train dtp-vgg --algo dtp --config dtp_vgg_cifar10
-train dtp-vgg-fixed --algo dtp --config dtp_vgg_cifar10 --routing fixed
-train dtp-vgg-cheap-fixed --algo dtp --config dtp_vgg_cifar10_cheap --routing fixed
-if [ -n "$mnist" ]; then
-    for algo in bp dtp; do
-        part "$algo-lenet-mnist" "$python" main.py --algo "$algo" --model lenet --data mnist --data-dir "$mnist" --tf32 \
-            --run-dir "runs/gpu/$algo-lenet-mnist" --resume auto
-        cp -f "runs/gpu/$algo-lenet-mnist/summary.json" "$out/$algo-lenet-mnist.json" 2>/dev/null
-    done
-fi
-for algo in bp dtp; do
-    part "$algo-lenet-cifar10" "$python" main.py --algo "$algo" --model lenet --data imagefolder --data-dir "$cifar" \
-        --config "${algo}_lenet_cifar10" --tf32 --run-dir "runs/gpu/$algo-lenet-cifar10" --resume auto
-    cp -f "runs/gpu/$algo-lenet-cifar10/summary.json" "$out/$algo-lenet-cifar10.json" 2>/dev/null
-done
-[ ${#failed[@]} = 0 ] || { echo "failed: ${failed[*]}" >&2; exit 1; }
+[ ${#failed[@]} = 0 ] || { echo "failed or not finished: ${failed[*]}" >&2; exit 1; }

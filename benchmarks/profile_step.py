@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import torch
-from engines import make, synchronize
+from engines import UNITS, make, synchronize
 from torch.profiler import ProfilerActivity, profile
 
 from dtp.memory import keep_freed_memory
@@ -22,8 +22,9 @@ def main() -> None:
     parser.add_argument("--model", default="vgg")
     parser.add_argument("--data", default="cifar10", help="whose preset is used")
     parser.add_argument("--shape", type=int, nargs=3, default=[3, 32, 32])
+    parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--batch-size", type=int, default=128)
-    parser.add_argument("--engine", default="reduced", choices=["published", "literal", "reduced", "graph", "bp"])
+    parser.add_argument("--engine", default="reduced", choices=[*UNITS, "bp"])
     parser.add_argument("--batches", type=int, default=3)
     parser.add_argument("--rows", type=int, default=25)
     parser.add_argument("--contiguous", action="store_true")

@@ -14,7 +14,7 @@ from torchvision.transforms import functional
 
 from dtp.data.base import ImageData, Part
 from dtp.data.batches import Images
-from dtp.data.cache import cache_folder, fingerprint
+from dtp.data.cache import cache_folder, fingerprint, written_atomically
 from dtp.data.options import ImageFolderOptions
 from dtp.data.split import split_indices
 from dtp.data.statistics import Statistics, cached_statistics, compute_statistics
@@ -99,9 +99,33 @@ class ImageFolderData(ImageData):
         if part not in self._decoded:
             images: Images = ImageFiles(self.data_dir, self._files[part].names, self.image_size)
             if sum(len(files.names) for files in self._files.values()) * 3 * self.image_size**2 <= MEMORY_LIMIT:
-                images = np.concatenate(list(_chunks(images)))
+                images = self._all_decoded(part, images)
             self._decoded[part] = images
         return self._decoded[part]
+
+    def _all_decoded(self, part: str, files: "ImageFiles") -> np.ndarray:
+        """The images of a part in memory; decoded once, and read from one file in later runs."""
+        folder, names = cache_folder(self.data_dir), f".dtp-images-{part}-{self.image_size}"
+        path = folder / f"{names}-{fingerprint(self.data_dir, files.names, self.image_size)}.npy"
+        try:
+            images = np.load(path)
+            if images.shape == files.shape and images.dtype == np.uint8:
+                return images
+        except (OSError, ValueError, EOFError):
+            # Not there yet, or damaged.
+            pass
+        images = np.concatenate(list(_chunks(files)))
+        try:
+            with written_atomically(path) as temporary, temporary.open("wb") as file:
+                np.save(file, images)
+            for other in folder.glob(f"{names}-*.npy"):
+                if other != path:
+                    # Of files that have changed since.
+                    other.unlink(missing_ok=True)
+        except UserError:
+            # It only saves time.
+            pass
+        return images
 
 
 class ImageFiles:

@@ -41,6 +41,7 @@ from torch.optim import SGD, Optimizer
 from dtp.feedback.adjoints import LocallyConnectedFeedback, StandardiseAdjoint
 from dtp.feedback.context import Context
 from dtp.feedback.layers import FeedbackLayer, NotReducible, has_hooks, layer_operations
+from dtp.feedback.loop import Average, FeedbackProblem, FeedbackResult, Step
 from dtp.feedback.operations import (
     BatchNormAdjoint,
     Elementwise,
@@ -52,7 +53,6 @@ from dtp.feedback.operations import (
     Routing,
     operation_of,
 )
-from dtp.feedback.loop import Average, FeedbackProblem, FeedbackResult, Step
 from dtp.feedback.reduced import ReducedLDRL
 from dtp.feedback.steppers import is_plain, prepare_state, steps_of
 from dtp.modules import LocallyConnected2d, SameConv2d

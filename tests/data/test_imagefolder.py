@@ -146,3 +146,26 @@ def test_a_folder_of_another_form_is_refused(tmp_path, make, words):
 def test_no_pixels_are_refused():
     with pytest.raises(UserError, match="--image-size 0"):
         ImageFolderData(ImageFolderOptions(image_size=0))
+
+
+def test_images_are_decoded_once_and_again_where_a_file_has_changed(tmp_path, write_folder, monkeypatch):
+    write_folder(tmp_path / "train")
+    write_folder(tmp_path / "test")
+    first = folder(tmp_path).load_train()[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(imagefolder, "decode", None)
+        assert np.array_equal(folder(tmp_path).load_train()[0], first)
+    changed = next((tmp_path / "train").glob("*/*"))
+    Image.new("RGB", (8, 8), (7, 7, 7)).save(changed)
+    os.utime(changed, (1, 1))
+    assert (folder(tmp_path).load_train()[0] != first).any()
+    assert len(list(tmp_path.glob(".dtp-images-train-*.npy"))) == 1
+
+
+def test_a_damaged_or_missing_cache_is_made_anew(tmp_path, write_folder):
+    write_folder(tmp_path / "train")
+    write_folder(tmp_path / "test")
+    first = folder(tmp_path).load_train()[0]
+    (cache,) = tmp_path.glob(".dtp-images-train-*.npy")
+    cache.write_bytes(cache.read_bytes()[:200])
+    assert np.array_equal(folder(tmp_path).load_train()[0], first)
