@@ -16,6 +16,18 @@ from tests.conftest import make_batch
 pytestmark = pytest.mark.gpu
 
 
+@pytest.fixture(autouse=True)
+def float32_without_tf32():
+    """Torch lets convolutions use TF32 by default, which would pass for float32 in what is compared here."""
+    backends = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = False
+    yield
+    for backend, allowed in zip(backends, before, strict=True):
+        backend.allow_tf32 = allowed
+
+
 @pytest.fixture
 def pair():
     """The same rule in float64 on the CPU and on the GPU, with a batch."""
@@ -52,19 +64,18 @@ def test_feedback_gradients_equal_those_on_the_cpu_for_the_same_noise(pair, rout
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
 
-def trained(engine: str, batches: int = 3, **options) -> tuple[DTP, torch.Tensor]:
-    """A rule after some batches on the GPU in float64, and all its weights."""
+def trained(engine: str, batches: int = 3, device: str = "cuda", **options) -> tuple[DTP, torch.Tensor]:
+    """A rule after some batches on a device in float64, and all its weights."""
     torch.manual_seed(0)
     network = LeNet(LeNetOptions(channels=[4, 6], hidden=16), (1, 16, 16), 10)
     settings = {"feedback_iterations": [20], "feedback_lr": [0.01], **options}
-    rule = DTP(network, DTPOptions(engine=engine, **settings)).double().cuda()
+    rule = DTP(network, DTPOptions(engine=engine, **settings)).double().to(device)
     rule = rule.to(memory_format=torch.channels_last)
     rule.configure_optimizers()
     torch.manual_seed(1)
     for _ in range(batches):
-        x, y = make_batch(network.cpu(), 16)
-        network.cuda()
-        rule.training_batch(x.cuda(), y.cuda())
+        x, y = make_batch(network, 16)
+        rule.training_batch(x.to(device), y.to(device))
     return rule, torch.cat([p.detach().flatten() for p in rule.parameters()])
 
 
@@ -99,10 +110,9 @@ def test_the_automatic_engine_on_a_gpu_is_the_graph():
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-13)
 
 
-def test_a_replayed_feedback_phase_does_not_wait_for_the_device():
-    rule, _ = trained("graph")
-    x, y = make_batch(rule.network.cpu(), 16)
-    rule.network.cuda()
+def feedback_phase_without_waiting(rule: DTP) -> None:
+    """A further feedback phase, in which whatever makes the host wait for the device raises RuntimeError."""
+    x, _ = make_batch(rule.network, 16)
     activations = rule.activations(x.cuda())
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -110,6 +120,27 @@ def test_a_replayed_feedback_phase_does_not_wait_for_the_device():
         rule.feedback_phase(activations)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("unpool", ["add", "write"])
+def test_a_replayed_feedback_phase_does_not_wait_for_the_device(unpool):
+    feedback_phase_without_waiting(trained("graph", unpool=unpool)[0])
+
+
+EXPECTED = {"probes": "expected", "routing": "fixed"}
+
+
+@pytest.mark.parametrize("slope", ["own", "clean"])
+def test_training_in_expectation_gives_the_weights_that_it_gives_on_the_cpu(slope):
+    _, expected = trained("auto", device="cpu", feedback_slope=slope, **EXPECTED)
+    rule, found = trained("auto", feedback_slope=slope, **EXPECTED)
+    assert set(rule.engine.used.values()) == {"expected"}
+    torch.testing.assert_close(found.cpu(), expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("slope", ["own", "clean"])
+def test_a_feedback_phase_in_expectation_does_not_wait_for_the_device(slope):
+    feedback_phase_without_waiting(trained("auto", 1, feedback_slope=slope, **EXPECTED)[0])
 
 
 @pytest.mark.parametrize("engine", ["reduced", "graph"])
