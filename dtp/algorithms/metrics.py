@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 class RunningMeans:
-    """Means of scalar tensors, weighted; adding never waits for the device."""
+    """Means of scalar tensors, weighted; adding never waits for the device.
+
+    Numbers that the host knows anyway, as counts, may lie there.
+    """
 
     def __init__(self):
         self._sums: dict[str, Tensor] = {}
@@ -27,12 +30,18 @@ class RunningMeans:
         """
         if not self._sums:
             return {}
-        sums = torch.stack(list(self._sums.values()))
+        sums = self._stacked()
         if over_ranks:
             # Ranks have equal shares of every batch, so their means weigh alike.
             torch.distributed.all_reduce(sums)
             sums /= torch.distributed.get_world_size()
         return {name: value / self._weights[name] for name, value in zip(self._sums, sums.tolist(), strict=True)}
+
+    def _stacked(self) -> Tensor:
+        """All sums, on the device that any of them is on: ranks can average nothing else there."""
+        sums = list(self._sums.values())
+        device = next((value.device for value in sums if value.device.type != "cpu"), sums[0].device)
+        return torch.stack([value.to(device) for value in sums])
 
     def reset(self) -> None:
         self._sums.clear()
