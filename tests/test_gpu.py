@@ -6,9 +6,17 @@ import pytest
 import torch
 
 from dtp.algorithms import DTP
+from dtp.algorithms.metrics import RunningMeans
 from dtp.algorithms.options import DTPOptions
 from dtp.cli import main
-from dtp.feedback import ldrl_loss
+from dtp.feedback import (
+    Context,
+    FeedbackSettings,
+    SwitchesContext,
+    derive_feedback,
+    forward_with_context,
+    ldrl_loss,
+)
 from dtp.models import LeNet
 from dtp.models.options import LeNetOptions
 from tests.conftest import make_batch
@@ -62,6 +70,24 @@ def test_feedback_gradients_equal_those_on_the_cpu_for_the_same_noise(pair, rout
     for expected, found in zip(gradients[:3], gradients[3:], strict=True):
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("pool", [torch.nn.MaxPool2d(2), torch.nn.MaxPool2d(3, 2, 1)], ids=str)
+@pytest.mark.parametrize("mode", ["add", "write"])
+def test_unpooling_gives_the_values_and_gradients_of_the_cpu(mode, pool, layout):
+    feedback = derive_feedback([pool], [torch.Size((8, 32, 32))], [1], FeedbackSettings(unpool=mode))[1]
+    x = torch.randn(16, 8, 32, 32, dtype=torch.float64).to(memory_format=layout)
+    pooled, context = forward_with_context(pool, x)
+    y, upward = torch.randn_like(pooled), torch.randn_like(x)
+    results = []
+    for device in ("cpu", "cuda"):
+        known = Context([SwitchesContext(context[0].indices.to(device), context[0].shape)])
+        given = y.to(device).requires_grad_()
+        found = feedback(given, known)
+        results.append([t.detach().cpu() for t in (found, *torch.autograd.grad(found, given, upward.to(device)))])
+    for found, expected in zip(*reversed(results), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0 if mode == "write" else 1e-12)
 
 
 def trained(engine: str, batches: int = 3, device: str = "cuda", **options) -> tuple[DTP, torch.Tensor]:
@@ -125,6 +151,14 @@ def feedback_phase_without_waiting(rule: DTP) -> None:
 @pytest.mark.parametrize("unpool", ["add", "write"])
 def test_a_replayed_feedback_phase_does_not_wait_for_the_device(unpool):
     feedback_phase_without_waiting(trained("graph", unpool=unpool)[0])
+
+
+def test_what_is_logged_of_layers_that_stop_early_can_be_read():
+    rule, _ = trained("auto", routing="fixed", feedback_stop_distance=0.5)
+    x, _ = make_batch(rule.network, 16)
+    means = RunningMeans()
+    means.add(rule.feedback_phase(rule.activations(x.cuda())))
+    assert {f"feedback_steps_{n}" for n in rule.trained_feedback} < set(means.compute())
 
 
 EXPECTED = {"probes": "expected", "routing": "fixed"}

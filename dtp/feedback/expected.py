@@ -52,6 +52,7 @@ from dtp.feedback.operations import (
     PassThrough,
     Routing,
     operation_of,
+    windows_overlap,
 )
 from dtp.feedback.reduced import ReducedLDRL
 from dtp.feedback.steppers import is_plain, prepare_state, steps_of
@@ -135,7 +136,7 @@ class ExpectedLDRL:
             if kind is MaxUnpool and not unpooled:
                 unpooled = True
                 pool = self.modules[position]
-                overlapping = operation.mode == "add" and _overlapping(pool)
+                overlapping = operation.mode == "add" and windows_overlap(pool)
             elif kind is Elementwise and unpooled and overlapping:
                 raise NotExpected("a nonlinearity follows the unpooling of windows that overlap")
             elif kind not in _BY_VALUE:
@@ -305,11 +306,6 @@ class ExpectedLDRL:
             elif type(operation) is not MaxUnpool:
                 y = operation(y, None if position is None else context[position])
         return y
-
-
-def _overlapping(pool: nn.MaxPool2d) -> bool:
-    kernel, stride = ((n, n) if isinstance(n, int) else n for n in (pool.kernel_size, pool.stride))
-    return any(k > s for k, s in zip(kernel, stride, strict=True)) or pool.dilation not in (1, (1, 1))
 
 
 def _slope(function: Any, x: Tensor) -> Tensor:

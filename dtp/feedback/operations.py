@@ -328,13 +328,18 @@ def _symmetric_padding(conv: nn.Conv2d) -> tuple[int, ...]:
 
 
 class MaxUnpool(FeedbackOperation):
-    """Put each pooled value back at its switch: (B, C, *pooled) -> (B, C, *unpooled), zero elsewhere."""
+    """Put each pooled value back at its switch: (B, C, *pooled) -> (B, C, *unpooled), zero elsewhere.
+
+    Args:
+        mode: what becomes of several values at one position: their sum (``"add"``), or the last of them (``"write"``).
+        overlapping: whether there can be several.
+    """
 
     kind = "spatial"
 
-    def __init__(self, mode: Literal["add", "write"]):
+    def __init__(self, mode: Literal["add", "write"], overlapping: bool = True):
         super().__init__()
-        self.mode = mode
+        self.mode, self.overlapping = mode, overlapping
 
     def forward(self, y: Tensor, context: SwitchesContext) -> Tensor:
         if channels_last(y):
@@ -347,10 +352,39 @@ class MaxUnpool(FeedbackOperation):
         shape = list(values.shape)
         shape[dim] = context.shape[1:].numel()
         unpooled = values.new_zeros(shape)
-        return (unpooled.scatter_add_ if self.mode == "add" else unpooled.scatter_)(dim, indices, values)
+        if self.mode == "add":
+            return unpooled.scatter_add_(dim, indices, values)
+        if self.overlapping and values.device.type != "cpu":
+            # A CPU writes in order. On a GPU whichever thread is last wins, so all of one position must agree.
+            values = last_at_each(dim, indices, values, shape[dim])
+        return unpooled.scatter_(dim, indices, values)
 
     def extra_repr(self) -> str:
         return f"mode={self.mode!r}"
+
+
+def last_at_each(dim: int, indices: Tensor, values: Tensor, positions: int) -> Tensor:
+    """``values``, each replaced by the last along ``dim`` that goes to the same of ``positions`` by its index.
+
+    Writing them in any order then gives what writing ``values`` in order gives. Derivatives are those of ``values``, as
+    of a plain write. Nothing waits for the device.
+    """
+    with torch.no_grad():
+        order = torch.arange(indices.shape[dim], device=indices.device, dtype=torch.int32)
+        order = order.view([-1 if d == dim else 1 for d in range(indices.dim())]).expand(indices.shape)
+        shape = list(indices.shape)
+        shape[dim] = positions
+        last = order.new_zeros(shape).scatter_reduce_(dim, indices, order, "amax")
+        winners = last.gather(dim, indices).long()
+    known = values.detach()
+    # Zero is what is added, to the winner's own digits.
+    return known.gather(dim, winners) + (values - known)
+
+
+def windows_overlap(pool: nn.MaxPool2d) -> bool:
+    """Whether two windows of a pooling can share a position."""
+    kernel, stride = ((n, n) if isinstance(n, int) else n for n in (pool.kernel_size, pool.stride))
+    return any(k > s for k, s in zip(kernel, stride, strict=True)) or pool.dilation not in (1, (1, 1))
 
 
 class PoolingAdjoint(FeedbackOperation):
@@ -538,7 +572,11 @@ for _type in (nn.ELU, nn.ReLU, nn.LeakyReLU, nn.Tanh):
     register_feedback(_type, elementwise_feedback)
 register_feedback(nn.Linear, lambda module, in_shape, settings: LinearFeedback(module, settings.bias))
 register_feedback(nn.Conv2d, lambda module, in_shape, settings: ConvFeedback(module, in_shape, settings.bias))
-register_feedback(nn.MaxPool2d, lambda module, in_shape, settings: MaxUnpool(settings.unpool), _max_pool_forward)
+register_feedback(
+    nn.MaxPool2d,
+    lambda module, in_shape, settings: MaxUnpool(settings.unpool, windows_overlap(module)),
+    _max_pool_forward,
+)
 for _type in (nn.AvgPool2d, nn.AdaptiveAvgPool2d):
     register_feedback(_type, lambda module, in_shape, settings: PoolingAdjoint(module), shape_forward)
 register_feedback(nn.Flatten, lambda module, in_shape, settings: Unflatten(), shape_forward)

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dtp.errors import UserError
 from dtp.feedback import (
@@ -17,8 +18,10 @@ from dtp.feedback import (
     derive_feedback,
     forward_with_context,
     ldrl_loss,
+    operations,
     register_feedback,
 )
+from dtp.feedback.operations import last_at_each, windows_overlap
 
 from .helpers import undo
 from .reference import last_wins
@@ -312,6 +315,58 @@ def test_unpooling_by_writing_keeps_the_last_of_several_values(pool):
     y = random_like(pooled)
     found = undo(pool, x.shape[1:], unpool="write")(y, context)
     assert torch.equal(found, last_wins(y, context[0].indices, (8, 9)))
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+@pytest.mark.parametrize("dim", [1, 2])
+def test_what_a_gpu_writes_is_the_same_in_any_order_with_the_same_gradient(pool, dim):
+    x = torch.randn(4, 3, 8, 9)
+    pooled, context = forward_with_context(pool, x)
+    y, order = random_like(pooled).requires_grad_(), torch.randperm(pooled[0, 0].numel())
+    # As maps lie in memory: (B, C, positions), and with the channels innermost.
+    values, indices = (t.flatten(2) if dim == 2 else t.flatten(2).mT for t in (y, context[0].indices))
+    settled = last_at_each(dim, indices, values, 72)
+    zeros = torch.zeros((4, 3, 72) if dim == 2 else (4, 72, 3), dtype=x.dtype)
+    shuffled = zeros.scatter(dim, indices.index_select(dim, order), settled.index_select(dim, order))
+    expected = zeros.scatter(dim, indices, values)
+    assert torch.equal(shuffled, expected)
+    assert torch.equal(expected if dim == 2 else expected.mT, last_wins(y, context[0].indices, (8, 9)).flatten(2))
+    upward = random_like(zeros)
+    assert torch.equal(
+        torch.autograd.grad(shuffled, y, upward, retain_graph=True)[0], torch.autograd.grad(expected, y, upward)[0]
+    )
+    _, pull = torch.func.vjp(lambda v: zeros.scatter(dim, indices, last_at_each(dim, indices, v, 72)), values.detach())
+    assert torch.equal(pull(upward)[0], upward.gather(dim, indices))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("pool", "settled"), [(nn.MaxPool2d(3, 2, 1), 1), (nn.MaxPool2d(2), 0)])
+def test_a_gpu_settles_who_writes_where_windows_overlap_without_a_look_at_a_value(pool, settled, layout, monkeypatch):
+    """On tensors that claim to be on a GPU, which have no values to look at."""
+    calls = []
+    monkeypatch.setattr(operations, "last_at_each", lambda *a: calls.append(a) or last_at_each(*a))
+    feedback = undo(pool, (3, 8, 8), unpool="write")
+    with FakeTensorMode():
+        x = torch.empty(4, 3, 8, 8, device="cuda").to(memory_format=layout)
+        y, context = forward_with_context(pool, x)
+        found = feedback(y, context)
+    assert found.device.type == "cuda" and found.shape == x.shape and found.stride() == x.stride()
+    assert len(calls) == settled
+
+
+@pytest.mark.parametrize(
+    ("pool", "expected"),
+    [
+        (nn.MaxPool2d(2), False),
+        (nn.MaxPool2d(2, 3), False),
+        (nn.MaxPool2d(3, 2), True),
+        (nn.MaxPool2d((2, 3), 2), True),
+        (nn.MaxPool2d(2, (2, 1)), True),
+        (nn.MaxPool2d(2, dilation=2), True),
+    ],
+)
+def test_windows_are_known_to_overlap(pool, expected):
+    assert windows_overlap(pool) is expected
 
 
 def test_writing_and_adding_differ_only_where_windows_share_a_maximum():
