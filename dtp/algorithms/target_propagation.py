@@ -111,6 +111,8 @@ class TargetPropagation(LocalTargets):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
+        # Those of a fit that ended with an error, or of batches before.
+        self.engine.forget_graphs()
         # Now it is known on how many devices, and whether the engine that was asked for can be.
         division, ranks = self.division, self.trainer.world_size
         self.engine.choose(self.device, self._steps_directly() and (ranks == 1 or not division.each_iteration))
@@ -132,6 +134,10 @@ class TargetPropagation(LocalTargets):
                 "--probes expected: expected --feedback-parallel data and --feedback-sync step, for devices then meet "
                 "once per batch for one small sum, and there is nothing else to divide or to save; leave them out."
             )
+
+    def on_fit_end(self) -> None:
+        super().on_fit_end()
+        self.engine.forget_graphs()
 
     def _require_separate_layers(self) -> None:
         """Ranks that train different layers must not both change something."""

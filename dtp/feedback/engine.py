@@ -107,8 +107,19 @@ class FeedbackEngine:
         self.used.update({n: "reduced" if graph.failed else "graph" for n, graph in graphs.items()})
         return FeedbackResult({**others.losses, **graphed.losses}, {**others.steps, **graphed.steps})
 
+    def forget_graphs(self) -> None:
+        """Drop all graphs: what they hold of the device is gone or free for others, and they are made anew when needed.
+
+        For the end of a fit, when Lightning frees the workspaces of cuBLAS, at whose addresses they would go on.
+        """
+        self._graphs.clear()
+
     def costs(self, problems: Sequence[FeedbackProblem]) -> dict[int, float]:
-        """Seconds that each problem takes in a batch without its steps, measured; see :func:`time_iterations`."""
+        """Seconds that each problem takes in a batch without its steps, measured; see :func:`time_iterations`.
+
+        In the literal or reduced form, which leave nothing behind; a graph, whose capture takes steps and makes
+        optimizer states, takes less of what launches cost, so layers whose kernels are short weigh too much then.
+        """
         return {p.layer: time_iterations(p, self._memory_on(p.parameters[0].device)) for p in problems}
 
     def _memory_on(self, device: torch.device) -> int:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from dtp.errors import UserError
 from dtp.feedback.loop import FeedbackProblem, FeedbackResult
 from dtp.feedback.reduced import Constants, ReducedLDRL
 from dtp.feedback.steppers import Stepper, capturable_stepper, prepare_state
@@ -61,13 +62,15 @@ class RecursionGraph:
     """:func:`recursion` for one layer at fixed addresses.
 
     The first use runs the recursion plainly and then captures it. The capture is checked: its replay must give the
-    weights that the plain run gave. Where it does not, or where nothing can be captured, the plain recursion is used
-    from then on, with a warning.
+    weights that the plain run gave. Where it does not, the plain recursion is used from then on, with a warning.
 
     Args:
         parameters: feedback weights of the layer.
         optimizer: theirs. Its hyper-parameters are read when the graph is made.
         capture: makes the graph.
+
+    Raises:
+        UserError: on the first use, where nothing can be captured.
     """
 
     def __init__(self, parameters: Sequence[Tensor], optimizer: Optimizer, capture: Capture):
@@ -79,7 +82,7 @@ class RecursionGraph:
 
     @property
     def failed(self) -> bool:
-        """Whether nothing could be captured, and the plain recursion is used."""
+        """Whether a replay was wrong, and the plain recursion is used."""
         return self._failed
 
     @torch.no_grad()
@@ -123,17 +126,22 @@ class RecursionGraph:
             replay = self.capture(run)
             replay()
         except RuntimeError as error:
-            return self._give_up(f"it could not be captured ({str(error).splitlines()[0]})", after, loss)
+            # The allocator and the random generator may still be in capture: nothing on the device is safe any more.
+            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            raise UserError(
+                f"The feedback recursion could not be captured as a CUDA graph ({reason}); use --engine reduced."
+            ) from error
         if any(_differ(a, b) for a, b in zip(after, self._tensors(), strict=True)):
-            return self._give_up("its replay differs from the plain recursion", after, loss)
+            return self._give_up(after, loss)
         while len(self._replays) >= MOST_GRAPHS:
             self._replays.pop(next(iter(self._replays)))
         self._replays[self._key(form, constants, batch)] = replay, static, loss
         return loss
 
-    def _give_up(self, reason: str, after: Sequence[Tensor], loss: Tensor) -> Tensor:
+    def _give_up(self, after: Sequence[Tensor], loss: Tensor) -> Tensor:
         warnings.warn(
-            f"The feedback recursion goes on without a CUDA graph, more slowly: {reason}. --engine reduced avoids it.",
+            "The feedback recursion goes on without a CUDA graph, more slowly: its replay differs from the plain "
+            "recursion. --engine reduced avoids it.",
             stacklevel=2,
         )
         self._failed = True

@@ -1,5 +1,6 @@
 """The recursion at fixed addresses: the same steps as the plain loop, and what happens when a capture is no good."""
 
+import lightning.pytorch as pl
 import pytest
 import torch
 
@@ -125,15 +126,65 @@ def wrong(function):
     return replay
 
 
-@pytest.mark.parametrize(("capture", "words"), [(failing, "could not be captured"), (wrong, "differs from the plain")])
-def test_a_capture_that_fails_or_is_wrong_leaves_the_plain_recursion_and_says_so(capture, words):
-    expected, rule = train(make_rule("literal")), make_rule("graph")
+def with_captures(rule: DTP, capture) -> DTP:
+    """``rule`` with graphs that ``capture`` makes."""
     for n, optimizer in rule.feedback_optimizers.items():
-        parameters = tuple(rule.feedback[n].parameters())
-        rule.engine._graphs[n] = RecursionGraph(parameters, optimizer, capture)
-    with pytest.warns(UserWarning, match=words):
+        rule.engine._graphs[n] = RecursionGraph(tuple(rule.feedback[n].parameters()), optimizer, capture)
+    return rule
+
+
+def test_a_capture_that_is_wrong_leaves_the_plain_recursion_and_says_so():
+    expected, rule = train(make_rule("literal")), with_captures(make_rule("graph"), wrong)
+    with pytest.warns(UserWarning, match="differs from the plain"):
         found = train(rule)
     assert relative(found, expected) < 1e-10
+
+
+def test_a_capture_that_fails_ends_in_one_sentence_without_touching_the_device_again():
+    """What CUDA leaves behind is still in capture, so not even the weights may be copied back."""
+    rule, after = with_captures(make_rule("graph"), failing), []
+
+    def fails_and_looks(function):
+        after.append([p._version for p in rule.parameters()])
+        failing(function)
+
+    with_captures(rule, fails_and_looks)
+    with pytest.raises(
+        UserError, match=r"could not be captured .*\(operation not permitted .*\); use --engine reduced"
+    ):
+        train(rule)
+    assert [p._version for p in rule.parameters()] == after[0]
+
+
+class OneBatch(torch.utils.data.Dataset):
+    """Four images, for a fit of one batch."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return torch.full((1, 12, 12), float(i)), i
+
+
+def test_graphs_do_not_outlive_the_fit_that_made_them(tmp_path):
+    rule, made = make_rule("graph").float(), []
+    for _ in range(2):
+        trainer = pl.Trainer(
+            accelerator="cpu",
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )
+        trainer.fit(rule, torch.utils.data.DataLoader(OneBatch(), batch_size=4))
+        assert not rule.engine._graphs and set(rule.engine.used.values()) == {"graph"}
+    # Nor does one that was made before it, or by a fit that ended with an error.
+    with_captures(rule, made.append)
+    rule.trainer = trainer
+    rule.on_fit_start()
+    assert not rule.engine._graphs and not made
 
 
 def test_a_graph_is_refused_where_the_number_of_iterations_is_not_known():
