@@ -8,7 +8,12 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from engines import UNITS, make, synchronize
@@ -49,11 +54,12 @@ def main() -> None:
             rule.training_batch(x, y)
         synchronize(o.device)
     seconds = (time.perf_counter() - begin) / o.batches
-    attribute = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    rows = sorted(profiler.key_averages(), key=lambda row: -getattr(row, attribute))
     if on_gpu:
-        rows = [row for row in rows if row.device_type == torch.autograd.DeviceType.CUDA]
-    busy = sum(getattr(row, attribute) for row in rows) / 1e6 / o.batches
+        rows = on_the_device(trace_of(profiler))
+    else:
+        rows = [Row(row.key, row.self_cpu_time_total, row.count) for row in profiler.key_averages()]
+    rows.sort(key=lambda row: -row.microseconds)
+    busy = sum(row.microseconds for row in rows) / 1e6 / o.batches
     result = {
         "engine": o.engine,
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
@@ -65,8 +71,8 @@ def main() -> None:
         "kernels_per_batch": round(sum(row.count for row in rows) / o.batches),
         "most": [
             {
-                "name": row.key[:100],
-                "milliseconds": round(getattr(row, attribute) / 1000 / o.batches, 3),
+                "name": row.name[:100],
+                "milliseconds": round(row.microseconds / 1000 / o.batches, 3),
                 "calls": round(row.count / o.batches, 1),
             }
             for row in rows[: o.rows]
@@ -76,6 +82,34 @@ def main() -> None:
     print(text)
     if o.output:
         o.output.write_text(text + "\n")
+
+
+@dataclass(frozen=True)
+class Row:
+    """All calls of one operation or kernel."""
+
+    name: str
+    microseconds: float
+    count: int
+
+
+def on_the_device(events: Iterable[dict[str, Any]]) -> list[Row]:
+    """What ran on the device: kernels, copies and fills, by name, from the events of a trace.
+
+    Annotations and the steps of the profiler have ranges on the device as well, which hold the kernels.
+    """
+    durations = defaultdict(list)
+    for event in events:
+        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
+            durations[event["name"]].append(event["dur"])
+    return [Row(name, sum(each), len(each)) for name, each in durations.items()]
+
+
+def trace_of(profiler: profile) -> list[dict[str, Any]]:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(path))
+        return json.loads(path.read_text())["traceEvents"]
 
 
 if __name__ == "__main__":
