@@ -151,7 +151,7 @@ class ImageData(LightningDataModule):
         rank, ranks = training_share(self.trainer)
         done = None if self.trainer is None else self._batches_done
         batches = TrainingBatches(len(dataset), self.options.batch_size, self.seed, rank, ranks, done)
-        return BatchLoader(self._placed("train"), batches, self.options.num_workers)
+        return BatchLoader(self._placed("train"), batches, self.options.num_workers, self._device)
 
     def val_dataloader(self) -> BatchLoader | list:
         """All validation images in order, not augmented; an empty list when there are none."""
@@ -169,11 +169,11 @@ class ImageData(LightningDataModule):
             return []
         rank, ranks = evaluation_share(self.trainer)
         batches = OrderedBatches(len(dataset), -(-self.options.batch_size // ranks), rank, ranks)
-        return BatchLoader(self._placed(part), batches, self.options.num_workers)
+        return BatchLoader(self._placed(part), batches, self.options.num_workers, self._device)
 
     def _placed(self, part: str) -> ImageBatches | DeviceBatches:
         """The images of a part where their batches are made: in the host's memory, or in the device's."""
-        device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
+        device = self._device
         if device not in self._on_device:
             parts = [images for images in self._parts.values() if images is not None]
             self._on_device[device] = {} if wanted_on_device(self.options.data_on_device, parts, device) else None
@@ -183,6 +183,11 @@ class ImageData(LightningDataModule):
         if part not in placed:
             placed[part] = DeviceBatches(self._parts[part], device)
         return placed[part]
+
+    @property
+    def _device(self) -> torch.device:
+        """Where the attached trainer trains."""
+        return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
     def _batches_done(self) -> int:
         return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed

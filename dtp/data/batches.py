@@ -84,6 +84,9 @@ class ImageBatches(Dataset):
         return x, torch.from_numpy(self.labels[indices])
 
 
+_CPU = torch.device("cpu")
+
+
 def _as_fetched(batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     return batch
 
@@ -93,9 +96,21 @@ class BatchLoader(DataLoader):
 
     Its place in the stream of batches follows from how many the run has trained on (see ``sampler.py``), so it has
     nothing to save; the two state methods tell Lightning that a resume in the middle of an epoch is exact.
+
+    Args:
+        dataset: makes the batches, on the host or on the device.
+        batches: which images each has.
+        num_workers: processes that make batches on the host.
+        device: that the batches are for.
     """
 
-    def __init__(self, dataset: Dataset, batches: TrainingBatches | OrderedBatches, num_workers: int):
+    def __init__(
+        self,
+        dataset: Dataset,
+        batches: TrainingBatches | OrderedBatches,
+        num_workers: int,
+        device: torch.device = _CPU,
+    ):
         on_host = isinstance(dataset, ImageBatches)
         # Batches that are made on the device leave workers and pinned memory nothing to do.
         num_workers = num_workers if on_host else 0
@@ -104,7 +119,8 @@ class BatchLoader(DataLoader):
             batch_sampler=batches,
             num_workers=num_workers,
             collate_fn=_as_fetched,
-            pin_memory=on_host and torch.cuda.is_available(),
+            # Pinning starts CUDA: where a GPU is there but not used, that would be for nothing.
+            pin_memory=on_host and device.type == "cuda",
             persistent_workers=num_workers > 0,
             # Making an iterator draws a seed for the workers; without this it would come from torch's own generator.
             generator=torch.Generator().manual_seed(0),

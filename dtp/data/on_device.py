@@ -14,6 +14,8 @@ from dtp.errors import UserError
 
 # Of the free memory: the rest is for the network, and for the feedback phase.
 SHARE = 0.25
+# Bytes that are read and sent at once.
+PART = 64 << 20
 
 
 class DeviceBatches(Dataset):
@@ -29,7 +31,11 @@ class DeviceBatches(Dataset):
 
     def __init__(self, batches: ImageBatches, device: torch.device):
         self.indices, self.augmentation, self.device = batches.indices, batches.augmentation, device
-        self._images = torch.from_numpy(np.ascontiguousarray(batches.images[batches.indices])).to(device)
+        self._images = torch.empty((len(batches), *batches.images.shape[1:]), dtype=torch.uint8, device=device)
+        # By parts, so that the host never holds all of them once more.
+        rows = max(1, PART // int(np.prod(batches.images.shape[1:])))
+        for part, chosen in zip(self._images.split(rows), _parts(batches.indices, rows), strict=True):
+            part.copy_(torch.from_numpy(np.ascontiguousarray(batches.images[chosen])))
         self._labels = torch.from_numpy(batches.labels[batches.indices]).to(device)
         self._scale, self._shift = batches.scale.to(device), batches.shift.to(device)
         self._projection = None if batches.projection is None else batches.projection.to(device)
@@ -55,6 +61,10 @@ class DeviceBatches(Dataset):
         if self.device.type == "cuda":
             sent = sent.pin_memory()
         return sent.to(self.device, non_blocking=True)
+
+
+def _parts(indices: np.ndarray, size: int) -> list[np.ndarray]:
+    return [indices[begin : begin + size] for begin in range(0, max(len(indices), 1), size)]
 
 
 def _windows(

@@ -1,9 +1,12 @@
 """Batches made on the device: the same as those of the loader. Here the device is the CPU."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from dtp.data import on_device
 from dtp.data.augmentation import Augmentation
 from dtp.data.base import ImageData
 from dtp.data.batches import ImageBatches
@@ -120,3 +123,40 @@ def test_later_changes_of_the_source_do_not_reach_the_device():
     before = placed.__getitems__((0, np.arange(4)))[0].clone()
     part.images[:] = 255
     assert torch.equal(placed.__getitems__((0, np.arange(4)))[0], before)
+
+
+class Counted:
+    """Images that tell how many bytes of them were read at once."""
+
+    def __init__(self, images):
+        self.images, self.shape, self.most = images, images.shape, 0
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, indices):
+        read = self.images[indices]
+        self.most = max(self.most, read.nbytes)
+        return read
+
+
+def test_images_are_sent_in_parts_so_that_the_host_holds_no_second_copy(monkeypatch):
+    part = make_part()
+    images = np.random.default_rng(0).integers(0, 256, part.images.shape, dtype=np.uint8)
+    part.images, part.indices = Counted(images), np.arange(99, 0, -1)
+    monkeypatch.setattr(on_device, "PART", 7 * 192 + 5)
+    placed = DeviceBatches(part, CPU)
+    assert part.images.most == 7 * 192
+    np.testing.assert_array_equal(placed._images.numpy(), images[part.indices])
+
+
+@pytest.mark.parametrize(("device", "pinned"), [("cpu", False), ("cuda", True)])
+def test_batches_are_pinned_only_for_a_gpu_that_trains(device, pinned, monkeypatch):
+    """A GPU that is there but not used stays untouched: pinning would start CUDA."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    data = Noise(DataOptions(batch_size=8, data_on_device="no"))
+    data.setup()
+    data.trainer = SimpleNamespace(
+        strategy=SimpleNamespace(root_device=torch.device(device)), global_rank=0, world_size=1
+    )
+    assert data.train_dataloader().pin_memory is pinned and data.test_dataloader().pin_memory is pinned
