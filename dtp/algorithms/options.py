@@ -135,7 +135,7 @@ class TargetPropagationOptions(TargetOptions):
     # wherever it holds (reduced), or that as a CUDA graph (graph); auto takes the fastest that the device has.
     engine: Literal["auto", "literal", "reduced", "graph"] = "auto"
     # Memory in MiB that the feedback iterations of each layer may take when several are prepared at once; 0 is 64 on a
-    # CPU and 512 on a GPU, where all layers have theirs at the same time.
+    # CPU, and on a GPU, where all layers have theirs at the same time, 4096 or, if that is less, a sixteenth of it.
     feedback_memory: int = 0
     # What stands between the two affine maps of a residual unit's feedback: the forward nonlinearity's slope, as in
     # the adjoint (forward), the nonlinearity itself (feedback, as in the code of Ernoult et al.), or nothing (linear).

@@ -123,7 +123,9 @@ class FeedbackEngine:
         return {p.layer: time_iterations(p, self._memory_on(p.parameters[0].device)) for p in problems}
 
     def _memory_on(self, device: torch.device) -> int:
-        return self.memory or (512 << 20 if device.type == "cuda" else 64 << 20)
+        if self.memory or device.type != "cuda":
+            return self.memory or 64 << 20
+        return min(4096 << 20, torch.cuda.get_device_properties(device).total_memory // 16)
 
     def _graph(self, problem: FeedbackProblem, optimizer: Optimizer) -> RecursionGraph:
         known = self._graphs.get(problem.layer)

@@ -1,9 +1,13 @@
 """The feedback phase: how often, in which order, and on what the losses are stepped."""
 
+from types import SimpleNamespace
+
+import pytest
 import torch
 from torch import Size, nn
 
 from dtp.feedback import (
+    FeedbackEngine,
     FeedbackProblem,
     FeedbackSettings,
     NoiseStreams,
@@ -153,3 +157,18 @@ def test_no_grad_attribute_is_touched():
     train_feedback(phase.problems, lambda gradients: None)
     for p, mark in zip(parameters, marks, strict=True):
         assert p.grad is mark and (mark == 7).all()
+
+
+@pytest.mark.parametrize(
+    ("asked", "device", "total", "expected"),
+    [
+        (0, "cpu", 0, 64 << 20),
+        (7, "cpu", 0, 7),
+        (0, "cuda", 80 << 30, 4096 << 20),
+        (0, "cuda", 16 << 30, 1 << 30),
+        (7, "cuda", 80 << 30, 7),
+    ],
+)
+def test_memory_of_the_iterations_follows_the_device(asked, device, total, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(total_memory=total))
+    assert FeedbackEngine("auto", asked)._memory_on(torch.device(device)) == expected
