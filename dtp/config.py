@@ -61,6 +61,9 @@ class RunOptions:
     precision: str = "32"
     # Let matrix products and convolutions of 32 bits use TensorFloat32 on GPUs that have it: faster, 10-bit mantissa.
     tf32: bool = False
+    # Use only operations that give the same numbers, bit for bit, each time: slower on a GPU, and an error where torch
+    # has no such operation; a CPU uses no others anyway.
+    deterministic: bool = False
     # Order of convolution weights and maps in memory: channels innermost (channels-last) or each map whole
     # (contiguous); auto is channels-last for networks with convolutions. The noise is drawn in that order too.
     memory_format: Literal["auto", "contiguous", "channels-last"] = "auto"

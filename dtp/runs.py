@@ -57,7 +57,14 @@ MAY_DIFFER = {
     "accelerator",
 }
 # Options that configurations of earlier versions lack, with the values that stand for what those versions did.
-AS_BEFORE = {"task": "classification", "clusters": 10, "init_weights": "", "pca": 0, "pca_scale": "kept"}
+AS_BEFORE = {
+    "task": "classification",
+    "clusters": 10,
+    "init_weights": "",
+    "pca": 0,
+    "pca_scale": "kept",
+    "deterministic": False,
+}
 # Options that may differ between the ranks of one start: each machine has its own disks, and only rank 0 reports.
 RANKS_MAY_DIFFER = {"data_dir", "data_on_device", "num_workers", "logger", "verbose"}
 # Options that belong to one start of a run, not to its configuration.

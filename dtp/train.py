@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import hashlib
 import logging
+import os
 import shlex
 import tempfile
 import time
@@ -63,7 +64,8 @@ def train(config: Config, argv: Sequence[str]) -> dict[str, Any]:
     _quiet_lightning()
     keep_freed_memory()
     command = shlex.join(["python", "main.py", *argv])
-    _, devices = choose_devices(config.run)
+    accelerator, devices = choose_devices(config.run)
+    _choose_algorithms(accelerator, config.run.deterministic)
     if config.run.feedback_parallel == "data":
         # Before there is a folder.
         require_even_shares(config.data.batch_size, devices * config.run.num_nodes)
@@ -97,6 +99,7 @@ def _train_in(
         write_config(run, config, command)
         write_failure(run.folder, "")
         _print_header(config, run, data, algorithm, resumed_at)
+        print(tf32_advice(config.run, accelerator), end="", flush=True)
     metrics_csv = MetricsCSV(run.folder)
     metrics_csv.resume_at(resumed_at)
     loggers: list[Any] = [metrics_csv]
@@ -145,10 +148,35 @@ def _train_in(
         if process_rank() == 0:
             write_failure(run.folder, str(error))
         raise
+    except RuntimeError as error:
+        operation, refused, _ = str(error).partition(" does not have a deterministic implementation")
+        if config.run.deterministic and refused:
+            raise UserError(f"--deterministic: torch has no deterministic {operation}; leave it out.") from error
+        raise
     for logger in loggers:
         logger.finalize("success")
     leave_together()
     return summary
+
+
+def _choose_algorithms(accelerator: str, deterministic: bool) -> None:
+    """Which of several algorithms torch takes in this process. Call it before anything starts CUDA."""
+    # The fastest is found by trying all, and it may be another one each time.
+    torch.backends.cudnn.benchmark = accelerator == "gpu" and not deterministic
+    if deterministic:
+        # Read by cuBLAS when it starts: its streams then share no memory.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    # Nothing here reads what it has not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def tf32_advice(options: RunOptions, accelerator: str) -> str:
+    """A line on --tf32 where the GPU has it and the run does not use it; else nothing."""
+    used = options.tf32 or accelerator != "gpu" or PRECISIONS[options.precision] == "64-true"
+    if used or torch.cuda.get_device_capability() < (8, 0):
+        return ""
+    return "  --tf32 would be faster on this GPU, with numbers of 10 bits in products and convolutions\n"
 
 
 def _limit(split: str, text: str, batches: int) -> int | float:

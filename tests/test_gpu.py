@@ -1,6 +1,8 @@
 """What must hold on a CUDA device; skipped where there is none."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -19,21 +21,24 @@ from dtp.feedback import (
 )
 from dtp.models import LeNet
 from dtp.models.options import LeNetOptions
+from dtp.runs import newest_checkpoint
 from tests.conftest import make_batch
+from tests.runs import ROOT
 
 pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(autouse=True)
 def float32_without_tf32():
-    """Torch lets convolutions use TF32 by default, which would pass for float32 in what is compared here."""
-    backends = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = [backend.allow_tf32 for backend in backends]
-    for backend in backends:
-        backend.allow_tf32 = False
+    """Torch lets convolutions use TF32 by default, which would pass for float32 in what is compared here.
+
+    Runs choose it, and algorithms, for the whole process: afterwards all is as it was.
+    """
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    matmul.allow_tf32 = cudnn.allow_tf32 = False
     yield
-    for backend, allowed in zip(backends, before, strict=True):
-        backend.allow_tf32 = allowed
+    matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before
 
 
 @pytest.fixture
@@ -215,6 +220,20 @@ def test_a_run_stopped_and_resumed_on_the_gpu_ends_as_one_never_stopped(tmp_path
     )
     for name, value in whole["state_dict"].items():
         torch.testing.assert_close(parts["state_dict"][name], value, rtol=1e-5, atol=1e-7)
+
+
+def test_a_deterministic_run_stopped_and_resumed_on_the_gpu_ends_bit_for_bit_as_one_never_stopped(tmp_path):
+    """In processes of their own: what it needs of cuBLAS must be said before CUDA starts."""
+    base = "--accelerator gpu --max-epochs 2 --data digits --model lenet --algo dtp --diagnostics-every 0"
+    base += " --limit-train-batches 5 --deterministic"
+    for name, more in (("whole", ""), ("parts", "--max-steps 7"), ("parts", "--resume auto")):
+        command = f"{ROOT / 'main.py'} {base} --run-dir {tmp_path / name} {more}"
+        subprocess.run([sys.executable, *command.split()], check=True)
+    whole, parts = (
+        torch.load(newest_checkpoint(tmp_path / name), map_location="cpu", weights_only=True)["state_dict"]
+        for name in ("whole", "parts")
+    )
+    assert all(torch.equal(parts[name], value) for name, value in whole.items())
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16-mixed"])

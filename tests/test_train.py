@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import signal
 import subprocess
@@ -11,13 +12,13 @@ import pytest
 import torch
 import yaml
 
-from dtp.algorithms import ALGORITHMS
+from dtp.algorithms import ALGORITHMS, DTP
 from dtp.algorithms.base import Algorithm
 from dtp.arguments import parse
 from dtp.cli import main
 from dtp.runs import newest_checkpoint
 from dtp.signals import stop_request
-from dtp.train import build
+from dtp.train import _choose_algorithms, build, tf32_advice
 from tests.algorithms.rules import facts
 from tests.runs import ROOT, SHORT, contents, fails, rows
 
@@ -113,6 +114,63 @@ def test_other_precisions_train(precision, tmp_path):
     assert main([*SHORT, "--precision", precision, "--run-dir", str(tmp_path / "run")]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["test_accuracy"] > 0.5
+
+
+@pytest.fixture
+def algorithms_as_before(monkeypatch):
+    """What a run chooses for its whole process, put back."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+    monkeypatch.setitem(os.environ, "CUBLAS_WORKSPACE_CONFIG", "")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_a_deterministic_run_uses_deterministic_algorithms_and_the_same_numbers(tmp_path, algorithms_as_before):
+    used = {}
+    for name in ("yes", "no"):
+        command = [*SHORT, "--max-epochs", "1", "--run-dir", str(tmp_path / name)]
+        assert main([*command, *(["--deterministic"] if name == "yes" else [])]) == 0
+        used[name] = torch.are_deterministic_algorithms_enabled()
+    assert used == {"yes": True, "no": False} and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    yes, no = (
+        torch.load(newest_checkpoint(tmp_path / name), map_location="cpu", weights_only=True)["state_dict"]
+        for name in used
+    )
+    assert all(torch.equal(yes[name], no[name]) for name in no)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "deterministic", "benchmark"), [("gpu", False, True), ("gpu", True, False), ("cpu", False, False)]
+)
+def test_convolutions_are_tried_out_on_a_gpu_only(accelerator, deterministic, benchmark, algorithms_as_before):
+    _choose_algorithms(accelerator, deterministic)
+    assert torch.backends.cudnn.benchmark is benchmark
+    assert torch.are_deterministic_algorithms_enabled() is deterministic
+
+
+def test_what_torch_cannot_do_deterministically_is_said_in_one_sentence(monkeypatch, capsys, algorithms_as_before):
+    def refuse(self, x, y):
+        raise RuntimeError("some_backward_cuda does not have a deterministic implementation, but you set 'torch...'")
+
+    monkeypatch.setattr(DTP, "training_batch", refuse)
+    fails(capsys, [*SHORT, "--deterministic"], "--deterministic: torch has no deterministic some_backward_cuda; leave")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "accelerator", "capability", "said"),
+    [
+        ([], "gpu", (8, 0), True),
+        ([], "gpu", (7, 5), False),
+        (["--tf32"], "gpu", (9, 0), False),
+        (["--precision", "64"], "gpu", (9, 0), False),
+        (["--precision", "bf16-mixed"], "gpu", (9, 0), True),
+        ([], "cpu", (9, 0), False),
+    ],
+)
+def test_tf32_is_advised_where_the_gpu_has_it(arguments, accelerator, capability, said, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    assert ("--tf32" in tf32_advice(parse(arguments).run, accelerator)) is said
 
 
 def test_tf32_only_on_request():
