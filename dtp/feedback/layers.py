@@ -76,7 +76,9 @@ def forward_with_context(
         x, context = operation_of(module).forward(module, x, known, routing)
         contexts.append(context)
         if place == affine:
-            kept = x.detach()
+            # A nonlinearity in place would overwrite it.
+            later = any(getattr(module, "inplace", False) for module in modules[place + 1 :])
+            kept = x.detach().clone() if later else x.detach()
     context = Context(contexts)
     context.affine = kept
     return x, context
