@@ -191,13 +191,16 @@ class ExpectedLDRL:
             return Moments(first[0], second, True)
         return Moments(self._first(context), second, False)
 
+    def curvature(self, moments: Moments, decay: float = 0.0) -> Tensor:
+        """h, broadcastable to V: second derivative of the loss with a penalty ``decay`` / 2 |V|^2, at least 0."""
+        return (2 * self.factor * self.sigma**2 * moments.second).add_(decay)
+
     def minimiser(self, moments: Moments, decay: float = 0.0) -> tuple[Tensor, Tensor]:
         """``(V*, h)``: the loss with a penalty ``decay`` / 2 |V|^2 has the gradient h * (V - V*), elementwise.
 
-        h is broadcastable to V, and V* is 0 where h is.
+        V* is 0 where h is.
         """
-        scale = 2 * self.factor * self.sigma**2
-        h = (scale * moments.second).add_(decay)
+        h, scale = self.curvature(moments, decay), 2 * self.factor * self.sigma**2
         if moments.drawn:
             return torch.where(h > 0, -moments.first / h, 0.0), h
         return torch.where(h > 0, scale * moments.first / h, 0.0).to(self.weight.dtype) * self.transpose, h
@@ -330,23 +333,25 @@ def _nodes(count: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor
     return torch.tensor(z[kept]).to(device, dtype), torch.tensor(weights[kept]).to(device, dtype)
 
 
-def momentum_steps(
+def momentum_moves(
     curvature: Tensor, rate: Tensor | float, momentum: float, steps: Tensor | float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What K steps of SGD with momentum make of the distance to a minimum and of the velocity.
+    """What K steps of SGD with momentum make of a first gradient g and velocity m, where the gradient is linear in V.
 
     On a gradient h e the steps m <- mu m + h e, e <- e - lr m are linear: (e, m)_K = T^K (e, m)_0 with
     T = [[1 - lr h, -lr mu], [h, mu]], whose determinant is mu. Its powers are T^K = U_K T - mu U_{K-1}, U_K a Chebyshev
-    polynomial of the trace.
+    polynomial of the trace. With g = h e::
+
+        V <- V - (1 - T^K_11) / h g + T^K_12 m,    m <- U_K g + T^K_22 m
 
     Args:
         curvature: h, at least 0.
         rate: lr, above 0, a number or one for each value of h.
         momentum: mu, from 0 to below 1.
-        steps: K, likewise; ``inf`` is the minimum itself, with no velocity.
+        steps: K, likewise; ``inf`` is the minimum itself, with no velocity, and no move where h is 0.
 
     Returns:
-        The entries (11, 12, 21, 22) of T^K, float64, in the shape of ``curvature``.
+        The factors of g and of m in V, and of g and of m in the velocity, float64, in the shape of ``curvature``.
     """
     h = curvature.double()
     rate, steps = torch.as_tensor(rate, dtype=h.dtype), torch.as_tensor(steps, dtype=h.dtype)
@@ -356,19 +361,31 @@ def momentum_steps(
     factor = 1 - rate * h
     if momentum == 0:
         # The velocity is the last gradient, and no state.
-        previous = factor.abs().pow(steps - 1) * torch.where((steps % 2 == 0) & (factor < 0), -1.0, 1.0)
-        entries = (previous * factor, torch.zeros_like(h), previous * h, torch.zeros_like(h))
+        this = factor.abs().pow(steps - 1) * torch.where((steps % 2 == 0) & (factor < 0), -1.0, 1.0)
+        left, of_m, m_to_m = this * factor, torch.zeros_like(h), torch.zeros_like(h)
     else:
         root = math.sqrt(momentum)
         half = (factor + momentum) / (2 * root)
         this, before = (_chebyshev(half, root, k) for k in (steps, steps - 1))
-        entries = (
-            this * factor - momentum * before,
-            -rate * momentum * this,
-            h * this,
-            momentum * (this - before),
-        )
-    return tuple(torch.where(forever, 0.0, entry) for entry in entries)
+        left, of_m, m_to_m = this * factor - momentum * before, -rate * momentum * this, momentum * (this - before)
+    # Where a step is small, what is left of a distance is as good as 1, and its difference to 1 has no digits.
+    small = rate * h < 0.5 * (1 - math.sqrt(momentum)) ** 2
+    of_g = torch.where(small, _gone_over_curvature(torch.where(small, h, 0.0), rate, momentum, steps), (1 - left) / h)
+    of_g = torch.where(forever, torch.where(h > 0, 1 / h, 0.0), of_g)
+    return -of_g, *(torch.where(forever, 0.0, entry) for entry in (of_m, this, m_to_m))
+
+
+def _gone_over_curvature(h: Tensor, rate: Tensor, momentum: float, steps: Tensor) -> Tensor:
+    """(1 - T^K_11) / h of overdamped steps, to all digits for small h, and for h = 0, from the eigenvalues of T."""
+    x = rate * h
+    gap = ((1 - momentum + x) ** 2 - 4 * x).sqrt()
+    # The larger eigenvalue is 1 - x per_x, the smaller one less by the gap, and their product is the momentum.
+    per_x = 2 / (1 - momentum + x + gap)
+    away = x * per_x
+    larger = 1 - away
+    smaller = momentum / larger
+    slow = torch.where(away > 0, -torch.expm1(steps * torch.log1p(-away)) / away, steps)
+    return rate * per_x * ((larger - momentum) * slow - smaller * (1 - smaller.pow(steps))) / gap
 
 
 def _chebyshev(c: Tensor, root: float, n: Tensor) -> Tensor:
@@ -377,7 +394,7 @@ def _chebyshev(c: Tensor, root: float, n: Tensor) -> Tensor:
     sign = torch.where((c < 0) & (n % 2 == 0), -1.0, 1.0)
     inner = size.clamp(max=1).acos_()
     outer = size.clamp(min=1).acosh_()
-    near = (inner < 1e-7) & (outer < 1e-7)
+    near = (inner == 0) & (outer == 0)
     power = (n - 1) * math.log(root)
     swinging = torch.exp(power) * torch.sin(n * inner) / torch.sin(inner)
     sliding = torch.exp(power + (n - 1) * outer) * torch.expm1(-2 * n * outer) / torch.expm1(-2 * outer)
@@ -406,7 +423,7 @@ def train_in_expectation(
         means = iter(average.mean([t for m in moments.values() for t in (m.first, m.second)]))
         moments = {n: Moments(next(means), next(means), m.drawn) for n, m in moments.items()}
     at_once = [p for p in problems if step is None and _in_closed_form(p, optimizers[p.layer])]
-    _leap(at_once, [moments[p.layer] for p in at_once], optimizers)
+    _leap(at_once, moments, optimizers)
     one_by_one = [p for p in problems if p not in at_once]
     _walk(one_by_one, moments, optimizers, step)
     with torch.no_grad():
@@ -420,34 +437,37 @@ def _in_closed_form(problem: FeedbackProblem, optimizer: Optimizer) -> bool:
 
 
 @torch.no_grad()
-def _leap(problems: Sequence[FeedbackProblem], moments: Sequence[Moments], optimizers: dict[int, Optimizer]) -> None:
-    """All steps of some layers in closed form."""
-    if not problems:
-        return
-    groups = [optimizers[p.layer].param_groups[0] for p in problems]
-    aims, curvatures = zip(
-        *(p.expected.minimiser(m, g["weight_decay"]) for p, m, g in zip(problems, moments, groups, strict=True)),
-        strict=True,
-    )
-    sizes = tuple(h.numel() for h in curvatures)
-    flat = torch.cat([h.flatten() for h in curvatures])
-    rates = _repeated(tuple(g["lr"] for g in groups), sizes, flat.device)
-    steps = _repeated(tuple(float(p.iterations) for p in problems), sizes, flat.device)
-    momentum = groups[0]["momentum"]
-    entries = torch.stack(momentum_steps(flat, rates, momentum, steps))
-    # Where nothing pulls, an unlimited number of steps changes nothing either.
-    entries[0] = torch.where((flat == 0) & torch.isinf(steps), 1.0, entries[0])
-    for problem, aim, h, part in zip(problems, aims, curvatures, entries.split(sizes, 1), strict=True):
-        v = problem.expected.weight
-        of_e, of_m, to_m, of_m_to_m = part.to(v.dtype).view(4, *h.shape)
-        if momentum:
-            prepare_state(optimizers[problem.layer], [v])
-            velocity = optimizers[problem.layer].state[v]["momentum_buffer"]
-            distance = v - aim
-            v.copy_(aim).addcmul_(distance, of_e).addcmul_(velocity, of_m)
-            velocity.mul_(of_m_to_m).addcmul_(distance, to_m)
-        else:
-            v.lerp_(aim, 1 - of_e)
+def _leap(problems: Sequence[FeedbackProblem], moments: dict[int, Moments], optimizers: dict[int, Optimizer]) -> None:
+    """All steps of some layers in closed form.
+
+    From a gradient g and a velocity m, V moves by ``-(1 - T^K_11) / h g + T^K_12 m``. No minimum enters, for it may lie
+    far away, or nowhere, where the curvature is small.
+    """
+    by_momentum: dict[float, list[FeedbackProblem]] = {}
+    for problem in problems:
+        by_momentum.setdefault(optimizers[problem.layer].param_groups[0]["momentum"], []).append(problem)
+    for momentum, alike in by_momentum.items():
+        groups = [optimizers[p.layer].param_groups[0] for p in alike]
+        curvatures = [
+            p.expected.curvature(moments[p.layer], g["weight_decay"]) for p, g in zip(alike, groups, strict=True)
+        ]
+        sizes = tuple(h.numel() for h in curvatures)
+        flat = torch.cat([h.flatten() for h in curvatures])
+        rates = _repeated(tuple(g["lr"] for g in groups), sizes, flat.device)
+        steps = _repeated(tuple(float(p.iterations) for p in alike), sizes, flat.device)
+        moves = torch.stack(momentum_moves(flat, rates, momentum, steps))
+        for problem, group, h, part in zip(alike, groups, curvatures, moves.split(sizes, 1), strict=True):
+            v = problem.expected.weight
+            by_g, by_m, g_to_m, m_to_m = part.to(v.dtype).view(4, *h.shape)
+            gradient = problem.expected.gradient(moments[problem.layer])
+            if group["weight_decay"]:
+                gradient.add_(v, alpha=group["weight_decay"])
+            v.addcmul_(gradient, by_g)
+            if momentum:
+                prepare_state(optimizers[problem.layer], [v])
+                velocity = optimizers[problem.layer].state[v]["momentum_buffer"]
+                v.addcmul_(velocity, by_m)
+                velocity.mul_(m_to_m).addcmul_(gradient, g_to_m)
 
 
 def _walk(
