@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from torch import Size, Tensor
 
+from dtp.shapes import channels_last
+
 
 @dataclass(frozen=True)
 class ShapeContext:
@@ -37,7 +39,7 @@ class SwitchesContext:
     shape: Size
 
     def repeat(self, samples: int) -> SwitchesContext:
-        return SwitchesContext(self.indices.repeat(samples, *(1 for _ in self.shape)), self.shape)
+        return SwitchesContext(repeated(self.indices, samples), self.shape)
 
     def select(self, index) -> SwitchesContext:
         return SwitchesContext(self.indices[index], self.shape)
@@ -64,7 +66,7 @@ class SlopeContext:
     slope: Tensor
 
     def repeat(self, samples: int) -> SlopeContext:
-        return SlopeContext(self.slope.repeat(samples, *(1 for _ in self.slope.shape[1:])))
+        return SlopeContext(repeated(self.slope, samples))
 
     def select(self, index) -> SlopeContext:
         return SlopeContext(self.slope[index])
@@ -77,7 +79,7 @@ class DrawnContext:
     numbers: Tensor
 
     def repeat(self, samples: int) -> DrawnContext:
-        return DrawnContext(self.numbers.repeat(samples, *(1 for _ in self.numbers.shape[1:])))
+        return DrawnContext(repeated(self.numbers, samples))
 
     def select(self, index) -> DrawnContext:
         return DrawnContext(self.numbers[index])
@@ -119,3 +121,10 @@ class Context(tuple):
         selected = Context(None if item is None else item.select(index) for item in self)
         selected.affine = None if self.affine is None else self.affine[index]
         return selected
+
+
+def repeated(x: Tensor, samples: int) -> Tensor:
+    """(B, ...) -> (samples * B, ...), sample-major, in the memory format of ``x``, which torch's own would change."""
+    if channels_last(x):
+        return x.permute(0, 2, 3, 1).repeat(samples, 1, 1, 1).permute(0, 3, 1, 2)
+    return x.repeat(samples, *(1 for _ in x.shape[1:]))

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from dtp.feedback import AffineContext, Context, ShapeContext, SwitchesContext, forward_with_context, ldrl_loss
+from dtp.feedback.context import DrawnContext, SlopeContext
 
 from .helpers import undo
 
@@ -138,3 +139,13 @@ def test_passes_leave_nothing_on_the_modules(layer):
     assert pickle.dumps((layer, feedback)) == before
     layer[3].remembered = context[3].indices
     assert pickle.dumps((layer, feedback)) != before, "the comparison would notice"
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_repetition_keeps_the_memory_format(layout):
+    maps = torch.randn(4, 3, 6, 5).to(memory_format=layout)
+    indices = maps.argsort(dim=1)
+    for item in (SwitchesContext(indices, (3, 12, 10)), SlopeContext(maps), DrawnContext(maps)):
+        (given,) = (value for value in vars(item).values() if isinstance(value, torch.Tensor))
+        (found,) = (value for value in vars(item.repeat(3)).values() if isinstance(value, torch.Tensor))
+        assert torch.equal(found, given.repeat(3, 1, 1, 1)) and found.is_contiguous(memory_format=layout)
