@@ -38,12 +38,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Optimizer
 
-from dtp.feedback.adjoints import LocallyConnectedFeedback, StandardiseAdjoint
+from dtp.feedback.adjoints import LocallyConnectedFeedback, SameConvFeedback, StandardiseAdjoint
 from dtp.feedback.context import Context
 from dtp.feedback.layers import FeedbackLayer, NotReducible, has_hooks, layer_operations
 from dtp.feedback.loop import Average, FeedbackProblem, FeedbackResult, Step
 from dtp.feedback.operations import (
     BatchNormAdjoint,
+    ConvFeedback,
     Elementwise,
     Gate,
     LinearFeedback,
@@ -67,6 +68,8 @@ class NotExpected(NotReducible):
 # Operations of a feedback layer that act on each value by itself, and those of them that are linear.
 _LINEAR = (BatchNormAdjoint, Gate, PassThrough, StandardiseAdjoint)
 _BY_VALUE = (Elementwise, *_LINEAR)
+# Affine maps of which it is known which weights reach where.
+_MAPS = (LinearFeedback, ConvFeedback, SameConvFeedback, LocallyConnectedFeedback)
 
 
 @dataclass(frozen=True)
@@ -139,19 +142,22 @@ class ExpectedLDRL:
                 overlapping = operation.mode == "add" and windows_overlap(pool)
             elif kind is Elementwise and unpooled and overlapping:
                 raise NotExpected("a nonlinearity follows the unpooling of windows that overlap")
-            elif kind not in _BY_VALUE:
+            elif kind not in _BY_VALUE or (kind is Gate and operation.gate != "forward"):
                 raise NotExpected(f"its feedback has {kind.__name__}, which does not act on each value by itself")
             if has_hooks(operation):
                 raise NotExpected("its feedback has hooks")
-        if type(self.map).over_positions is LinearMap.over_positions:
-            raise NotExpected(f"{type(self.map).__name__} does not say which weights reach where")
+        kind = type(self.map)
+        inherited = kind not in _MAPS and "over_positions" not in vars(kind)
+        if inherited or kind.over_positions is LinearMap.over_positions:
+            raise NotExpected(f"{kind.__name__} does not say which weights reach where")
 
     def _why_drawn(self, routing: Routing) -> str:
         """Why the mean of the first term is not known; empty where it is."""
         forward = self.modules[self.place]
         known = {LinearFeedback: nn.Linear, LocallyConnectedFeedback: LocallyConnected2d}
         known = known.get(type(self.map), SameConv2d if type(forward) is SameConv2d else nn.Conv2d)
-        if type(forward) is not known or any(has_hooks(module) for module in self.modules):
+        known = type(forward) is known and operation_of(forward).plain
+        if not known or any(has_hooks(module) for module in self.modules):
             return "its affine map is not one of the known ones, or has hooks"
         if any(type(module) not in (nn.Flatten, nn.Identity) for module in self.modules[: self.place]):
             return "its affine map does not come first"

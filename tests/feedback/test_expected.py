@@ -7,10 +7,19 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jacfwd, jacrev
 
-from dtp.feedback import ExpectedLDRL, forward_with_context, ldrl_loss
-from dtp.modules import LocallyConnected2d, SameConv2d, SLReLU, Standardise
+from dtp.feedback import (
+    ExpectedLDRL,
+    FeedbackLayer,
+    NoiseStreams,
+    NotExpected,
+    forward_with_context,
+    ldrl_loss,
+    register_feedback,
+)
+from dtp.feedback.operations import ConvFeedback, LinearFeedback
+from dtp.modules import FirstUnits, InnerFunction, LocallyConnected2d, ResidualUnit, SameConv2d, SLReLU, Standardise
 
-from .helpers import LAYERS, MAPS, Task, conv, norm, relative_difference
+from .helpers import LAYERS, MAPS, Task, conv, norm, relative_difference, undo
 
 # --- layers whose mean over the noise is known ------------------------------------------------------------------------
 
@@ -332,3 +341,118 @@ def test_nobody_pays_for_what_nobody_asked_for():
     _, context = forward_with_context(conv(nn.ELU()), torch.randn(3, *MAPS))
     assert context.affine is None
     assert context.select(slice(0, 1)).affine is None
+
+
+# --- what is drawn, and what has no mean ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [n for n in KNOWN_MAPS if "pool" in n])
+@pytest.mark.parametrize("samples", [1, 3])
+def test_with_noisy_maxima_the_first_term_is_that_of_the_samples_drawn(name, samples):
+    """The gradient of the literal loss without noise on the output; the second term is in expectation all the same."""
+    task = Clean(name)
+    form = task.form(routing="noisy", noise_samples=samples)
+    assert "maxima" in form.drawn and not task.form().drawn
+    noise = task.draw(NoiseStreams(0), samples)
+    moments = form.moments(task.clean, noise)
+    still = torch.zeros_like(noise[1])
+    loss = task.loss((noise[0], still), routing="noisy", noise_samples=samples)
+    (first,) = torch.autograd.grad(loss, task.weight)
+    assert moments.drawn
+    torch.testing.assert_close(moments.first, first, rtol=1e-10, atol=1e-13)
+    assert torch.equal(moments.second, task.form().moments(task.clean).second)
+
+
+@pytest.mark.parametrize("name", ["conv-elu-pool", "conv-pool-elu", "local-elu-pool", "conv-elu-pool-clean"])
+def test_drawn_gradient_is_the_mean_of_many_sampled_ones(name):
+    task = Clean(name, sigma=0.2)
+    task.balance()
+    form = task.form(nodes=80, routing="noisy", noise_samples=64)
+    streams = NoiseStreams(7)
+    with torch.no_grad():
+        drawn = [form.gradient(form.moments(task.clean, task.draw(streams, 64))) for _ in range(200)]
+    sampled = literal_gradients(task, replicates=50, samples=64, routing="noisy")
+    mean, error = torch.stack(drawn).mean(0) + left_out(task), torch.stack(drawn).std(0) / 200**0.5
+    both = (error.square() + sampled.var(0) / len(sampled)).sqrt()
+    off = mean - sampled.mean(0)
+    assert both.norm() < 0.08 * mean.norm()
+    assert (off.abs() < 5 * both + 1e-12).all() and off.square().sum() < 1.7 * both.square().sum()
+
+
+@pytest.mark.parametrize("routing", ["fixed", "noisy"])
+@pytest.mark.parametrize(
+    "layer, in_shape, reason",
+    [
+        (conv(nn.ELU(), nn.AvgPool2d(2)), MAPS, "PoolingAdjoint"),
+        (conv(nn.ELU(), nn.MaxPool2d(2), nn.Flatten()), MAPS, "Unflatten"),
+        (nn.Sequential(nn.Linear(7, 6), nn.ELU(), FirstUnits(4)), (7,), "FirstUnitsFeedback"),
+        (conv(nn.ELU(), nn.MaxPool2d(3, 2, 1), norm(nn.BatchNorm2d(4))), MAPS, ""),
+        (
+            conv(nn.ELU(), norm(nn.BatchNorm2d(4)), nn.MaxPool2d(3, 2, 1)),
+            MAPS,
+            "windows that overlap",
+        ),
+        (conv(nn.MaxPool2d(2), nn.MaxPool2d(2, 1)), MAPS, "MaxUnpool"),
+        (nn.Sequential(ResidualUnit(2, 2, 1, nn.ELU()), nn.ELU()), MAPS, "operations with weights|does not say"),
+    ],
+)
+def test_layers_whose_values_do_not_act_by_themselves_have_no_mean(layer, in_shape, reason, routing):
+    feedback = undo(layer, in_shape)
+    if not reason:
+        ExpectedLDRL(layer, feedback, 0.2, routing=routing)
+        return
+    with pytest.raises(NotExpected, match=reason):
+        ExpectedLDRL(layer, feedback, 0.2, routing=routing)
+
+
+def test_hooks_draw_the_first_term_or_all():
+    layer, feedback = conv(nn.ELU()), undo(conv(nn.ELU()), MAPS)
+    layer[1].register_forward_hook(lambda module, args, output: 2 * output)
+    assert "hooks" in ExpectedLDRL(layer, feedback, 0.2, routing="fixed").drawn
+    layer = conv(nn.ELU())
+    feedback.operations[0].register_forward_hook(lambda module, args, output: 2 * output)
+    with pytest.raises(NotExpected, match="hooks"):
+        ExpectedLDRL(layer, feedback, 0.2, routing="fixed")
+
+
+class Twice(LinearFeedback):
+    """A user's own map, whose weights act twice."""
+
+    def apply_weight(self, y, weight):
+        return 2 * super().apply_weight(y, weight)
+
+    def forward(self, y, context=None):
+        return 2 * super().forward(y)
+
+
+def test_a_map_that_uses_its_weights_in_its_own_way_must_say_which_reach_where():
+    """What it inherits is not true of it."""
+    layer = nn.Linear(7, 6)
+    feedback = FeedbackLayer([Twice(layer, False)], [0])
+    with pytest.raises(NotExpected, match="Twice does not say which weights reach where"):
+        ExpectedLDRL(layer, feedback, 0.2, routing="fixed")
+
+
+def test_a_forward_pass_of_the_users_own_is_not_taken_for_the_modules(registry):
+    feedback = undo(conv(nn.ELU()), MAPS)
+    made = lambda module, in_shape, settings: ConvFeedback(module, in_shape, settings.bias)  # noqa: E731
+    register_feedback(nn.Conv2d, made, lambda module, x, given, routing: (2 * module(x), None))
+    assert "known" in ExpectedLDRL(conv(nn.ELU()), feedback, 0.2, routing="fixed").drawn
+
+
+@pytest.mark.parametrize("gate, known", [("forward", True), ("feedback", False), ("linear", False)])
+def test_gates_are_undone_by_what_they_are(gate, known):
+    """Only one that multiplies by the slope has the mean that is computed for it."""
+    layer = nn.Sequential(nn.Linear(7, 6), InnerFunction(nn.ELU())).double()
+    feedback = undo(layer, (7,), gate=gate).double()
+    task = Task(layer, (7,), feedback, batch=3)
+    with torch.no_grad():
+        task.s_out, task.context = forward_with_context(layer, task.s_in, affine=0)
+    if not known:
+        with pytest.raises(NotExpected, match="Gate"):
+            ExpectedLDRL(layer, feedback, 0.2, routing="fixed")
+        return
+    form = ExpectedLDRL(layer, feedback, task.sigma, routing="fixed", nodes=80)
+    task.weight = form.weight
+    sampled = literal_gradients(task, replicates=50, samples=500)
+    compare_with_samples(form.gradient(form.moments(task.clean)), sampled, precision=0.06)
