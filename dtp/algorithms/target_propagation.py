@@ -407,7 +407,7 @@ class TargetPropagation(LocalTargets):
         outputs = [s[0]]
         with torch.no_grad():
             for n in range(1, self.network.depth + 1):
-                output, context = forward_with_context(self.network[n], s[-1], given=a.contexts[n])
+                output, context = forward_with_context(self.network[n], s[-1], given=a.contexts[n], **self.kept(n))
                 outputs.append(output)
                 s.append(self.activation(n, output, s[-1]))
                 contexts.append(context)
