@@ -31,8 +31,9 @@ class DTP(TargetPropagation):
 
     def __init__(self, network: Network, options: DTPOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
-        if self.options.probe_nodes < 1:
-            raise UserError(f"--probe-nodes: expected at least 1, found {self.options.probe_nodes}.")
+        # From about 400 on the weights of the nodes overflow.
+        if not 1 <= self.options.probe_nodes <= 200:
+            raise UserError(f"--probe-nodes: expected a number from 1 to 200, found {self.options.probe_nodes}.")
         if self.close and self.expects:
             raise UserError("--feedback-stop-distance: expected 0 with --probes expected, whose steps cost nothing.")
         if not self.close >= 0:

@@ -158,7 +158,7 @@ class DTPOptions(TargetPropagationOptions):
     # the rule in the limit of many probes: it looks at the forward weights, which sampled probes only see the effect
     # of. Layers with --routing noisy and max-pooling then draw their first term with --noise-samples once per batch.
     probes: Literal["sampled", "expected"] = "sampled"
-    # Nodes of the quadrature over the noise with --probes expected, at least 1; 1 is the limit of small noise.
+    # Nodes of the quadrature over the noise with --probes expected, 1 to 200; 1 is the limit of small noise.
     probe_nodes: int = 5
     # What a nonlinearity comes back through in the feedback: itself, at what the feedback is given (own, as published),
     # or its slope in the clean pass (clean), with which a transposed feedback layer is exactly the adjoint.
