@@ -5,8 +5,8 @@
     python benchmarks/engines.py --model vgg --data cifar10 --shape 3 32 32 --iterations 1 0.5 0.2 0.1 0.05
 
 ``published`` is the literal loss as the published code evaluates it, with F(s) computed again in every iteration;
-``literal``, ``reduced`` and ``graph`` are ``--engine``; ``expected`` is ``--probes expected --routing fixed``; ``bp`` is
-a batch of backpropagation. Floating-point operations are counted by torch and compared with the formula: 8, 7 and 4
+``literal``, ``reduced`` and ``graph`` are ``--engine``; ``expected`` is ``--probes expected --routing fixed``; ``bp``
+is a batch of backpropagation. Floating-point operations are counted by torch and compared with the formula: 8, 7 and 4
 convolutions of the layer's size for each iteration, and none in expectation.
 The literal forms step by torch's optimizers through the rule, the others without that overhead, as in training.
 ``--iterations`` measures the fastest engine for parts of the preset's iteration counts instead.

@@ -47,6 +47,7 @@ MAY_DIFFER = {
     "verbose",
     "data_dir",
     "data_on_device",
+    "capture",
     "download",
     "num_workers",
     "devices",
@@ -64,6 +65,9 @@ AS_BEFORE = {
     "pca": 0,
     "pca_scale": "kept",
     "deterministic": False,
+    "probes": "sampled",
+    "probe_nodes": 5,
+    "feedback_slope": "own",
 }
 # Options that may differ between the ranks of one start: each machine has its own disks, and only rank 0 reports.
 RANKS_MAY_DIFFER = {"data_dir", "data_on_device", "num_workers", "logger", "verbose"}

@@ -215,6 +215,7 @@ def build(config: Config) -> tuple[ImageData, Algorithm]:
     if PRECISIONS[config.run.precision] == "64-true":
         # Lightning does so as well, but after it has loaded a checkpoint into weights of half the precision.
         algorithm.double()
+    algorithm.capture_batches = config.run.capture == "auto"
     return data, algorithm.to(memory_format=_memory_format(config.run.memory_format, network))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dtp.algorithms import DTP
-from dtp.algorithms.metrics import RunningMeans
+from dtp.algorithms.metrics import RunningMeans, as_vector
 from dtp.algorithms.options import DTPOptions
 from dtp.cli import main
 from dtp.feedback import (
@@ -162,7 +162,7 @@ def test_what_is_logged_of_layers_that_stop_early_can_be_read():
     rule, _ = trained("auto", routing="fixed", feedback_stop_distance=0.5)
     x, _ = make_batch(rule.network, 16)
     means = RunningMeans()
-    means.add(rule.feedback_phase(rule.activations(x.cuda())))
+    means.add(*as_vector(rule.feedback_phase(rule.activations(x.cuda()))))
     assert {f"feedback_steps_{n}" for n in rule.trained_feedback} < set(means.compute())
 
 
@@ -242,3 +242,16 @@ def test_a_run_on_the_gpu_learns_digits(precision, tmp_path):
     assert main(command.split()) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["test_accuracy"] > 0.9 and 0 < summary["feedback_seconds"] < summary["wall_seconds"]
+
+
+@pytest.mark.parametrize("command", ["--algo bp", "--probes expected --feedback-iterations inf", "--probes expected"])
+def test_captured_batches_learn_what_plain_ones_do(command, tmp_path):
+    base = f"--accelerator gpu --precision 64 --max-epochs 3 --data digits {command} --diagnostics-every 0"
+    for name in ("auto", "no"):
+        assert main(f"{base} --capture {name} --run-dir {tmp_path / name}".split()) == 0
+    captured, plain = (
+        torch.load(max((tmp_path / name / "checkpoints").glob("*.ckpt")), map_location="cpu", weights_only=True)
+        for name in ("auto", "no")
+    )
+    for name, value in plain["state_dict"].items():
+        torch.testing.assert_close(captured["state_dict"][name], value, rtol=1e-7, atol=1e-10)

@@ -13,9 +13,11 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import Optimizer
+from torch.nn.modules.dropout import _DropoutNd
+from torch.optim import SGD, Optimizer
 
-from dtp.algorithms.metrics import RunningMeans
+from dtp.algorithms.captured import CapturedBatches
+from dtp.algorithms.metrics import RunningMeans, as_vector
 from dtp.algorithms.optimizers import layer_groups, make_optimizer, make_schedule
 from dtp.algorithms.options import AlgorithmOptions
 from dtp.algorithms.timing import PhaseTimer
@@ -24,9 +26,11 @@ from dtp.distributed.averaging import average_tensors
 from dtp.distributed.division import Division
 from dtp.distributed.strategy import FeedbackDDPStrategy, training_share
 from dtp.errors import Diverged, UserError
+from dtp.feedback.layers import has_hooks
 from dtp.feedback.noise import NoiseStreams, seeded_randomness
+from dtp.feedback.steppers import is_plain
 from dtp.models.network import Network
-from dtp.modules import Standardise
+from dtp.modules import RandomOperation, Standardise
 from dtp.precision import full_precision
 from dtp.tasks import Classification, require_loss
 
@@ -48,6 +52,8 @@ class Algorithm(LightningModule):
     Options = AlgorithmOptions
     # Numbers of the layers whose feedback has weights that are trained in a phase of their own.
     trained_feedback: Sequence[int] = ()
+    # Whether batches may be captured as CUDA graphs, where they are fixed sequences of operations.
+    capture_batches = False
 
     def __init__(self, network: Network, options: AlgorithmOptions | None = None, seed: int = 0):
         super().__init__()
@@ -69,6 +75,9 @@ class Algorithm(LightningModule):
         self.noise_streams = NoiseStreams(seed)
         self.feedback_timer = PhaseTimer()
         self.forward_optimizer: Optimizer | None = None
+        self._made_optimizers: list[Optimizer] = []
+        self._captured = CapturedBatches(self._learn)
+        self._captures = False
         self._epoch_means = RunningMeans()
         self._window_means = RunningMeans()
         self._images = 0
@@ -156,7 +165,8 @@ class Algorithm(LightningModule):
         self.forward_optimizer = make_optimizer(o.optimizer, groups, lr, o.momentum, o.weight_decay, o.beta2, eps)
         max_epochs = self.trainer.max_epochs if self._trainer is not None else None
         schedule = make_schedule(self.forward_optimizer, o, max_epochs or 1)
-        return [self.forward_optimizer, *self.feedback_optimizer_list()], [schedule]
+        self._made_optimizers = [self.forward_optimizer, *self.feedback_optimizer_list()]
+        return self._made_optimizers, [schedule]
 
     def _trained_layers(self) -> dict[int, list[Tensor]]:
         """The trained forward weights by layer, where there are any."""
@@ -242,6 +252,7 @@ class Algorithm(LightningModule):
                 "--batch-size: expected at least 2 images on each device, which the network normalises over, found 1."
             )
 
+        self._captured, self._captures = CapturedBatches(self._learn), self._may_capture()
         # An epoch that goes on in its middle has no start.
         self._begin_epoch()
 
@@ -259,19 +270,12 @@ class Algorithm(LightningModule):
         x, y = batch
         y = self.task.goal(x, y)
         with self.randomness("training", self.global_step):
-            logits, scalars = self.training_batch(x, y)
-        if self._ranks > 1:
-            # The statistics of batch normalisation; what else ranks hold, they have averaged already.
-            average_tensors([b for b in self.buffers() if b.is_floating_point()])
-        with torch.no_grad():
-            logits = full_precision(logits)
-            values = {
-                "loss": self.task_loss(logits, y),
-                **self.task.training_scores(logits, y),
-                **scalars,
-            }
-        self._epoch_means.add(values, weight=len(x))
-        self._window_means.add(values, weight=len(x))
+            if self._captures:
+                names, values = self._captured(x, y, self.kind_of_batch(), self.fixed_numbers())
+            else:
+                names, values = self._learn(x, y)
+        self._epoch_means.add(names, values, weight=len(x))
+        self._window_means.add(names, values, weight=len(x))
         self._images += len(x) * self._shares
         self._count_batch()
         self._last_batch_ended = time.perf_counter()
@@ -279,6 +283,43 @@ class Algorithm(LightningModule):
         # step must be there before it.
         if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
             self._log_window()
+
+    def _learn(self, x: Tensor, y: Tensor) -> tuple[tuple[str, ...], Tensor]:
+        """Learn from a batch. Returns the names of what is logged of it and the values, (len(names),)."""
+        logits, scalars = self.training_batch(x, y)
+        if self._ranks > 1:
+            # The statistics of batch normalisation; what else ranks hold, they have averaged already.
+            average_tensors([b for b in self.buffers() if b.is_floating_point()])
+        with torch.no_grad():
+            logits = full_precision(logits)
+            return as_vector({"loss": self.task_loss(logits, y), **self.task.training_scores(logits, y), **scalars})
+
+    def _may_capture(self) -> bool:
+        """Whether a batch is a fixed sequence of operations on a GPU, which can be captured."""
+        on_gpu = self.device.type == "cuda" and self.trainer.world_size == 1
+        # Hooks, numbers drawn in a layer, and what an optimizer decides on the host would be those of one batch.
+        varies = any(isinstance(module, RandomOperation | _DropoutNd) or has_hooks(module) for module in self.modules())
+        plain = all(is_plain(optimizer, SGD, groups=True) for optimizer in self._made_optimizers)
+        return on_gpu and self.capture_batches and self.fixed_sequence() and plain and not varies
+
+    def fixed_sequence(self) -> bool:
+        """Whether :meth:`training_batch` does the same operations on every batch, and neither draws nor waits.
+
+        Not for subclasses, unless they say so: what they do on the host would be done once.
+        """
+        return False
+
+    def kind_of_batch(self) -> Any:
+        """What tells the operations of this batch from those of others, for rules with a schedule."""
+        return None
+
+    def fixed_numbers(self) -> Any:
+        """Numbers and addresses that a captured batch has fixed."""
+        groups = [group for optimizer in self._made_optimizers for group in optimizer.param_groups]
+        settings = tuple((group["lr"], group["momentum"], group["weight_decay"]) for group in groups)
+        tensors = [p for group in groups for p in group["params"]]
+        states = [value for o in self._made_optimizers for state in o.state.values() for value in state.values()]
+        return settings, tuple(t.data_ptr() for t in (*tensors, *states) if isinstance(t, Tensor))
 
     def _count_batch(self) -> None:
         """Make ``global_step`` count this batch, once, whatever the number of optimizer steps in it.

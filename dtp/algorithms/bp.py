@@ -14,3 +14,6 @@ class BP(Algorithm):
         logits = self.network(x)
         gradients = torch.autograd.grad(self.task_loss(full_precision(logits), y), self.forward_parameters)
         return logits.detach(), list(gradients)
+
+    def fixed_sequence(self) -> bool:
+        return type(self) is BP

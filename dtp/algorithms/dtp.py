@@ -53,6 +53,10 @@ class DTP(TargetPropagation):
     def expects(self) -> bool:
         return self.options.probes == "expected"
 
+    def fixed_sequence(self) -> bool:
+        forms = [self._expected(n) for n in self.trained_feedback]
+        return type(self) is DTP and all(form is not None and not form.drawn for form in forms)
+
     def expected_form(self, n: int) -> ExpectedLDRL:
         pair, settings = (self.network[n], self.feedback[n]), self._loss_settings(n)
         return ExpectedLDRL(*pair, self.noise_scale(n), nodes=self.options.probe_nodes, **settings)

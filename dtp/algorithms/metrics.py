@@ -13,14 +13,17 @@ class RunningMeans:
     """
 
     def __init__(self):
-        self._sums: dict[str, Tensor] = {}
-        self._weights: dict[str, float] = {}
+        # By the names that were added together: sums, (len(names),), and the sum of their weights.
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+        self._weights: dict[tuple[str, ...], float] = {}
 
-    def add(self, values: dict[str, Tensor], weight: float = 1.0) -> None:
-        for name, value in values.items():
-            value = value.detach().to(torch.float64 if value.device.type != "mps" else torch.float32) * weight
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._weights[name] = self._weights.get(name, 0.0) + weight
+    def add(self, names: tuple[str, ...], values: Tensor, weight: float = 1.0) -> None:
+        """Add the values, (len(names),) as :func:`as_vector` makes them, of scalars."""
+        if names in self._sums:
+            self._sums[names].add_(values, alpha=weight)
+            self._weights[names] += weight
+        elif names:
+            self._sums[names], self._weights[names] = values * weight, weight
 
     def compute(self, over_ranks: bool = False) -> dict[str, float]:
         """The means. One transfer from the device for all of them.
@@ -30,19 +33,27 @@ class RunningMeans:
         """
         if not self._sums:
             return {}
-        sums = self._stacked()
+        sums = torch.cat(list(self._sums.values()))
         if over_ranks:
             # Ranks have equal shares of every batch, so their means weigh alike.
             torch.distributed.all_reduce(sums)
             sums /= torch.distributed.get_world_size()
-        return {name: value / self._weights[name] for name, value in zip(self._sums, sums.tolist(), strict=True)}
-
-    def _stacked(self) -> Tensor:
-        """All sums, on the device that any of them is on: ranks can average nothing else there."""
-        sums = list(self._sums.values())
-        device = next((value.device for value in sums if value.device.type != "cpu"), sums[0].device)
-        return torch.stack([value.to(device) for value in sums])
+        totals: dict[str, list[float]] = {}
+        places = ((name, self._weights[names]) for names in self._sums for name in names)
+        for (name, weight), value in zip(places, sums.tolist(), strict=True):
+            total = totals.setdefault(name, [0.0, 0.0])
+            total[0] += value
+            total[1] += weight
+        return {name: value / weight for name, (value, weight) in totals.items()}
 
     def reset(self) -> None:
         self._sums.clear()
         self._weights.clear()
+
+
+def as_vector(values: dict[str, Tensor]) -> tuple[tuple[str, ...], Tensor]:
+    """Names of scalars and their values, float64 (len(names),), on the device that any of them is on."""
+    scalars = [value.detach() for value in values.values()]
+    device = next((value.device for value in scalars if value.device.type != "cpu"), torch.device("cpu"))
+    precise = torch.float32 if device.type == "mps" else torch.float64
+    return tuple(values), torch.stack([value.to(device, precise) for value in scalars])

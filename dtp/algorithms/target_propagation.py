@@ -281,6 +281,12 @@ class TargetPropagation(LocalTargets):
         self._batches_alone += 1
         return activations.logits, scalars
 
+    def kind_of_batch(self) -> Any:
+        return self.turns()
+
+    def fixed_numbers(self) -> Any:
+        return super().fixed_numbers(), tuple(self.noise_scale(n) for n in self.trained_feedback)
+
     def feedback_phase(self, activations: Activations) -> dict[str, Tensor]:
         """Train every feedback layer for its iterations. Returns what is logged of it, detached scalars.
 

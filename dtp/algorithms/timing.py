@@ -21,7 +21,10 @@ class PhaseTimer:
 
     @contextmanager
     def measure(self, device: torch.device) -> Iterator[None]:
-        if device.type == "cuda":
+        if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            # Of a captured batch no part can be timed by itself.
+            yield
+        elif device.type == "cuda":
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
             yield

@@ -70,8 +70,9 @@ def prepare_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
             state["step"] = state["step"].to(parameter.device)
 
 
-def is_plain(optimizer: Optimizer, kind: type[Optimizer]) -> bool:
-    """Whether an optimizer is one of ``kind`` without extras: one group, no hooks, no variant of its step."""
+def is_plain(optimizer: Optimizer, kind: type[Optimizer], groups: bool = False) -> bool:
+    """Whether an optimizer is one of ``kind`` without extras: no hooks, no variant of its step, one group if not
+    ``groups``."""
     group = optimizer.param_groups[0]
     hooked = (
         optimizer._optimizer_step_pre_hooks
@@ -92,7 +93,7 @@ def is_plain(optimizer: Optimizer, kind: type[Optimizer]) -> bool:
         )
     )
     plain = not special and not hooked and isinstance(group["lr"], float | int)
-    return type(optimizer) is kind and len(optimizer.param_groups) == 1 and plain
+    return type(optimizer) is kind and (groups or len(optimizer.param_groups) == 1) and plain
 
 
 @torch.no_grad()
