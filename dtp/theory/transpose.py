@@ -8,26 +8,39 @@ from typing import Any
 from dtp.algorithms import DTP
 from dtp.algorithms.options import DTPOptions
 from dtp.diagnostics.alignment import Alignment, feedback_alignment
-from dtp.diagnostics.figures import color, counted, finish, legend_beside, new_figure, plot_spread, save_figure
+from dtp.diagnostics.figures import (
+    color,
+    counted,
+    finish,
+    legend_beside,
+    new_figure,
+    plot_line,
+    plot_spread,
+    save_figure,
+)
 from dtp.models import VGG
 from dtp.models.options import VGGOptions
 from dtp.theory.common import advance, each_seed, make_batch, marks, over_seeds, rows_of, seeded, spread_words
 from dtp.theory.options import TransposeOptions
 
 ROUTINGS = ("noisy", "fixed")
+# Not a routing: what the fixed one comes to in the mean over infinitely many noise probes, in closed form.
+EXPECTED = "expected"
+KINDS = ("angle", "distance")
 
 
 def measure(options: TransposeOptions) -> dict[str, Any]:
     """Angle and relative distance of V to W^T against iterations, of a convolutional and of the linear layer.
 
     Returns:
-        ``iterations``, a list; ``layers``, by title ``{routing: {"angle": [series of each seed], "distance": ...}}``.
+        ``iterations``, a list; ``layers``, by title ``{routing: {"angle": [series of each seed], "distance": ...}}``,
+        with ``expected`` in place of a routing for the mean of the ``fixed`` one over its noise.
     """
     taken = marks(options.iterations, options.points)
     drop = round(options.drop * options.iterations)
     layers: dict[str, dict[str, dict[str, list]]] = {}
     for seed in each_seed(options.seeds):
-        for routing in ROUTINGS:
+        for routing in (*ROUTINGS, EXPECTED):
             series = _run(options, seed, routing, taken, drop)
             for title, found in series.items():
                 into = layers.setdefault(title, {}).setdefault(routing, {"angle": [], "distance": []})
@@ -70,7 +83,8 @@ def _rule(options: TransposeOptions, network: VGG, seed: int, routing: str) -> D
     rule = DTP(
         network,
         DTPOptions(
-            routing=routing,
+            routing="fixed" if routing == EXPECTED else routing,
+            probes="expected" if routing == EXPECTED else "sampled",
             noise=per_layer(options.noise),
             feedback_lr=per_layer(options.feedback_lr),
             ldrl_scale=options.ldrl_scale,
@@ -83,13 +97,22 @@ def _rule(options: TransposeOptions, network: VGG, seed: int, routing: str) -> D
 
 
 def table(values: dict[str, Any]) -> str:
-    """Angles and distances at the end, mean and deviation over seeds."""
+    """Angles and distances at the end, and how far apart sampled and expected curves come, over seeds."""
     rows = []
     for title, routings in values["layers"].items():
         for routing, found in routings.items():
-            angles, distances = ([series[-1] for series in found[kind]] for kind in ("angle", "distance"))
+            angles, distances = ([series[-1] for series in found[kind]] for kind in KINDS)
             rows.append([f"{title}; {routing}", spread_words(angles), spread_words(distances, 3)])
+        # Measurements before there was an expectation have none.
+        if EXPECTED in routings:
+            angles, distances = (_farthest(routings["fixed"][kind], routings[EXPECTED][kind]) for kind in KINDS)
+            rows.append(["  most between fixed and expected", spread_words(angles, 2), spread_words(distances, 4)])
     return rows_of([f"after {values['iterations'][-1]} iterations", "angle to W^T", "distance"], rows)
+
+
+def _farthest(some: list[list[float]], others: list[list[float]]) -> list[float]:
+    """Largest difference of two series, seed by seed."""
+    return [max(abs(a - b) for a, b in zip(*pair, strict=True)) for pair in zip(some, others, strict=True)]
 
 
 def draw(values: dict[str, Any], path: Path) -> None:
@@ -97,12 +120,15 @@ def draw(values: dict[str, Any], path: Path) -> None:
     steps, layers = values["iterations"], values["layers"]
     figure, axes = new_figure(2, len(layers), (4.4, 2.9))
     for column, (title, routings) in enumerate(layers.items()):
-        for row, kind in enumerate(("angle", "distance")):
+        for row, kind in enumerate(KINDS):
             panel = axes[row * len(layers) + column]
             for i, routing in enumerate(ROUTINGS):
                 mean, deviation = over_seeds(routings[routing][kind])
                 # Without maxima to route, both are one line.
                 plot_spread(panel, steps, mean, deviation, color(i), routing, linestyle="-" if i == 0 else "--")
+            if EXPECTED in routings:
+                mean, _ = over_seeds(routings[EXPECTED][kind])
+                plot_line(panel, steps, mean, "black", EXPECTED, linestyle="--", linewidth=0.8, marker=None)
             if 0 < values["drop_at"] < steps[-1]:
                 panel.axvline(values["drop_at"], color="0.6", linewidth=1, linestyle=":", label="rate / 10")
             counted(panel, "feedback iterations")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dtp.theory.options import TransposeOptions
-from dtp.theory.transpose import measure
+from dtp.theory.transpose import draw, measure, table
 from tests.theory.studies import run
 
 SIZES = {"seeds": [0], "channels": [4, 6], "image_shape": [2, 8, 8], "batch_size": 24, "noise": [0.1]}
@@ -43,6 +43,26 @@ def test_how_often_is_measured_changes_nothing():
     for title, routings in few["layers"].items():
         for routing, kinds in routings.items():
             assert many["layers"][title][routing]["angle"][0][::10] == pytest.approx(kinds["angle"][0], abs=1e-2)
+
+
+def test_the_expected_curve_is_the_sampled_one_without_what_noise_adds():
+    values = measure(TransposeOptions(**{**SIZES, "batch_size": 240}, iterations=200, points=4, drop=1))
+    for title, routings in values["layers"].items():
+        assert list(routings) == ["noisy", "fixed", "expected"]
+        for kind, most in (("angle", 3.0), ("distance", 0.05)):
+            (sampled,), (expected,) = (routings[name][kind] for name in ("fixed", "expected"))
+            assert sampled[0] == expected[0] and sampled == pytest.approx(expected, abs=most)
+            assert expected[-1] < (0.7 if "linear" in title else 1.0) * sampled[-1]
+
+
+def test_a_measurement_without_the_expected_curve_is_still_shown(tmp_path):
+    values = measure(TransposeOptions(**SIZES, iterations=4, points=2))
+    assert table(values).count("expected") == 4
+    for routings in values["layers"].values():
+        del routings["expected"]
+    assert "expected" not in table(values)
+    draw(values, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").exists()
 
 
 def test_lower_rates_at_the_end_take_away_what_noise_leaves():
