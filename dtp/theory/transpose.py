@@ -142,4 +142,8 @@ def draw(values: dict[str, Any], path: Path) -> None:
         above.set_yticks(range(0, 91, 15))
         below.set_yscale("log")
         below.set_ylabel("|V - W$^T$| / |W|")
+        # In the mean a linear layer goes to 0, below all that noise leaves to be seen.
+        lowest = min(min(over_seeds(routings[routing]["distance"])[0]) for routing in ROUTINGS)
+        if lowest > 0:
+            below.set_ylim(bottom=lowest / 4)
     save_figure(figure, path)
