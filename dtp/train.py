@@ -305,6 +305,8 @@ def _finish(
         "world_size": trainer.world_size,
         "threads": torch.get_num_threads(),
         "precision": config.run.precision,
+        # Batches that are captured whole have no feedback phase that could be timed.
+        "captured": algorithm.captures,
         **algorithm.describe(),
         "versions": versions(),
         "command": command,
@@ -333,7 +335,8 @@ def _result_line(summary: dict[str, Any]) -> str:
     result = s.get("result") or f"test accuracy {s['test_accuracy']:.2%}"
     return (
         f"{result} ({s['tested_weights']}); {s['algo']} {s['model']} {s['data']}, "
-        f"{s['epochs']} epochs, {s['steps']} batches, {s['wall_seconds']:.1f} s, feedback phase {share:.0%}."
+        f"{s['epochs']} epochs, {s['steps']} batches, {s['wall_seconds']:.1f} s, "
+        f"{'batches captured' if s.get('captured') else f'feedback phase {share:.0%}'}."
     )
 
 

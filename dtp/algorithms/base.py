@@ -77,7 +77,7 @@ class Algorithm(LightningModule):
         self.forward_optimizer: Optimizer | None = None
         self._made_optimizers: list[Optimizer] = []
         self._captured = CapturedBatches(self._learn)
-        self._captures = False
+        self.captures = False
         self._epoch_means = RunningMeans()
         self._window_means = RunningMeans()
         self._images = 0
@@ -252,7 +252,7 @@ class Algorithm(LightningModule):
                 "--batch-size: expected at least 2 images on each device, which the network normalises over, found 1."
             )
 
-        self._captured, self._captures = CapturedBatches(self._learn), self._may_capture()
+        self._captured, self.captures = CapturedBatches(self._learn), self._may_capture()
         # An epoch that goes on in its middle has no start.
         self._begin_epoch()
 
@@ -270,7 +270,7 @@ class Algorithm(LightningModule):
         x, y = batch
         y = self.task.goal(x, y)
         with self.randomness("training", self.global_step):
-            if self._captures:
+            if self.captures:
                 names, values = self._captured(x, y, self.kind_of_batch(), self.fixed_numbers())
             else:
                 names, values = self._learn(x, y)

@@ -1,5 +1,6 @@
 """Difference target propagation with the local difference reconstruction loss (L-DRL)."""
 
+import warnings
 from typing import Any
 
 from torch import Tensor
@@ -87,6 +88,22 @@ class DTP(TargetPropagation):
                     "--probes sampled."
                 )
         super()._check_probes()
+        self._advise_on_samples()
+
+    def _advise_on_samples(self) -> None:
+        """Say where a first term is drawn from too few samples, which leads feedback weights astray."""
+        forms = {n: self._expected(n) for n in self.trained_feedback}
+        drawn = [n for n, form in forms.items() if form is not None and form.drawn]
+        # Their mean error falls with the root of the samples; as many as the published iterations make it that of the
+        # sampled rule.
+        if drawn and self.options.noise_samples < 16:
+            layers = ("layers " if len(drawn) > 1 else "layer ") + ", ".join(map(str, drawn))
+            warnings.warn(
+                f"--probes expected: the first term of {layers} is drawn from {self.options.noise_samples} noise samples "
+                "once per batch, which can lead the feedback astray and make training diverge; use --routing fixed, or "
+                "about as many --noise-samples as the sampled rule has iterations.",
+                stacklevel=2,
+            )
 
     def _loss_settings(self, n: int) -> dict[str, Any]:
         o = self.options
