@@ -26,11 +26,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dtp.algorithms import ALGORITHMS, DTP
 from dtp.algorithms.base import Algorithm
+from dtp.algorithms.captured import PLAIN, CapturedBatches
 from dtp.arguments import parse
 from dtp.feedback import forward_with_context, ldrl_loss
 from dtp.memory import keep_freed_memory
 from dtp.models import MODELS
 
+CAPTURED = ", captured"
 UNITS = {"published": 8, "literal": 7, "reduced": 4, "graph": 4, "expected": 0}
 
 
@@ -73,6 +75,10 @@ def make(name: str, o: argparse.Namespace, part: float = 1.0) -> Algorithm:
 
 def measure(rules: dict[str, Algorithm], x: torch.Tensor, y: torch.Tensor, rounds: int) -> dict[str, dict[str, float]]:
     """Median seconds of a batch and of its feedback phase, by name; the first round warms up."""
+    captured = {name: CapturedBatches(rule._learn) for name, rule in rules.items() if name.endswith(CAPTURED)}
+    for learn in captured.values():
+        for _ in range(PLAIN + 1):
+            learn(x, y, None, None)
     steps: dict[str, list[float]] = {name: [] for name in rules}
     phases: dict[str, list[float]] = {name: [] for name in rules}
     for _ in range(rounds + 1):
@@ -80,7 +86,10 @@ def measure(rules: dict[str, Algorithm], x: torch.Tensor, y: torch.Tensor, round
             before = rule.feedback_timer.seconds
             synchronize(x.device)
             begin = time.perf_counter()
-            rule.training_batch(x, y)
+            if name in captured:
+                captured[name](x, y, None, None)
+            else:
+                rule.training_batch(x, y)
             synchronize(x.device)
             steps[name].append(time.perf_counter() - begin)
             phases[name].append(rule.feedback_timer.seconds - before)
@@ -150,6 +159,9 @@ def main() -> None:
     usual = ["published", "literal", "reduced", "graph", "expected"]
     parser.add_argument("--engines", nargs="*", default=usual, choices=UNITS)
     parser.add_argument("--iterations", type=float, nargs="*", help="parts of the preset's iteration counts")
+    parser.add_argument(
+        "--captured", action="store_true", help="bp and expected also with their batches captured whole"
+    )
     parser.add_argument("--contiguous", action="store_true", help="maps whole in memory, not channels innermost")
     parser.add_argument("--tf32", action="store_true")
     parser.add_argument("--output", type=Path)
@@ -181,6 +193,8 @@ def main() -> None:
         result["iterations"] = {name: list(rules[name].feedback_iterations.values()) for name in names}
     else:
         rules = {"bp": make("bp", o), **{name: make(name, o) for name in o.engines}}
+        if o.captured and o.device.type == "cuda":
+            rules |= {name + CAPTURED: make(name, o) for name in ("bp", "expected")}
         times = measure(rules, x, y, o.rounds)
         first = times[o.engines[0]]
         literal = times.get("literal", first)

@@ -115,7 +115,7 @@ part() {
             for form in "tf32:--tf32" "fp32:" "tf32-contiguous:--tf32 --contiguous"; do
                 read -ra words <<<"${form#*:}"
                 step "ratios-${form%%:*}" "$python" benchmarks/engines.py "${vgg[@]}" "${rounds[@]}" "${words[@]}" \
-                    --output "$out/ratios-${form%%:*}.json"
+                    --captured --output "$out/ratios-${form%%:*}.json"
             done
             step ratios-mlp "$python" benchmarks/engines.py --model mlp --data mnist --shape 1 28 28 "${rounds[@]}" \
                 --output "$out/ratios-mlp.json"

@@ -99,9 +99,9 @@ class DTP(TargetPropagation):
         if drawn and self.options.noise_samples < 16:
             layers = ("layers " if len(drawn) > 1 else "layer ") + ", ".join(map(str, drawn))
             warnings.warn(
-                f"--probes expected: the first term of {layers} is drawn from {self.options.noise_samples} noise samples "
-                "once per batch, which can lead the feedback astray and make training diverge; use --routing fixed, or "
-                "about as many --noise-samples as the sampled rule has iterations.",
+                f"--probes expected: the first term of {layers} is drawn from {self.options.noise_samples} noise "
+                "samples once per batch, which can lead the feedback astray and make training diverge; use --routing "
+                "fixed, or about as many --noise-samples as the sampled rule has iterations.",
                 stacklevel=2,
             )
 

@@ -201,31 +201,28 @@ class ExpectedLDRL:
         """h, broadcastable to V: second derivative of the loss with a penalty ``decay`` / 2 |V|^2, at least 0."""
         return (2 * self.factor * self.sigma**2 * moments.second).add_(decay)
 
+    def pull(self, moments: Moments) -> Tensor:
+        """The gradient's constant part, negative, (*V): the gradient is h * V minus this."""
+        if moments.drawn:
+            return -moments.first
+        return (2 * self.factor * self.sigma**2 * moments.first).to(self.weight.dtype) * self.transpose
+
     def minimiser(self, moments: Moments, decay: float = 0.0) -> tuple[Tensor, Tensor]:
         """``(V*, h)``: the loss with a penalty ``decay`` / 2 |V|^2 has the gradient h * (V - V*), elementwise.
 
         V* is 0 where h is.
         """
-        h, scale = self.curvature(moments, decay), 2 * self.factor * self.sigma**2
-        if moments.drawn:
-            return torch.where(h > 0, -moments.first / h, 0.0), h
-        return torch.where(h > 0, scale * moments.first / h, 0.0).to(self.weight.dtype) * self.transpose, h
+        h = self.curvature(moments, decay)
+        return torch.where(h > 0, self.pull(moments) / h, 0.0), h
 
-    def gradient(self, moments: Moments) -> Tensor:
-        """Mean gradient at the present V, (*V)."""
-        scale = 2 * self.factor * self.sigma**2
-        quadratic = moments.second * self.weight * scale
-        if moments.drawn:
-            return quadratic.add_(moments.first)
-        return quadratic.addcmul_(moments.first, self.transpose, value=-scale)
+    def gradient(self, moments: Moments, pull: Tensor | None = None) -> Tensor:
+        """Mean gradient at the present V, (*V); ``pull`` where it is known."""
+        return (self.curvature(moments) * self.weight).sub_(self.pull(moments) if pull is None else pull)
 
-    def loss(self, moments: Moments) -> Tensor:
-        """Mean loss at the present V, a scalar."""
-        scale = self.factor * self.sigma**2
-        v = self.weight
-        square = (moments.second * v).mul_(v).sum() * scale
-        product = (moments.first * v).sum() if moments.drawn else (moments.first * self.transpose).mul_(v).sum()
-        return square + product * (1.0 if moments.drawn else -2 * scale)
+    def loss(self, moments: Moments, pull: Tensor | None = None) -> Tensor:
+        """Mean loss at the present V, a scalar; ``pull`` where it is known."""
+        pull, v = self.pull(moments) if pull is None else pull, self.weight
+        return (self.curvature(moments) * v).mul_(0.5).sub_(pull).mul_(v).sum()
 
     def _first(self, context: Context) -> Tensor:
         """D: means of h'."""
@@ -246,9 +243,10 @@ class ExpectedLDRL:
             # Where no weight reaches, any slope will do: it is multiplied by none.
             std = std.clamp_(min=math.sqrt(torch.finfo(std.dtype).eps))
             std = std if pool is None else pool(std[None].expand(a.shape))
-            z, weights = _nodes(self.nodes, a.dtype, a.device)
-            moved = h(_spread(cells, std, z)).unflatten(0, (len(z), -1))
-            d = torch.tensordot(weights * z, moved, 1).div_(std)
+            d = torch.zeros_like(cells)
+            for z, weight in _nodes(self.nodes):
+                d.add_(h(torch.add(cells, std, alpha=z)), alpha=weight * z)
+            d.div_(std)
         return self._summed(d, context)
 
     def _second(self, s_out: Tensor, context: Context) -> Tensor:
@@ -265,10 +263,12 @@ class ExpectedLDRL:
         elif self.nodes == 1:
             v = _slope(phi, s_out).square()
         else:
-            z, weights = _nodes(self.nodes, s_out.dtype, s_out.device)
-            moved = phi(_spread(s_out, self.sigma, z)).unflatten(0, (len(z), -1)) - phi(s_out)
-            mean = torch.tensordot(weights, moved, 1)
-            v = torch.tensordot(weights, moved.square_(), 1).addcmul_(mean, mean, value=-1).div_(self.sigma**2)
+            clean, mean, v = phi(s_out), torch.zeros_like(s_out), torch.zeros_like(s_out)
+            for z, weight in _nodes(self.nodes):
+                q = phi(s_out + self.sigma * z) - clean
+                mean.add_(q, alpha=weight)
+                v.addcmul_(q, q, value=weight)
+            v.addcmul_(mean, mean, value=-1).div_(self.sigma**2)
         return self._summed(v, context)
 
     def _summed(self, cells: Tensor, context: Context) -> Tensor:
@@ -298,7 +298,7 @@ class ExpectedLDRL:
         return next((position for operation, position in self.before if type(operation) is MaxUnpool), -1)
 
     def _after_affine(self, x: Tensor, context: Context, slopes: dict[int, Tensor]) -> Tensor:
-        """h of the cells, (k B, *cells), what pools and unpools left out."""
+        """h of the cells, (B, *cells), what pools and unpools left out."""
         undone = {position: operation for operation, position in self.before}
         for position in range(self.place + 1, len(self.modules)):
             if type(undone[position]) is not MaxUnpool:
@@ -310,8 +310,7 @@ class ExpectedLDRL:
         """phi of the cells, the unpooling left out."""
         for operation, position in self.before:
             if type(operation) is Gate:
-                slope = slopes[position]
-                y = y.unflatten(0, (-1, len(slope))).mul(slope).flatten(0, 1)
+                y = y * slopes[position]
             elif type(operation) is not MaxUnpool:
                 y = operation(y, None if position is None else context[position])
         return y
@@ -323,20 +322,13 @@ def _slope(function: Any, x: Tensor) -> Tensor:
     return pull(torch.ones_like(x))[0]
 
 
-def _spread(x: Tensor, scale: Tensor | float, z: Tensor) -> Tensor:
-    """x + scale z for each node z: (k B, *x)."""
-    z = z.view(-1, *(1 for _ in x.shape))
-    moved = torch.addcmul(x, z, scale) if isinstance(scale, Tensor) else torch.add(x, z, alpha=scale)
-    return moved.flatten(0, 1)
-
-
 @lru_cache(maxsize=32)
-def _nodes(count: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+def _nodes(count: int) -> list[tuple[float, float]]:
     """Nodes and weights of the mean over a standard normal variable; a node at 0 is left out, where changes are 0."""
     z, weights = np.polynomial.hermite_e.hermegauss(count)
     kept = np.abs(z) > 1e-12
     weights = weights / weights.sum()
-    return torch.tensor(z[kept]).to(device, dtype), torch.tensor(weights[kept]).to(device, dtype)
+    return list(zip(z[kept].tolist(), weights[kept].tolist(), strict=True))
 
 
 def momentum_moves(
@@ -429,11 +421,13 @@ def train_in_expectation(
         means = iter(average.mean([t for m in moments.values() for t in (m.first, m.second)]))
         moments = {n: Moments(next(means), next(means), m.drawn) for n, m in moments.items()}
     at_once = [p for p in problems if step is None and _in_closed_form(p, optimizers[p.layer])]
-    _leap(at_once, moments, optimizers)
-    one_by_one = [p for p in problems if p not in at_once]
-    _walk(one_by_one, moments, optimizers, step)
     with torch.no_grad():
-        losses = {p.layer: p.expected.loss(moments[p.layer]) for p in problems}
+        pulls = {p.layer: p.expected.pull(moments[p.layer]) for p in problems}
+    _leap(at_once, moments, pulls, optimizers)
+    one_by_one = [p for p in problems if p not in at_once]
+    _walk(one_by_one, moments, pulls, optimizers, step)
+    with torch.no_grad():
+        losses = {p.layer: p.expected.loss(moments[p.layer], pulls[p.layer]) for p in problems}
     return FeedbackResult(losses, {p.layer: p.iterations for p in problems})
 
 
@@ -443,7 +437,12 @@ def _in_closed_form(problem: FeedbackProblem, optimizer: Optimizer) -> bool:
 
 
 @torch.no_grad()
-def _leap(problems: Sequence[FeedbackProblem], moments: dict[int, Moments], optimizers: dict[int, Optimizer]) -> None:
+def _leap(
+    problems: Sequence[FeedbackProblem],
+    moments: dict[int, Moments],
+    pulls: dict[int, Tensor],
+    optimizers: dict[int, Optimizer],
+) -> None:
     """All steps of some layers in closed form.
 
     From a gradient g and a velocity m, V moves by ``-(1 - T^K_11) / h g + T^K_12 m``. No minimum enters, for it may lie
@@ -465,7 +464,7 @@ def _leap(problems: Sequence[FeedbackProblem], moments: dict[int, Moments], opti
         for problem, group, h, part in zip(alike, groups, curvatures, moves.split(sizes, 1), strict=True):
             v = problem.expected.weight
             by_g, by_m, g_to_m, m_to_m = part.to(v.dtype).view(4, *h.shape)
-            gradient = problem.expected.gradient(moments[problem.layer])
+            gradient = problem.expected.gradient(moments[problem.layer], pulls[problem.layer])
             if group["weight_decay"]:
                 gradient.add_(v, alpha=group["weight_decay"])
             v.addcmul_(gradient, by_g)
@@ -479,6 +478,7 @@ def _leap(problems: Sequence[FeedbackProblem], moments: dict[int, Moments], opti
 def _walk(
     problems: Sequence[FeedbackProblem],
     moments: dict[int, Moments],
+    pulls: dict[int, Tensor],
     optimizers: dict[int, Optimizer],
     step: Step | None,
 ) -> None:
@@ -495,7 +495,7 @@ def _walk(
         with torch.no_grad():
             for p in finite:
                 if k < p.iterations:
-                    gradient = p.expected.gradient(moments[p.layer])
+                    gradient = p.expected.gradient(moments[p.layer], pulls[p.layer])
                     gradients[p.layer] = p.expected.reduced.gradients(p.parameters, gradient)
         step(gradients)
 

@@ -98,6 +98,8 @@ class FeedbackLayer(nn.Module):
         super().__init__()
         self.operations = nn.ModuleList(operations)
         self.positions = tuple(positions)
+        # What was found of the affine map, while the weights are the same objects.
+        self._known_place: tuple[tuple[int, ...], int] | None = None
 
     def forward(self, y: Tensor, context: Context) -> Tensor:
         for operation, position in zip(self.operations, self.positions, strict=True):
@@ -124,6 +126,15 @@ class FeedbackLayer(nn.Module):
         Raises:
             NotReducible: the layer is not of this form, or does more than its operations say.
         """
+        weights = tuple(map(id, self.parameters()))
+        if self._known_place is None or self._known_place[0] != weights:
+            self._known_place = weights, self._find_affine_place()
+        place = self._known_place[1]
+        if any(map(has_hooks, (self, *self.operations[place].modules(), *self.operations[place + 1 :]))):
+            raise NotReducible("its feedback has hooks")
+        return place
+
+    def _find_affine_place(self) -> int:
         if type(self).forward is not FeedbackLayer.forward:
             raise NotReducible(f"{type(self).__name__} has a forward of its own")
         trained = [i for i, operation in enumerate(self.operations) if any(True for _ in operation.parameters())]
@@ -136,17 +147,16 @@ class FeedbackLayer(nn.Module):
         for operation in self.operations[place + 1 :]:
             if type(operation) not in (Unflatten, PassThrough):
                 raise NotReducible(f"its affine map is followed by {type(operation).__name__}")
-        if any(map(has_hooks, (self, *self.operations[place].modules(), *self.operations[place + 1 :]))):
-            raise NotReducible("its feedback has hooks")
         weight, named = self.operations[place].weight, dict(self.operations[place].named_parameters())
         others = [name for name, p in named.items() if p is not weight and name.rpartition(".")[2] != "bias"]
         if others or not any(p is weight for p in named.values()):
             raise NotReducible("its affine map is not linear in one weight, as one with a gain or a norm is not")
         return place
 
-    def before_affine(self, y: Tensor, context: Context) -> Tensor:
-        """phi(y; c), everything before the affine map."""
-        for operation, position in list(zip(self.operations, self.positions, strict=True))[: self.affine_place]:
+    def before_affine(self, y: Tensor, context: Context, place: int | None = None) -> Tensor:
+        """phi(y; c), everything before the affine map, at ``place`` (default: it is looked for)."""
+        place = self.affine_place if place is None else place
+        for operation, position in list(zip(self.operations, self.positions, strict=True))[:place]:
             y = operation(y, None if position is None else context[position])
         return y
 
@@ -159,7 +169,7 @@ class FeedbackLayer(nn.Module):
             place = self.affine_place
         except NotReducible:
             return self(y, context) - self(reference, context)
-        change = self.before_affine(y, context) - self.before_affine(reference, context)
+        change = self.before_affine(y, context, place) - self.before_affine(reference, context, place)
         r = self.operations[place].apply_weight(change, self.operations[place].weight)
         for operation, position in zip(self.operations[place + 1 :], self.positions[place + 1 :], strict=True):
             r = operation(r, None if position is None else context[position])
