@@ -52,16 +52,21 @@ def parse(argv: Sequence[str]) -> Config:
         UserError: an unknown option or choice, a value of the wrong type, an unreadable or wrong file.
         SystemExit: ``--help``, after printing it.
     """
-    first, wants_help = _first_look(argv)
+    first, wants_help, trusts = _first_look(argv)
     # The configuration of a run that is resumed by its path, then the file the user names.
     files: list[tuple[str, dict[str, Any]]] = []
+    run_folders: list[Path] = []
     if first["resume"] not in (None, "", "auto"):
         saved = saved_config_of(str(Path(first["resume"]).expanduser()))
         if saved is not None:
             files.append((str(saved), read_yaml(saved)))
+            run_folders.append(saved.parent)
             _require_same_names(first, *files[0])
     if first["config"]:
-        files.append((f"--config {first['config']}", read_yaml(config_path(first["config"]))))
+        path = config_path(first["config"])
+        files.append((f"--config {first['config']}", read_yaml(path)))
+        if path != Path(first["config"]).expanduser():
+            run_folders.append(path.parent)
     file_values = {name: value for _, values in files for name, value in values.items()}
     implied = preset_choices(first["config"] or "")
     chosen = {}
@@ -69,7 +74,9 @@ def parse(argv: Sequence[str]) -> Config:
         default = RunOptions.__dataclass_fields__[registry.flag].default
         named = implied.get(registry.flag)
         chosen[registry.flag] = str(first.get(registry.flag) or file_values.get(registry.flag) or named or default)
-    entries = {registry.flag: registry.resolve(chosen[registry.flag]) for registry in REGISTRIES}
+    if not trusts:
+        _require_named_classes(first, files)
+    entries = {registry.flag: registry.resolve(chosen[registry.flag], run_folders) for registry in REGISTRIES}
     parser = _make_parser(entries)
     usual_task, tasks = _tasks(entries["algo"])
     task = str(first["task"] or file_values.get("task") or "auto")
@@ -82,7 +89,7 @@ def parse(argv: Sequence[str]) -> Config:
         sources.append((f"preset {preset.name}", as_arguments(read_yaml(preset))))
         origins.append(f"preset {preset.stem}: {preset_origin(preset)}")
     for name, values in files:
-        for key in ("config", "resume"):
+        for key in ("config", "resume", "trust"):
             if values.get(key):
                 raise UserError(
                     f"{name}: --{key} belongs on the command line, not into a file; take {key!r} out of it."
@@ -126,15 +133,28 @@ def _require_same_names(first: dict[str, str | None], saved: str, values: dict[s
             )
 
 
-def _first_look(argv: Sequence[str]) -> tuple[dict[str, str | None], bool]:
-    """The options that decide which other options exist."""
+def _require_named_classes(first: dict[str, str | None], files: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Raise UserError if a class of somebody's own, which is a program, is named by a file alone."""
+    for flag in (registry.flag for registry in REGISTRIES if not first[registry.flag]):
+        named = [(name, str(values[flag])) for name, values in files if values.get(flag)]
+        for name, found in named[-1:]:
+            if ":" in found:
+                raise UserError(
+                    f"{name}: names the class {found}, a program that the command line does not name; look at it, then "
+                    f"give --{flag} {found} to run it, or --trust for all that the file names."
+                )
+
+
+def _first_look(argv: Sequence[str]) -> tuple[dict[str, str | None], bool, bool]:
+    """The options that decide which others exist, whether help is wanted, and whether classes in files are trusted."""
     look = _plain_parser()
     for flag in ("algo", "model", "data", "task", "config", "resume"):
         look.add_argument(f"--{flag}")
     look.add_argument("-h", "--help", action="store_true")
+    look.add_argument("--trust", nargs="?", const="true", default="false")
     known, _ = look.parse_known_args(list(argv))
     values = vars(known)
-    return values, values.pop("help")
+    return values, values.pop("help"), values.pop("trust").lower() in ("true", "yes", "t", "y", "1")
 
 
 def _plain_parser() -> argparse.ArgumentParser:

@@ -26,6 +26,7 @@ from dtp.runs import (
     newest_checkpoint,
     process_rank,
     require_same_configuration,
+    resume_words,
     saved_options,
 )
 from dtp.signals import Stopped, stop_request
@@ -182,7 +183,7 @@ class Checkpoints(Checkpoint):
         # the resumed run has yet to come to.
         raise Stopped(
             f"Stopped by {stop_request.name or 'another process'} after batch {trainer.global_step}; everything is in "
-            f"{path}. Go on with: python main.py --resume {self.run.folder}"
+            f"{path}. Go on with: python main.py {resume_words(self.run.folder)}"
         )
 
     def _save(self, trainer: pl.Trainer) -> Path:

@@ -75,6 +75,9 @@ class RunOptions:
     # Go on with an interrupted run: auto continues the newest run of the same configuration (or the one in --run-dir),
     # or starts; a run folder or a checkpoint file continues that one with its own configuration.
     resume: str = ""
+    # Import the classes (module:Class) that a resumed run or a --config file names and the command line does not. They
+    # are programs, and run with your rights: look at them first.
+    trust: bool = False
     # Where metrics go besides metrics.csv; wandb is online when logged in and offline otherwise.
     logger: Literal["csv", "wandb"] = "csv"
     # Training batches per epoch: a count (10) or a fraction with a point (0.1).

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Any
 
 from dtp.errors import UserError
@@ -52,11 +54,16 @@ class Registry:
     def names(self) -> list[str]:
         return list(self.entries)
 
-    def resolve(self, name: str) -> Entry:
-        """Entry for ``name``: one of ours, or ``module:Class`` of the user.
+    def resolve(self, name: str, never_from: Sequence[Path] = ()) -> Entry:
+        """Entry for ``name``: one of ours, or ``module:Class`` of the user, whose module is imported: it runs.
+
+        For names that the user's command has given. Who reads what others have written looks into ``entries`` instead.
+
+        Args:
+            never_from: folders, besides all run folders, that hold no programs of the user's.
 
         Raises:
-            UserError: unknown name, module or class, or a class that is not of this kind.
+            UserError: unknown name, module or class, a class that is not of this kind, or a module in a run folder.
         """
         if name in self.entries:
             return self.entries[name]
@@ -64,6 +71,12 @@ class Registry:
             raise UserError(
                 f"--{self.flag} {name}: no such choice{did_you_mean(name, self.entries)}; "
                 f"choose from {', '.join(self.entries)}, or give your own as module:Class."
+            )
+        folder = _run_folder_of(name.partition(":")[0], never_from)
+        if folder is not None:
+            raise UserError(
+                f"--{self.flag} {name}: lies in the run folder {folder}, from which no program is run; move the file "
+                "to the current directory if it is yours."
             )
         return self._user_entry(name)
 
@@ -92,6 +105,31 @@ def import_object(path: str) -> Any:
     for attribute in attributes.split("."):
         found = getattr(found, attribute)
     return found
+
+
+def _run_folder_of(module: str, others: Sequence[Path]) -> Path | None:
+    """The run folder, or one of ``others``, that ``module`` would be imported from; nothing is imported to find out."""
+    from dtp.runs import is_run_folder
+
+    others = [folder.resolve() for folder in others]
+    path: list[str] | None = None
+    for part in module.split("."):
+        # Each part as if it stood alone: importlib's own search through a dotted name imports all but the last.
+        try:
+            spec = PathFinder.find_spec(part, path)
+        except (ImportError, ValueError):
+            return None
+        if spec is None:
+            return None
+        path = list(spec.submodule_search_locations or [])
+        places = [Path(place).resolve() for place in ([*path, spec.origin] if spec.has_location else path)]
+        for place in places:
+            for folder in (place, *place.parents):
+                if folder in others or is_run_folder(folder):
+                    return folder
+        if not path:
+            return None
+    return None
 
 
 def lazy_attributes(module: str, classes: dict[str, str]) -> Callable[[str], Any]:

@@ -23,6 +23,7 @@ from dtp.locks import try_lock
 RUNS = Path("runs")
 CONFIG_FILE = "config.yaml"
 SUMMARY_FILE = "summary.json"
+METRICS_FILE = "metrics.csv"
 # Why a run failed by its own fault, in one sentence.
 FAILURE_FILE = "failed.txt"
 LOCK_FILE = ".lock"
@@ -72,7 +73,7 @@ AS_BEFORE = {
 # Options that may differ between the ranks of one start: each machine has its own disks, and only rank 0 reports.
 RANKS_MAY_DIFFER = {"data_dir", "data_on_device", "num_workers", "logger", "verbose"}
 # Options that belong to one start of a run, not to its configuration.
-NOT_SAVED = {"config", "resume", "run_dir", "download"}
+NOT_SAVED = {"config", "resume", "run_dir", "download", "trust"}
 
 
 @dataclass(frozen=True)
@@ -215,6 +216,18 @@ def checkpoint_step(path: Path) -> int:
     return int(match.group(1)) if match else -1
 
 
+def is_run_folder(folder: Path) -> bool:
+    """Whether ``folder`` is one that a run writes to: it has the configuration of one, and something beside it."""
+    try:
+        lines = (folder / CONFIG_FILE).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return False
+    is_configuration = all(any(line.startswith(f"{name}:") for line in lines) for name in ("algo", "model", "data"))
+    # A file of options may be called so, too, and lie beside the user's own classes.
+    beside = (CHECKPOINTS, METRICS_FILE, SUMMARY_FILE, LOCK_FILE)
+    return is_configuration and any((folder / name).exists() for name in beside)
+
+
 def saved_config_of(resume: str) -> Path | None:
     """The configuration file of the run that ``--resume PATH`` names: a run folder, or a checkpoint in one.
 
@@ -321,12 +334,22 @@ def _write(path: Path, text: str) -> None:
         ) from error
 
 
+def resume_words(folder: Path) -> str:
+    """The words of the command line that go on with the run in ``folder``."""
+    try:
+        saved = read_yaml(folder / CONFIG_FILE)
+    except UserError:
+        saved = {}
+    own = any(":" in str(saved.get(name, "")) for name in ("algo", "model", "data"))
+    return f"--resume {folder}{' --trust' if own else ''}"
+
+
 def how_to_go_on(folder: Path) -> str:
     """The end of a sentence: how the run in ``folder`` is continued, and from where."""
     checkpoint = newest_checkpoint(folder)
-    again = f"python main.py --resume {folder}"
+    again = f"python main.py {resume_words(folder)}"
     if {"RANK", "SLURM_PROCID"} & set(os.environ):
-        again = f"--resume {folder} under the same launcher"
+        again = f"{resume_words(folder)} under the same launcher"
     return f"go on from {checkpoint or 'the beginning'} with {again}"
 
 

@@ -15,6 +15,7 @@ from dtp.config import PRESETS, as_arguments, read_yaml
 from dtp.data import DATA
 from dtp.errors import UserError
 from dtp.models import MODELS
+from tests.report.folders import make_run
 
 ROOT = Path(__file__).parent.parent
 
@@ -235,7 +236,7 @@ def test_options_of_other_types_survive_a_saved_configuration(tmp_path, monkeypa
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(saved_options(config)))
     assert differing_options(read_yaml(file), config) == {}
-    assert parse(["--config", str(file)]).algo.pair == (3, 4)
+    assert parse(["--config", str(file), "--trust"]).algo.pair == (3, 4)
 
 
 def test_two_classes_with_one_option_name_are_refused(tmp_path, monkeypatch):
@@ -251,3 +252,88 @@ def test_two_classes_with_one_option_name_are_refused(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(UserError, match="both define 'batch_size'"):
         parse(words("--algo clashing:Mine"))
+
+
+# --- programs of others -----------------------------------------------------------------------------------------------
+
+PAYLOAD = """from pathlib import Path
+
+from dtp.models import MLP as Found
+
+Path("executed").touch()
+
+
+class X(Found):
+    pass
+"""
+
+
+@pytest.fixture
+def payload(tmp_path, monkeypatch):
+    """A run whose configuration names a class in its own folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("runs", "payload")]:
+        monkeypatch.delitem(sys.modules, name)
+    folder = make_run(tmp_path / "runs" / "x", model="runs.x.payload:X", data="digits", max_epochs=1)
+    (folder / "payload.py").write_text(PAYLOAD)
+    (folder / "checkpoints").mkdir()
+    return folder
+
+
+def refused(text, expected):
+    with pytest.raises(UserError) as error:
+        parse(words(text))
+    for part in expected:
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize("command", ["--resume runs/x", "--config runs/x", "--config runs/x/config.yaml"])
+def test_reading_a_run_imports_no_class_that_it_names(payload, command):
+    refused(command, ["names the class runs.x.payload:X", "--trust", "config.yaml" if "resume" in command else command])
+    assert not Path("executed").exists()
+
+
+@pytest.mark.parametrize(
+    "command", ["--resume runs/x --trust", "--config runs/x --trust true", "--model runs.x.payload:X --resume runs/x"]
+)
+def test_no_class_is_ever_imported_from_a_run_folder(payload, command):
+    refused(command, ["--model runs.x.payload:X: lies in the run folder"])
+    assert not Path("executed").exists()
+
+
+def test_a_folder_that_is_resumed_is_one_of_a_run_whatever_else_is_in_it(payload):
+    for path in payload.iterdir():
+        if path.name not in ("config.yaml", "payload.py"):
+            path.rmdir() if path.is_dir() else path.unlink()
+    refused("--resume runs/x --trust", ["lies in the run folder"])
+    refused("--config runs/x --trust", ["lies in the run folder"])
+    assert not Path("executed").exists()
+
+
+def test_a_class_beside_the_command_is_imported_where_the_command_names_or_trusts_it(payload):
+    Path("payload.py").write_text(PAYLOAD)
+    Path("mine.yaml").write_text("model: payload:X\n")
+    refused("--config mine.yaml", ["names the class payload:X"])
+    refused("--config mine.yaml --trust false", ["names the class payload:X"])
+    assert not Path("executed").exists()
+    assert parse(words("--config mine.yaml --model mlp")).run.model == "mlp"
+    assert not Path("executed").exists()
+    assert parse(words("--config mine.yaml --trust")).run.model == "payload:X"
+    assert Path("executed").exists()
+    assert parse(words("--config mine.yaml --model payload:X")).run.model == "payload:X"
+
+
+def test_a_file_cannot_ask_to_be_trusted(payload):
+    Path("mine.yaml").write_text("model: payload:X\ntrust: true\n")
+    Path("payload.py").write_text(PAYLOAD)
+    refused("--config mine.yaml", ["--trust"])
+    refused("--config mine.yaml --model mlp", ["--trust belongs on the command line"])
+    assert not Path("executed").exists()
+
+
+def test_a_report_imports_nothing(payload, capsys):
+    from dtp.report.__main__ import main as report
+
+    assert report(["runs/x"]) == 0
+    assert not Path("executed").exists()

@@ -14,9 +14,9 @@ from typing import Any
 from dtp.algorithms import ALGORITHMS
 from dtp.config import RunOptions
 from dtp.data import DATA
-from dtp.errors import UserError
 from dtp.models import MODELS
 from dtp.report.reading import RunRecord
+from dtp.runs import NOT_SAVED
 
 # What is not part of a configuration whose runs are averaged: the seed, where data lie, how a run is watched.
 NOT_COMPARED = {
@@ -265,18 +265,17 @@ def with_defaults(options: dict[str, Any]) -> dict[str, Any]:
     So runs made before an option existed stay together with those made after, and without options that have gone.
     """
     known: dict[str, Any] = {}
-    try:
-        classes = [RunOptions, *(r.resolve(str(options[r.flag])).load_options() for r in (ALGORITHMS, MODELS, DATA))]
-    except UserError:
-        # A rule, network or dataset of the user's that is not here: as it was saved.
+    entries = [registry.entries.get(str(options[registry.flag])) for registry in (ALGORITHMS, MODELS, DATA)]
+    if None in entries:
+        # A rule, network or dataset of the user's, which is a program, and nothing that is read here is run: as saved.
         return dict(options)
-    for cls in classes:
+    for cls in (RunOptions, *(entry.load_options() for entry in entries)):
         for option in dataclasses.fields(cls):
             if option.default is not dataclasses.MISSING:
                 known[option.name] = option.default
             elif option.default_factory is not dataclasses.MISSING:
                 known[option.name] = option.default_factory()
-    for name in ("config", "resume", "run_dir", "download"):
+    for name in NOT_SAVED:
         known.pop(name, None)
     saved = {
         name: value
@@ -305,10 +304,8 @@ def task_of(options: dict[str, Any], runs: Sequence[RunRecord] = ()) -> str:
     said = next((run.summary["task"] for run in runs if run.summary.get("task")), options.get("task", "auto"))
     if said != "auto":
         return str(said)
-    try:
-        return getattr(ALGORITHMS.resolve(str(options["algo"])).load_options(), "tasks", ("classification",))[0]
-    except UserError:
-        return "classification"
+    rule = ALGORITHMS.entries.get(str(options["algo"]))
+    return getattr(rule.load_options(), "tasks", ("classification",))[0] if rule else "classification"
 
 
 def _label(groups: Sequence[Group]) -> None:
@@ -353,11 +350,9 @@ def shown(value: Any) -> str:
 
 
 def model_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Those of ``options`` that belong to the network; none for a network of the user's that is not here."""
-    try:
-        fields = dataclasses.fields(MODELS.resolve(str(options["model"])).load_options())
-    except UserError:
-        return {}
+    """Those of ``options`` that belong to the network; none for a network of the user's, which is not imported."""
+    network = MODELS.entries.get(str(options["model"]))
+    fields = dataclasses.fields(network.load_options()) if network else ()
     return {option.name: options[option.name] for option in fields if option.name in options}
 
 
@@ -371,7 +366,7 @@ def describe_network(options: dict[str, Any]) -> str:
         sizes.append(shown(widths))
     elif widths == [] and "widths" in own:
         sizes.append("one layer")
-    usual = MODELS.resolve(model).load_options() if own else None
+    usual = MODELS.entries[model].load_options() if own else None
     more = []
     if own.get("bias") is False:
         more.append("no biases")

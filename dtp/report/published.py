@@ -115,7 +115,7 @@ def _all_options(model: str, network: dict[str, Any]) -> dict[str, Any]:
 def _usual_options(model: str) -> tuple[tuple[str, Any], ...]:
     if model not in MODELS.entries:
         return ()
-    options = MODELS.resolve(model).load_options()()
+    options = MODELS.entries[model].load_options()()
     return tuple(dataclasses.asdict(options).items())
 
 

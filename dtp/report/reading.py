@@ -14,9 +14,8 @@ from typing import Any, Literal
 from dtp.config import read_yaml
 from dtp.errors import UserError
 from dtp.jobs import FAILURE_FILE
-from dtp.runs import CHECKPOINTS, CONFIG_FILE, SUMMARY_FILE
+from dtp.runs import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
 
-METRICS_FILE = "metrics.csv"
 FIRST_COLUMNS = ["epoch", "step"]
 
 State = Literal["finished", "unfinished", "failed"]
