@@ -23,12 +23,12 @@ from dtp.runs import (
     Run,
     checkpoint_step,
     how_to_go_on,
-    newest_checkpoint,
     process_rank,
     require_same_configuration,
     resume_words,
     saved_options,
 )
+from dtp.sealed import Damaged, require_whole, save_sealed
 from dtp.signals import Stopped, stop_request
 
 
@@ -96,7 +96,7 @@ class Checkpoints(Checkpoint):
             # What a run that was killed while it wrote has left.
             for path in self.run.checkpoints.glob("*.tmp"):
                 path.unlink()
-            self.find_best()
+        self.find_best(trainer)
         take_signals_back()
         stop_request.training = True
 
@@ -146,19 +146,44 @@ class Checkpoints(Checkpoint):
         self.best_epoch, self.best_step = trainer.current_epoch, trainer.global_step
         return True
 
-    def find_best(self) -> None:
-        """Make sure that best.ckpt holds what the state calls best: after a kill between two writes, or in a branch."""
-        if self.best_step < 0:
-            return
+    def find_best(self, trainer: pl.Trainer) -> None:
+        """Make sure that best.ckpt holds what the state calls best: after a kill between two writes, or in a branch.
+
+        All ranks call this; the first looks.
+        """
+        if trainer.is_global_zero and self.best_step >= 0:
+            self._find_best()
+        names = ("best_accuracy", "best_loss", "best_epoch", "best_step")
+        found = trainer.strategy.broadcast([getattr(self, name) for name in names])
+        for name, value in zip(names, found, strict=True):
+            setattr(self, name, value)
+
+    def _find_best(self) -> None:
         places = [self.run.checkpoints]
         if self.run.checkpoint is not None:
             places.append(self.run.checkpoint.parent)
-        for place in places:
-            for path in (place / self.best.name, place / _name(self.best_step), self.run.checkpoint):
-                if path is not None and path.is_file() and _step_in(path) == self.best_step:
-                    if path != self.best:
-                        _link(path, self.best)
-                    return
+        damaged: list[Path] = []
+        candidates = [place / name for place in places for name in (self.best.name, _name(self.best_step))]
+        for path in dict.fromkeys([*candidates, *filter(None, [self.run.checkpoint])]):
+            try:
+                found = path.is_file() and _step_in(path) == self.best_step
+            except UserError:
+                damaged.append(path)
+                continue
+            if found:
+                if path != self.best:
+                    if damaged:
+                        print(
+                            f"warning: {damaged[0]}: is damaged or cannot be read; {path} replaces it.", file=sys.stderr
+                        )
+                    _link(path, self.best)
+                return
+        if damaged:
+            print(
+                f"warning: {damaged[0]}: is damaged or cannot be read, and with it the best weights so far; the best "
+                "of the epochs to come are tested, or the last.",
+                file=sys.stderr,
+            )
         # Nothing to go back to: from here on the best of the epochs to come.
         self.best_accuracy, self.best_loss, self.best_epoch, self.best_step = float("-inf"), float("inf"), -1, -1
 
@@ -215,7 +240,7 @@ class CheckpointFiles(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write ``checkpoint``; when this returns it is on the disk.
+        """Write ``checkpoint`` with its digest; when this returns it is on the disk.
 
         Raises:
             UserError: no room or no permission.
@@ -223,13 +248,13 @@ class CheckpointFiles(TorchCheckpointIO):
         path = Path(path)
         try:
             with path.open("wb") as file:
-                torch.save(checkpoint, file)
+                save_sealed(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:
-            # torch.save answers a full disk with a RuntimeError of its own.
+        except BaseException as error:
             with suppress(OSError):
                 path.unlink(missing_ok=True)
+            # torch.save answers a full disk with a RuntimeError of its own.
             why = error if isinstance(error, OSError) else error.__context__
             if not isinstance(why, OSError):
                 raise
@@ -257,10 +282,7 @@ def _name(step: int) -> str:
 
 
 def _step_in(path: Path) -> int:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-    except Exception:
-        return -1
+    return read_checkpoint(path, mmap=True).get("global_step", -1)
 
 
 def _link(source: Path, target: Path) -> None:
@@ -309,21 +331,47 @@ def with_usable_checkpoint(run: Run, config: Config, module: pl.LightningModule)
         return with_usable_checkpoint(Run(run.folder, max(others, key=checkpoint_step)), config, module)
 
 
+def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
+    """What is in a checkpoint of ours, on the CPU, bit for bit as it was written. Nothing in it is run.
+
+    Args:
+        mmap: whether to leave tensors in the file until they are used.
+
+    Raises:
+        DamagedCheckpoint: the file is not what was written, or no checkpoint.
+        UserError: it cannot be read, or is one of something else.
+    """
+    try:
+        require_whole(path)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); mend its permissions.") from error
+    except MemoryError:
+        raise
+    except Exception as error:
+        why = error if isinstance(error, Damaged) else type(error).__name__
+        raise DamagedCheckpoint(
+            f"{path}: is damaged or no checkpoint ({why}); give another one of the run, or start anew."
+        ) from error
+    if not isinstance(checkpoint, dict) or "state_dict" not in checkpoint:
+        raise _no_checkpoint_of_ours(path)
+    return checkpoint
+
+
+def _no_checkpoint_of_ours(path: Path) -> UserError:
+    return UserError(f"{path}: is not a checkpoint of this program; expected one from a run folder's checkpoints/.")
+
+
 def load_checkpoint(path: Path, config: Config, module: pl.LightningModule) -> dict[str, Any]:
     """Read a checkpoint and make sure that it was made with this configuration and fits ``module``.
 
     Raises:
         UserError: not a checkpoint of ours, damaged, of something else, or with weights of other shapes.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise DamagedCheckpoint(
-            f"{path}: is damaged or no checkpoint ({type(error).__name__}); give another one of the run, or start anew."
-        ) from error
-    found = checkpoint.get("config") if isinstance(checkpoint, dict) else None
-    if not isinstance(found, dict) or "state_dict" not in checkpoint:
-        raise UserError(f"{path}: is not a checkpoint of this program; expected one from a run folder's checkpoints/.")
+    checkpoint = read_checkpoint(path)
+    found = checkpoint.get("config")
+    if not isinstance(found, dict):
+        raise _no_checkpoint_of_ours(path)
     require_same_configuration(path, found, config)
     saved, present = (_shapes(state) for state in (checkpoint["state_dict"], module.state_dict()))
     for name in sorted({*saved, *present}):
@@ -343,25 +391,31 @@ def take_weights(network: torch.nn.Module, source: str) -> None:
     """Copy into ``network`` the weights of another run, of the layers where both have the same name and shape.
 
     Args:
-        source: a run folder, of which the best checkpoint is taken, else the newest; or a checkpoint file.
+        source: a run folder, of which the best checkpoint is taken, else the newest that is whole; or a checkpoint
+            file.
 
     Raises:
         UserError: nothing there, damaged, or no layer in common.
     """
     path = Path(source).expanduser()
     if path.is_dir():
-        best = path / CHECKPOINTS / "best.ckpt"
-        found = best if best.is_file() else newest_checkpoint(path)
+        steps = sorted((path / CHECKPOINTS).glob("step=*.ckpt"), key=checkpoint_step, reverse=True)
+        candidates = [*(path / CHECKPOINTS).glob("best.ckpt"), *steps]
     else:
-        found = path if path.is_file() else None
-    if found is None:
+        candidates = [path] if path.is_file() else []
+    if not candidates:
         raise UserError(f"--init-weights {source}: no checkpoint there; give a run folder, or a checkpoint file.")
-    try:
-        state = torch.load(found, map_location="cpu", weights_only=True)["state_dict"]
-    except Exception as error:
-        raise UserError(
-            f"--init-weights {found}: is damaged or no checkpoint ({type(error).__name__}); give another one."
-        ) from error
+    for found in candidates:
+        try:
+            state = read_checkpoint(found)["state_dict"]
+            break
+        except DamagedCheckpoint as error:
+            if found == candidates[-1]:
+                raise UserError(f"--init-weights {error}") from error
+            if process_rank() == 0:
+                print(f"warning: --init-weights {found}: is damaged; taking another one of the run.", file=sys.stderr)
+        except UserError as error:
+            raise UserError(f"--init-weights {error}") from error
     own = network.state_dict()
     theirs = {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
     common = {

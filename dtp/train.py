@@ -22,7 +22,7 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from dtp.algorithms import ALGORITHMS
 from dtp.algorithms.base import Algorithm
-from dtp.checkpoints import CheckpointFiles, Checkpoints, take_weights, with_usable_checkpoint
+from dtp.checkpoints import CheckpointFiles, Checkpoints, read_checkpoint, take_weights, with_usable_checkpoint
 from dtp.config import PRECISIONS, Config, RunOptions, parse_limit
 from dtp.data import DATA
 from dtp.data.base import ImageData
@@ -267,15 +267,13 @@ def _finish(
     feedback_seconds = algorithm.feedback_timer.seconds
     val = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
     tested = "last"
-    if trainer.is_global_zero:
-        # Where there was nothing left to train, no hook of the callback has looked for it.
-        checkpoints.find_best()
+    # It may have been damaged since; and where there was nothing left to train, no hook of the callback has looked.
+    checkpoints.find_best(trainer)
     if checkpoints.ended_within_epoch:
         # These weights were never validated, and are what --max-steps asked for.
         val = {}
     elif config.run.test_weights == "best" and checkpoints.best_step >= 0:
-        best = torch.load(checkpoints.best, map_location="cpu", weights_only=True)
-        algorithm.load_state_dict(best["state_dict"])
+        algorithm.load_state_dict(read_checkpoint(checkpoints.best)["state_dict"])
         tested = f"epoch {checkpoints.best_epoch + 1}, best on validation"
         if "val/accuracy" in val:
             val["val/accuracy"] = checkpoints.best_accuracy

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from dtp.checkpoints import Checkpoints
 from dtp.cli import main
 from dtp.data import DATA
 from dtp.runs import newest_checkpoint
@@ -247,6 +248,71 @@ def test_the_newest_checkpoint_being_damaged_the_one_before_is_used(tmp_path, ca
     a, b = (torch.load(newest_checkpoint(f), weights_only=True)["state_dict"] for f in (folder, whole))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert (folder / "checkpoints" / "step=00000025.damaged").read_bytes() == b"torn"
+
+
+def flip_a_weight(path):
+    """Flip one bit of the first weights in a checkpoint, which becomes a file of its own."""
+    whole = bytearray(path.read_bytes())
+    weights = next(iter(torch.load(path, weights_only=True)["state_dict"].values())).numpy().tobytes()
+    whole[whole.index(weights) + 7] ^= 4
+    path.unlink()
+    path.write_bytes(whole)
+
+
+def test_one_flipped_bit_in_the_newest_checkpoint_is_noticed(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--max-steps", "15", "--run-dir", str(folder)]) == 0
+    flip_a_weight(newest_checkpoint(folder))
+    assert main(["--resume", str(folder), "--max-steps", "-1"]) == 0
+    captured = capsys.readouterr()
+    assert "goes on from batch 10" in captured.out
+    assert "step=00000015.ckpt: is damaged" in captured.err and "digest" in captured.err
+    # One that was asked for by its name has none before it.
+    flip_a_weight(newest_checkpoint(folder))
+    lone = newest_checkpoint(folder).rename(tmp_path / "lone.ckpt")
+    fails(capsys, ["--config", str(folder), "--resume", str(lone), "--run-dir", "new"], "lone.ckpt: is damaged")
+
+
+def test_damaged_best_weights_are_not_tested(tmp_path, capsys, monkeypatch):
+    whole = tmp_path / "whole"
+    assert main([*SHORT, "--run-dir", str(whole), "--test-weights", "last"]) == 0
+    on_train_end = Checkpoints.on_train_end
+
+    def damage(self, trainer, module):
+        on_train_end(self, trainer, module)
+        # Not the link that the last epoch shares with its own checkpoint.
+        for path in {self.best, self.run.checkpoints / f"step={self.best_step:08d}.ckpt"}:
+            flip_a_weight(path)
+
+    monkeypatch.setattr(Checkpoints, "on_train_end", damage)
+    assert main([*SHORT, "--run-dir", str(tmp_path / "run")]) == 0
+    captured = capsys.readouterr()
+    assert "warning:" in captured.err and "best.ckpt: is damaged" in captured.err
+    found, expected = (json.loads((f / "summary.json").read_text()) for f in (tmp_path / "run", whole))
+    assert found["tested_weights"] == "last" and found["test_loss"] == expected["test_loss"]
+
+
+def test_damaged_best_weights_are_replaced_where_the_run_has_them_twice(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--run-dir", str(folder)]) == 0
+    before = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").unlink()
+    flip_a_weight(folder / "checkpoints" / "best.ckpt")
+    assert main(["--resume", str(folder)]) == 0
+    assert "best.ckpt: is damaged or cannot be read; " in capsys.readouterr().err
+    after = json.loads((folder / "summary.json").read_text())
+    assert all(after[name] == before[name] for name in ("tested_weights", "test_loss", "test_accuracy"))
+
+
+def test_weights_to_start_from_are_whole(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--run-dir", str(folder)]) == 0
+    flip_a_weight(folder / "checkpoints" / "best.ckpt")
+    words = [*SHORT, "--max-epochs", "1", "--init-weights"]
+    assert main([*words, str(folder), "--run-dir", "second"]) == 0
+    captured = capsys.readouterr()
+    assert "best.ckpt: is damaged" in captured.err and "start from" in captured.out and "step=" in captured.out
+    fails(capsys, [*words, str(folder / "checkpoints" / "best.ckpt"), "--run-dir", "third"], "is damaged")
 
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again_in_its_folder(tmp_path, capsys):
