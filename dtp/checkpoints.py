@@ -92,10 +92,6 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._began = time.perf_counter()
         self.ended_within_epoch = False
-        if trainer.is_global_zero:
-            # What a run that was killed while it wrote has left.
-            for path in self.run.checkpoints.glob("*.tmp"):
-                path.unlink()
         self.find_best(trainer)
         take_signals_back()
         stop_request.training = True
@@ -216,14 +212,19 @@ class Checkpoints(Checkpoint):
         path = self.run.checkpoints / _name(trainer.global_step)
         temporary = path.with_suffix(".tmp")
         # Rank 0 alone writes. Should it fail, the others end with it, wherever they wait.
-        trainer.save_checkpoint(temporary)
-        if trainer.is_global_zero:
-            try:
-                temporary.replace(path)
-                self._remove_old()
-            except OSError as error:
-                temporary.unlink(missing_ok=True)
-                raise _unwritable(path, error) from error
+        try:
+            trainer.save_checkpoint(temporary)
+            if trainer.is_global_zero:
+                try:
+                    temporary.replace(path)
+                    self._remove_old()
+                except OSError as error:
+                    raise _unwritable(path, error) from error
+        finally:
+            # Of a Ctrl-C, say.
+            if trainer.is_global_zero:
+                with suppress(OSError):
+                    temporary.unlink(missing_ok=True)
         trainer.strategy.barrier("checkpoint")
         return path
 

@@ -20,12 +20,12 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
 from dtp.errors import UserError
-from dtp.runs import METRICS_FILE, write_atomically
+from dtp.files import write_atomically
+from dtp.runs import METRICS_FILE, WANDB_ID_FILE
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
 
-WANDB_ID_FILE = "wandb-id.txt"
 WANDB_URL = "https://api.wandb.ai"
 CONNECT_SECONDS = 3.0
 INIT_SECONDS = 15.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import datetime
 import json
 import os
@@ -18,6 +19,7 @@ import yaml
 from dtp.config import Config, read_yaml
 from dtp.distributed import watch
 from dtp.errors import UserError
+from dtp.files import SUFFIX, temporary_beside, write_atomically
 from dtp.locks import try_lock
 
 RUNS = Path("runs")
@@ -27,6 +29,7 @@ METRICS_FILE = "metrics.csv"
 # Why a run failed by its own fault, in one sentence.
 FAILURE_FILE = "failed.txt"
 LOCK_FILE = ".lock"
+WANDB_ID_FILE = "wandb-id.txt"
 # What slurm/common.sh writes beside the run.
 CLUSTER_LOG = "slurm-*.out"
 CHECKPOINTS = "checkpoints"
@@ -103,6 +106,12 @@ class Run:
         except (OSError, ValueError, TypeError):
             return _foreign(path)
 
+    def remove_leftovers(self) -> None:
+        """Remove what processes that were killed while they wrote have left. For who holds the lock."""
+        for path in (*self.folder.iterdir(), *self.checkpoints.glob("*")):
+            if _is_leftover(path):
+                path.unlink(missing_ok=True)
+
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keep other processes out of the folder; several processes of one run count as the first of them.
@@ -118,6 +127,13 @@ class Run:
             raise UserError(f"{self.folder}: another process is training in it; wait, or give another --run-dir.")
         with held:
             yield
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether a process writes, or wrote, to the file before it gets its name."""
+    earlier = re.fullmatch(r"\.((config|metrics|summary|failed|wandb-id)\.\w+|writable)\.\d+", path.name)
+    ours = path.name.startswith(".") or path.parent.name == CHECKPOINTS or path.name.endswith(f".png{SUFFIX}")
+    return bool(earlier) or (ours and path.suffix == SUFFIX)
 
 
 def _foreign(path: Path) -> NoReturn:
@@ -186,7 +202,7 @@ def _chosen_run(config: Config) -> Run:
         return _resumed(Path(run.resume), config)
     if run.run_dir:
         folder = Path(run.run_dir)
-        if run.resume == "auto" and (folder / CONFIG_FILE).is_file():
+        if run.resume == "auto" and (folder / CONFIG_FILE).is_file() and not _holds_nothing_else(folder, config):
             require_same_configuration(folder, read_yaml(folder / CONFIG_FILE), config)
             return Run(folder, newest_checkpoint(folder))
         return _made(folder)
@@ -195,6 +211,11 @@ def _chosen_run(config: Config) -> Run:
         if found is not None:
             return found
     return _made(_new_folder(config))
+
+
+def _holds_nothing_else(folder: Path, config: Config) -> bool:
+    """Whether another run began in the folder and left nothing to go on from, nor any results."""
+    return not _matches(folder, config) and not _contents(folder)
 
 
 def _matches(folder: Path, config: Config) -> bool:
@@ -353,19 +374,6 @@ def how_to_go_on(folder: Path) -> str:
     return f"go on from {checkpoint or 'the beginning'} with {again}"
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file under a temporary name, then rename it: readers see the old or the new text, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _parent(config: Config) -> Path:
     run = config.run
     return RUNS / "_".join(re.sub(r"[^\w.-]", "-", name) for name in (run.algo, run.model, run.data))
@@ -410,13 +418,37 @@ def _resumed(path: Path, config: Config) -> Run:
 def _require_unused(folder: Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--run-dir {folder}: is a file; expected a folder, or a path where one can be made.")
-    # A start that failed early leaves the empty folder of the checkpoints; a cluster's script puts its log there first.
-    found = [path for path in folder.iterdir() if not path.match(CLUSTER_LOG)] if folder.is_dir() else []
-    if any(path.name != CHECKPOINTS or any(path.iterdir()) for path in found):
+    if folder.is_dir() and _contents(folder):
         raise UserError(
             f"--run-dir {folder}: is not empty, and nothing in it is overwritten; give another folder, or --resume "
             "auto to go on with the run in it."
         )
+
+
+def _contents(folder: Path) -> list[Path]:
+    """What a run folder holds besides what a start leaves that has come to no checkpoint and no results."""
+    left = (CONFIG_FILE, FAILURE_FILE, LOCK_FILE, WANDB_ID_FILE, METRICS_FILE)
+    found = [path for path in folder.iterdir() if path.name not in left]
+    # A cluster's script puts its log there first, and W&B the logs of all starts.
+    found = [path for path in found if not (path.match(CLUSTER_LOG) or path.name in (CHECKPOINTS, "wandb"))]
+    found += (folder / CHECKPOINTS).glob("*")
+    if _has_results(folder / METRICS_FILE):
+        found.append(folder / METRICS_FILE)
+    return [path for path in found if not _is_leftover(path)]
+
+
+def _has_results(metrics: Path) -> bool:
+    """Whether a metrics file holds more than the batches of a first epoch that was not finished."""
+    try:
+        with metrics.open(encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file)
+            if (rows.fieldnames or [])[:2] != ["epoch", "step"]:
+                return bool(rows.fieldnames)
+            return any(row.get("train/images_per_second") or (row["epoch"] or "0") != "0" for row in rows)
+    except FileNotFoundError:
+        return False
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return True
 
 
 def _made(folder: Path) -> Run:
@@ -424,14 +456,22 @@ def _made(folder: Path) -> Run:
     if process_rank() > 0:
         return Run(folder)
     _require_unused(folder)
+    run = Run(folder)
     try:
-        (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
-        probe = folder / f".writable.{os.getpid()}"
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        probe = temporary_beside(folder / "writable")
         probe.touch()
         probe.unlink()
+        if any(path.name != CHECKPOINTS and not path.match(CLUSTER_LOG) for path in folder.iterdir()):
+            # Of a start that came to nothing; one that is alive holds the lock.
+            with run.locked():
+                _require_unused(folder)
+                run.remove_leftovers()
+                for name in (CONFIG_FILE, FAILURE_FILE, WANDB_ID_FILE, METRICS_FILE):
+                    (folder / name).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"--run-dir {folder}: cannot be written ({error.strerror}); give a folder that can.") from error
-    return Run(folder)
+    return run
 
 
 def _age(folder: Path) -> float:

@@ -87,6 +87,8 @@ def _train_in(
     limit_val_batches: int | float,
 ) -> dict[str, Any]:
     accelerator, devices = choose_devices(config.run)
+    if process_rank() == 0:
+        run.remove_leftovers()
     run, resumed_at = with_usable_checkpoint(run, config, algorithm)
     tell_other_ranks(run)
     watch.set_advice(lambda: how_to_go_on(run.folder))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -13,7 +14,9 @@ import torch
 from dtp.checkpoints import Checkpoints
 from dtp.cli import main
 from dtp.data import DATA
-from dtp.runs import newest_checkpoint
+from dtp.files import write_atomically
+from dtp.runs import Run, newest_checkpoint
+from dtp.signals import Interrupted
 from tests.runs import ROOT, SHORT, contents, fails, rows
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -159,6 +162,83 @@ def test_a_full_disk_is_one_sentence(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     fails(capsys, [*SHORT, "--run-dir", str(tmp_path / "run")], "No space left on device")
+    assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume", "auto"]])
+def test_a_start_that_came_to_nothing_is_begun_anew_in_its_folder(resume, tmp_path, capsys, monkeypatch):
+    folder = tmp_path / "run"
+    command = [*SHORT, "--run-dir", str(folder), *resume]
+    with monkeypatch.context() as patch:
+
+        def full(*args):
+            raise OSError(28, "No space left on device")
+
+        patch.setattr("dtp.runs.write_atomically", full)
+        fails(capsys, command, "No space left on device")
+    assert {path.name for path in folder.iterdir()} == {".lock", "checkpoints"}
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_save", full)
+        assert main([*command, "--log-every", "1", "--checkpoint-every", "3", "--seed", "5"]) == 2
+    assert "config.yaml" in {path.name for path in folder.iterdir()} and len(rows(folder)) == 4
+    assert main(command) == 0
+    saved = (folder / "config.yaml").read_text()
+    assert "seed: 0" in saved and "# resumed" not in saved
+    assert len([row for row in rows(folder) if row["train/loss"]]) == 2
+    before = contents(folder)
+    capsys.readouterr()
+    if not resume:
+        fails(capsys, command, "is not empty")
+    assert contents(folder) == before
+
+
+def test_a_folder_with_epochs_or_another_process_in_it_is_not_begun_anew(tmp_path, capsys):
+    folder = tmp_path / "run"
+    command = [*SHORT, "--run-dir", str(folder)]
+    assert main(command) == 0
+    for path in (*(folder / "checkpoints").iterdir(), folder / "summary.json", folder / "training.png"):
+        path.unlink()
+    before = contents(folder)
+    fails(capsys, command, "is not empty")
+    assert contents(folder) == before
+    (folder / "metrics.csv").unlink()
+    with Run(folder).locked():
+        before = contents(folder)
+        fails(capsys, command, "another process is training in it")
+        assert contents(folder) == before
+    assert main(command) == 0
+
+
+def test_what_killed_writers_left_goes(tmp_path):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--max-steps", "5", "--run-dir", str(folder)]) == 0
+    host = socket.gethostname()
+    left = ["checkpoints/step=00000005.tmp", "checkpoints/best.tmp", f".metrics.csv.{host}.999999999.tmp"]
+    left += [".other.png.elsewhere.7.tmp", "training.png.tmp", ".config.yaml.4711"]
+    for name in left:
+        (folder / name).touch()
+    (folder / "mine.tmp").touch()
+    assert main(["--resume", str(folder), "--max-steps", "-1"]) == 0
+    assert [name for name in left if (folder / name).exists()] == [] and (folder / "mine.tmp").exists()
+
+
+def test_what_a_dead_process_left_of_a_file_goes_when_it_is_written(tmp_path):
+    host, dead = socket.gethostname(), subprocess.Popen(["true"])
+    dead.wait()
+    names = [f".a.json.{host}.{dead.pid}.tmp", f".a.json.{host}.{os.getppid()}.tmp", f".a.json.other.{dead.pid}.tmp"]
+    for name in names:
+        (tmp_path / name).touch()
+    write_atomically(tmp_path / "a.json", "{}")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.json", *names[1:]}
+
+
+def test_an_interrupted_checkpoint_leaves_no_part(tmp_path, monkeypatch):
+    def interrupted(checkpoint, file):
+        file.write(b"part")
+        raise Interrupted
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    assert main([*SHORT, "--run-dir", str(tmp_path / "run")]) == 130
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
 
 

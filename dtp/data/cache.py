@@ -2,12 +2,12 @@
 
 import hashlib
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from dtp.errors import UserError
+from dtp.files import temporary_beside
 
 
 def cache_folder(data_dir: Path) -> Path:
@@ -35,7 +35,7 @@ def written_atomically(path: Path) -> Iterator[Path]:
         UserError: the file system refuses (full, read-only).
     """
     # Processes on several machines may write the same file at once: each its own copy, the last rename wins.
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary

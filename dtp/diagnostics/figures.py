@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dtp.files import temporary_beside
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -37,7 +39,7 @@ def save_figure(figure: Figure, path: Path) -> None:
     import numpy as np
     from PIL import Image
 
-    temporary = path.with_name(f"{path.name}.tmp")
+    temporary = temporary_beside(path)
     try:
         figure.canvas.draw()
         # 256 colours are plenty for lines on white, and a third of the bytes.

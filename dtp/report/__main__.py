@@ -54,11 +54,11 @@ def _report(argv: Sequence[str]) -> int:
     if page.suffix != ".md":
         raise UserError(f"--output {page}: expected the name of a Markdown file, which ends in .md.")
 
+    from dtp.files import write_atomically
     from dtp.report.groups import compare_costs, studies, take_costs
     from dtp.report.page import MARK, numbers, write_page
     from dtp.report.published import matches, nearest
     from dtp.report.reading import read_runs
-    from dtp.runs import write_atomically
 
     runs = read_runs(options.runs)
     _require_own(page, lambda text: text.startswith(MARK), "page")

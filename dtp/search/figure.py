@@ -12,7 +12,7 @@ from typing import Any
 
 from dtp.diagnostics.figures import color, finish, new_figure, save_figure
 from dtp.errors import UserError
-from dtp.runs import write_atomically
+from dtp.files import write_atomically
 from dtp.search.study import OBJECTIVES, Trial, best_trial, described_trials, read_study, result_of
 
 # An error of none, in per cent, so that it has a logarithm.

@@ -21,9 +21,10 @@ from typing import Any, Literal
 
 from dtp.config import as_arguments
 from dtp.errors import UserError
+from dtp.files import write_atomically
 from dtp.jobs import FAILURE_FILE, Job, State, last_line
 from dtp.locks import locked
-from dtp.runs import Run, write_atomically
+from dtp.runs import Run
 from dtp.search.space import Space
 
 STUDY_FILE = "study.json"

@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 
 from dtp.commands import run_command
 from dtp.errors import UserError
+from dtp.files import write_atomically
 from dtp.jobs import run_jobs
-from dtp.runs import write_atomically
 from dtp.sweep.plan import SWEEPS, read_sweep, sweep_path
 
 SWEPT = Path("runs") / "sweeps"

@@ -15,8 +15,9 @@ from typing import Any
 
 from dtp.config import as_arguments, read_yaml
 from dtp.diagnostics.plots import Series, read_metrics
+from dtp.files import write_atomically
 from dtp.jobs import Job
-from dtp.runs import CONFIG_FILE, Run, checkpoint_step, newest_checkpoint, write_atomically
+from dtp.runs import CONFIG_FILE, Run, checkpoint_step, newest_checkpoint
 from dtp.sweep.plan import Point, Sweep
 
 METRICS_FILE = "metrics.csv"

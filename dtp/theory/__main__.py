@@ -14,8 +14,8 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from dtp.commands import run_command
 from dtp.errors import UserError
+from dtp.files import write_atomically
 from dtp.registry import did_you_mean
-from dtp.runs import write_atomically
 from dtp.theory.options import STUDIES, Study, StudyOptions
 
 MEASURED = Path("runs") / "theory"

@@ -1,0 +1,48 @@
+"""Files that are written whole or not at all, and what is left where the writer was killed. Imports no torch."""
+
+from __future__ import annotations
+
+import glob
+import os
+import socket
+from pathlib import Path
+
+SUFFIX = ".tmp"
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name in the folder of ``path`` that no other process writes to, for what is renamed to ``path`` when whole.
+
+    What processes of this machine that have ended left of the same file goes.
+    """
+    stem = f".{path.name}.{socket.gethostname()}"
+    for left in path.parent.glob(f"{glob.escape(stem)}.*{SUFFIX}"):
+        if not _is_alive(left.name.removesuffix(SUFFIX).rpartition(".")[2]):
+            left.unlink(missing_ok=True)
+    return path.with_name(f"{stem}.{os.getpid()}{SUFFIX}")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file under a temporary name, then rename it: readers see the old or the new text, never a part."""
+    temporary = temporary_beside(path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _is_alive(pid: str) -> bool:
+    """Whether a process of that number runs, or cannot be known to have ended."""
+    if os.name != "posix" or not pid.isdecimal():
+        return True
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
