@@ -55,7 +55,10 @@ class Checkpoints(Checkpoint):
         self.best_epoch = -1
         self.best_step = -1
         self.epochs_done = 0
+        # Whether the last checkpoint, or the end of training, lies within an epoch.
         self.ended_within_epoch = False
+        # The last validation, kept for the summary.
+        self.validated: dict[str, float] = {}
         self._seconds_before = 0.0
         self._began = time.perf_counter()
 
@@ -91,7 +94,6 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._began = time.perf_counter()
-        self.ended_within_epoch = False
         self.find_best(trainer)
         take_signals_back()
         stop_request.training = True
@@ -107,6 +109,7 @@ class Checkpoints(Checkpoint):
         if trainer.is_last_batch:
             # The end of the epoch is about to come, and with it a checkpoint that includes it.
             return
+        self.ended_within_epoch = True
         if self._must_stop(trainer):
             self._stop(trainer, self._save(trainer))
         elif (self.every and (batch_idx + 1) % self.every == 0) or trainer.global_step == trainer.max_steps:
@@ -118,6 +121,8 @@ class Checkpoints(Checkpoint):
             # max_steps ended training within the epoch; the checkpoint of that batch is what can be continued.
             return
         self.epochs_done = trainer.current_epoch + 1
+        found = trainer.callback_metrics.items()
+        self.validated |= {name: float(value) for name, value in found if name.startswith("val/")}
         improved = self._note_best(trainer)
         path = self._save(trainer)
         if improved and trainer.is_global_zero:
@@ -183,14 +188,15 @@ class Checkpoints(Checkpoint):
         # Nothing to go back to: from here on the best of the epochs to come.
         self.best_accuracy, self.best_loss, self.best_epoch, self.best_step = float("-inf"), float("inf"), -1, -1
 
-    _STATE = ("best_accuracy", "best_loss", "best_epoch", "best_step", "epochs_done")
+    _STATE = ("best_accuracy", "best_loss", "best_epoch", "best_step", "epochs_done", "ended_within_epoch", "validated")
 
     def state_dict(self) -> dict[str, Any]:
         return {**{name: getattr(self, name) for name in self._STATE}, "seconds": self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for name in self._STATE:
-            setattr(self, name, state_dict[name])
+            # Those of earlier versions have not all of it.
+            setattr(self, name, state_dict.get(name, getattr(self, name)))
         self._seconds_before = state_dict["seconds"]
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:

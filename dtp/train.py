@@ -267,7 +267,7 @@ def _finish(
 ) -> dict[str, Any]:
     epochs, steps, seconds = checkpoints.epochs_done, trainer.global_step, checkpoints.seconds
     feedback_seconds = algorithm.feedback_timer.seconds
-    val = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val/")}
+    val = dict(checkpoints.validated)
     tested = "last"
     # It may have been damaged since; and where there was nothing left to train, no hook of the callback has looked.
     checkpoints.find_best(trainer)
@@ -281,6 +281,10 @@ def _finish(
             val["val/accuracy"] = checkpoints.best_accuracy
         else:
             val = {"val/loss": checkpoints.best_loss}
+    for callback in trainer.callbacks:
+        if isinstance(callback, AlignmentCallback):
+            # Where there was nothing left to train, nobody has drawn it.
+            callback.draw(trainer)
     trainer.test(algorithm, datamodule=data, verbose=False)
     test = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
     summary = {

@@ -11,10 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import dtp.train
 from dtp.algorithms.base import Algorithm
+from dtp.checkpoints import CheckpointFiles
 from dtp.cli import main
+from dtp.diagnostics.callback import AlignmentCallback
 from dtp.runs import newest_checkpoint
-from dtp.signals import stop_request
+from dtp.signals import Interrupted, stop_request
+from tests.runs import rows
 
 ROOT = Path(__file__).parent.parent
 # Ten batches per epoch, three epochs.
@@ -136,6 +140,77 @@ def test_a_run_in_64_bits_is_resumed_without_rounding(tmp_path):
     assert main([*parts, "--max-steps", "13"]) == 0
     assert main(parts) == 0
     assert_identical(final_state(tmp_path / "whole"), final_state(tmp_path / "parts"))
+
+
+TIMES = ("wall_seconds", "feedback_seconds", "finished", "command", "train/images_per_second", "train/feedback_share")
+
+
+def told(folder):
+    """What the run's metrics and summary say, times aside."""
+    summary = json.loads((folder / "summary.json").read_text())
+    found = [*rows(folder), summary]
+    assert (folder / "training.png").is_file() and not list(folder.rglob("*.tmp"))
+    return [{name: value for name, value in part.items() if name not in TIMES} for part in found]
+
+
+def kill(place, patch):
+    """Have the process end as a kill ends it, with nothing more written, at the n-th call of a method."""
+    (owner, name), number = place
+    original, calls = getattr(owner, name), []
+
+    def killed(*args, **kwargs):
+        calls.append(None)
+        if len(calls) == number:
+            raise Interrupted
+        return original(*args, **kwargs)
+
+    patch.setattr(owner, name, killed)
+
+
+STEP = (Algorithm, "training_step")
+PLACES = {
+    "before the first checkpoint": (STEP, 3),
+    "within the first epoch": (STEP, 9),
+    "in the first batch of an epoch": (STEP, 11),
+    "within the last epoch": (STEP, 28),
+    "in validation": ((Algorithm, "on_validation_epoch_end"), 2),
+    "while a checkpoint is written": ((CheckpointFiles, "save_checkpoint"), 5),
+    "before the figure": ((AlignmentCallback, "on_train_end"), 1),
+    "before the best weights are tested": ((Algorithm, "load_state_dict"), 1),
+    "in the test": ((Algorithm, "on_test_epoch_end"), 1),
+    "before the summary": ((dtp.train, "write_summary"), 1),
+}
+# Rows of batches that no checkpoint falls together with.
+KILLED = [*COMMAND, "--checkpoint-every", "4", "--log-every", "3", "--feedback-iterations", "2"]
+
+
+@pytest.fixture(scope="module")
+def never_killed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    assert main([*KILLED, "--run-dir", str(folder)]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_killed_run_tells_what_one_never_killed_tells(place, tmp_path, monkeypatch, never_killed):
+    command = [*KILLED, "--run-dir", str(tmp_path / "run"), "--resume", "auto"]
+    with monkeypatch.context() as patch:
+        kill(PLACES[place], patch)
+        assert main(command) == 130
+    assert not (tmp_path / "run" / "summary.json").exists()
+    assert main(command) == 0
+    assert told(tmp_path / "run") == told(never_killed)
+    assert_identical(final_state(never_killed), final_state(tmp_path / "run"))
+
+
+def test_a_run_killed_after_its_last_step_within_an_epoch_tests_the_weights_of_that_step(tmp_path, monkeypatch):
+    command = [*COMMAND, "--max-steps", "13", "--resume", "auto", "--run-dir"]
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    with monkeypatch.context() as patch:
+        kill(PLACES["before the summary"], patch)
+        assert main([*command, str(tmp_path / "run")]) == 130
+    assert main([*command, str(tmp_path / "run")]) == 0
+    assert told(tmp_path / "run") == told(tmp_path / "whole")
 
 
 def test_metrics_of_a_resumed_run_have_no_row_twice(tmp_path, monkeypatch):

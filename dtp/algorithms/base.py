@@ -87,6 +87,8 @@ class Algorithm(LightningModule):
         self._batches_alone = 0
         self._epoch_began = self._last_batch_ended = time.perf_counter()
         self._feedback_before = 0.0
+        # Of a checkpoint within an epoch, what was added up in it until then.
+        self._begun: dict[str, Any] | None = None
         self.scores = torch.nn.ModuleDict({split: self.task.scores() for split in ("val", "test")})
 
     # --- the rule ---------------------------------------------------------------------------------------------------
@@ -255,6 +257,9 @@ class Algorithm(LightningModule):
         self._captured, self.captures = CapturedBatches(self._learn), self._may_capture()
         # An epoch that goes on in its middle has no start.
         self._begin_epoch()
+        if self._begun is not None:
+            self._go_on_within_epoch(self._begun)
+            self._begun = None
 
     def on_train_epoch_start(self) -> None:
         self._begin_epoch()
@@ -265,6 +270,26 @@ class Algorithm(LightningModule):
         self._images = 0
         self._epoch_began = self._last_batch_ended = time.perf_counter()
         self._feedback_before = self.feedback_timer.seconds
+
+    def _state_within_epoch(self) -> dict[str, Any]:
+        """What has been added up since the epoch began."""
+        return {
+            "epoch_means": self._epoch_means.state_dict(),
+            "window_means": self._window_means.state_dict(),
+            "images": self._images,
+            "seconds": self._last_batch_ended - self._epoch_began,
+            "feedback_before": self._feedback_before,
+            "shares": self._shares,
+        }
+
+    def _go_on_within_epoch(self, begun: dict[str, Any]) -> None:
+        rank = self.noise_streams.rank if self._shares > 1 else 0
+        same = begun["shares"] == self._shares and rank < len(begun["ranks"])
+        states = [begun["ranks"][rank]] if same else begun["ranks"]
+        for name, means in (("epoch_means", self._epoch_means), ("window_means", self._window_means)):
+            means.load_state_dict([state[name] for state in states], self.device, begun["shares"] / self._shares)
+        self._images, self._feedback_before = begun["images"], begun["feedback_before"]
+        self._epoch_began -= begun["seconds"]
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
         x, y = batch
@@ -445,11 +470,15 @@ class Algorithm(LightningModule):
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        states: list[Any] = [self.noise_streams.state_dict()]
+        begun = self._state_within_epoch()
+        sums = {name: begun.pop(name) for name in ("epoch_means", "window_means")}
+        states: list[Any] = [(self.noise_streams.state_dict(), sums)]
         if self._trainer is not None and self.trainer.world_size > 1:
             states = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(states, self.noise_streams.state_dict())
-        checkpoint["noise"] = self.division.noise_states(states)
+            torch.distributed.all_gather_object(states, (self.noise_streams.state_dict(), sums))
+        checkpoint["noise"] = self.division.noise_states([noise for noise, _ in states])
+        # Ranks that see the same images have added up the same.
+        checkpoint["within_epoch"] = {**begun, "ranks": [sums for _, sums in states[: self._shares]]}
         checkpoint["division"] = self.division.state_dict()
         checkpoint["feedback_seconds"] = self.feedback_timer.seconds
 
@@ -462,6 +491,8 @@ class Algorithm(LightningModule):
         else:
             self.noise_streams.restart(checkpoint["global_step"], states[0])
         self.feedback_timer.seconds = checkpoint["feedback_seconds"]
+        # Checkpoints of earlier versions have none; at the end of an epoch the next one's start forgets it.
+        self._begun = checkpoint.get("within_epoch")
 
 
 def _as_list(found: Any) -> list:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -50,10 +52,32 @@ class RunningMeans:
         self._sums.clear()
         self._weights.clear()
 
+    def state_dict(self) -> list[tuple[list[str], list[float], float]]:
+        """Names, sums and weight of what was added, exactly, as plain numbers. Waits for the device."""
+        return [(list(names), sums.tolist(), self._weights[names]) for names, sums in self._sums.items()]
+
+    def load_state_dict(self, states: Sequence[list], device: torch.device, scale: float = 1.0) -> None:
+        """Go on from what had that state.
+
+        Args:
+            states: one, or those of several ranks that shared every batch, which are averaged.
+            device: that values to be added will be on.
+            scale: how many times as much a part of a batch weighs here.
+        """
+        self.reset()
+        for parts in zip(*states, strict=True):
+            names = parts[0][0]
+            sums = torch.tensor([sums for _, sums, _ in parts], dtype=torch.float64).mean(0)
+            self._sums[tuple(names)] = (sums * scale).to(device, _precise(device))
+            self._weights[tuple(names)] = parts[0][2] * scale
+
 
 def as_vector(values: dict[str, Tensor]) -> tuple[tuple[str, ...], Tensor]:
     """Names of scalars and their values, float64 (len(names),), on the device that any of them is on."""
     scalars = [value.detach() for value in values.values()]
     device = next((value.device for value in scalars if value.device.type != "cpu"), torch.device("cpu"))
-    precise = torch.float32 if device.type == "mps" else torch.float64
-    return tuple(values), torch.stack([value.to(device, precise) for value in scalars])
+    return tuple(values), torch.stack([value.to(device, _precise(device)) for value in scalars])
+
+
+def _precise(device: torch.device) -> torch.dtype:
+    return torch.float32 if device.type == "mps" else torch.float64

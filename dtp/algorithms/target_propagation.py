@@ -354,6 +354,15 @@ class TargetPropagation(LocalTargets):
                 pairs[n] = self.feedback[n].weight_pairs(self.undone_layer(n))
         return {n: found for n, found in pairs.items() if found}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["engines"] = dict(self.engine.used)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        # For the summary, where there is nothing left to train.
+        self.engine.used = dict(checkpoint.get("engines", {}))
+
     def describe(self) -> dict[str, Any]:
         forms = {str(n): form for n, form in self.feedback_forms().items()}
         return {"feedback_engines": {str(n): used for n, used in self.engine.used.items()}, "feedback_forms": forms}

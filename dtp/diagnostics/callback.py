@@ -29,6 +29,7 @@ class AlignmentCallback(Callback):
     def __init__(self, run_dir: Path, every: int):
         self.run_dir = run_dir
         self.every = every
+        self._drawn = False
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Algorithm, batch, batch_idx) -> None:
         if trainer.global_step == 0:
@@ -54,8 +55,13 @@ class AlignmentCallback(Callback):
         algorithm.report({"epoch": float(trainer.current_epoch), **metrics})
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Algorithm) -> None:
-        if not trainer.is_global_zero:
+        self.draw(trainer)
+
+    def draw(self, trainer: pl.Trainer) -> None:
+        """Draw what has been measured, unless this process has."""
+        if self._drawn or not trainer.is_global_zero:
             return
+        self._drawn = True
         for logger in trainer.loggers:
             logger.save()
         figure = self.run_dir / self.FIGURE

@@ -17,6 +17,7 @@ import torch
 
 from dtp.distributed.watch import SUSPICIOUS_LIMIT, is_lost_connection
 from dtp.runs import newest_checkpoint
+from tests.runs import rows
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = [
@@ -253,6 +254,10 @@ def test_a_run_whose_ranks_are_all_killed_goes_on(place, whole):
     status, output, _ = run(place, command)
     assert status == 0 and "goes on from batch 31" in output, output
     assert_equal_weights(place / "run", weights(whole))
+    # Batch 31 is within the second epoch; its means are those of all of it, on both ranks.
+    times = ("train/images_per_second", "train/feedback_share")
+    told = [[{n: v for n, v in row.items() if n not in times} for row in rows(f)] for f in (place / "run", whole)]
+    assert told[0] == told[1] and any(row["train/loss_epoch"] for row in told[0])
 
 
 # --- disks ------------------------------------------------------------------------------------------------------------
