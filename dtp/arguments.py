@@ -17,6 +17,7 @@ from simple_parsing.docstring import get_attribute_docstring
 from simple_parsing.wrappers.field_wrapper import DashVariant
 
 from dtp.algorithms import ALGORITHMS
+from dtp.commands import require_words
 from dtp.config import (
     PRESETS,
     Config,
@@ -49,14 +50,15 @@ def parse(argv: Sequence[str]) -> Config:
     """The configuration that a command line means: preset, then file, then the words themselves.
 
     Raises:
-        UserError: an unknown option or choice, a value of the wrong type, an unreadable or wrong file.
+        UserError: an unknown option or choice, no value or one of the wrong type, an unreadable or wrong file.
         SystemExit: ``--help``, after printing it.
     """
+    require_words(argv)
     first, wants_help, trusts = _first_look(argv)
     # The configuration of a run that is resumed by its path, then the file the user names.
     files: list[tuple[str, dict[str, Any]]] = []
     run_folders: list[Path] = []
-    if first["resume"] not in (None, "", "auto"):
+    if first["resume"] not in (None, "auto"):
         saved = saved_config_of(str(Path(first["resume"]).expanduser()))
         if saved is not None:
             files.append((str(saved), read_yaml(saved)))
@@ -86,7 +88,7 @@ def parse(argv: Sequence[str]) -> Config:
     origins = []
     preset = preset_path(**chosen, task="" if task == usual_task else task)
     if preset is not None:
-        sources.append((f"preset {preset.name}", as_arguments(read_yaml(preset))))
+        sources.append((f"preset {preset.name}", as_arguments(read_yaml(preset), empty=True)))
         origins.append(f"preset {preset.stem}: {preset_origin(preset)}")
     for name, values in files:
         for key in ("config", "resume", "trust"):
@@ -94,7 +96,7 @@ def parse(argv: Sequence[str]) -> Config:
                 raise UserError(
                     f"{name}: --{key} belongs on the command line, not into a file; take {key!r} out of it."
                 )
-        sources.append((name, as_arguments(values)))
+        sources.append((name, as_arguments(values, empty=True)))
         origins.append(f"file {name.removeprefix('--config ')}")
     if wants_help:
         defaults = _parse_checked(parser, [word for _, words in sources for word in words], entries)
@@ -302,7 +304,7 @@ def _describe(title: str, cls: type, values: Any, width: int) -> str:
         doc = get_attribute_docstring(cls, field.name)
         text = " ".join((doc.comment_above or doc.docstring_below or doc.comment_inline).split())
         default = as_arguments({field.name: getattr(values, field.name)})[1:]
-        if default and default != [""]:
+        if default:
             text += f" (default: {' '.join(default)})"
         lines.append(f"  --{field.name.replace('_', '-')} {_type_words(field.type)}")
         lines.append(textwrap.indent(_wrap(text, width - 6), " " * 6))

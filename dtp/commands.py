@@ -5,10 +5,39 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import unicodedata
 from collections.abc import Callable, Sequence
 
 from dtp.errors import NO_ROOM, UserError
 from dtp.signals import Interrupted, Stopped
+
+
+def require_words(argv: Sequence[str]) -> None:
+    """Raise UserError for an empty word, which an unset variable of the shell gives, or one that no line of text holds.
+
+    The words of a command are kept in files, a line for each command.
+    """
+    flag = "An argument"
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if word.startswith("--") and len(word) > 2:
+            flag = name
+        if not word or (equals and not value and word.startswith("--")):
+            raise UserError(f"{_printable(flag)}: expected a value, found an empty text; give one, or leave it out.")
+        if not _is_one_line(word):
+            raise UserError(
+                f"{_printable(flag)}: expected text of one line, found {_printable(word)}; leave out line breaks, "
+                "control characters and bytes that are not UTF-8."
+            )
+
+
+def _is_one_line(word: str) -> bool:
+    # Control characters, surrogates (what is left of bytes that are no text), separators of lines and paragraphs.
+    return not any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in word)
+
+
+def _printable(word: str) -> str:
+    return word if _is_one_line(word) else ascii(word)
 
 
 def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
@@ -20,6 +49,7 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
         # A user's own rule lies in a file where the command is typed.
         sys.path.insert(0, os.getcwd())
     try:
+        require_words(argv)
         return command(argv)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

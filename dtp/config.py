@@ -223,11 +223,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return {key.replace("-", "_"): value for key, value in values.items()}
 
 
-def as_arguments(values: dict[str, Any]) -> list[str]:
-    """The command line that says the same as ``values``, so that files and flags share a parser; None is left out."""
+def as_arguments(values: dict[str, Any], empty: bool = False) -> list[str]:
+    """The command line that says the same as ``values``, so that files and flags share a parser; None is left out.
+
+    Args:
+        empty: keep empty texts, which say "none" in a file. A command line has no word for that but to say nothing.
+    """
     arguments = []
     for key, value in values.items():
-        if value is None:
+        if value is None or (value == "" and not empty):
             continue
         arguments.append(f"--{key.replace('_', '-')}")
         arguments.extend(_word(item) for item in (value if isinstance(value, list) else [value]))

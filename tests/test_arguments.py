@@ -1,5 +1,6 @@
 """The command line: priorities, user's own classes, help, and mistakes told in one sentence."""
 
+import importlib
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from dtp.arguments import parse
 from dtp.config import PRESETS, as_arguments, read_yaml
 from dtp.data import DATA
 from dtp.errors import UserError
+from dtp.jobs import Job
 from dtp.models import MODELS
 from tests.report.folders import make_run
 
@@ -210,6 +212,34 @@ def test_a_mistake_in_a_file_names_the_file(text, expected, tmp_path):
     with pytest.raises(UserError, match=re.escape(expected)) as error:
         parse(["--config", str(file)])
     assert "mine.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize("spelling", [["--{}", ""], ["--{}="]])
+@pytest.mark.parametrize("flag", ["algo", "model", "resume", "run-dir", "config", "data-dir", "init-weights", "widths"])
+def test_an_empty_value_does_not_mean_the_default(flag, spelling):
+    with pytest.raises(UserError, match=f"--{flag}: expected a value, found an empty text"):
+        parse([word.format(flag) for word in spelling])
+
+
+@pytest.mark.parametrize("command", ["search", "sweep", "report", "theory"])
+def test_no_command_takes_an_empty_value(command, capsys):
+    main = importlib.import_module(f"dtp.{command}.__main__").main
+    assert main(["comparison", "--output", ""]) == 2
+    assert "--output: expected a value, found an empty text" in capsys.readouterr().err
+
+
+def test_an_empty_value_in_a_file_means_none(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("init_weights: ''\nmax_epochs: 3\n")
+    assert parse(["--config", str(file)]).run.init_weights == ""
+    assert Job(tmp_path / "run", {"init_weights": "", "max_epochs": 3}).config().run.max_epochs == 3
+
+
+@pytest.mark.parametrize("word", ["a\nb", "a\x1bb", "a\u2028b", "a\udcffb"])
+def test_words_that_are_not_one_line_of_text_are_refused(word):
+    with pytest.raises(UserError, match="--run-dir: expected text of one line") as error:
+        parse(["--run-dir", word])
+    assert str(error.value).isprintable()
 
 
 def test_null_in_a_file_leaves_the_default(tmp_path):
