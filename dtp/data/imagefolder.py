@@ -173,8 +173,11 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 def find_images(data_dir: Path) -> tuple[list[str], dict[str, Files]]:
     """Class names, and the files of the parts ``train``, ``test`` and perhaps ``val``.
 
+    A class folder may be a link. Within it links are followed to files of the same class folder alone.
+
     Raises:
-        UserError: no such layout, a class folder without images, or parts with different classes.
+        UserError: no such layout, a class folder without images or one that cannot be read, parts with different
+            classes, or a link by which images would count twice or for another class.
     """
     if not data_dir.is_dir():
         raise UserError(
@@ -182,36 +185,48 @@ def find_images(data_dir: Path) -> tuple[list[str], dict[str, Files]]:
         )
     parts = [part for part in ("train", "val", "test") if (data_dir / part).is_dir()]
     if not parts:
-        return _split_off_test(data_dir, *_find_classes(data_dir, ""))
+        classes = _class_names(data_dir)
+        _require_apart(data_dir, {"": classes})
+        return _split_off_test(data_dir, classes, _find_files(data_dir, "", classes))
     if not {"train", "test"} <= set(parts):
         raise UserError(
             f"imagefolder: expected both train and test in {data_dir}, found only {' and '.join(parts)}; add the other "
             "one, or give a folder of class folders with --data-dir."
         )
-    found = {part: _find_classes(data_dir, part) for part in parts}
-    classes = found["train"][0]
-    for part, (others, _) in found.items():
+    found = {part: _class_names(data_dir / part) for part in parts}
+    classes = found["train"]
+    for part, others in found.items():
         if others != classes:
             odd = sorted(set(others) ^ set(classes))
             raise UserError(
                 f"imagefolder: expected the same classes in {data_dir / 'train'} and {data_dir / part}, found "
                 f"{odd[0]} in only one of them ({len(odd)} such classes); make the class folders agree."
             )
-    return classes, {part: files for part, (_, files) in found.items()}
+    _require_apart(data_dir, found)
+    return classes, {part: _find_files(data_dir, part, classes) for part in parts}
 
 
-def _find_classes(data_dir: Path, part: str) -> tuple[list[str], Files]:
-    folder = data_dir / part
-    with os.scandir(folder) as entries:
-        classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+def _class_names(folder: Path) -> list[str]:
+    try:
+        with os.scandir(folder) as entries:
+            classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise _unreadable(error) from error
     if not classes:
         raise UserError(
             f"imagefolder: expected class folders in {folder}, found none; give a folder that holds train and test, or "
             "one folder per class, with --data-dir."
         )
-    names, labels = [], []
+    return classes
+
+
+def _find_files(data_dir: Path, part: str, classes: list[str]) -> Files:
+    folder, names, labels = data_dir / part, [], []
     for label, class_name in enumerate(classes):
-        inside = sorted(_image_names(folder / class_name, data_dir))
+        try:
+            inside = sorted(_image_names(folder / class_name, data_dir))
+        except OSError as error:
+            raise _unreadable(error) from error
         if not inside:
             raise UserError(
                 f"imagefolder: expected images ({' '.join(IMG_EXTENSIONS)}) in {folder / class_name}, found none; "
@@ -219,14 +234,69 @@ def _find_classes(data_dir: Path, part: str) -> tuple[list[str], Files]:
             )
         names += inside
         labels += [label] * len(inside)
-    return classes, Files(names, np.asarray(labels, dtype=np.int64))
+    return Files(names, np.asarray(labels, dtype=np.int64))
+
+
+def _unreadable(error: OSError) -> UserError:
+    return UserError(
+        f"imagefolder: {error.filename}: cannot be read ({error.strerror}); mend its permissions, or take it out of "
+        "the folder of images."
+    )
+
+
+def _require_apart(data_dir: Path, classes: dict[str, list[str]]) -> None:
+    """Raise UserError where, by a link, a class folder is another one of its part, lies in one, or holds ``data_dir``.
+
+    Args:
+        classes: names by part.
+    """
+    folders = [(os.path.realpath(data_dir / part / name), part, name) for part in classes for name in classes[part]]
+    # Compared by their parts, a folder comes right before what lies in it.
+    folders.sort(key=lambda found: (found[0].split(os.sep), *found[1:]))
+    root = os.path.realpath(data_dir) + os.sep
+    for (real, part, name), following in zip(folders, [*folders[1:], None], strict=True):
+        if root.startswith(os.path.join(real, "")):
+            raise UserError(
+                f"imagefolder: {data_dir / part / name} is a link to {real}, which holds all classes; remove it."
+            )
+        if following is None:
+            continue
+        other, other_part, other_name = following
+        # A whole part may be another one, val a link to test.
+        if (other == real and other_part == part) or (other != real and other.startswith(os.path.join(real, ""))):
+            raise UserError(
+                f"imagefolder: expected class folders without images in common, found that "
+                f"{data_dir / other_part / other_name} is or lies in {data_dir / part / name}; remove the link."
+            )
 
 
 def _image_names(folder: Path, root: Path) -> Iterator[str]:
-    for inside, _, names in os.walk(folder, followlinks=True):
-        for name in names:
-            if name.lower().endswith(IMG_EXTENSIONS) and not name.startswith("."):
-                yield os.path.relpath(os.path.join(inside, name), root)
+    """Regular files in ``folder`` and the folders in it that have the ending of an image, relative to ``root``.
+
+    Raises:
+        OSError: a folder cannot be read.
+        UserError: a link to another folder, or out of ``folder``.
+    """
+    own = os.path.join(os.path.realpath(folder), "")
+    waiting = [str(folder)]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                is_image = entry.name.lower().endswith(IMG_EXTENSIONS) and not entry.name.startswith(".")
+                if entry.is_dir():
+                    if entry.is_symlink():
+                        raise UserError(
+                            f"imagefolder: {entry.path} is a link to a folder, whose images would count twice or for "
+                            "another class; remove it, or put the folder itself there."
+                        )
+                    waiting.append(entry.path)
+                elif is_image and entry.is_symlink() and not os.path.realpath(entry.path).startswith(own):
+                    raise UserError(
+                        f"imagefolder: {entry.path} is a link out of its class folder, to "
+                        f"{os.path.realpath(entry.path)}; put the file itself there, or a hard link to it."
+                    )
+                elif is_image and entry.is_file():
+                    yield os.path.relpath(entry.path, root)
 
 
 def _split_off_test(data_dir: Path, classes: list[str], files: Files) -> tuple[list[str], dict[str, Files]]:

@@ -1,3 +1,4 @@
+import errno
 import os
 
 import numpy as np
@@ -117,6 +118,72 @@ def test_hidden_folders_and_other_files_are_passed_over(tmp_path, write_folder):
     (tmp_path / ".hidden").mkdir()
     (tmp_path / "cat" / "notes.txt").write_text("meow")
     assert folder(tmp_path).num_classes == 2
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "words"),
+    [
+        ("cat/all", "..", "cat/all is a link to a folder"),
+        ("cat/again", ".", "cat/again is a link to a folder"),
+        ("cat/more", "../dog", "cat/more is a link to a folder"),
+        ("cat/x.png", "../dog/000.png", "cat/x.png is a link out of its class folder"),
+        ("all", ".", "all is a link to .*, which holds all classes"),
+        ("outside", "..", "outside is a link to .*, which holds all classes"),
+        ("kitten", "cat", "kitten is or lies in .*cat"),
+        ("part", "cat/part", "part is or lies in .*cat"),
+        ("cat/x.png", "x.png", "cat/x.png: cannot be read"),
+    ],
+)
+def test_links_by_which_images_count_twice_or_for_others_are_refused(tmp_path, write_folder, link, target, words):
+    root = tmp_path / "images"
+    write_folder(root)
+    (root / "cat" / "part").mkdir()
+    (root / link).symlink_to(target)
+    with pytest.raises(UserError, match=words):
+        imagefolder.find_images(root)
+
+
+def test_a_class_folder_in_another_part_is_refused(tmp_path, write_folder):
+    write_folder(tmp_path / "train")
+    write_folder(tmp_path / "test")
+    for part in ("train", "test"):
+        (tmp_path / part / "x").symlink_to("../test" if part == "train" else "cat")
+    with pytest.raises(UserError, match="is or lies in"):
+        imagefolder.find_images(tmp_path)
+
+
+def test_links_to_class_folders_parts_and_files_beside_are_followed(tmp_path, write_folder):
+    write_folder(tmp_path / "all", classes=("cat", "cow", "dog"))
+    for part in ("train", "test"):
+        (tmp_path / "some" / part).mkdir(parents=True)
+        for name in ("cat", "dog"):
+            (tmp_path / "some" / part / name).symlink_to(tmp_path / "all" / name)
+    (tmp_path / "some" / "val").symlink_to("test")
+    (tmp_path / "all" / "cat" / "x.png").symlink_to("000.png")
+    found = imagefolder.find_images(tmp_path / "some")[1]
+    assert {part: len(files.names) for part, files in found.items()} == {"train": 21, "val": 21, "test": 21}
+
+
+def test_only_regular_files_are_images(tmp_path, write_folder):
+    write_folder(tmp_path)
+    os.mkfifo(tmp_path / "cat" / "x.png")
+    (tmp_path / "cat" / "y.png").mkdir()
+    assert sum(len(files.names) for files in imagefolder.find_images(tmp_path)[1].values()) == 20
+
+
+def test_a_class_folder_that_cannot_be_read_is_not_called_empty(tmp_path, write_folder, monkeypatch):
+    write_folder(tmp_path)
+    scan = os.scandir
+
+    def refuse(path):
+        # To root, nothing is forbidden.
+        if str(path).endswith("dog"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match="dog: cannot be read .Permission denied"):
+        imagefolder.find_images(tmp_path)
 
 
 def test_parts_with_other_classes_are_refused(tmp_path, write_folder):
