@@ -1,6 +1,7 @@
 """ImageNet at 32x32: the ten training pickles and the validation pickle, converted once to files that are mapped."""
 
 import pickle
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,6 @@ from dtp.data.base import ImageData, Part
 from dtp.data.batches import MappedImages
 from dtp.data.cache import cache_folder, fingerprint, written_atomically
 from dtp.errors import UserError
-
-try:
-    from numpy._core.multiarray import _reconstruct, scalar
-    from numpy._core.numeric import _frombuffer
-except ImportError:  # numpy 1
-    from numpy.core.multiarray import _reconstruct, scalar
-    from numpy.core.numeric import _frombuffer
 
 _PIXELS = 3 * 32 * 32
 _TEN = [f"train_data_batch_{number}" for number in range(1, 11)]
@@ -136,10 +130,15 @@ def read_pickle(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise _foreign(path, f"a file that cannot be read ({type(error).__name__}: {error})") from error
     if not isinstance(content, dict) or "data" not in content or not {"labels", "fine_labels"} & content.keys():
         raise _foreign(path, "a pickle without them")
+    content = {key: value.numbers if isinstance(value, _Array) else value for key, value in content.items()}
     pixels = content["data"]
-    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != (len(pixels), _PIXELS):
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape[1:] != (_PIXELS,):
         raise _foreign(path, f"data {getattr(pixels, 'dtype', type(pixels))} {getattr(pixels, 'shape', '')}")
-    labels = np.asarray(content["labels"] if "labels" in content else content["fine_labels"])
+    try:
+        labels = np.asarray(content["labels"] if "labels" in content else content["fine_labels"])
+    except ValueError as error:
+        # Lists of several lengths.
+        raise _foreign(path, "labels that are not whole numbers") from error
     if labels.dtype.kind not in "iu" or labels.shape != (len(pixels),) or not len(labels):
         raise _foreign(path, f"labels {labels.dtype} {labels.shape} for {len(pixels)} images")
     if labels.min() < 1 or labels.max() > 1000:
@@ -154,21 +153,72 @@ def _foreign(path: Path, found: str) -> UserError:
     )
 
 
+class _Dtype:
+    """What ``numpy.dtype`` of a pickle is read into: numbers alone.
+
+    numpy's own takes fields, objects and sizes from a pickle as they come, and then reads memory that is not the
+    array's.
+    """
+
+    def __init__(self, name: str, *ignored: Any):
+        if not re.fullmatch(r"[biuf][1248]", name):
+            raise pickle.UnpicklingError(f"it holds an array of {name!r}, which are not numbers")
+        self.numbers = np.dtype(name)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, order, base, names, fields, *_ = state
+        if order not in ("<", ">", "|", "=") or (base, names, fields) != (None, None, None):
+            raise pickle.UnpicklingError("it holds an array with fields, which are not numbers")
+        self.numbers = self.numbers.newbyteorder(order)
+
+
+class _Array:
+    """What ``numpy.ndarray`` of a pickle is read into; ``numbers`` is the array."""
+
+    def __init__(self, *ignored: Any):
+        self.numbers = np.empty(0)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, by_columns, content = state
+        self.numbers = _numbers(content, dtype, shape, "F" if by_columns else "C")
+
+
+def _numbers(content: Any, dtype: _Dtype, shape: tuple[int, ...], order: str = "C") -> np.ndarray:
+    # What Python 2 has written are bytes that come as text.
+    content = content.encode("latin1") if isinstance(content, str) else content
+    return np.frombuffer(content, dtype.numbers).reshape(shape, order=order)
+
+
+def _array(*arguments: Any) -> _Array:
+    array = _Array()
+    array.numbers = _numbers(*arguments)
+    return array
+
+
+def _encoded(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it holds text in {encoding!r}")
+    return text.encode(encoding)
+
+
 class _ArrayUnpickler(pickle.Unpickler):
-    """Reads numpy arrays and plain containers and refuses everything else, so that a pickle cannot run code."""
+    """Reads numpy arrays, as :class:`_Array`, and plain containers and refuses everything else.
+
+    So a pickle can neither run code nor have numpy read what is not in it.
+    """
 
     _ALLOWED = {
-        ("multiarray", "_reconstruct"): _reconstruct,
-        ("multiarray", "scalar"): scalar,
-        ("numeric", "_frombuffer"): _frombuffer,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
+        # How Python 3 writes bytes in the old protocols.
+        ("_codecs", "encode"): _encoded,
+        ("multiarray", "_reconstruct"): _Array,
+        ("multiarray", "scalar"): lambda dtype, content: _numbers(content, dtype, ()).item(),
+        ("numeric", "_frombuffer"): _array,
+        # Only ever an argument.
+        ("numpy", "ndarray"): "ndarray",
+        ("numpy", "dtype"): _Dtype,
     }
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("_codecs", "encode"):
-            # How Python 3 writes bytes in the old protocols.
-            return lambda text, encoding: text.encode(encoding)
         for prefix in ("numpy.core.", "numpy._core."):
             module = module.removeprefix(prefix)
         if (module, name) not in self._ALLOWED:

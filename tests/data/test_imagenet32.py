@@ -146,6 +146,57 @@ def test_a_pickle_that_would_run_code_does_not(tmp_path, protocol):
     assert not (tmp_path / "ran").exists()
 
 
+OBJECTS = np.dtype("O")
+
+
+class Crafted:
+    """A dtype whose fields lie outside its numbers: numpy's own reader then reads memory of others, and crashes."""
+
+    def __init__(self, name="i8", state=(3, "<", None, ("a",), {"a": (OBJECTS, 1 << 40)}, 8, 8, 0)):
+        self.name, self.state = name, state
+
+    def __reduce__(self):
+        return np.dtype, (self.name, False, True), self.state
+
+
+class CraftedArray:
+    def __init__(self, dtype):
+        self.dtype = dtype
+
+    def __reduce__(self):
+        return np.zeros(0).__reduce__()[0], (np.ndarray, (0,), b"b"), (1, (2,), self.dtype, False, bytes(16))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize(
+    "labels",
+    [
+        CraftedArray(Crafted()),
+        CraftedArray(Crafted("i8", (3, "<", (np.dtype("i8"), (9,)), None, None, 1 << 40, 8, 0))),
+        CraftedArray(Crafted("O8", (3, "|", None, None, None, -1, -1, 63))),
+        CraftedArray(Crafted("V16", (3, "|", None, None, None, 1 << 40, 1, 0))),
+        np.zeros(2, [("a", "i8")]),
+        np.array([None, None]),
+    ],
+)
+def test_a_pickle_of_arrays_that_are_not_numbers_is_refused(tmp_path, labels, protocol):
+    path = tmp_path / "val_data"
+    path.write_bytes(pickle.dumps({"data": GOOD, "labels": labels}, protocol))
+    with pytest.raises(UserError, match="which are not numbers"):
+        read_pickle(path)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("labels", [np.array([1, 1000], ">i4"), np.array([1, 1000], "u2"), list(np.array([1, 1000]))])
+def test_arrays_of_every_form_are_read(tmp_path, labels, protocol):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3072)).astype(np.uint8)
+    for data in (pixels, np.asfortranarray(pixels)):
+        path = tmp_path / "val_data"
+        path.write_bytes(pickle.dumps({"data": data, "labels": labels}, protocol))
+        found = read_pickle(path)
+        assert np.array_equal(found[0], pixels) and found[1].tolist() == [0, 999]
+
+
 def test_a_small_part_of_the_dataset_holds_out_a_tenth_by_default(tmp_path, write_imagenet32):
     """50 of each class would be more than there is."""
     write_imagenet32(tmp_path)
