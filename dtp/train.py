@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import getpass
-import hashlib
 import logging
 import os
 import shlex
-import tempfile
 import time
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -26,13 +22,13 @@ from dtp.checkpoints import CheckpointFiles, Checkpoints, read_checkpoint, take_
 from dtp.config import PRECISIONS, Config, RunOptions, parse_limit
 from dtp.data import DATA
 from dtp.data.base import ImageData
+from dtp.data.cache import data_lock
 from dtp.data.sampler import require_even_shares
 from dtp.diagnostics.callback import AlignmentCallback
 from dtp.diagnostics.images import PicturesCallback
 from dtp.distributed import watch
 from dtp.distributed.devices import choose_devices, choose_strategy, leave_together, watch_started_processes
 from dtp.errors import Diverged, UserError
-from dtp.locks import locked
 from dtp.loggers import MetricsCSV, make_wandb_logger
 from dtp.memory import keep_freed_memory
 from dtp.models import MODELS
@@ -202,7 +198,7 @@ def build(config: Config) -> tuple[ImageData, Algorithm]:
     pl.seed_everything(config.run.seed, verbose=False)
     data = DATA.resolve(config.run.data).load()(config.data, seed=config.run.seed)
     # One process of a machine after the other: the first downloads and converts, the others find it done.
-    with locked(Path(tempfile.gettempdir()) / f"dtp-data-{_digest(config)}.lock"):
+    with data_lock(config.run.data, data.data_dir):
         data.prepare_data()
     data.setup()
     # Reading data may have drawn random numbers, and must not change the first weights.
@@ -242,11 +238,6 @@ def _memory_format(name: str, network: torch.nn.Module) -> torch.memory_format:
     convolutions = any(isinstance(module, torch.nn.Conv2d) for module in network.modules())
     channels_last = name == "channels-last" or (name == "auto" and convolutions)
     return torch.channels_last if channels_last else torch.contiguous_format
-
-
-def _digest(config: Config) -> str:
-    where = f"{getpass.getuser()} {config.run.data} {Path(config.data.data_dir).expanduser().resolve()}"
-    return hashlib.sha256(where.encode()).hexdigest()[:16]
 
 
 def _already_finished(run: Run, options: RunOptions) -> bool:

@@ -3,19 +3,59 @@
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from dtp.errors import UserError
 from dtp.files import temporary_beside
+from dtp.locks import locked
 
 
 def cache_folder(data_dir: Path) -> Path:
     """``data_dir`` if it can be written to, otherwise a folder of its own in the user's cache directory."""
     if os.access(data_dir, os.W_OK):
         return data_dir
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return user_cache / "dtp" / hashlib.sha256(str(data_dir.resolve()).encode()).hexdigest()[:16]
+    cache = user_cache()
+    # Nothing can be written then; whoever tries says so.
+    return data_dir if cache is None else cache / _digest(data_dir.resolve())
+
+
+def user_cache() -> Path | None:
+    """Our folder in the user's cache directory; None for a user without a home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dtp"
+    except RuntimeError:
+        # No $HOME, and no entry in the list of users.
+        return None
+
+
+def _digest(*what: object) -> str:
+    return hashlib.sha256(" ".join(map(str, what)).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+@contextmanager
+def data_lock(name: str, data_dir: Path) -> Iterator[None]:
+    """Let one process of the user on this machine at a time prepare the dataset ``name`` in ``data_dir``.
+
+    The lock lies in the user's cache directory, where nobody else can put one, or in ``data_dir`` if there is no such
+    directory. Where neither can be written to, there is no lock.
+
+    Raises:
+        Stopped: a signal came while we waited for another process.
+    """
+    file = f"data-{_digest(name, data_dir.resolve())}.lock"
+    cache = user_cache()
+    with ExitStack() as stack:
+        for folder, prefix in ((cache and cache / "locks", ""), (data_dir, ".dtp-")):
+            try:
+                if folder is not None:
+                    if folder != data_dir:
+                        folder.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(locked(folder / f"{prefix}{file}", remove=True))
+                    break
+            except OSError:
+                continue
+        yield
 
 
 def fingerprint(root: Path, names: list[str], *settings: object) -> str:
@@ -43,4 +83,5 @@ def written_atomically(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"{path} could not be written ({error}); free space there or choose another folder.") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()

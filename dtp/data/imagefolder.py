@@ -56,6 +56,7 @@ class ImageFolderData(ImageData):
         self.crop_padding = options.image_size // 8
         self._files: dict[str, Files] = {}
         self._decoded: dict[str, Images] = {}
+        self._own_statistics: Statistics | None = None
 
     def prepare_data(self) -> None:
         self._scan()
@@ -76,6 +77,9 @@ class ImageFolderData(ImageData):
         return self._load("test")
 
     def own_statistics(self, train: Images) -> Statistics:
+        if self._own_statistics is not None:
+            # Where they cannot be stored, not twice.
+            return self._own_statistics
         names = self._files["train"].names
         path = cache_folder(self.data_dir) / f".dtp-statistics-{self.image_size}.json"
         key = fingerprint(self.data_dir, names, self.image_size)
@@ -84,7 +88,8 @@ class ImageFolderData(ImageData):
             rank_zero_info(f"imagefolder: computing the mean and std of {len(names)} training images, once")
             return compute_statistics(_chunks(train))
 
-        return cached_statistics(path, key, compute)
+        self._own_statistics = cached_statistics(path, key, compute)
+        return self._own_statistics
 
     def _load(self, part: str) -> Part:
         return self._images(part), self._files[part].labels

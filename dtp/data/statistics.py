@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dtp.data.cache import written_atomically
+from dtp.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,10 @@ def cached_statistics(path: Path, key: str, compute: Callable[[], Statistics]) -
         return Statistics(tuple(stored[key]["mean"]), tuple(stored[key]["std"]))
     except (OSError, ValueError, KeyError, TypeError):
         computed = compute()
-    with written_atomically(path) as temporary:
-        temporary.write_text(json.dumps({key: {"mean": computed.mean, "std": computed.std}}, indent=1))
+    try:
+        with written_atomically(path) as temporary:
+            temporary.write_text(json.dumps({key: {"mean": computed.mean, "std": computed.std}}, indent=1))
+    except UserError:
+        # It only saves time.
+        pass
     return computed

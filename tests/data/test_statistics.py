@@ -8,6 +8,12 @@ from dtp.data.small import Digits
 from dtp.data.statistics import STATISTICS, Statistics, cached_statistics, compute_statistics, used_statistics
 
 
+def test_statistics_that_cannot_be_stored_are_used(tmp_path):
+    (tmp_path / "file").touch()
+    own = Statistics((0.5,), (0.25,))
+    assert cached_statistics(tmp_path / "file" / "statistics.json", "key", lambda: own) == own
+
+
 def test_computed_statistics_are_numpys():
     images = np.random.default_rng(0).integers(0, 256, (50, 3, 4, 4), dtype=np.uint8)
     found = compute_statistics([images[:20], images[20:]])
