@@ -39,8 +39,16 @@ from dtp.runs import saved_config_of
 REGISTRIES = (ALGORITHMS, MODELS, DATA)
 
 
+# Values, not options, as argparse would have those with an exponent.
+_NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-inf(inity)?$|-nan$", re.IGNORECASE)
+
+
 class _Parser(ArgumentParser):
     """simple-parsing's parser, whose mistakes are one sentence and an exception instead of an exit."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        self._negative_number_matcher = _NEGATIVE
 
     def error(self, message: str) -> NoReturn:
         raise UserError(_one_sentence(message, self))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,8 @@ import yaml
 from dtp.errors import UserError
 from dtp.registry import did_you_mean
 
+# Of a YAML file. Ours have a few kilobytes.
+MOST_BYTES, MOST_VALUES = 2**20, 100_000
 PRESETS = Path(__file__).parent / "presets"
 
 
@@ -206,12 +209,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file cannot be read, is not YAML, or is not a flat mapping of options.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}).") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not valid YAML ({' '.join(str(error).split())}).") from error
+    _, values = load_yaml(path)
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
@@ -219,8 +217,54 @@ def read_yaml(path: Path) -> dict[str, Any]:
     for key, value in values.items():
         items = value if isinstance(value, list) else [value]
         if any(isinstance(item, dict | list) for item in items):
-            raise UserError(f"{path}: expected a single value or a flat list for {key!r}, found {value!r}.")
-    return {key.replace("-", "_"): value for key, value in values.items()}
+            raise UserError(f"{path}: expected a single value or a flat list for {key!r}, found {repr(value)[:100]}.")
+    values = {key.replace("-", "_"): value for key, value in values.items()}
+    try:
+        as_arguments(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return values
+
+
+def load_yaml(path: Path) -> tuple[str, Any]:
+    """The text of a YAML file, and what it says.
+
+    Raises:
+        UserError: the file cannot be read, is too large, or is not YAML.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(MOST_BYTES + 1).decode()
+        if len(text) > MOST_BYTES:
+            raise UserError(f"{path}: expected a file of at most {MOST_BYTES} bytes, found a larger one.")
+        return text, yaml.load(text, Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}).") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # The last two of numbers and dates that are none, and of lists in lists in lists.
+        raise UserError(f"{path}: is not valid YAML ({' '.join(str(error).split())}).") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's own, for plain values, with a limit to what aliases make of a small file."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            self._count(node, {})
+        return node
+
+    def _count(self, node: yaml.Node, counts: dict[yaml.Node, int]) -> int:
+        """How many values a node stands for, once all its aliases are written out."""
+        if node not in counts:
+            # One that holds itself is found here again, and is too many.
+            counts[node] = MOST_VALUES + 1
+            below = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+            parts = () if isinstance(node, yaml.ScalarNode) else below
+            counts[node] = 1 + sum(self._count(part, counts) for part in parts)
+        if counts[node] > MOST_VALUES:
+            raise yaml.YAMLError(f"more than {MOST_VALUES} values once its aliases are written out")
+        return counts[node]
 
 
 def as_arguments(values: dict[str, Any], empty: bool = False) -> list[str]:
@@ -228,13 +272,20 @@ def as_arguments(values: dict[str, Any], empty: bool = False) -> list[str]:
 
     Args:
         empty: keep empty texts, which say "none" in a file. A command line has no word for that but to say nothing.
+
+    Raises:
+        UserError: a name that no option has, or a value that would be taken for an option.
     """
     arguments = []
     for key, value in values.items():
         if value is None or (value == "" and not empty):
             continue
-        arguments.append(f"--{key.replace('_', '-')}")
-        arguments.extend(_word(item) for item in (value if isinstance(value, list) else [value]))
+        words = [_word(item) for item in (value if isinstance(value, list) else [value])]
+        if not re.fullmatch(r"\w[\w-]*", key):
+            raise UserError(f"expected names of options, found {key!r}; write lines of the form 'option: value'.")
+        if odd := [word for word in words if word.startswith("--")]:
+            raise UserError(f"{key}: expected a value, found {odd[0]!r}, which begins as options do; take it out.")
+        arguments += [f"--{key.replace('_', '-')}", *words]
     return arguments
 
 

@@ -1,6 +1,7 @@
 """The command line: priorities, user's own classes, help, and mistakes told in one sentence."""
 
 import importlib
+import itertools
 import re
 import subprocess
 import sys
@@ -158,6 +159,7 @@ MISTAKES = {
     "word for a number": ("--lr abc", "--lr: expected a number, found 'abc'"),
     "fraction for a whole number": ("--max-epochs 1.5", "--max-epochs: expected a whole number, found '1.5'"),
     "word in a list": ("--noise 0.1 high", "--noise"),
+    "negative with an exponent": ("--max-epochs -1e-3", "--max-epochs: expected a whole number, found '-1e-3'"),
     "no value": ("--lr", "--lr: expected one argument, found none"),
     "stray word": ("train", "Unexpected word 'train'"),
     "zero epochs": ("--max-epochs 0", "--max-epochs: expected a whole number of at least 1, found 0"),
@@ -193,6 +195,10 @@ def test_a_mistake_is_one_sentence_and_status_2(mistake, capsys, monkeypatch, tm
     assert list(tmp_path.iterdir()) == []
 
 
+# Each ten times the one before.
+ALIASES = [(", ".join(10 * [f"*{a}"]), b) for a, b in itertools.pairwise("abcdefghijklmnop")]
+
+
 @pytest.mark.parametrize(
     "text, expected",
     [
@@ -203,6 +209,15 @@ def test_a_mistake_is_one_sentence_and_status_2(mistake, capsys, monkeypatch, tm
         ("noise: [[1, 2], [3]]", "expected a single value or a flat list for 'noise'"),
         ("lr: {a: 1}", "expected a single value or a flat list for 'lr'"),
         ("routing: sideways", "--routing: expected one of noisy, fixed"),
+        ("noise: [0.1, --download]", "noise: expected a value, found '--download'"),
+        ("data_dir: --download", "data_dir: expected a value, found '--download'"),
+        ("lr=3: 1", "expected names of options, found 'lr=3'"),
+        ("lr: " + 5000 * "9", "is not valid YAML"),
+        ("lr: 2020-99-99", "is not valid YAML"),
+        ("lr: " + 5000 * "[", "is not valid YAML"),
+        ("lr: &a [*a]", "is not valid YAML (more than 100000 values"),
+        ("a: &a [1, 1]\n" + "".join(f"{b}: &{b} [{a}]\n" for a, b in ALIASES), "more than 100000 values"),
+        ("# " + 2**20 * "x", "expected a file of at most 1048576 bytes"),
         ("resume: runs/x", "--resume belongs on the command line"),
     ],
 )
@@ -240,6 +255,11 @@ def test_words_that_are_not_one_line_of_text_are_refused(word):
     with pytest.raises(UserError, match="--run-dir: expected text of one line") as error:
         parse(["--run-dir", word])
     assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("number", ["-1e-3", "-1E+3", "-.5", "-2.", "-7", "-inf"])
+def test_negative_numbers_are_values(number):
+    assert parse(["--lr", number, "--noise", number, number]).algo.noise == [float(number)] * 2
 
 
 def test_null_in_a_file_leaves_the_default(tmp_path):

@@ -22,9 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from dtp.algorithms import ALGORITHMS
+from dtp.config import load_yaml
 from dtp.errors import UserError
 from dtp.registry import did_you_mean
 
@@ -149,13 +148,7 @@ def read_space(path: Path) -> Space:
     Raises:
         UserError: it cannot be read, or does not say what a domain is to say.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}).") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not valid YAML ({' '.join(str(error).split())}).") from error
+    text, content = load_yaml(path)
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise UserError(f"{path}: expected lines of the form 'option: {{uniform: [0, 1]}}' or 'option: value'.")
     parameters, fixed = {}, {}

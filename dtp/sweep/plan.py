@@ -25,14 +25,14 @@ a list itself, for options that take several values.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dtp.config import load_yaml
 from dtp.errors import UserError
 from dtp.jobs import Job
 from dtp.registry import did_you_mean
@@ -40,6 +40,10 @@ from dtp.registry import did_you_mean
 SWEEPS = Path(__file__).parents[1] / "sweeps"
 KEYS = ("title", "base", "variants", "grid", "seeds", "figure")
 KINDS = ("curves", "values", "final")
+# Settings of a sweep; more would not end.
+MOST = 10_000
+# Of the name of a folder, in bytes, as file systems have it.
+MOST_LETTERS = 255
 AGAINST = ("epochs", "batches")
 
 
@@ -158,13 +162,7 @@ def read_sweep(path: Path) -> Sweep:
     Raises:
         UserError: it cannot be read, or does not say what a sweep is to say.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error}).") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: is not valid YAML ({' '.join(str(error).split())}).") from error
+    text, content = load_yaml(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected a mapping with some of {', '.join(KEYS)}, found {_kind(content)}.")
     for key in content:
@@ -176,6 +174,11 @@ def read_sweep(path: Path) -> Sweep:
     for option, values in grid.items():
         if not isinstance(values, list) or not values:
             raise UserError(f"{path}: grid, {option}: expected a list of values, found {values!r}.")
+    settings = math.prod([len(variants), *map(len, grid.values())])
+    if settings > MOST:
+        raise UserError(
+            f"{path}: grid: expected at most {MOST} settings, found {settings}; give its options fewer values."
+        )
     points = []
     for variant, options in variants.items():
         options = _options(path, f"variants, {variant}", options)
@@ -183,6 +186,12 @@ def read_sweep(path: Path) -> Sweep:
             chosen = dict(zip((option.replace("-", "_") for option in grid), values, strict=True))
             points.append(Point(str(variant), chosen, {**base, **options, **chosen}))
     folders = [point.folder for point in points]
+    for folder in folders:
+        if not folder.strip(".") or len(folder.encode()) > MOST_LETTERS:
+            raise UserError(
+                f"{path}: expected variants and values that make the name of a folder, found {folder[:100]!r}; give "
+                f"names of letters, and short ones ({MOST_LETTERS} bytes at most)."
+            )
     if len(set(folders)) < len(folders):
         twice = next(folder for folder in folders if folders.count(folder) > 1)
         raise UserError(f"{path}: two settings would share the folder {twice!r}; give their variants other names.")

@@ -92,6 +92,24 @@ def test_mistakes_are_one_sentence_that_names_the_file(tmp_path, text, words):
     assert words in message and str(tmp_path / "tiny.yaml") in message and "\n" not in message
 
 
+@pytest.mark.parametrize("variant", ["..", ".", "x" * 300])
+def test_a_variant_that_names_no_folder_is_refused(tmp_path, variant):
+    with pytest.raises(UserError, match="expected variants and values that make the name of a folder"):
+        sweep_of(tmp_path, f"variants: {{{variant!r}: {{}}, other: {{lr: 1}}}}\n")
+
+
+def test_a_sweep_without_end_is_refused(tmp_path):
+    grid = "".join(f"  {name}: [{', '.join(map(str, range(1000)))}]\n" for name in ("lr", "beta", "momentum"))
+    with pytest.raises(UserError, match="expected at most 10000 settings, found 1000000000"):
+        sweep_of(tmp_path, f"grid:\n{grid}")
+
+
+def test_a_value_that_begins_as_an_option_does_is_refused(tmp_path):
+    (job, *_) = sweep_of(tmp_path, "base: {widths: [8, --download]}\n").jobs(tmp_path).values()
+    with pytest.raises(UserError, match="widths: expected a value, found '--download'"):
+        job.config()
+
+
 def test_settings_that_a_command_makes_the_same_are_refused(tmp_path):
     sweep = sweep_of(tmp_path)
     with pytest.raises(UserError, match="found 'dtp, widths 8' and 'dtp, widths 2 x 8' the same; leave options out"):
