@@ -33,6 +33,7 @@ from dtp.config import (
 from dtp.data import DATA
 from dtp.errors import UserError
 from dtp.models import MODELS
+from dtp.provenance import masked
 from dtp.registry import Entry, did_you_mean
 from dtp.runs import saved_config_of
 
@@ -120,7 +121,7 @@ def parse(argv: Sequence[str]) -> Config:
     sources.append(("command line", list(argv)))
     parsed = _parse_checked(parser, [word for _, words in sources for word in words], entries)
     if argv:
-        origins.append("command line: " + " ".join(argv))
+        origins.append("command line: " + " ".join(map(masked, argv)))
     home = {
         name: str(Path(value).expanduser()) for name in ("run_dir", "resume") if (value := getattr(parsed.run, name))
     }

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from dtp.errors import UserError
 from dtp.files import write_atomically
+from dtp.provenance import masked
 from dtp.runs import METRICS_FILE, WANDB_ID_FILE
 
 if TYPE_CHECKING:
@@ -273,7 +274,7 @@ def make_wandb_logger(run_dir: Path, config: dict[str, Any], name: str, project:
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
     logger = WandbLogger(name=name, project=project, save_dir=run_dir, id=run_id, experiment=run)
-    logger.log_hyperparams(config)
+    logger.log_hyperparams({key: masked(value) if isinstance(value, str) else value for key, value in config.items()})
     if mode == "offline":
         print(f"W&B is offline{why}; upload later with: wandb sync {run_dir}/wandb/offline-run-*", file=sys.stderr)
     return logger

@@ -4,11 +4,30 @@ from __future__ import annotations
 
 import os
 import platform
+import re
+import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dtp import __version__
+
+_PASSWORD_IN_URL = re.compile(r"(\w://[^\s:/@]*):.*@", re.DOTALL)
+_SECRET_NAME = r"(?:password|passwd|pwd|secret|token|api_?key|access_?key)"
+_SECRET_IN_URL = re.compile(rf"([?&;]\w*{_SECRET_NAME})=[^&;\s]*", re.IGNORECASE)
+
+
+def masked(text: str) -> str:
+    """``text``, an option's value or a word of a command, without the passwords of URLs in it."""
+    if "://" not in text:
+        return text
+    return _SECRET_IN_URL.sub(r"\1=***", _PASSWORD_IN_URL.sub(r"\1:***@", text))
+
+
+def recorded(words: Sequence[str]) -> str:
+    """A command for the record: as it is typed, but without passwords."""
+    return shlex.join(map(masked, words))
 
 
 def versions() -> dict[str, str]:

@@ -21,6 +21,7 @@ from dtp.distributed import watch
 from dtp.errors import UserError
 from dtp.files import SUFFIX, temporary_beside, write_atomically
 from dtp.locks import try_lock
+from dtp.provenance import masked
 
 RUNS = Path("runs")
 CONFIG_FILE = "config.yaml"
@@ -272,7 +273,7 @@ def _folder_of(path: Path) -> Path | None:
 
 
 def saved_options(config: Config) -> dict[str, Any]:
-    """The options that make up a run's configuration, by name, in the types that YAML has."""
+    """The options that make up a run's configuration, by name, in the types that YAML has, without passwords."""
     return {name: _plain(value) for name, value in config.as_dict().items() if name not in NOT_SAVED}
 
 
@@ -281,13 +282,15 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, Enum):
         return value.name
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+    return value if value is None or isinstance(value, bool | int | float) else masked(str(value))
 
 
 def differing_options(saved: dict[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
     """Options that must agree to resume, but differ between a saved configuration and ``config``: (saved, present)."""
     present = saved_options(config)
     saved = {name: value for name, value in AS_BEFORE.items() if name in present} | saved
+    # Passwords of earlier versions' are no difference.
+    saved = {name: _plain(value) for name, value in saved.items()}
     may_differ = set(MAY_DIFFER)
     if present.get("lr_schedule") == "constant" or present.get("lr_period"):
         # Otherwise the schedule is one over all epochs, and another one for another number of them.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 import time
 import warnings
 from collections.abc import Sequence
@@ -33,7 +32,7 @@ from dtp.loggers import MetricsCSV, make_wandb_logger
 from dtp.memory import keep_freed_memory
 from dtp.models import MODELS
 from dtp.progress import progress_callback
-from dtp.provenance import cpu_name, versions
+from dtp.provenance import cpu_name, recorded, versions
 from dtp.runs import (
     Run,
     goes_on,
@@ -59,7 +58,7 @@ def train(config: Config, argv: Sequence[str]) -> dict[str, Any]:
     watch.begin()
     _quiet_lightning()
     keep_freed_memory()
-    command = shlex.join(["python", "main.py", *argv])
+    command = recorded(["python", "main.py", *argv])
     accelerator, devices = choose_devices(config.run)
     _choose_algorithms(accelerator, config.run.deterministic)
     if config.run.feedback_parallel == "data":

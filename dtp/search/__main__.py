@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from dtp.commands import run_command
 from dtp.config import Config, as_arguments, parse_limit
 from dtp.errors import UserError
 from dtp.jobs import run_jobs
+from dtp.provenance import recorded
 from dtp.runs import MAY_DIFFER, saved_options
 from dtp.search.preset import write_preset
 from dtp.search.space import Space, read_space, space_path
@@ -139,7 +139,7 @@ def _search(argv: Sequence[str]) -> int:
         random_first=options.random_first if options.sampler == "sequential" else 0,
     )
     folder = options.study or SEARCHES / _usual_name(config)
-    study = Study(folder, options.store, settings, space, given, shlex.join(["python", "-m", "dtp.search", *argv]))
+    study = Study(folder, options.store, settings, space, given, recorded(["python", "-m", "dtp.search", *argv]))
     # The study says by itself what becomes of trials, and says nothing of their tests.
     run_jobs(study.jobs(options.trials), options.jobs, tell=lambda text: None, ended=study.ended)
     return _conclude(study, options.write_preset)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shlex
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from dtp.errors import UserError
 from dtp.files import write_atomically
 from dtp.jobs import FAILURE_FILE, Job, State, last_line
 from dtp.locks import locked
+from dtp.provenance import masked, recorded
 from dtp.runs import Run
 from dtp.search.space import Space
 
@@ -253,7 +255,7 @@ class Study:
             self._require_same(described)
         elif any(self.folder.glob(f"{_TRIAL}*")):
             raise UserError(f"{self.folder}: holds trials but no {STUDY_FILE}; give another --study.")
-        store = f"--store {_shown(self._store)}"
+        store = f"--store {masked(self._store)}"
         try:
             self._study = optuna.create_study(
                 storage=_storage(self._store),
@@ -264,7 +266,7 @@ class Study:
             )
         except Exception as error:
             # Whatever drivers of databases and damaged files raise.
-            why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            why = f"{type(error).__name__}: {masked(' '.join(str(error).split()))[:200]}"
             raise UserError(f"{store}: cannot be opened ({why}); give a file, or the URL of a database.") from error
         found = self._study.user_attrs.get("id")
         if found is None and described.get("trials"):
@@ -278,7 +280,9 @@ class Study:
                 f"{self._study.user_attrs.get('folder')}; give that folder, or one of another name, as --study."
             )
         self._id = described.get("id") or uuid.uuid4().hex
-        self._command = described.get("command") or self._command
+        # As it was begun, but for a password that an earlier version has kept.
+        before = str(described.get("command") or "")
+        self._command = _masked_command(before) if before else self._command
         # First here: a folder without trials may go to any store, but a store that knows a study must find its folder.
         self._write()
         if found is None:
@@ -305,7 +309,7 @@ class Study:
         content = {
             "id": self._id,
             "command": self._command,
-            "store": _shown(self._store),
+            "store": masked(self._store),
             "settings": self.settings.as_dict(),
             "domain": self.space.origin,
             "trials": [vars(trial) for trial in self.trials()],
@@ -392,11 +396,11 @@ def _storage(store: str) -> Any:
     return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))
 
 
-def _shown(store: str) -> str:
-    """The store without the password of a database."""
-    scheme, separator, rest = store.partition("://")
-    user, at, place = rest.rpartition("@")
-    return f"{scheme}{separator}{user.partition(':')[0]}{at}{place}" if separator else store
+def _masked_command(command: str) -> str:
+    try:
+        return recorded(shlex.split(command))
+    except ValueError:
+        return masked(command)
 
 
 def _sampler(settings: Settings) -> Any:

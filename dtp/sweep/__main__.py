@@ -14,6 +14,7 @@ from dtp.commands import run_command
 from dtp.errors import UserError
 from dtp.files import write_atomically
 from dtp.jobs import run_jobs
+from dtp.provenance import recorded
 from dtp.sweep.plan import SWEEPS, read_sweep, sweep_path
 
 SWEPT = Path("runs") / "sweeps"
@@ -115,7 +116,7 @@ def _command(sweep: str, seeds: Sequence[int], words: Sequence[str]) -> str:
         if flag.replace("_", "-") == "--data-dir":
             words[i : i + 1 if equals else i + 2] = ["--data-dir", "DIR"]
     chosen = ["--seeds", *map(str, seeds)] if seeds else []
-    return shlex.join(["python", "-m", "dtp.sweep", Path(sweep).name, *chosen, *words])
+    return recorded(["python", "-m", "dtp.sweep", Path(sweep).name, *chosen, *words])
 
 
 def extra_options(words: Sequence[str]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from dtp.config import as_arguments, read_yaml
 from dtp.diagnostics.plots import Series, read_metrics
 from dtp.files import write_atomically
 from dtp.jobs import Job
+from dtp.provenance import recorded
 from dtp.runs import CONFIG_FILE, Run, checkpoint_step, newest_checkpoint
 from dtp.sweep.plan import Point, Sweep
 
@@ -95,7 +95,7 @@ class Measured:
     def command(self) -> str:
         """The command of one of its runs; folders of data are DIR."""
         options = {name: "DIR" if name == "data_dir" else value for name, value in self.options.items()}
-        return shlex.join(["python", "main.py", *as_arguments(options)]) + " --seed SEED"
+        return recorded(["python", "main.py", *as_arguments(options)]) + " --seed SEED"
 
 
 def collect(sweep: Sweep, jobs: Mapping[tuple[str, int], Job]) -> list[Measured]:

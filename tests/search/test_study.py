@@ -250,7 +250,12 @@ def test_a_password_is_written_nowhere():
     study = open_study()
     study._store = "postgresql://me:secret@host/db"
     study._write()
-    assert read_study(Path("study"))["store"] == "postgresql://me@host/db"
+    assert read_study(Path("study"))["store"] == "postgresql://me:***@host/db"
+    # What an earlier version has written is mended.
+    study._command = "python -m dtp.search --store postgresql://me:secret@host/db"
+    study._write()
+    open_study()
+    assert "secret" not in Path("study/study.json").read_text()
 
 
 @pytest.mark.parametrize("text", ["", "[1]", '{"id": 3}'])
