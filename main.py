@@ -2,7 +2,7 @@
 
 import sys
 
-from dtp.cli import main
+from dtp.program import program
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(program())

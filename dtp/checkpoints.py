@@ -281,7 +281,7 @@ def take_signals_back() -> None:
     Lightning registers its own whenever it begins to fit or test. It broadcasts to the other ranks from wherever the
     signal lands, which can deadlock, and ends the process before the summary is written.
     """
-    stop_request.install()
+    stop_request.take_back()
 
 
 def _name(step: int) -> str:

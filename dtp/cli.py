@@ -22,18 +22,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     with a checkpoint, to be continued. 130: stopped by Ctrl-C with a checkpoint. Several processes that train together
     end with the status of the first that fails, which alone says why; then this does not return.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    stop_request.install()
+    with stop_request.handled():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: list[str]) -> int:
     # torch logs in its own words, and with its own call stack, that a rank has gone; we say it in one sentence.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # A user's own rule lies in a file where the command is typed.
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
+        _look_for_modules_here()
         config = parse(argv)
         # Only now: importing torch takes seconds, and --help and wrong options should not wait for it.
         from dtp.train import train
 
+        stop_request.starting = False
         train(config, argv)
         watch.leave()
         return 0
@@ -58,6 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             why = "the connection to another rank broke, and all ranks are still there; go on with --resume auto."
             return watch.end(1, f"{traceback.format_exc()}error: {why}", lost_connection=True)
         return watch.end(1, f"{traceback.format_exc()}error: {_whose_defect(error)}")
+
+
+def _look_for_modules_here() -> None:
+    """A user's own rule lies in a file where the command is typed."""
+    try:
+        here = os.getcwd()
+    except OSError as error:
+        raise UserError("The current folder is no longer there; go to one that is, and start again.") from error
+    if here not in sys.path:
+        sys.path.insert(0, here)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

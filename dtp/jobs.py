@@ -328,12 +328,12 @@ def _claim(job: Job) -> IO[str] | None:
 
 @contextmanager
 def _signals_set_a_flag() -> Iterator[None]:
-    stop_request.install()
-    stop_request.training = True
-    try:
-        yield
-    finally:
-        stop_request.training = False
+    with stop_request.handled():
+        stop_request.training = True
+        try:
+            yield
+        finally:
+            stop_request.training = False
 
 
 def _result(summary: dict[str, Any]) -> str:
