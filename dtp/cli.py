@@ -18,9 +18,9 @@ from dtp.signals import Interrupted, Stopped, stop_request
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` (default: the process's) and return its exit status.
 
-    0: done. 1: an unexpected error. 2: a mistake of the user, told in one sentence. 75: stopped by SIGTERM or SIGUSR1
-    with a checkpoint, to be continued. 130: stopped by Ctrl-C with a checkpoint. Several processes that train together
-    end with the status of the first that fails, which alone says why; then this does not return.
+    0: done. 1: an unexpected error. 2: a mistake of the user, told in one sentence. 75: stopped by SIGTERM, SIGUSR1
+    or SIGHUP with a checkpoint, to be continued. 130: stopped by Ctrl-C with a checkpoint. Several processes that train
+    together end with the status of the first that fails, which alone says why; then this does not return.
     """
     with stop_request.handled():
         return _main(list(sys.argv[1:] if argv is None else argv))

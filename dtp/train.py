@@ -65,6 +65,9 @@ def train(config: Config, argv: Sequence[str]) -> dict[str, Any]:
         # Before there is a folder.
         require_even_shares(config.data.batch_size, devices * config.run.num_nodes)
     data, algorithm = build(config)
+    if accelerator != "gpu" and getattr(config.algo, "engine", "") == "graph":
+        # Where it would run as plain functions, and the summary call that a graph.
+        raise UserError("--engine graph: expected a GPU, for it is a CUDA graph, found a CPU; use --engine auto.")
     limit_train_batches = _limit("train", config.run.limit_train_batches, len(data.train_dataloader()))
     limit_val_batches = _limit("val", config.run.limit_val_batches, len(data.val_dataloader()))
     run = open_run(config)

@@ -9,7 +9,7 @@ import torch
 
 from dtp.models import MLP, LeNet, Network
 from dtp.models.options import LeNetOptions, MLPOptions
-from dtp.signals import stop_request
+from dtp.signals import STOP_SIGNALS, stop_request
 
 # For this process, and for the processes that tests start: the tensors of the tests are small, and threads
 # that wait for each other on a busy machine would cost far more than they bring.
@@ -36,7 +36,7 @@ def _missing_for_slurm() -> str | None:
 @pytest.fixture(autouse=True)
 def isolation(monkeypatch):
     """Same random numbers for every test; signal handlers and the environment as they were."""
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for name in [name for name in os.environ if name.startswith(("WANDB_", "SLURM_", "DTP_"))]:
         monkeypatch.delenv(name)
     torch.manual_seed(0)

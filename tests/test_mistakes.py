@@ -436,6 +436,7 @@ def test_a_closed_output_pipe_is_no_defect(tmp_path):
         ),
         ("--feedback-memory -1", "--feedback-memory: expected 0 or more (MiB)"),
         ("--feedback-stop-distance 0.3 --engine graph", "--engine graph: how many iterations"),
+        ("--engine graph --accelerator cpu", "--engine graph: expected a GPU"),
         ("--feedback-stop-distance 0.3 --engine literal", "which does not tell the distance"),
         ("--feedback-stop-distance -1", "--feedback-stop-distance: expected 0 or more"),
     ],

@@ -1,10 +1,15 @@
 """A run that is stopped anywhere and resumed ends with the weights of one never stopped, bit for bit."""
 
+import fcntl
 import json
+import os
+import pty
 import re
+import select
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -255,7 +260,9 @@ def whole_slow_run(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("signum, status", [(signal.SIGKILL, -9), (signal.SIGTERM, 75), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    "signum, status", [(signal.SIGKILL, -9), (signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGHUP, 75)]
+)
 def test_a_real_signal_to_a_real_process_loses_nothing(signum, status, tmp_path, whole_slow_run):
     command = SLOW_COMMAND
     process = start(command, tmp_path / "stopped")
@@ -270,6 +277,44 @@ def test_a_real_signal_to_a_real_process_loses_nothing(signum, status, tmp_path,
     assert again.returncode == 0, output
     assert "goes on from batch" in output
     assert_identical(whole_slow_run, final_state(tmp_path / "stopped"))
+
+
+@pytest.mark.slow
+def test_a_terminal_that_hangs_up_stops_the_run_with_a_checkpoint(tmp_path):
+    terminal, inside = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "main.py", *SLOW_COMMAND, "--max-epochs", "100", "--run-dir", tmp_path / "run"],
+        stdin=inside,
+        stdout=inside,
+        stderr=inside,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(inside)
+    deadline = time.monotonic() + 120
+    while not newest_checkpoint(tmp_path / "run"):
+        assert process.poll() is None and time.monotonic() < deadline
+        if select.select([terminal], [], [], 0.02)[0]:
+            os.read(terminal, 1 << 16)
+    before = newest_checkpoint(tmp_path / "run")
+    os.close(terminal)
+    assert process.wait(timeout=60) == 75
+    assert newest_checkpoint(tmp_path / "run") != before
+
+
+def test_nohup_is_heeded(monkeypatch):
+    before = signal.getsignal(signal.SIGHUP)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        stop_request.install()
+        signal.raise_signal(signal.SIGHUP)
+        assert stop_request.signum is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    stop_request.install()
+    signal.raise_signal(signal.SIGHUP)
+    assert stop_request.name == "SIGHUP"
 
 
 def test_an_epoch_that_goes_on_in_its_middle_is_timed_from_there(here, capsys):

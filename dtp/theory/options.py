@@ -123,7 +123,7 @@ class TransposeOptions(ImageOptions):
     feedback_lr: list[float] = option((), "feedback learning rate of the two; left out: 1e-3 / (noise^2 positions)")
     drop: float = option(0.67, "part of the iterations after which the rates are a tenth; 1 for never")
     ldrl_scale: Literal["code", "paper"] = option("code", "scale of the loss: the published code's or the paper's")
-    engine: Literal["auto", "literal", "reduced", "graph"] = option("auto", "literal: the loss as it is written")
+    engine: Literal["auto", "literal", "reduced"] = option("auto", "literal: the loss as it is written")
 
     def check(self) -> None:
         super().check()

@@ -123,7 +123,7 @@ def test_a_mistake_is_one_sentence(words, part, here, capsys):
 def test_help_lists_studies_and_options_without_waiting_for_torch():
     for words, parts in (
         (["--help"], list(STUDIES)),
-        (["transpose", "--help"], ["--drop NUMBER", "(default: 0 1 2 3 4)", "{auto,literal,reduced,graph}"]),
+        (["transpose", "--help"], ["--drop NUMBER", "(default: 0 1 2 3 4)", "{auto,literal,reduced}"]),
     ):
         code = f"""
 import runpy, sys
