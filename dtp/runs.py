@@ -8,7 +8,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -25,6 +25,8 @@ from dtp.provenance import masked
 
 RUNS = Path("runs")
 CONFIG_FILE = "config.yaml"
+# How a configuration begins that a run has written.
+HEADER = "# command: "
 SUMMARY_FILE = "summary.json"
 METRICS_FILE = "metrics.csv"
 # Why a run failed by its own fault, in one sentence.
@@ -111,7 +113,8 @@ class Run:
         """Remove what processes that were killed while they wrote have left. For who holds the lock."""
         for path in (*self.folder.iterdir(), *self.checkpoints.glob("*")):
             if _is_leftover(path):
-                path.unlink(missing_ok=True)
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -331,7 +334,7 @@ def write_config(run: Run, config: Config, command: str) -> None:
         before = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
         header = [*before, f"# resumed: {command}"]
     else:
-        header = [f"# {line}" for line in [f"command: {command}", *config.origins]]
+        header = [f"{HEADER}{command}", *(f"# {line}" for line in config.origins)]
     _write(path, "\n".join(header) + "\n" + yaml.safe_dump(saved_options(config), sort_keys=False))
 
 
@@ -430,7 +433,9 @@ def _require_unused(folder: Path) -> None:
 
 def _contents(folder: Path) -> list[Path]:
     """What a run folder holds besides what a start leaves that has come to no checkpoint and no results."""
-    left = (CONFIG_FILE, FAILURE_FILE, LOCK_FILE, WANDB_ID_FILE, METRICS_FILE)
+    left = [FAILURE_FILE, LOCK_FILE, WANDB_ID_FILE, METRICS_FILE]
+    if _is_ours(folder / CONFIG_FILE):
+        left.append(CONFIG_FILE)
     found = [path for path in folder.iterdir() if path.name not in left]
     # A cluster's script puts its log there first, and W&B the logs of all starts.
     found = [path for path in found if not (path.match(CLUSTER_LOG) or path.name in (CHECKPOINTS, "wandb"))]
@@ -438,6 +443,14 @@ def _contents(folder: Path) -> list[Path]:
     if _has_results(folder / METRICS_FILE):
         found.append(folder / METRICS_FILE)
     return [path for path in found if not _is_leftover(path)]
+
+
+def _is_ours(config: Path) -> bool:
+    """Whether :func:`write_config` wrote the file, not a person."""
+    try:
+        return config.read_text(encoding="utf-8").startswith(HEADER)
+    except (OSError, UnicodeDecodeError):
+        return False
 
 
 def _has_results(metrics: Path) -> bool:

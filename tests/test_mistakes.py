@@ -209,6 +209,16 @@ def test_a_folder_with_epochs_or_another_process_in_it_is_not_begun_anew(tmp_pat
     assert main(command) == 0
 
 
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", "checkpoints/step=1.damaged", "notes.txt"])
+def test_files_of_other_hands_are_no_start_that_came_to_nothing(name, tmp_path, capsys):
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / name).write_text("lr: 0.1\n")
+    before = contents(folder)
+    fails(capsys, [*SHORT, "--run-dir", str(folder)], "is not empty")
+    assert contents(folder) == before
+
+
 def test_what_killed_writers_left_goes(tmp_path):
     folder = tmp_path / "run"
     assert main([*SHORT, "--max-steps", "5", "--run-dir", str(folder)]) == 0
