@@ -70,6 +70,13 @@ def train(config: Config, argv: Sequence[str]) -> dict[str, Any]:
         raise UserError("--engine graph: expected a GPU, for it is a CUDA graph, found a CPU; use --engine auto.")
     limit_train_batches = _limit("train", config.run.limit_train_batches, len(data.train_dataloader()))
     limit_val_batches = _limit("val", config.run.limit_val_batches, len(data.val_dataloader()))
+    batches = len(data.train_dataloader())
+    batches = (
+        min(limit_train_batches, batches)
+        if isinstance(limit_train_batches, int)
+        else int(limit_train_batches * batches)
+    )
+    algorithm.check_length(config.run.max_epochs, config.run.max_steps, batches)
     run = open_run(config)
     with run.locked():
         return _train_in(run, config, command, data, algorithm, limit_train_batches, limit_val_batches)

@@ -77,6 +77,13 @@ def test_divergence_is_one_sentence_and_keeps_the_good_checkpoints(tmp_path, cap
     assert {path.name for path in (folder / "checkpoints").iterdir()} == before
 
 
+@pytest.mark.parametrize("too_short", ["--max-epochs 1", "--max-steps 3", "--feedback-warmup 99"])
+def test_a_run_too_short_for_its_rule_is_refused_before_there_is_a_folder(too_short, capsys, tmp_path):
+    command = ["--algo", "vanilla-dtp", "--schedule", "alternating", *SHORT, *too_short.split()]
+    fails(capsys, command, "the forward weights would never be trained")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_images_too_small_for_the_network(capsys, tmp_path):
     fails(capsys, ["--model", "vgg"], "Images of 8x8 pixels do not fit VGG")
     assert list(tmp_path.iterdir()) == []

@@ -245,6 +245,14 @@ class Algorithm(LightningModule):
         # Ranks that see the same images draw the same noise.
         self.noise_streams.rank, self._shares = training_share(self.trainer)
 
+    def check_length(self, max_epochs: int, max_steps: int, batches: int) -> None:
+        """Raise UserError if a run of that length would not train what it is for. Asked before there is a run folder.
+
+        Args:
+            max_epochs, max_steps: as the trainer's; below 0 for no such limit.
+            batches: of an epoch.
+        """
+
     def on_train_start(self) -> None:
         # Before the first batch, which diagnostics see first.
         batches = getattr(self.trainer.train_dataloader, "batch_sampler", None)

@@ -154,25 +154,28 @@ class TargetPropagation(LocalTargets):
 
     def on_train_start(self) -> None:
         super().on_train_start()
-        limits = [self.trainer.max_epochs * self.trainer.num_training_batches, self.trainer.max_steps]
-        batches = min(limit for limit in limits if limit > 0)
-        if self.options.feedback_warmup >= batches:
+        # Where nobody has asked before: a trainer of the user's own.
+        self.check_length(self.trainer.max_epochs, self.trainer.max_steps, self.trainer.num_training_batches)
+
+    def check_length(self, max_epochs: int, max_steps: int, batches: int) -> None:
+        in_all = min(limit for limit in (max_epochs * batches, max_steps) if limit > 0)
+        if self.options.feedback_warmup >= in_all:
             raise UserError(
-                f"--feedback-warmup: expected fewer than the {batches} batches of the run, found "
+                f"--feedback-warmup: expected fewer than the {in_all} batches of the run, found "
                 f"{self.options.feedback_warmup}; the forward weights would never be trained."
             )
         first = self.options.feedback_warmup_epochs + (self.options.schedule == "alternating")
-        if 0 < self.trainer.max_epochs <= first:
+        if 0 < max_epochs <= first:
             raise UserError(
                 f"--max-epochs: expected more than the {first} epochs that train the feedback weights alone before any "
-                f"other (--feedback-warmup-epochs, --schedule alternating), found {self.trainer.max_epochs}; the "
+                f"other (--feedback-warmup-epochs, --schedule alternating), found {max_epochs}; the "
                 "forward weights would never be trained."
             )
-        alone = max(self.options.feedback_warmup, first * self.trainer.num_training_batches)
-        if 0 < self.trainer.max_steps <= alone:
+        alone = max(self.options.feedback_warmup, first * batches)
+        if 0 < max_steps <= alone:
             raise UserError(
                 f"--max-steps: expected more than the {alone} batches that train the feedback weights alone before any "
-                f"other (--feedback-warmup-epochs, --schedule alternating), found {self.trainer.max_steps}; the "
+                f"other (--feedback-warmup-epochs, --schedule alternating), found {max_steps}; the "
                 "forward weights would never be trained."
             )
 
