@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 from simple_parsing import ArgumentGenerationMode, ArgumentParser, ConflictResolution
@@ -31,12 +31,14 @@ from dtp.config import (
     read_yaml,
 )
 from dtp.data import DATA
-from dtp.errors import UserError
+from dtp.errors import UserError, user_path
 from dtp.models import MODELS
 from dtp.provenance import masked
 from dtp.registry import Entry, did_you_mean
 from dtp.runs import saved_config_of
 
+# Of fractions: what is larger overflows in the floating-point numbers that networks are made of.
+MOST = 1e30
 REGISTRIES = (ALGORITHMS, MODELS, DATA)
 
 
@@ -68,7 +70,7 @@ def parse(argv: Sequence[str]) -> Config:
     files: list[tuple[str, dict[str, Any]]] = []
     run_folders: list[Path] = []
     if first["resume"] not in (None, "auto"):
-        saved = saved_config_of(str(Path(first["resume"]).expanduser()))
+        saved = saved_config_of(str(user_path(first["resume"])))
         if saved is not None:
             files.append((str(saved), read_yaml(saved)))
             run_folders.append(saved.parent)
@@ -122,9 +124,7 @@ def parse(argv: Sequence[str]) -> Config:
     parsed = _parse_checked(parser, [word for _, words in sources for word in words], entries)
     if argv:
         origins.append("command line: " + " ".join(map(masked, argv)))
-    home = {
-        name: str(Path(value).expanduser()) for name in ("run_dir", "resume") if (value := getattr(parsed.run, name))
-    }
+    home = {name: str(user_path(value)) for name in ("run_dir", "resume") if (value := getattr(parsed.run, name))}
     run = dataclasses.replace(parsed.run, **chosen, **home, task=task)
     if task != "clustering" and run.clusters != RunOptions().clusters:
         raise UserError(f"--clusters: expected --task clustering, found {task}; leave it out.")
@@ -132,7 +132,27 @@ def parse(argv: Sequence[str]) -> Config:
         known = " or ".join(tasks)
         raise UserError(f"--task {task}: --algo {chosen['algo']} is for {known}; choose another rule or task.")
     check_run_options(run)
+    for options in (run, parsed.algo, parsed.model, parsed.data):
+        _require_usual_numbers(options)
     return Config(run, parsed.algo, parsed.model, parsed.data, tuple(origins))
+
+
+def _require_usual_numbers(options: Any) -> None:
+    """Raise UserError for numbers that 32 bits of a float, or 64 of a whole number, do not hold."""
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        for number in value if isinstance(value, list | tuple) else [value]:
+            # Of iterations, and where a class of the user's own has it for a default, inf means something.
+            may_be_inf = "Iterations" in str(field.type) or field.default == math.inf
+            is_odd = isinstance(number, float) and not abs(number) <= MOST and not (number == math.inf and may_be_inf)
+            # Seeds are hashed.
+            is_long = isinstance(number, int) and abs(number) >= 2**63 and not field.name.endswith("seed")
+            if is_odd or is_long:
+                expected = "a whole number below 2^63" if is_long else f"a number of at most {MOST:g}"
+                if is_odd and not math.isfinite(number):
+                    expected = "finite values"
+                flag, found = f"--{field.name.replace('_', '-')}", str(number)[:30]
+                raise UserError(f"{flag}: expected {expected}, found {found}; give a usual number.")
 
 
 def _require_same_names(first: dict[str, str | None], saved: str, values: dict[str, Any]) -> None:

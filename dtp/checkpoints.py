@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from dtp.config import Config
-from dtp.errors import UserError
+from dtp.errors import UserError, user_path
 from dtp.runs import (
     CHECKPOINTS,
     RANKS_MAY_DIFFER,
@@ -404,7 +404,7 @@ def take_weights(network: torch.nn.Module, source: str) -> None:
     Raises:
         UserError: nothing there, damaged, or no layer in common.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_dir():
         steps = sorted((path / CHECKPOINTS).glob("step=*.ckpt"), key=checkpoint_step, reverse=True)
         candidates = [*(path / CHECKPOINTS).glob("best.ckpt"), *steps]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dtp.arguments import parse
 from dtp.distributed import watch
-from dtp.errors import NO_ROOM, UserError
+from dtp.errors import NO_ROOM, UserError, told_by_the_system
 from dtp.runs import process_rank
 from dtp.signals import Interrupted, Stopped, stop_request
 
@@ -53,9 +53,9 @@ def _main(argv: list[str]) -> int:
     except Exception as error:
         if _is_out_of_memory(error):
             return watch.end(2, f"error: out of memory ({_first_line(error)}); use a smaller --batch-size or network.")
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            what = f"{error.filename}: cannot be written" if error.filename else "a file cannot be written"
-            return watch.end(2, f"error: {what} ({error.strerror}); make room, then go on with --resume auto.")
+        if isinstance(error, OSError) and (why := told_by_the_system(error)):
+            again = "go on with --resume auto" if error.errno in NO_ROOM else "try again"
+            return watch.end(2, f"error: {why.replace('try again', again)}")
         if watch.is_lost_connection(error) and watch.is_watching():
             why = "the connection to another rank broke, and all ranks are still there; go on with --resume auto."
             return watch.end(1, f"{traceback.format_exc()}error: {why}", lost_connection=True)
@@ -73,7 +73,9 @@ def _look_for_modules_here() -> None:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+    # The last of sizes that no memory has, as torch puts it.
+    words = ("out of memory", "can't allocate memory", "Storage size calculation overflowed", "multiplication overflow")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def _first_line(error: Exception) -> str:

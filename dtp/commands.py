@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 
-from dtp.errors import NO_ROOM, UserError
+from dtp.errors import UserError, told_by_the_system
 from dtp.signals import Interrupted, Stopped
 
 
@@ -26,8 +25,8 @@ def require_words(argv: Sequence[str]) -> None:
             raise UserError(f"{_printable(flag)}: expected a value, found an empty text; give one, or leave it out.")
         if not _is_one_line(word):
             raise UserError(
-                f"{_printable(flag)}: expected text of one line, found {_printable(word)}; leave out line breaks, "
-                "control characters and bytes that are not UTF-8."
+                f"{_printable(flag)}: expected text of one line, found {_printable(word)}; leave out line breaks and "
+                "control characters, and where there are other letters than English ones, set LC_ALL=C.UTF-8."
             )
 
 
@@ -64,8 +63,8 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in (*NO_ROOM, errno.EACCES, errno.EPERM):
+        why = told_by_the_system(error)
+        if not why:
             raise
-        what = f"{error.filename}: cannot be written" if error.filename else "a file cannot be written"
-        print(f"error: {what} ({error.strerror}); make room or mend its permissions, then try again.", file=sys.stderr)
+        print(f"error: {why}", file=sys.stderr)
         return 2

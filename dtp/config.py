@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
-from dtp.errors import UserError
+from dtp.errors import UserError, user_path
 from dtp.registry import did_you_mean
 
 # Of a YAML file. Ours have a few kilobytes.
@@ -187,7 +187,7 @@ def config_path(name: str) -> Path:
     Raises:
         UserError: neither exists.
     """
-    path = Path(name).expanduser()
+    path = user_path(name)
     if path.is_dir() and (path / "config.yaml").is_file():
         # A run folder: its configuration.
         return path / "config.yaml"

@@ -1,9 +1,25 @@
 """What stands for a mistake of the user rather than of the program."""
 
 import errno
+from pathlib import Path
 
 # What a full disk, a quota, a limit of file sizes and a disk that only reads say.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+# What else the system says of a path that is not for us, or of a device that fails.
+NO_PATH = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENXIO,
+    errno.EIO,
+    errno.ESTALE,
+    errno.EMFILE,
+    errno.ENFILE,
+)
 
 
 class UserError(Exception):
@@ -16,3 +32,29 @@ class UserError(Exception):
 
 class Diverged(UserError):
     """Training came to numbers that are not finite, and would do so again with the same options."""
+
+
+def told_by_the_system(error: OSError) -> str:
+    """One sentence for an error that the system has with a file; empty if it may be a defect of the program."""
+    if error.errno in NO_ROOM:
+        what = f"{error.filename}: cannot be written" if error.filename else "a file cannot be written"
+        return f"{what} ({error.strerror}); make room, then try again."
+    if error.errno in NO_PATH:
+        what = f"{error.filename}: cannot be read or written" if error.filename else "a file cannot be read or written"
+        return f"{what} ({error.strerror}); mend its permissions or give another path."
+    return ""
+
+
+def user_path(text: str | Path) -> Path:
+    """The path that the user means, where ``~`` is a home folder.
+
+    Raises:
+        UserError: nobody has that one.
+    """
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{text}: expected a path, found the home folder of a user that this machine does not know; write the path "
+            "out."
+        ) from error

@@ -55,7 +55,7 @@ class Job:
     def failure(self) -> str:
         """Why the run diverged, or could not begin; empty if it did not fail so."""
         path = self.folder / FAILURE_FILE
-        return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+        return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
 
     @property
     def has_begun(self) -> bool:

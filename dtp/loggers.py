@@ -19,7 +19,7 @@ from urllib.request import proxy_bypass_environment
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from dtp.errors import UserError
+from dtp.errors import UserError, user_path
 from dtp.files import write_atomically
 from dtp.provenance import masked
 from dtp.runs import METRICS_FILE, WANDB_ID_FILE
@@ -150,14 +150,20 @@ class MetricsCSV(Logger):
         if not text:
             return [], []
         # What follows the last newline is torn, however many cells it has.
-        columns, *rows = list(csv.reader(text.split("\n")[:-1])) or [[]]
+        try:
+            columns, *rows = list(csv.reader(text.split("\n")[:-1])) or [[]]
+        except csv.Error as error:
+            raise UserError(
+                f"{self.path}: is not a metrics file ({error}); move it away, or give another --run-dir."
+            ) from error
         if tuple(columns[:2]) != self.COLUMNS:
             raise UserError(
                 f"{self.path}: expected a file that begins with the columns {','.join(self.COLUMNS)}, found "
                 f"{text[:40]!r}; move it away, or give another --run-dir."
             )
         whole = [dict(zip(columns, row, strict=True)) for row in rows if len(row) == len(columns)]
-        return columns, [row for row in whole if row["step"].isdecimal()]
+        # A longer number is none of ours.
+        return columns, [row for row in whole if row["step"].isdecimal() and len(row["step"]) < 20]
 
     def _text(self, rows: list[Row]) -> str:
         return "".join(map(self._line, [{name: name for name in self._columns}, *rows]))
@@ -311,10 +317,10 @@ def _server(environ: Mapping[str, str]) -> SplitResult:
 def _has_credentials(server: SplitResult, environ: Mapping[str, str]) -> bool:
     if environ.get("WANDB_API_KEY") or environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    path = Path(environ.get("NETRC") or Path(environ.get("HOME", "~"), ".netrc")).expanduser()
     try:
+        path = user_path(environ.get("NETRC") or Path(environ.get("HOME", "~"), ".netrc"))
         found = netrc.netrc(path).authenticators(server.netloc)
-    except (OSError, netrc.NetrcParseError, UnicodeDecodeError):
+    except (UserError, OSError, netrc.NetrcParseError, UnicodeDecodeError):
         return False
     return bool(found and found[2])
 

@@ -105,9 +105,9 @@ class Run:
             return None
         try:
             summary = json.loads(path.read_text(encoding="utf-8"))
-            return summary if {"epochs", "steps", "test_loss"} <= set(summary) else _foreign(path)
-        except (OSError, ValueError, TypeError):
+        except (OSError, ValueError, RecursionError):
             return _foreign(path)
+        return summary if _is_summary(summary) else _foreign(path)
 
     def remove_leftovers(self) -> None:
         """Remove what processes that were killed while they wrote have left. For who holds the lock."""
@@ -138,6 +138,18 @@ def _is_leftover(path: Path) -> bool:
     earlier = re.fullmatch(r"\.((config|metrics|summary|failed|wandb-id)\.\w+|writable)\.\d+", path.name)
     ours = path.name.startswith(".") or path.parent.name == CHECKPOINTS or path.name.endswith(f".png{SUFFIX}")
     return bool(earlier) or (ours and path.suffix == SUFFIX)
+
+
+def _is_summary(found: Any) -> bool:
+    if not isinstance(found, dict) or not {"epochs", "steps", "test_loss"} <= set(found):
+        return False
+    kinds = {
+        int: ("epochs", "steps", "seed"),
+        int | float: ("wall_seconds", "feedback_seconds"),
+        int | float | None: ("test_loss", "test_accuracy", "val_accuracy"),
+        str: ("algo", "model", "data", "task", "result", "tested_weights", "command"),
+    }
+    return all(isinstance(found[name], kind) for kind, names in kinds.items() for name in names if name in found)
 
 
 def _foreign(path: Path) -> NoReturn:

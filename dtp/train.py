@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import time
 import warnings
@@ -333,12 +334,13 @@ def _scores(algorithm: Algorithm, val: dict[str, float], test: dict[str, float])
 
 
 def _result_line(summary: dict[str, Any]) -> str:
-    s = summary
+    s = {"wall_seconds": 0.0, "feedback_seconds": 0.0, "tested_weights": "last", **summary}
     share = s["feedback_seconds"] / s["wall_seconds"] if s["wall_seconds"] else 0.0
     # Summaries of earlier versions do not say it in words.
-    result = s.get("result") or f"test accuracy {s['test_accuracy']:.2%}"
+    result = s.get("result") or f"test accuracy {s.get('test_accuracy') or math.nan:.2%}"
+    names = " ".join(str(s.get(name, "")) for name in ("algo", "model", "data"))
     return (
-        f"{result} ({s['tested_weights']}); {s['algo']} {s['model']} {s['data']}, "
+        f"{result} ({s['tested_weights']}); {names}, "
         f"{s['epochs']} epochs, {s['steps']} batches, {s['wall_seconds']:.1f} s, "
         f"{'batches captured' if s.get('captured') else f'feedback phase {share:.0%}'}."
     )

@@ -146,6 +146,7 @@ def test_a_users_rule_brings_its_own_options(tmp_path, monkeypatch):
     assert (config.algo.strangeness, config.algo.beta) == (0.5, 0.1)
 
 
+LONG = 300 * "x"
 MISTAKES = {
     "unknown option": ("--max-epoch 3", "Unknown option --max-epoch; did you mean --max-epochs?"),
     "unknown option, underscores": ("--batchsize 3", "did you mean --batch-size?"),
@@ -160,6 +161,20 @@ MISTAKES = {
     "fraction for a whole number": ("--max-epochs 1.5", "--max-epochs: expected a whole number, found '1.5'"),
     "word in a list": ("--noise 0.1 high", "--noise"),
     "negative with an exponent": ("--max-epochs -1e-3", "--max-epochs: expected a whole number, found '-1e-3'"),
+    "no finite number": ("--lr nan", "--lr: expected finite values, found nan"),
+    "minus infinity": ("--lr -inf", "--lr: expected finite values, found -inf"),
+    "number that no float holds": ("--lr 1e300", "--lr: expected a number of at most 1e+30, found 1e+300"),
+    "number that no float holds, in a list": ("--noise 0.1 1e99", "--noise: expected a number of at most 1e+30"),
+    "number of more than 64 bits": (f"--widths {10**400}", "--widths: expected a whole number below 2^63"),
+    "home of nobody": ("--run-dir ~nosuchuser/x", "~nosuchuser/x: expected a path, found the home folder of a user"),
+    "home of nobody, data": ("--data-dir ~nosuchuser/x", "~nosuchuser/x: expected a path"),
+    "home of nobody, resume": ("--resume ~nosuchuser/x", "~nosuchuser/x: expected a path"),
+    "home of nobody, config": ("--config ~nosuchuser/x", "~nosuchuser/x: expected a path"),
+    "home of nobody, weights": ("--init-weights ~nosuchuser/x", "~nosuchuser/x: expected a path"),
+    "long name": (f"--run-dir {LONG}", "cannot be read or written (File name too long)"),
+    "long name, data": (f"--data mnist --data-dir {LONG}", "cannot be read or written (File name too long)"),
+    "long name, resume": (f"--resume {LONG}", "cannot be read or written (File name too long)"),
+    "long name, config": (f"--config {LONG}", "cannot be read or written (File name too long)"),
     "no value": ("--lr", "--lr: expected one argument, found none"),
     "stray word": ("train", "Unexpected word 'train'"),
     "zero epochs": ("--max-epochs 0", "--max-epochs: expected a whole number of at least 1, found 0"),
@@ -257,7 +272,7 @@ def test_words_that_are_not_one_line_of_text_are_refused(word):
     assert str(error.value).isprintable()
 
 
-@pytest.mark.parametrize("number", ["-1e-3", "-1E+3", "-.5", "-2.", "-7", "-inf"])
+@pytest.mark.parametrize("number", ["-1e-3", "-1E+3", "-.5", "-2.", "-7"])
 def test_negative_numbers_are_values(number):
     assert parse(["--lr", number, "--noise", number, number]).algo.noise == [float(number)] * 2
 

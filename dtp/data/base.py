@@ -1,6 +1,6 @@
 """What all datasets share: splits, normalisation, augmentation and loaders."""
 
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from dtp.data.sampler import OrderedBatches, TrainingBatches
 from dtp.data.split import SplitKind, count_held_out, split_indices
 from dtp.data.statistics import STATISTICS, Statistics, compute_statistics, used_statistics
 from dtp.distributed.strategy import evaluation_share, training_share
-from dtp.errors import UserError
+from dtp.errors import UserError, user_path
 
 Part = tuple[Images, np.ndarray]
 
@@ -57,7 +57,7 @@ class ImageData(LightningDataModule):
         _check(options)
         self.options = options
         self.seed = seed
-        self.data_dir = Path(options.data_dir).expanduser()
+        self.data_dir = user_path(options.data_dir)
         self._parts: dict[str, ImageBatches | None] = {}
         # By device, the parts that are kept there; None where they are kept on the host.
         self._on_device: dict[torch.device, dict[str, DeviceBatches] | None] = {}
@@ -224,9 +224,9 @@ class ImageData(LightningDataModule):
             if not hasattr(self, attribute):
                 raise UserError(f"{type(self).__name__} needs a class attribute {attribute!r}; define it.")
         images, labels = part
-        labels = np.asarray(labels, dtype=np.int64)
+        labels = _whole_labels(labels, f"{type(self).__name__}: expected {role} labels,")
         kind = getattr(images, "dtype", np.uint8)
-        if len(images.shape) != 4 or kind != np.uint8:
+        if len(images.shape) != 4 or 0 in tuple(images.shape[1:]) or kind != np.uint8:
             raise UserError(
                 f"{self.name}: expected {role} images as uint8 of shape (N, C, H, W), found {np.dtype(kind)} of shape "
                 f"{tuple(images.shape)}; mend load_train or load_test of {type(self).__name__}."
@@ -242,6 +242,26 @@ class ImageData(LightningDataModule):
                 f"{labels.min()} to {labels.max()}; these are not the files of {self.name}."
             )
         return images, labels
+
+
+def _whole_labels(labels: Any, expected: str) -> np.ndarray:
+    """Labels as int64.
+
+    Raises:
+        UserError: they are not one whole number for each image.
+    """
+    try:
+        found = np.asarray(labels)
+        with np.errstate(invalid="ignore"):
+            whole = found.astype(np.int64)
+        if found.ndim == 1 and (whole == found).all():
+            return whole
+    except (TypeError, ValueError, OverflowError) as error:
+        # Words, or lists of several lengths.
+        raise UserError(f"{expected} one whole number for each, found none; mend load_train or load_test.") from error
+    odd = found[whole != found][:1].tolist() if found.ndim == 1 else []
+    what = odd[0] if odd else f"an array of shape {found.shape}"
+    raise UserError(f"{expected} one whole number for each, found {what}; mend load_train or load_test.")
 
 
 def _check(options: DataOptions) -> None:

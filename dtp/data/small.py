@@ -68,7 +68,7 @@ class _Downloadable(ImageData):
     def _load(self, train: bool) -> Part:
         try:
             dataset = self.source(str(self.data_dir), train=train)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise UserError(self._problem() or f"{self.name} in {self.data_dir} could not be read: {error}") from error
         return self._pixels(dataset.data), np.asarray(dataset.targets, dtype=np.int64)
 
@@ -176,6 +176,8 @@ def _idx_damage(path: Path, expected: tuple[int | None, ...]) -> str | None:
     if start[:4] != bytes((0, 0, 8, len(expected))) or len(start) < header:
         return f"does not begin as an IDX file of bytes with {len(expected)} dimensions"
     found = struct.unpack(f">{len(expected)}I", start[4:])
+    if 0 in found:
+        return "holds no images"
     if any(want not in (None, have) for want, have in zip(expected, found, strict=True)):
         return f"holds images of {found[1]}x{found[2]} pixels, expected {expected[1]}x{expected[2]}"
     if size != header + math.prod(found):

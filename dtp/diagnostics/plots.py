@@ -19,6 +19,7 @@ from dtp.diagnostics.figures import (
     plot_line,
     save_figure,
 )
+from dtp.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,7 +65,10 @@ def read_metrics(path: Path) -> dict[str, Series]:
     text = path.read_text(encoding="utf-8", errors="replace")
     # A line without its end may have lost digits; nobody could tell.
     lines = text[: text.rfind("\n") + 1].splitlines()
-    header, *rows = list(csv.reader(lines)) or [[]]
+    try:
+        header, *rows = list(csv.reader(lines)) or [[]]
+    except csv.Error as error:
+        raise UserError(f"{path}: is not a metrics file ({error}); move it away.") from error
     found: dict[str, Series] = {}
     for row in rows:
         cells = dict(zip(header, row, strict=False))

@@ -166,7 +166,7 @@ def _summary(path: Path) -> dict[str, Any]:
         return {}
     try:
         summary = json.loads(_text(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not the JSON of a summary ({error}); move it away.") from error
     if not isinstance(summary, dict) or not all(isinstance(summary.get(name), int) for name in ("epochs", "steps")):
         raise UserError(f"{path}: expected the summary of a run with its epochs and steps, found none; move it away.")
@@ -185,7 +185,10 @@ def _rows(path: Path) -> list[Row]:
     lines = _text(path).split("\n")[:-1]
     if not lines:
         return []
-    header, *rows = csv.reader(lines)
+    try:
+        header, *rows = csv.reader(lines)
+    except csv.Error as error:
+        raise UserError(f"{path}: is not a metrics file ({error}); move it away.") from error
     if header[:2] != FIRST_COLUMNS:
         raise UserError(
             f"{path}: expected a file that begins with the columns {','.join(FIRST_COLUMNS)}, found "

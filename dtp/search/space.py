@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from dtp.algorithms import ALGORITHMS
 from dtp.config import load_yaml
-from dtp.errors import UserError
+from dtp.errors import UserError, user_path
 from dtp.registry import did_you_mean
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def space_path(name: str, algo: str) -> Path:
         if found is None:
             raise UserError(f"--algo {algo}: no domain is known for it; describe one in a YAML file, --space FILE.")
         return found
-    for path in (Path(name).expanduser(), SPACES / f"{name.removesuffix('.yaml')}.yaml"):
+    for path in (user_path(name), SPACES / f"{name.removesuffix('.yaml')}.yaml"):
         if path.is_file():
             return path
     names = sorted(path.stem for path in SPACES.glob("*.yaml"))

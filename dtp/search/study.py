@@ -15,13 +15,13 @@ import shlex
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from dtp.config import as_arguments
-from dtp.errors import UserError
+from dtp.errors import UserError, user_path
 from dtp.files import write_atomically
 from dtp.jobs import FAILURE_FILE, Job, State, last_line
 from dtp.locks import locked
@@ -264,6 +264,8 @@ class Study:
                 sampler=_sampler(self.settings),
                 load_if_exists=True,
             )
+        except UserError:
+            raise
         except Exception as error:
             # Whatever drivers of databases and damaged files raise.
             why = f"{type(error).__name__}: {masked(' '.join(str(error).split()))[:200]}"
@@ -329,13 +331,28 @@ def read_study(path: Path) -> dict[str, Any]:
     path = path / STUDY_FILE if path.is_dir() else path
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if {"id", "command", "store", "settings", "trials"} <= set(content):
+        if _is_description(content):
             return content
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such study; expected the folder of one, runs/search/NAME.") from error
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, RecursionError):
         pass
     raise UserError(f"{path}: does not describe a study; it is damaged, or another program's.")
+
+
+def _is_description(content: Any) -> bool:
+    if not isinstance(content, dict):
+        return False
+    kinds = {"id": str, "command": str, "store": str, "settings": dict, "trials": list}
+    parts = {"options": dict, "space": dict, "objective": str, "sampler": str}
+    trial = {"number": int, "state": str, "value": int | float | None, "options": dict, "why": str, "folder": str}
+    return (
+        all(isinstance(content.get(name), kind) for name, kind in kinds.items())
+        and all(isinstance(content["settings"].get(name), kind) for name, kind in parts.items())
+        and content["settings"]["objective"] in OBJECTIVES
+        and all(isinstance(found, dict) and set(found) == set(trial) for found in content["trials"])
+        and all(isinstance(found[name], kind) for found in content["trials"] for name, kind in trial.items())
+    )
 
 
 def described_trials(content: dict[str, Any]) -> list[Trial]:
@@ -355,12 +372,13 @@ def best_value(folder: Path, objective: str) -> float | None:
     path = folder / "metrics.csv"
     values = []
     if path.is_file():
-        with path.open(encoding="utf-8", newline="") as file:
-            for row in csv.DictReader(file):
-                try:
-                    values.append(float(row.get(objective) or "nan"))
-                except ValueError:
-                    continue
+        try:
+            with path.open(encoding="utf-8", errors="replace", newline="") as file:
+                for row in csv.DictReader(file):
+                    with suppress(ValueError):
+                        values.append(float(row.get(objective) or "nan"))
+        except csv.Error as error:
+            raise UserError(f"{path}: is not a metrics file ({error}); move it away.") from error
     choose = min if OBJECTIVES[objective] == "minimize" else max
     return choose((value for value in values if math.isfinite(value)), default=None)
 
@@ -390,7 +408,7 @@ def _storage(store: str) -> Any:
         # SQLite gives up after 5 seconds where others write.
         wait = {"connect_args": {"timeout": 60}} if store.startswith("sqlite") else {}
         return RDBStorage(store, engine_kwargs=wait)
-    path = Path(store).expanduser().absolute()
+    path = user_path(store).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     # A lock file that whoever finds it 30 seconds old removes: works on NFS, where SQLite's own locks do not.
     return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from dtp.config import load_yaml
-from dtp.errors import UserError
+from dtp.errors import UserError, user_path
 from dtp.jobs import Job
 from dtp.registry import did_you_mean
 
@@ -146,7 +146,7 @@ def sweep_path(name: str) -> Path:
     Raises:
         UserError: neither exists.
     """
-    path, ours = Path(name).expanduser(), SWEEPS / f"{name.removesuffix('.yaml')}.yaml"
+    path, ours = user_path(name), SWEEPS / f"{name.removesuffix('.yaml')}.yaml"
     for found in (path, ours):
         if found.is_file():
             return found

@@ -148,3 +148,46 @@ def test_labels_that_do_not_fit_are_refused(labels, words):
     data.labels = labels
     with pytest.raises(UserError, match=words):
         data.setup()
+
+
+class Own(ImageData):
+    name, num_classes = "own", 3
+    images = np.zeros((4, 1, 2, 2), dtype=np.uint8)
+    labels = np.arange(4) % 3
+
+    def load_train(self):
+        return self.images, self.labels
+
+    load_test = load_train
+
+
+@pytest.mark.parametrize("labels", [[0.0, 1.0, 2.0, 1.0], torch.tensor([0, 1, 2, 1]), np.array([0, 1, 2, 1], "u1")])
+def test_labels_may_be_whole_numbers_of_any_kind(labels, monkeypatch):
+    monkeypatch.setattr(Own, "labels", labels)
+    assert Own(DataOptions())._checked((Own.images, labels), "training")[1].tolist() == [0, 1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        ([0, 1, 0.5, 2], "found 0.5"),
+        ([0, 1, float("nan"), 2], "found nan"),
+        ([0, 1, float("inf"), 2], "found inf"),
+        (["a", "b", "c", "d"], "found none"),
+        ([[0], [1], [2], [1]], r"found an array of shape \(4, 1\)"),
+        ([[0], [1, 2], [], []], "found none"),
+        (1, r"found an array of shape \(\)"),
+        (None, "found none"),
+    ],
+)
+def test_labels_that_are_not_whole_numbers_are_refused(labels, found, monkeypatch):
+    monkeypatch.setattr(Own, "labels", labels)
+    with pytest.raises(UserError, match=f"Own: expected training labels, one whole number for each, {found}"):
+        Own(DataOptions()).setup()
+
+
+@pytest.mark.parametrize("shape", [(0, 1, 2, 2), (4, 0, 2, 2), (4, 1, 0, 2), (4, 1, 2, 0), ()])
+def test_images_without_pixels_are_refused(shape, monkeypatch):
+    monkeypatch.setattr(Own, "images", np.zeros(shape, dtype=np.uint8))
+    with pytest.raises(UserError, match="expected (as many )?training images"):
+        Own(DataOptions()).setup()

@@ -52,6 +52,8 @@ def test_missing_files_are_named_with_the_flags_that_help(tmp_path, dataset):
         ("train-labels-idx1-ubyte", b"", "IDX file"),
         ("t10k-images-idx3-ubyte", b"<html>not found</html>", "IDX file"),
         ("t10k-images-idx3-ubyte", bytes((0, 0, 8, 3, 0, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 1, 7)), "1x1 pixels"),
+        ("t10k-images-idx3-ubyte", bytes((0, 0, 8, 3, 0, 0, 0, 0, 0, 0, 0, 28, 0, 0, 0, 28)), "holds no images"),
+        ("train-labels-idx1-ubyte", bytes((0, 0, 8, 1, 0, 0, 0, 0)), "holds no images"),
     ],
 )
 def test_a_damaged_idx_file_is_named(tmp_path, write_idx, name, content, words):
