@@ -10,6 +10,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from simple_parsing import ArgumentGenerationMode, ArgumentParser, ConflictResolution
@@ -78,7 +79,7 @@ def parse(argv: Sequence[str]) -> Config:
     if first["config"]:
         path = config_path(first["config"])
         files.append((f"--config {first['config']}", read_yaml(path)))
-        if path != Path(first["config"]).expanduser():
+        if path != user_path(first["config"]):
             run_folders.append(path.parent)
     file_values = {name: value for _, values in files for name, value in values.items()}
     implied = preset_choices(first["config"] or "")

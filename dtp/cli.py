@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import traceback
 from collections.abc import Sequence
@@ -46,6 +47,16 @@ def _main(argv: list[str]) -> int:
         return watch.end(stopped.status, str(stopped) if watch.is_watching() or process_rank() == 0 else "")
     except (Interrupted, KeyboardInterrupt):
         return watch.end(130, "Interrupted.")
+    except SystemExit as error:
+        frame = _users_frame(error)
+        if frame is None:
+            # After --help.
+            raise
+        return watch.end(
+            2,
+            f"error: your file {frame.filename}, line {frame.lineno}, ended the program (sys.exit({error.code!r})) "
+            "before the run was done; take that out of it, and raise an exception where something is wrong.",
+        )
     except BrokenPipeError:
         # The reader of our output (head, less) went away; point stdout elsewhere so that exit does not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -59,7 +70,7 @@ def _main(argv: list[str]) -> int:
         if watch.is_lost_connection(error) and watch.is_watching():
             why = "the connection to another rank broke, and all ranks are still there; go on with --resume auto."
             return watch.end(1, f"{traceback.format_exc()}error: {why}", lost_connection=True)
-        return watch.end(1, f"{traceback.format_exc()}error: {_whose_defect(error)}")
+        return watch.end(1, f"{traceback.format_exc()}error: {_whose_defect(error, _own_classes(argv))}")
 
 
 def _look_for_modules_here() -> None:
@@ -82,12 +93,35 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _whose_defect(error: Exception) -> str:
-    """What to say of an unexpected error: in which file of the user's own it arose, or that the defect is ours."""
+def _whose_defect(error: Exception, own: Sequence[str] = ()) -> str:
+    """What to say of an unexpected error: in which file of the user's own it arose, or that the defect is ours.
+
+    Args:
+        own: classes of the user's own that took part, which may have handed something on that we could not use.
+    """
+    frame = _users_frame(error)
+    if frame is not None:
+        return f"your file {frame.filename}, line {frame.lineno}, raised {type(error).__name__}: {error}"
+    if own:
+        return (
+            f"{' or '.join(own)} may have handed back something that cannot be used ({type(error).__name__}: "
+            f"{_first_line(error)}); if the run does the same without it, please report it with the lines above."
+        )
+    return "this is a defect of dtp, not of your command; please report it with the lines above."
+
+
+def _own_classes(argv: Sequence[str]) -> list[str]:
+    """The classes of the user's own that a command line names."""
+    words = [word.rpartition("=")[2] for word in argv]
+    return [word for word in words if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", word)]
+
+
+def _users_frame(error: BaseException) -> traceback.FrameSummary | None:
+    """Where in a file of the user's own an exception arose, or was let through last; None if in none."""
     ours = Path(__file__).parent
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         path = Path(frame.filename)
         is_library = "site-packages" in path.parts or str(path).startswith((sys.prefix, sys.base_prefix, "<"))
         if not is_library and ours not in path.parents and path != ours.parent / "main.py":
-            return f"your file {path}, line {frame.lineno}, raised {type(error).__name__}: {error}"
-    return "this is a defect of dtp, not of your command; please report it with the lines above."
+            return frame
+    return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
@@ -83,6 +84,11 @@ class Registry:
     def _user_entry(self, path: str) -> Entry:
         try:
             found = import_object(path)
+        except SystemExit as error:
+            raise UserError(
+                f"--{self.flag} {path}: its file ended the program as it was imported (sys.exit({error.code!r})); "
+                'take that out of it, or put it under if __name__ == "__main__".'
+            ) from error
         except Exception as error:
             # Whatever importing a user's file may raise, a syntax error among others.
             raise UserError(
@@ -94,8 +100,51 @@ class Registry:
             raise UserError(
                 f"--{self.flag} {path}: expected a subclass of {self.base.replace(':', '.')}, found {found!r}."
             )
+        _require_signatures(path, found)
+        if not isinstance(getattr(found, "Options", None), type):
+            raise UserError(f"--{self.flag} {path}: its Options must be a class, found {found.Options!r}; mend it.")
         summary = (found.__doc__ or "").strip().partition("\n")[0]
         return Entry(path, path, f"{path}.Options", summary)
+
+
+# Lightning calls these with as many arguments as they take.
+_ADAPTED = {"training_step", "validation_step", "test_step"}
+
+
+def _require_signatures(path: str, cls: type) -> None:
+    """Raise UserError unless all methods that a user's class overrides can be called as ours and Lightning's are."""
+    ours = [base for base in cls.__mro__ if base.__module__.partition(".")[0] in ("dtp", "lightning")]
+    for name in dict.fromkeys(name for base in cls.__mro__ if base not in ours for name in vars(base)):
+        own = inspect.getattr_static(cls, name)
+        theirs = next((vars(base)[name] for base in ours if name in vars(base)), None)
+        if not inspect.isfunction(theirs) or (name.startswith("_") and name != "__init__") or name in _ADAPTED:
+            continue
+        where = f"{path}: its {name}"
+        if not callable(own) and not isinstance(own, staticmethod | classmethod):
+            raise UserError(f"{where} must be a method, found {own!r}; define it with def, or rename it.")
+        try:
+            signature = inspect.signature(own)
+        except (TypeError, ValueError):
+            continue
+        usual = list(inspect.signature(theirs).parameters.values())
+        named = [p for p in usual if p.kind is p.POSITIONAL_OR_KEYWORD]
+        given = named[1:] if isinstance(own, staticmethod) else named
+        try:
+            # As we call them: what has a default by its name.
+            signature.bind(
+                *[p for p in given if p.default is p.empty], **{p.name: p for p in given if p.default is not p.empty}
+            )
+        except TypeError as error:
+            raise UserError(
+                f"{where} takes {_names(signature)}, and must take {_names(inspect.signature(theirs))}; mend its "
+                "parameters."
+            ) from error
+
+
+def _names(signature: inspect.Signature) -> str:
+    """A signature without its types."""
+    bare = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    return str(signature.replace(parameters=bare, return_annotation=signature.empty))
 
 
 def import_object(path: str) -> Any:

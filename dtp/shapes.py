@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Size, Tensor, nn
@@ -17,12 +18,31 @@ def output_shape(module: nn.Module, in_shape: Iterable[int]) -> Size:
 
     Raises:
         RuntimeError: from torch, when the module does not accept the shape.
+        NotOneTensor: the module, or one of an ``nn.Sequential``, puts out something else.
     """
     state = meta_state(module)
     dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), None)
     sample = torch.empty(2, *in_shape, dtype=dtype, device="meta")
     # Without ties: torch would leave a submodule that is used twice on the meta device.
-    return torch.func.functional_call(module, state, (sample,), tie_weights=False).shape[1:]
+    checks = [part.register_forward_hook(_require_tensor) for part in _in_order(module)]
+    try:
+        return torch.func.functional_call(module, state, (sample,), tie_weights=False).shape[1:]
+    finally:
+        for check in checks:
+            check.remove()
+
+
+class NotOneTensor(Exception):
+    """A module puts out something else than one tensor; the text is what."""
+
+
+def _in_order(module: nn.Module) -> list[nn.Module]:
+    return [module, *module] if isinstance(module, nn.Sequential) else [module]
+
+
+def _require_tensor(module: nn.Module, inputs: tuple, output: Any) -> None:
+    if not isinstance(output, Tensor):
+        raise NotOneTensor(f"{'None' if output is None else type(output).__name__} of {type(module).__name__}")
 
 
 def meta_state(module: nn.Module) -> dict[str, Tensor]:

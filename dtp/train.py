@@ -20,6 +20,7 @@ from dtp.algorithms import ALGORITHMS
 from dtp.algorithms.base import Algorithm
 from dtp.checkpoints import CheckpointFiles, Checkpoints, read_checkpoint, take_weights, with_usable_checkpoint
 from dtp.config import PRECISIONS, Config, RunOptions, parse_limit
+from dtp.contracts import handed_back
 from dtp.data import DATA
 from dtp.data.base import ImageData
 from dtp.data.cache import data_lock
@@ -66,18 +67,16 @@ def train(config: Config, argv: Sequence[str]) -> dict[str, Any]:
         # Before there is a folder.
         require_even_shares(config.data.batch_size, devices * config.run.num_nodes)
     data, algorithm = build(config)
+    batches = {split: _count_batches(data, f"{split}_dataloader") for split in ("train", "val", "test")}
+    if batches["train"] == 0:
+        raise UserError(f"train_dataloader of {type(data).__name__} has no batches; mend {type(data).__name__}.")
     if accelerator != "gpu" and getattr(config.algo, "engine", "") == "graph":
         # Where it would run as plain functions, and the summary call that a graph.
         raise UserError("--engine graph: expected a GPU, for it is a CUDA graph, found a CPU; use --engine auto.")
-    limit_train_batches = _limit("train", config.run.limit_train_batches, len(data.train_dataloader()))
-    limit_val_batches = _limit("val", config.run.limit_val_batches, len(data.val_dataloader()))
-    batches = len(data.train_dataloader())
-    batches = (
-        min(limit_train_batches, batches)
-        if isinstance(limit_train_batches, int)
-        else int(limit_train_batches * batches)
-    )
-    algorithm.check_length(config.run.max_epochs, config.run.max_steps, batches)
+    limit_train_batches = _limit("train", config.run.limit_train_batches, batches["train"])
+    limit_val_batches = _limit("val", config.run.limit_val_batches, batches["val"])
+    limit = limit_train_batches if isinstance(limit_train_batches, int) else int(limit_train_batches * batches["train"])
+    algorithm.check_length(config.run.max_epochs, config.run.max_steps, min(limit, batches["train"]))
     run = open_run(config)
     with run.locked():
         return _train_in(run, config, command, data, algorithm, limit_train_batches, limit_val_batches)
@@ -187,6 +186,21 @@ def tf32_advice(options: RunOptions, accelerator: str) -> str:
     return "  --tf32 would be faster on this GPU, with numbers of 10 bits in products and convolutions\n"
 
 
+def _count_batches(data: ImageData, loader: str) -> int:
+    batches = getattr(data, loader)()
+    if isinstance(batches, list | tuple | dict) and len(batches) > 0:
+        raise handed_back(data, loader, "one DataLoader, which makes the batches", batches)
+    try:
+        return len(batches)
+    except TypeError as error:
+        if "has no len()" not in str(error):
+            raise
+        raise UserError(
+            f"{loader} of {type(data).__name__} must return batches that can be counted, such as a DataLoader, found "
+            f"something else ({error}); mend {type(data).__name__}."
+        ) from error
+
+
 def _limit(split: str, text: str, batches: int) -> int | float:
     """Batches per epoch as Lightning takes them: a count, or a fraction that is at least one batch."""
     limit = parse_limit(f"limit-{split}-batches", text, least=1 if split == "train" else 0)
@@ -207,24 +221,39 @@ def build(config: Config) -> tuple[ImageData, Algorithm]:
     torch.backends.cudnn.allow_tf32 = config.run.tf32
     pl.seed_everything(config.run.seed, verbose=False)
     data = DATA.resolve(config.run.data).load()(config.data, seed=config.run.seed)
+    _require_made(data, "options")
     # One process of a machine after the other: the first downloads and converts, the others find it done.
     with data_lock(config.run.data, data.data_dir):
         data.prepare_data()
     data.setup()
+    if not any(data.sizes.values()):
+        raise UserError(f"setup of {type(data).__name__} has read no images; have it call super().setup(stage).")
     # Reading data may have drawn random numbers, and must not change the first weights.
     pl.seed_everything(config.run.seed, verbose=False)
     task = make_task(config, data)
     network = MODELS.resolve(config.run.model).load()(config.model, data.input_shape, task.outputs)
+    _require_made(network, "layers")
     network.task = task
     # A run that goes on has all weights from its checkpoint, and the other run may be gone.
     if config.run.init_weights and not goes_on(config):
         take_weights(network, config.run.init_weights)
     algorithm = ALGORITHMS.resolve(config.run.algo).load()(network, config.algo, seed=config.run.seed)
+    _require_made(algorithm, "scores")
     if PRECISIONS[config.run.precision] == "64-true":
         # Lightning does so as well, but after it has loaded a checkpoint into weights of half the precision.
         algorithm.double()
     algorithm.capture_batches = config.run.capture == "auto"
     return data, algorithm.to(memory_format=_memory_format(config.run.memory_format, network))
+
+
+def _require_made(part: Any, attribute: str) -> None:
+    """Raise UserError unless the constructors of all classes above a user's own have run."""
+    # Without nn.Module's nothing can be asked of it in the usual way.
+    if attribute not in {**vars(part), **vars(part).get("_modules", {})}:
+        raise UserError(
+            f"__init__ of {type(part).__name__} must call super().__init__ with all that it was given; mend "
+            f"{type(part).__name__}."
+        )
 
 
 def make_task(config: Config, data: ImageData) -> Classification:
@@ -312,7 +341,7 @@ def _finish(
         "precision": config.run.precision,
         # Batches that are captured whole have no feedback phase that could be timed.
         "captured": algorithm.captures,
-        **algorithm.describe(),
+        **algorithm.description(),
         "versions": versions(),
         "command": command,
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),

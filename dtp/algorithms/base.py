@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 import warnings
@@ -11,7 +12,7 @@ from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Size, Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import SGD, Optimizer
@@ -21,6 +22,14 @@ from dtp.algorithms.metrics import RunningMeans, as_vector
 from dtp.algorithms.optimizers import layer_groups, make_optimizer, make_schedule
 from dtp.algorithms.options import AlgorithmOptions
 from dtp.algorithms.timing import PhaseTimer
+from dtp.contracts import (
+    handed_back,
+    is_number,
+    require_loss_value,
+    require_mapping,
+    require_tensor,
+    shown,
+)
 from dtp.data.sampler import TrainingBatches
 from dtp.distributed.averaging import average_tensors
 from dtp.distributed.division import Division
@@ -113,10 +122,23 @@ class Algorithm(LightningModule):
         Returns:
             The logits before the step (B, classes), detached, and scalars to be averaged and logged as ``train/NAME``.
         """
-        logits, gradients = self.forward_gradients(x, y)
+        logits, gradients = self.checked_gradients(x, y)
         self.step(self.forward_optimizer, self.forward_parameters, gradients)
         self._batches_alone += 1
         return logits, {}
+
+    def checked_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """What :meth:`forward_gradients` returns.
+
+        Raises:
+            UserError: that is something else than it must be.
+        """
+        found = self.forward_gradients(x, y)
+        if not isinstance(found, tuple | list) or len(found) != 2 or not isinstance(found[1], tuple | list):
+            raise handed_back(self, "forward_gradients", "the logits and a list of gradients", found)
+        logits, gradients = self._require_logits(self, "forward_gradients", found[0], x), list(found[1])
+        self._require_gradients(self.forward_parameters, gradients)
+        return logits, gradients
 
     def gradient_scale(self, n: int) -> float:
         """Factor between this rule's forward gradient of layer n and the backprop gradient it stands for."""
@@ -140,6 +162,24 @@ class Algorithm(LightningModule):
         """What the run's summary says of how the rule was computed."""
         return {}
 
+    def description(self) -> dict[str, Any]:
+        """What :meth:`describe` returns.
+
+        Raises:
+            UserError: that cannot be written into the summary.
+        """
+        found = self.describe()
+        try:
+            json.dumps(found)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"describe of {type(self).__name__} must return what JSON has (numbers, words, lists, dictionaries), "
+                f"found something else ({error}); mend {type(self).__name__}."
+            ) from error
+        if not isinstance(found, dict):
+            raise handed_back(self, "describe", "a dictionary", found)
+        return found
+
     @property
     def task(self) -> Classification:
         """What the network is trained to do."""
@@ -152,7 +192,10 @@ class Algorithm(LightningModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, classes) of images (B, C, H, W)."""
-        return self.network(x)
+        return self._require_logits(self.network, "forward", self.network(x), x)
+
+    def _require_logits(self, owner: Any, method: str, found: Any, x: Tensor) -> Tensor:
+        return require_tensor(owner, method, "the logits", found, (len(x), self.network.num_classes))
 
     # --- optimizers -------------------------------------------------------------------------------------------------
 
@@ -167,7 +210,10 @@ class Algorithm(LightningModule):
         self.forward_optimizer = make_optimizer(o.optimizer, groups, lr, o.momentum, o.weight_decay, o.beta2, eps)
         max_epochs = self.trainer.max_epochs if self._trainer is not None else None
         schedule = make_schedule(self.forward_optimizer, o, max_epochs or 1)
-        self._made_optimizers = [self.forward_optimizer, *self.feedback_optimizer_list()]
+        others = self.feedback_optimizer_list()
+        if not isinstance(others, list) or not all(isinstance(other, Optimizer) for other in others):
+            raise handed_back(self, "feedback_optimizer_list", "a list of optimizers", others)
+        self._made_optimizers = [self.forward_optimizer, *others]
         return self._made_optimizers, [schedule]
 
     def _trained_layers(self) -> dict[int, list[Tensor]]:
@@ -199,13 +245,7 @@ class Algorithm(LightningModule):
         The step goes through the strategy, which averages the gradients over ranks and applies the precision plugin.
         It does not go through Lightning's optimizer wrapper, which would count it as a global step.
         """
-        if [g.shape for g in gradients] != [p.shape for p in parameters]:
-            found = ", ".join(str(tuple(g.shape)) for g in gradients)
-            raise UserError(
-                f"Expected one gradient of the shape of each of {len(parameters)} weights, "
-                f"{', '.join(str(tuple(p.shape)) for p in parameters)}, found {found or 'none'}; mend "
-                f"{type(self).__name__}."
-            )
+        self._require_gradients(parameters, gradients)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         if self._trainer is None:
@@ -215,6 +255,16 @@ class Algorithm(LightningModule):
             self.trainer.strategy.optimizer_step(optimizer, lambda: None)
         for parameter in parameters:
             parameter.grad = None
+
+    def _require_gradients(self, parameters: list[Tensor], gradients: list[Tensor]) -> None:
+        shapes = [g.shape if isinstance(g, Tensor) else shown(g) for g in gradients]
+        if shapes != [p.shape for p in parameters]:
+            found = ", ".join(str(tuple(shape)) if isinstance(shape, Size) else shape for shape in shapes)
+            raise UserError(
+                f"Expected one gradient of the shape of each of {len(parameters)} weights, "
+                f"{', '.join(str(tuple(p.shape)) for p in parameters)}, found {found or 'none'}; mend "
+                f"{type(self).__name__}."
+            )
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         # Here the gradients are already averaged over ranks.
@@ -229,6 +279,11 @@ class Algorithm(LightningModule):
         return getattr(self.trainer.strategy, "division", _UNDIVIDED) if self._trainer is not None else _UNDIVIDED
 
     def on_fit_start(self) -> None:
+        if self.forward_optimizer is None:
+            raise UserError(
+                f"configure_optimizers of {type(self).__name__} must make self.forward_optimizer, found none; have it "
+                "return super().configure_optimizers()."
+            )
         strategy = self.trainer.strategy
         if self.trainer.world_size > 1 and not isinstance(strategy, FeedbackDDPStrategy):
             raise UserError(
@@ -263,6 +318,8 @@ class Algorithm(LightningModule):
             )
 
         self._captured, self.captures = CapturedBatches(self._learn), self._may_capture()
+        # Better now than when the training is over.
+        self.description()
         # An epoch that goes on in its middle has no start.
         self._begin_epoch()
         if self._begun is not None:
@@ -319,13 +376,18 @@ class Algorithm(LightningModule):
 
     def _learn(self, x: Tensor, y: Tensor) -> tuple[tuple[str, ...], Tensor]:
         """Learn from a batch. Returns the names of what is logged of it and the values, (len(names),)."""
-        logits, scalars = self.training_batch(x, y)
+        found = self.training_batch(x, y)
+        if not isinstance(found, tuple) or len(found) != 2:
+            raise handed_back(self, "training_batch", "the logits and a dictionary of numbers", found)
+        logits = self._require_logits(self, "training_batch", found[0], x)
+        scalars = require_mapping(self, "training_batch", found[1], is_number, "numbers")
         if self._ranks > 1:
             # The statistics of batch normalisation; what else ranks hold, they have averaged already.
             average_tensors([b for b in self.buffers() if b.is_floating_point()])
         with torch.no_grad():
             logits = full_precision(logits)
-            return as_vector({"loss": self.task_loss(logits, y), **self.task.training_scores(logits, y), **scalars})
+            loss = require_loss_value(self, "task_loss", self.task_loss(logits, y), trained=False)
+            return as_vector({"loss": loss, **self.task.training_scores(logits, y), **scalars})
 
     def _may_capture(self) -> bool:
         """Whether a batch is a fixed sequence of operations on a GPU, which can be captured."""

@@ -1,9 +1,9 @@
 """Backpropagation, the baseline."""
 
-import torch
 from torch import Tensor
 
 from dtp.algorithms.base import Algorithm
+from dtp.contracts import gradients, require_loss_value
 from dtp.precision import full_precision
 
 
@@ -11,9 +11,9 @@ class BP(Algorithm):
     """Gradient of the mean cross-entropy through the whole network."""
 
     def forward_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
-        logits = self.network(x)
-        gradients = torch.autograd.grad(self.task_loss(full_precision(logits), y), self.forward_parameters)
-        return logits.detach(), list(gradients)
+        logits = self(x)
+        loss = require_loss_value(self, "task_loss", self.task_loss(full_precision(logits), y))
+        return logits.detach(), gradients(self, self.network, loss, self.forward_parameters)
 
     def fixed_sequence(self) -> bool:
         return type(self) is BP

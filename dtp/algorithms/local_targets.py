@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dtp.algorithms.base import Algorithm
 from dtp.algorithms.options import TargetOptions
+from dtp.contracts import gradients, handed_back, require_loss_value, unedited
 from dtp.errors import UserError
 from dtp.feedback import Context, DrawnContext, forward_with_context, per_sample_dot
 from dtp.models.network import Network
@@ -125,8 +126,8 @@ class LocalTargets(Algorithm):
                 output, context = forward_with_context(self.network[n], s[-1], **self.kept(n))
                 outputs.append(output)
                 contexts.append(context)
-                with torch.no_grad():
-                    s.append(self.activation(n, full_precision(output.detach()), s[-1]))
+                with torch.no_grad(), unedited(self, "activation", [("the output", output), ("s_in", s[-1])]):
+                    s.append(self._tensor("activation", self.activation(n, full_precision(output.detach()), s[-1])))
         return Activations(s, contexts, outputs)
 
     def output_from(self, n: int, v: Tensor, activations: Activations, samples: int = 1) -> Tensor:
@@ -144,10 +145,30 @@ class LocalTargets(Algorithm):
         if self.top < 1:
             return {}
         with torch.no_grad(), no_autocast(activations.s[0]):
-            targets = {self.top: self.first_target(activations, y)}
+            seen = [(f"activations.s[{n}]", s) for n, s in enumerate(activations.s)]
+            with unedited(self, "first_target", seen):
+                first = self.first_target(activations, y)
+            targets = {self.top: self._target("first_target", self.top, first, activations)}
             for n in range(self.top, 1, -1):
-                targets[n - 1] = self.lower_target(n, targets, activations)
+                with unedited(self, "lower_target", [*seen, (f"targets[{n}]", targets[n])]):
+                    lower = self.lower_target(n, targets, activations)
+                targets[n - 1] = self._target("lower_target", n - 1, lower, activations)
         return targets
+
+    def _tensor(self, hook: str, found: Any) -> Tensor:
+        if not isinstance(found, Tensor):
+            raise handed_back(self, hook, "a tensor", found)
+        return found
+
+    def _target(self, hook: str, n: int, found: Any, activations: Activations) -> Tensor:
+        target, expected = self._tensor(hook, found), activations.s[n].shape
+        if target.shape != expected:
+            # Broadcasting would go on silently, with another rule than was meant.
+            raise UserError(
+                f"The target of layer {n} has shape {tuple(target.shape)}; expected that of its activation, "
+                f"{tuple(expected)}. Mend {hook} of {type(self).__name__}."
+            )
+        return target
 
     def local_losses(self, activations: Activations, targets: dict[int, Tensor], y: Tensor) -> dict[int, Tensor]:
         """The local loss of each layer n = 1..N, scalars whose graphs are disjoint."""
@@ -163,7 +184,10 @@ class LocalTargets(Algorithm):
                         f"The target of layer {n} has shape {tuple(targets[n].shape)}; expected that of its "
                         f"activation, {tuple(output.shape)}. Mend {type(self).__name__}."
                     )
-                losses[n] = self.forward_loss(n, output, targets[n])
+                with unedited(self, "forward_loss", [("output", output), ("target", targets[n])]):
+                    losses[n] = self.forward_loss(n, output, targets[n])
+                trained = any(p.requires_grad for p in self.network[n].parameters())
+                require_loss_value(self, "forward_loss", losses[n], trained)
         return losses
 
     def gradient_scale(self, n: int) -> float:
@@ -184,7 +208,7 @@ class LocalTargets(Algorithm):
 
     def _local_gradients(self, activations: Activations, targets: dict[int, Tensor], y: Tensor) -> list[Tensor]:
         total = sum(self.local_losses(activations, targets, y).values())
-        return list(torch.autograd.grad(total, self.forward_parameters))
+        return gradients(self, self.network, total, self.forward_parameters)
 
 
 def evaluate_purely(layer: nn.Module, x: Tensor, context: Context) -> Tensor:

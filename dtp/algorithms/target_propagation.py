@@ -16,6 +16,7 @@ from dtp.algorithms.base import Algorithm
 from dtp.algorithms.local_targets import Activations, LocalTargets
 from dtp.algorithms.optimizers import make_optimizer
 from dtp.algorithms.options import TargetPropagationOptions
+from dtp.contracts import handed_back, require_loss_value
 from dtp.distributed.strategy import FeedbackDDPStrategy
 from dtp.errors import UserError
 from dtp.feedback import (
@@ -60,6 +61,8 @@ class TargetPropagation(LocalTargets):
         super().__init__(network, options, seed)
         o = self.options
         self.feedback = self.make_feedback()
+        if not isinstance(self.feedback, FeedbackNetwork):
+            raise handed_back(self, "make_feedback", "a FeedbackNetwork", self.feedback)
         # A layer without weights of its own (a user's pooling layer), or with frozen ones, has feedback, but nothing in
         # it to train.
         numbers = self.trained_feedback = [
@@ -272,7 +275,10 @@ class TargetPropagation(LocalTargets):
         return {"slopes": feedback.gated, "affine": feedback.affine_position if self.expects else None}
 
     def training_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        feedback_turn, forward_turn = self.turns()
+        turns = self.turns()
+        if not isinstance(turns, tuple) or len(turns) != 2:
+            raise handed_back(self, "turns", "two truth values, (train feedback, train forward)", turns)
+        feedback_turn, forward_turn = turns
         activations = self.activations(x, gradients=forward_turn)
         # Parallel: the targets are those of the feedback weights as they were when the batch came in.
         targets = self.targets(activations, y) if self.options.schedule == "parallel" else None
@@ -464,7 +470,12 @@ class RulePhase:
         def noise(n: int) -> tuple[Tensor, ...]:
             # Of all images, so that the layer's stream goes on alike however many ranks share it.
             drawn = rule.feedback_noise(n, whole)
+            if not isinstance(drawn, tuple) or not all(isinstance(part, Tensor) for part in drawn):
+                raise handed_back(rule, "feedback_noise", "a tuple of tensors, such as (noise,)", drawn)
             return drawn if rows is None else tuple(_rows_of_samples(t, self.images, rows) for t in drawn)
+
+        def loss(n: int, noise: tuple[Tensor, ...]) -> Tensor:
+            return require_loss_value(rule, "feedback_loss", rule.feedback_loss(n, a, noise))
 
         return [
             FeedbackProblem(
@@ -472,7 +483,7 @@ class RulePhase:
                 rule._feedback_parameters(n),
                 rule.feedback_iterations[n],
                 lambda n=n: noise(n),
-                lambda noise, n=n: rule.feedback_loss(n, a, noise),
+                lambda noise, n=n: loss(n, noise),
                 rule._reduced(n),
                 (a.s[n - 1], a.s[n], a.contexts[n]),
                 rule.close,

@@ -1,11 +1,12 @@
 """What all datasets share: splits, normalisation, augmentation and loaders."""
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 
+from dtp.contracts import handed_back, require_batch, shown
 from dtp.data.augmentation import Augmentation
 from dtp.data.batches import BatchLoader, ImageBatches, Images
 from dtp.data.on_device import DeviceBatches, wanted_on_device
@@ -126,14 +127,18 @@ class ImageData(LightningDataModule):
         """
         if self._parts:
             return
-        train, test = self._checked(self.load_train(), "training"), self._checked(self.load_test(), "test")
+        train = self._checked(self.load_train(), "training", "load_train")
+        test = self._checked(self.load_test(), "test", "load_test")
         if train[0].shape[1:] != test[0].shape[1:]:
             raise UserError(
                 f"{self.name}: expected test images of the shape of the training images, {tuple(train[0].shape[1:])}, "
                 f"found {tuple(test[0].shape[1:])}."
             )
         self._input_shape = tuple(train[0].shape[1:])
-        self._statistics = used_statistics(self.own_statistics(train[0]), self.options.normalisation, self.name)
+        own = self.own_statistics(train[0])
+        if not isinstance(own, Statistics):
+            raise handed_back(self, "own_statistics", "a Statistics(mean, std)", own)
+        self._statistics = used_statistics(own, self.options.normalisation, self.name)
         kept, val = self._split(train)
         if self.options.pca:
             whiten = self.options.pca_scale == "whitened"
@@ -160,6 +165,12 @@ class ImageData(LightningDataModule):
     def test_dataloader(self) -> BatchLoader | list:
         """All test images in order, not augmented."""
         return self._ordered("test")
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        # Loaders may be a subclass's own; here nobody has looked at their batches yet.
+        split = "test" if self.trainer.testing else "val" if self.trainer.evaluating else "train"
+        require_batch(self, f"{split}_dataloader", batch, self.input_shape)
+        return batch
 
     # How it is done.
 
@@ -197,7 +208,7 @@ class ImageData(LightningDataModule):
         everything = np.arange(len(train[1]))
         own = self.load_val() if self.options.val_size is None else None
         if own is not None:
-            return everything, (self._checked(own, "validation"), np.arange(len(own[1])))
+            return everything, (self._checked(own, "validation", "load_val"), np.arange(len(own[1])))
         size = self.options.val_size
         if size is None:
             # The usual count is one for the whole dataset; of a small part of it, a tenth.
@@ -219,18 +230,20 @@ class ImageData(LightningDataModule):
     def _part(self, part: Part, indices: np.ndarray, augmentation: Augmentation | None = None) -> ImageBatches:
         return ImageBatches(*part, indices, self._statistics, augmentation, self._projection)
 
-    def _checked(self, part: Part, role: str) -> Part:
-        for attribute in ("name", "num_classes"):
-            if not hasattr(self, attribute):
-                raise UserError(f"{type(self).__name__} needs a class attribute {attribute!r}; define it.")
+    def _checked(self, part: Part, role: str, method: str) -> Part:
+        self._require_attributes()
+        if not isinstance(part, tuple | list) or len(part) != 2:
+            raise handed_back(self, method, "two things, images and labels", part)
         images, labels = part
-        labels = _whole_labels(labels, f"{type(self).__name__}: expected {role} labels,")
-        kind = getattr(images, "dtype", np.uint8)
-        if len(images.shape) != 4 or 0 in tuple(images.shape[1:]) or kind != np.uint8:
+        shape, kind = getattr(images, "shape", None), getattr(images, "dtype", np.dtype(np.uint8))
+        wrong = shape is None or len(shape) != 4 or 0 in tuple(shape[1:]) or kind != np.uint8
+        if isinstance(images, torch.Tensor) or wrong:
+            found = shown(images) if shape is None or not isinstance(kind, np.dtype) else f"{kind} of shape {shape}"
             raise UserError(
-                f"{self.name}: expected {role} images as uint8 of shape (N, C, H, W), found {np.dtype(kind)} of shape "
-                f"{tuple(images.shape)}; mend load_train or load_test of {type(self).__name__}."
+                f"{self.name}: expected {role} images as uint8 of shape (N, C, H, W), a numpy array or what can be "
+                f"indexed like one, found {found}; mend {method} of {type(self).__name__}."
             )
+        labels = self._checked_labels(labels, role, method)
         if len(images) != len(labels) or len(labels) == 0:
             raise UserError(
                 f"{self.name} in {self.data_dir}: expected as many {role} images as labels, and at least one, found "
@@ -243,25 +256,35 @@ class ImageData(LightningDataModule):
             )
         return images, labels
 
+    def _checked_labels(self, labels: Any, role: str, method: str) -> np.ndarray:
+        expected = f"{type(self).__name__}: expected {role} labels, one whole number for each"
+        try:
+            found = np.asarray(labels)
+            with np.errstate(invalid="ignore"):
+                whole = found.astype(np.int64)
+            # Numbers in floating point are labels where they are whole.
+            if found.ndim == 1 and (whole == found).all():
+                return whole
+        except (TypeError, ValueError, OverflowError) as error:
+            # Words, or lists of several lengths.
+            raise UserError(f"{expected}, found none; mend {method}.") from error
+        odd = found[whole != found][:1].tolist() if found.ndim == 1 else []
+        what = odd[0] if odd else f"an array of shape {found.shape}"
+        raise UserError(f"{expected}, found {what}; mend {method}.")
 
-def _whole_labels(labels: Any, expected: str) -> np.ndarray:
-    """Labels as int64.
-
-    Raises:
-        UserError: they are not one whole number for each image.
-    """
-    try:
-        found = np.asarray(labels)
-        with np.errstate(invalid="ignore"):
-            whole = found.astype(np.int64)
-        if found.ndim == 1 and (whole == found).all():
-            return whole
-    except (TypeError, ValueError, OverflowError) as error:
-        # Words, or lists of several lengths.
-        raise UserError(f"{expected} one whole number for each, found none; mend load_train or load_test.") from error
-    odd = found[whole != found][:1].tolist() if found.ndim == 1 else []
-    what = odd[0] if odd else f"an array of shape {found.shape}"
-    raise UserError(f"{expected} one whole number for each, found {what}; mend load_train or load_test.")
+    def _require_attributes(self) -> None:
+        kinds = {"name": (str, "a name in quotes"), "num_classes": (int, "a whole number of at least 1")}
+        for attribute, (kind, words) in kinds.items():
+            if not hasattr(self, attribute):
+                raise UserError(f"{type(self).__name__} needs a class attribute {attribute!r}; define it.")
+            value = getattr(self, attribute)
+            if not isinstance(value, kind) or value in ("", 0) or (attribute == "num_classes" and value < 1):
+                raise UserError(f"{attribute} of {type(self).__name__}: expected {words}, found {value!r}; mend it.")
+        if self.split not in get_args(SplitKind):
+            raise UserError(
+                f"split of {type(self).__name__}: expected {' or '.join(get_args(SplitKind))}, found {self.split!r}; "
+                "mend it."
+            )
 
 
 def _check(options: DataOptions) -> None:

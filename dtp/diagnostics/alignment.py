@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dtp.algorithms.base import Algorithm
+from dtp.contracts import handed_back, is_number, require_mapping
 from dtp.feedback import FeedbackLayer, NoiseStreams
 from dtp.precision import full_precision
 
@@ -49,7 +50,10 @@ def _flat(x: Tensor) -> Tensor:
 
 def feedback_alignment(algorithm: Algorithm) -> dict[int, Alignment]:
     """Alignment of the feedback weights with the transposed forward weights, by layer, all of a layer's together."""
-    return {n: _aligned(pairs) for n, pairs in algorithm.feedback_weights().items()}
+    weights = algorithm.feedback_weights()
+    pairs = "lists of pairs (feedback weights, transposed forward weights)"
+    require_mapping(algorithm, "feedback_weights", weights, lambda found: isinstance(found, list), pairs)
+    return {n: _aligned(pairs) for n, pairs in weights.items()}
 
 
 def weight_alignment(layer: nn.Module, feedback: nn.Module) -> Alignment | None:
@@ -81,7 +85,7 @@ def update_alignment(algorithm: Algorithm, x: Tensor, y: Tensor) -> dict[int, Al
     with _untouched(algorithm), torch.enable_grad():
         # Both from the same random state: a layer that draws (dropout) draws the same for both.
         with algorithm.randomness("alignment", algorithm.batches_done):
-            _, rule = algorithm.forward_gradients(x, y)
+            _, rule = algorithm.checked_gradients(x, y)
         with algorithm.randomness("alignment", algorithm.batches_done):
             backprop = torch.autograd.grad(algorithm.task_loss(full_precision(network(x)), y), parameters)
     by_parameter = {id(p): (g, b) for p, g, b in zip(parameters, rule, backprop, strict=True)}
@@ -89,7 +93,10 @@ def update_alignment(algorithm: Algorithm, x: Tensor, y: Tensor) -> dict[int, Al
     for n in range(1, network.depth + 1):
         pairs = [by_parameter[id(p)] for p in network[n].parameters() if id(p) in by_parameter]
         if pairs:
-            gradient = torch.cat([g.flatten() for g, _ in pairs]) / algorithm.gradient_scale(n)
+            scale = algorithm.gradient_scale(n)
+            if not is_number(scale):
+                raise handed_back(algorithm, "gradient_scale", "a number", scale)
+            gradient = torch.cat([g.flatten() for g, _ in pairs]) / scale
             found[n] = alignment(gradient, torch.cat([b.flatten() for _, b in pairs]))
     return found
 

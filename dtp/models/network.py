@@ -7,10 +7,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Size, Tensor, nn
 
+from dtp.contracts import handed_back, require_layer
 from dtp.errors import UserError
 from dtp.models.options import ModelOptions
 from dtp.modules import LocallyConnected2d, SLReLU
-from dtp.shapes import output_shape
+from dtp.shapes import NotOneTensor, output_shape
 from dtp.tasks import Classification
 
 ACTIVATIONS: dict[str, Callable[[float], nn.Module]] = {
@@ -53,7 +54,11 @@ class Network(nn.Module):
         self.task = Classification(num_classes)
         self.shapes = [self.input_shape]
         self.layers = nn.ModuleList()
-        for layer in self.make_layers():
+        made = self.make_layers()
+        if not isinstance(made, Iterable) or isinstance(made, Tensor):
+            raise handed_back(self, "make_layers", "the layers in their order (yield them)", made)
+        for number, layer in enumerate(made, 1):
+            require_layer(self, number, layer)
             initialise(layer, options.init)
             self.layers.append(layer)
             self.shapes.append(self._shape_after(layer))
@@ -62,6 +67,11 @@ class Network(nn.Module):
             raise UserError(
                 f"{type(self).__name__} must end in {num_classes} values, one for each class (or pixel, or cluster); "
                 f"found {found}."
+            )
+        if not any(True for _ in self.parameters()):
+            raise UserError(
+                f"{type(self).__name__} must have weights to train, found none; give it a layer that has, such as "
+                "nn.Linear."
             )
 
     def make_layers(self) -> Iterable[nn.Sequential]:
@@ -101,6 +111,12 @@ class Network(nn.Module):
     def _shape_after(self, layer: nn.Module) -> Size:
         try:
             return output_shape(layer, self.shapes[-1])
+        except NotOneTensor as error:
+            kinds = ", ".join(dict.fromkeys(type(module).__name__ for module in layer.modules()))
+            raise UserError(
+                f"Layer {len(self.layers)} of {type(self).__name__} ({kinds}) must put out one tensor, and each of "
+                f"its operations too, found {error}; a recurrent layer, say, needs a module around it that picks one."
+            ) from error
         except RuntimeError as error:
             size = "x".join(map(str, self.input_shape[1:]))
             received = "x".join(map(str, self.shapes[-1]))

@@ -1,0 +1,157 @@
+"""What a user's own rule, network or dataset must hand back where we call it: one sentence names whoever does not."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dtp.errors import UserError
+
+
+def shown(value: Any) -> str:
+    """A value in a few words: what it is, and the shape of a tensor."""
+    if isinstance(value, Tensor):
+        kind = str(value.dtype).removeprefix("torch.")
+        return f"a tensor {kind} of shape {tuple(value.shape)}"
+    if value is None:
+        return "None"
+    if isinstance(value, tuple | list):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"a value of type {type(value).__name__}"
+
+
+def handed_back(owner: Any, method: str, expected: str, found: Any) -> UserError:
+    """The mistake that ``method`` of the class of ``owner`` returns something else than it must."""
+    return UserError(
+        f"{method} of {type(owner).__name__} must return {expected}, found {shown(found)}; mend {type(owner).__name__}."
+    )
+
+
+def require_tensor(owner: Any, method: str, what: str, found: Any, shape: Sequence[int]) -> Tensor:
+    """``found``, if it is a tensor of ``shape``."""
+    if not isinstance(found, Tensor) or tuple(found.shape) != tuple(shape):
+        raise handed_back(owner, method, f"{what} as a tensor of shape {tuple(shape)}", found)
+    return found
+
+
+def require_loss_value(owner: Any, method: str, found: Any, trained: bool = True) -> Tensor:
+    """``found``, if it is a single number, and one that can be descended on where weights are ``trained``."""
+    if not isinstance(found, Tensor) or found.numel() != 1 or found.dim() > 0:
+        raise handed_back(owner, method, "a loss of one number, as a tensor of shape ()", found)
+    if trained and not found.requires_grad:
+        raise UserError(
+            f"{method} of {type(owner).__name__} must return a loss that depends on the weights, found one without "
+            f"gradients (a detached tensor, or a constant); mend {type(owner).__name__}."
+        )
+    return found
+
+
+@contextmanager
+def unedited(owner: Any, method: str, tensors: Iterable[tuple[str, Any]]) -> Iterator[None]:
+    """Raise UserError if ``method`` changes one of the named tensors in place: others read them after it."""
+    before = [(name, tensor, tensor._version) for name, tensor in tensors if isinstance(tensor, Tensor)]
+    yield
+    for name, tensor, version in before:
+        if tensor._version != version:
+            raise UserError(
+                f"{method} of {type(owner).__name__} changes {name} in place, which others read after it; have it "
+                "make a new tensor (x = x + 1 in place of x += 1)."
+            )
+
+
+def gradients(owner: Any, network: nn.Module, loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients of ``loss`` by ``weights``; the classes are named where the loss does not have them."""
+    try:
+        return list(torch.autograd.grad(loss, weights))
+    except RuntimeError as error:
+        mine, theirs = type(owner).__name__, type(network).__name__
+        if "modified by an inplace operation" in str(error):
+            raise UserError(
+                f"{mine} or a layer of {theirs} changes in place what the gradient needs (x += 1, x.relu_(), "
+                "inplace=True after a nonlinearity); have it make a new tensor."
+            ) from error
+        if "appears to not have been used" in str(error):
+            raise UserError(
+                f"The loss of {mine} does not depend on all weights of {theirs}; leave out the layers that are not "
+                "used, or freeze their weights (requires_grad_(False))."
+            ) from error
+        if "does not require grad" in str(error):
+            raise UserError(
+                f"The loss of {mine} does not depend on the weights of {theirs}; find where a tensor is detached, or "
+                "made without gradients (torch.no_grad)."
+            ) from error
+        raise
+
+
+def require_mapping(owner: Any, method: str, found: Any, is_value: Callable[[Any], bool], values: str) -> dict:
+    """``found``, if it is a dictionary whose values are as they must be."""
+    if not isinstance(found, dict) or not all(map(is_value, found.values())):
+        wrong = next((value for value in found.values() if not is_value(value)), found) if found else found
+        raise handed_back(owner, method, f"a dictionary of {values}", wrong if isinstance(found, dict) else found)
+    return found
+
+
+def is_number(value: Any) -> bool:
+    """Whether ``value`` is one number, in a tensor or not."""
+    return value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, numbers.Real)
+
+
+def require_layer(owner: nn.Module, number: int, layer: Any) -> None:
+    """Raise UserError unless ``layer`` is a module with weights that can be trained as they are."""
+    name = type(owner).__name__
+    if not isinstance(layer, nn.Module):
+        raise UserError(
+            f"make_layers of {name} must yield layers (nn.Sequential), found for layer {number} "
+            f"{shown(layer) if not isinstance(layer, type) else f'the class {layer.__name__}'}; mend {name}."
+        )
+    operations = list(layer) if isinstance(layer, nn.Sequential) else [layer]
+    for place, operation in enumerate(operations):
+        before = type(operations[place - 1]).__name__ if place else ""
+        if getattr(operation, "inplace", False) and (not before or before in _NEED_THEIR_OUTPUT):
+            where = f"after {before}, whose gradient needs it" if before else "at the start of a layer"
+            raise UserError(
+                f"Layer {number} of {name} has {type(operation).__name__}(inplace=True) {where}: it would overwrite "
+                "values that others read; leave inplace out."
+            )
+    for kind, tensor in [("weights", p) for p in layer.parameters()] + [("buffers", b) for b in layer.buffers()]:
+        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+            raise UserError(
+                f"Layer {number} of {name} is a lazy one, whose sizes are not known yet; use the type without Lazy "
+                "and give the number of its inputs (self.features, or self.shapes[-1][0] for channels)."
+            )
+        if tensor.is_meta or (tensor.is_floating_point() and tensor.dtype != torch.float32):
+            found = "on the meta device" if tensor.is_meta else str(tensor.dtype).removeprefix("torch.")
+            raise UserError(
+                f"Layer {number} of {name} must have {kind} in float32, found {found}; make it without a dtype or "
+                "device (--precision chooses another one)."
+            )
+
+
+_NEED_THEIR_OUTPUT = ("Sigmoid", "Tanh", "ELU", "Softmax", "LogSoftmax", "SELU", "ReLU6", "Softplus", "SLReLU")
+
+
+def require_batch(data: Any, loader: str, batch: Any, input_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Images and labels of a batch, if it is such a pair."""
+    if not isinstance(batch, tuple | list) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
+        raise UserError(
+            f"{loader} of {type(data).__name__} must give batches of two tensors, images and labels, found "
+            f"{shown(batch)}; mend {type(data).__name__}."
+        )
+    x, y = batch
+    shape = "x".join(map(str, input_shape))
+    if not x.is_floating_point() or tuple(x.shape[1:]) != tuple(input_shape):
+        raise UserError(
+            f"{loader} of {type(data).__name__} must give images in floating point of shape (B, {shape}), found "
+            f"{shown(x)}; mend {type(data).__name__}."
+        )
+    if y.dtype != torch.int64 or tuple(y.shape) != (len(x),):
+        raise UserError(
+            f"{loader} of {type(data).__name__} must give labels as int64 of shape ({len(x)},), one for each image, "
+            f"found {shown(y)}; mend {type(data).__name__}."
+        )
+    return x, y
