@@ -1,0 +1,1 @@
+"""What is done to runs that no run should have to bear: python -m tests.chaos."""
