@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from typing import Any
 
 from torch import Size, Tensor, nn
 
@@ -98,8 +99,8 @@ class FeedbackLayer(nn.Module):
         super().__init__()
         self.operations = nn.ModuleList(operations)
         self.positions = tuple(positions)
-        # What was found of the affine map, while the weights are the same objects.
-        self._known_place: tuple[tuple[int, ...], int] | None = None
+        # What was found of the affine map, while operations and weights are the same objects under the same names.
+        self._known_place: tuple[Any, int] | None = None
 
     def forward(self, y: Tensor, context: Context) -> Tensor:
         for operation, position in zip(self.operations, self.positions, strict=True):
@@ -126,9 +127,11 @@ class FeedbackLayer(nn.Module):
         Raises:
             NotReducible: the layer is not of this form, or does more than its operations say.
         """
-        weights = tuple(map(id, self.parameters()))
-        if self._known_place is None or self._known_place[0] != weights:
-            self._known_place = weights, self._find_affine_place()
+        # A parametrisation keeps the parameter, but not its name.
+        weights = tuple((name, id(parameter)) for name, parameter in self.named_parameters())
+        made_of = weights, tuple(map(id, self.operations))
+        if self._known_place is None or self._known_place[0] != made_of:
+            self._known_place = made_of, self._find_affine_place()
         place = self._known_place[1]
         if any(map(has_hooks, (self, *self.operations[place].modules(), *self.operations[place + 1 :]))):
             raise NotReducible("its feedback has hooks")

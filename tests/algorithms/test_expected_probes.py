@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dtp.algorithms import BP, DTP
@@ -298,6 +299,24 @@ def test_noisy_maxima_are_said_to_be_drawn():
     forms = rule_of(vgg_like(), routing="noisy", noise_samples=4).feedback_forms()
     assert forms[2].startswith("in expectation; its first term from 4 noise samples per batch: the maxima move")
     assert forms[3] == forms[4] == forms[5] == "in expectation"
+
+
+class Positive(nn.Module):
+    """A parametrisation by the absolute value."""
+
+    def forward(self, weight):
+        return weight.abs()
+
+
+def test_weights_parametrised_after_the_rule_was_made_are_sampled_and_trained():
+    network = tanh_network(16, 12, 8, 5)
+    rule = rule_of(network)
+    assert rule.feedback_forms()[2] == "in expectation"
+    register_parametrization(rule.feedback[2].operations[-1].linear, "weight", Positive())
+    rule.configure_optimizers()
+    assert "not linear in one weight" in rule.feedback_forms()[2]
+    before = state(rule.feedback)
+    assert changed(before, trained(rule, make_batch(network)[0])) == set(before)
 
 
 # --- precision --------------------------------------------------------------------------------------------------------
