@@ -392,10 +392,20 @@ class Algorithm(LightningModule):
     def _may_capture(self) -> bool:
         """Whether a batch is a fixed sequence of operations on a GPU, which can be captured."""
         on_gpu = self.device.type == "cuda" and self.trainer.world_size == 1
-        # Hooks, numbers drawn in a layer, and what an optimizer decides on the host would be those of one batch.
-        varies = any(isinstance(module, RandomOperation | _DropoutNd) or has_hooks(module) for module in self.modules())
+        # What an optimizer decides on the host would be that of one batch.
         plain = all(is_plain(optimizer, SGD, groups=True) for optimizer in self._made_optimizers)
-        return on_gpu and self.capture_batches and self.fixed_sequence() and plain and not varies
+        return on_gpu and self.capture_batches and self.fixed_sequence() and plain and self._network_repeats()
+
+    def _network_repeats(self) -> bool:
+        """Whether the layers do the same operations on every batch, and draw nothing.
+
+        Of a user's own modules that is not known: what they do on the host would be done once.
+        """
+        varies = any(isinstance(module, RandomOperation | _DropoutNd) or has_hooks(module) for module in self.modules())
+        # A network of the user's own is one more list of layers, unless it has a pass of its own.
+        listed = type(self.network).forward is Network.forward
+        known = all(map(_is_shipped, self.network.layers.modules() if listed else self.network.modules()))
+        return known and not varies
 
     def fixed_sequence(self) -> bool:
         """Whether :meth:`training_batch` does the same operations on every batch, and neither draws nor waits.
@@ -569,6 +579,10 @@ def _as_list(found: Any) -> list:
     if found is None:
         return []
     return found if isinstance(found, list) else [found]
+
+
+def _is_shipped(module: torch.nn.Module) -> bool:
+    return type(module).__module__.partition(".")[0] in ("torch", "dtp")
 
 
 def _check_ranges(options: AlgorithmOptions, layers: list[int]) -> None:

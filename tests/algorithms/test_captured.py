@@ -1,7 +1,11 @@
 """A batch that is captured once and replayed learns what it would have learned plainly."""
 
+import random
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import nn
 
 from dtp.algorithms import BP, DTP
 from dtp.algorithms.captured import PLAIN, CapturedBatches
@@ -9,6 +13,7 @@ from dtp.algorithms.options import AlgorithmOptions, DTPOptions
 from dtp.errors import UserError
 from dtp.models import VGG
 from dtp.models.options import VGGOptions
+from tests.algorithms.networks import Layers
 
 
 def made(kind, **options):
@@ -86,6 +91,33 @@ def test_only_rules_that_do_the_same_on_every_batch_are_captured():
 
     network = VGG(VGGOptions(channels=[4, 6]), (3, 8, 8), 10)
     assert not Mine(network, DTPOptions(**EXPECTED)).fixed_sequence()
+
+
+class Skipped(nn.Module):
+    """A user's own operation, which decides on the host."""
+
+    def forward(self, x):
+        return x if random.random() < 0.5 else 0 * x
+
+
+class OwnPass(Layers):
+    """A user's own network that does the same."""
+
+    def forward(self, x):
+        return super().forward(x) * random.random()
+
+
+@pytest.mark.parametrize(
+    "kind, more, repeats", [(Layers, [], True), (Layers, [Skipped()], False), (OwnPass, [], False)]
+)
+def test_modules_of_the_users_own_are_not_captured(kind, more, repeats, monkeypatch):
+    network = kind([nn.Sequential(nn.Flatten(), nn.Linear(12, 5)), nn.Sequential(*more, nn.Linear(5, 5))], (3, 2, 2))
+    rule = BP(network)
+    rule.configure_optimizers()
+    rule.capture_batches = True
+    monkeypatch.setattr(BP, "device", torch.device("cuda"))
+    monkeypatch.setattr(BP, "trainer", SimpleNamespace(world_size=1))
+    assert rule._may_capture() == repeats
 
 
 def test_a_batch_that_cannot_be_captured_ends_in_one_sentence():
