@@ -187,7 +187,8 @@ class ExpectedLDRL:
         """D and N of a batch.
 
         Args:
-            clean: (s_in, s_out, context) of the clean pass; the context holds the value of the affine map.
+            clean: (s_in, s_out, context) of the clean pass; where the context does not hold the value of the affine
+                map, that is computed again.
             noise: (eps, eta) of one iteration, for a first term that is drawn.
         """
         s_in, s_out, context = clean
@@ -195,7 +196,13 @@ class ExpectedLDRL:
         if self.drawn:
             first, _ = self.reduced.first_term(self.reduced.clean_pass(s_in, s_out, context), noise[0], 1)
             return Moments(first[0], second, True)
-        return Moments(self._first(context), second, False)
+        a = context.affine
+        if a is None:
+            # Nobody asked the clean pass to keep it.
+            a = s_in
+            for module in self.modules[: self.place + 1]:
+                a = module(a)
+        return Moments(self._first(full_precision(a), context), second, False)
 
     def curvature(self, moments: Moments, decay: float = 0.0) -> Tensor:
         """h, broadcastable to V: second derivative of the loss with a penalty ``decay`` / 2 |V|^2, at least 0."""
@@ -224,9 +231,8 @@ class ExpectedLDRL:
         pull, v = self.pull(moments) if pull is None else pull, self.weight
         return (self.curvature(moments) * v).mul_(0.5).sub_(pull).mul_(v).sum()
 
-    def _first(self, context: Context) -> Tensor:
-        """D: means of h'."""
-        a = full_precision(context.affine)
+    def _first(self, a: Tensor, context: Context) -> Tensor:
+        """D: means of h' around ``a``, the value of the affine map."""
         if len(self.modules) == self.place + 1 and not self.before:
             return self.map.over_positions(torch.ones_like(a[0]))
         pool = self._pool(context)

@@ -11,10 +11,12 @@ from torch.nn.utils.parametrize import register_parametrization
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dtp.algorithms import BP, DTP
+from dtp.algorithms.local_targets import Activations
 from dtp.algorithms.options import DTPOptions
 from dtp.arguments import parse
 from dtp.cli import main
 from dtp.errors import UserError
+from dtp.feedback import Context, forward_with_context
 from dtp.models import LeNet
 from dtp.models.options import LeNetOptions
 from dtp.runs import newest_checkpoint
@@ -181,6 +183,31 @@ def test_a_rule_with_other_targets_is_trained_in_expectation():
     rule.training_batch(*make_batch(network))
     assert changed(before, state(rule)) == set(before)
     assert set(rule.engine.used.values()) == {"expected"}
+
+
+class OwnPass(DTP):
+    """A rule with a clean pass of its own, which keeps nothing for anybody."""
+
+    def activations(self, x, gradients=True):
+        s, contexts, outputs = [x], [Context()], [x]
+        for layer in self.network:
+            output, context = forward_with_context(layer, s[-1])
+            outputs.append(output)
+            contexts.append(context)
+            s.append(output.detach())
+        return Activations(s, contexts, outputs)
+
+
+def test_a_clean_pass_that_keeps_nothing_trains_the_same_weights():
+    found = []
+    for kind in (DTP, OwnPass):
+        torch.manual_seed(0)
+        network = vgg_like()
+        rule = kind(network, DTPOptions(**EXPECTED)).double()
+        rule.configure_optimizers()
+        found.append(trained(rule, make_batch(network)[0]))
+        assert set(rule.engine.used.values()) == {"expected"}
+    assert same(*found)
 
 
 # --- what it computes -------------------------------------------------------------------------------------------------
