@@ -92,7 +92,7 @@ class DTP(TargetPropagation):
 
     def _advise_on_samples(self) -> None:
         """Say where a first term is drawn from too few samples, which leads feedback weights astray."""
-        forms = {n: self._expected(n) for n in self.trained_feedback}
+        forms = {n: self._expected(n) for n in self.trained_feedback if self.feedback_iterations[n]}
         drawn = [n for n, form in forms.items() if form is not None and form.drawn]
         # Their mean error falls with the root of the samples; as many as the published iterations make it that of the
         # sampled rule.

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 
 import pytest
 import torch
@@ -344,6 +345,14 @@ def test_weights_parametrised_after_the_rule_was_made_are_sampled_and_trained():
     assert "not linear in one weight" in rule.feedback_forms()[2]
     before = state(rule.feedback)
     assert changed(before, trained(rule, make_batch(network)[0])) == set(before)
+
+
+def test_layers_that_take_no_iterations_draw_nothing_to_be_warned_of():
+    with pytest.warns(UserWarning, match="the first term of layer 2 is drawn from 1"):
+        rule_of(vgg_like(), routing="noisy")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        rule_of(vgg_like(), routing="noisy", feedback_iterations=[0, 20, 20, 20])
 
 
 # --- precision --------------------------------------------------------------------------------------------------------
