@@ -68,8 +68,13 @@ class NotExpected(NotReducible):
 # Operations of a feedback layer that act on each value by itself, and those of them that are linear.
 _LINEAR = (BatchNormAdjoint, Gate, PassThrough, StandardiseAdjoint)
 _BY_VALUE = (Elementwise, *_LINEAR)
-# Affine maps of which it is known which weights reach where.
-_MAPS = (LinearFeedback, ConvFeedback, SameConvFeedback, LocallyConnectedFeedback)
+# Affine maps of which it is known which weights reach where, each with what it undoes.
+_MAPS = {
+    LinearFeedback: nn.Linear,
+    ConvFeedback: nn.Conv2d,
+    SameConvFeedback: SameConv2d,
+    LocallyConnectedFeedback: LocallyConnected2d,
+}
 
 
 @dataclass(frozen=True)
@@ -154,9 +159,7 @@ class ExpectedLDRL:
     def _why_drawn(self, routing: Routing) -> str:
         """Why the mean of the first term is not known; empty where it is."""
         forward = self.modules[self.place]
-        known = {LinearFeedback: nn.Linear, LocallyConnectedFeedback: LocallyConnected2d}
-        known = known.get(type(self.map), SameConv2d if type(forward) is SameConv2d else nn.Conv2d)
-        known = type(forward) is known and operation_of(forward).plain
+        known = type(forward) is _MAPS.get(type(self.map)) and operation_of(forward).plain
         if not known or any(has_hooks(module) for module in self.modules):
             return "its affine map is not one of the known ones, or has hooks"
         if any(type(module) not in (nn.Flatten, nn.Identity) for module in self.modules[: self.place]):

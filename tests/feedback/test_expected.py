@@ -439,6 +439,14 @@ def test_a_map_that_uses_its_weights_in_its_own_way_must_say_which_reach_where()
         ExpectedLDRL(layer, feedback, 0.2, routing="fixed")
 
 
+@pytest.mark.parametrize("layer, base", [(nn.Linear(7, 6), LinearFeedback), (nn.Conv2d(2, 4, 3), ConvFeedback)])
+def test_the_first_term_of_a_users_own_map_is_drawn(layer, base):
+    """Which weights reach where says what the second term is, not how the first depends on them."""
+    own = type("Own", (base,), {"over_positions": lambda self, values: 4 * base.over_positions(self, values)})
+    made = own(layer, False) if base is LinearFeedback else own(layer, MAPS, False)
+    assert "not one of the known ones" in ExpectedLDRL(layer, FeedbackLayer([made], [0]), 0.2, routing="fixed").drawn
+
+
 def test_a_forward_pass_of_the_users_own_is_not_taken_for_the_modules(registry):
     feedback = undo(conv(nn.ELU()), MAPS)
     made = lambda module, in_shape, settings: ConvFeedback(module, in_shape, settings.bias)  # noqa: E731
