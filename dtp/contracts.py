@@ -124,8 +124,11 @@ def require_layer(owner: nn.Module, number: int, layer: Any) -> None:
                 f"Layer {number} of {name} is a lazy one, whose sizes are not known yet; use the type without Lazy "
                 "and give the number of its inputs (self.features, or self.shapes[-1][0] for channels)."
             )
-        if tensor.is_meta or (tensor.is_floating_point() and tensor.dtype != torch.float32):
-            found = "on the meta device" if tensor.is_meta else str(tensor.dtype).removeprefix("torch.")
+        # Whoever makes a network within a context of another device or dtype wants all of it there.
+        usual = torch.empty(0)
+        misplaced = tensor.is_meta and not usual.is_meta
+        if misplaced or (tensor.is_floating_point() and tensor.dtype not in (torch.float32, usual.dtype)):
+            found = "on the meta device" if misplaced else str(tensor.dtype).removeprefix("torch.")
             raise UserError(
                 f"Layer {number} of {name} must have {kind} in float32, found {found}; make it without a dtype or "
                 "device (--precision chooses another one)."

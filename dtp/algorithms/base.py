@@ -326,6 +326,10 @@ class Algorithm(LightningModule):
             self._go_on_within_epoch(self._begun)
             self._begun = None
 
+    def on_fit_end(self) -> None:
+        # Their graphs hold memory, and workspaces that are freed now.
+        self._captured = CapturedBatches(self._learn)
+
     def on_train_epoch_start(self) -> None:
         self._begin_epoch()
 
@@ -401,7 +405,13 @@ class Algorithm(LightningModule):
 
         Of a user's own modules that is not known: what they do on the host would be done once.
         """
-        varies = any(isinstance(module, RandomOperation | _DropoutNd) or has_hooks(module) for module in self.modules())
+        varies = any(
+            isinstance(module, RandomOperation | _DropoutNd)
+            or has_hooks(module)
+            # It weighs its statistics by a count that the host reads.
+            or (isinstance(module, _BatchNorm) and module.momentum is None)
+            for module in self.modules()
+        )
         # A network of the user's own is one more list of layers, unless it has a pass of its own.
         listed = type(self.network).forward is Network.forward
         known = all(map(_is_shipped, self.network.layers.modules() if listed else self.network.modules()))
@@ -422,9 +432,9 @@ class Algorithm(LightningModule):
         """Numbers and addresses that a captured batch has fixed."""
         groups = [group for optimizer in self._made_optimizers for group in optimizer.param_groups]
         settings = tuple((group["lr"], group["momentum"], group["weight_decay"]) for group in groups)
-        tensors = [p for group in groups for p in group["params"]]
         states = [value for o in self._made_optimizers for state in o.state.values() for value in state.values()]
-        return settings, tuple(t.data_ptr() for t in (*tensors, *states) if isinstance(t, Tensor))
+        tensors = [t for t in (*self.parameters(), *self.buffers(), *states) if isinstance(t, Tensor)]
+        return settings, tuple((t.data_ptr(), t.requires_grad) for t in tensors)
 
     def _count_batch(self) -> None:
         """Make ``global_step`` count this batch, once, whatever the number of optimizer steps in it.
@@ -448,7 +458,7 @@ class Algorithm(LightningModule):
                 "epoch": float(self.current_epoch),
                 **means,
                 "train/images_per_second": progress["images_per_second"],
-                "train/feedback_share": progress["feedback_share"],
+                **({} if self.captures else {"train/feedback_share": progress["feedback_share"]}),
             }
         )
         # Manual optimization steps no schedule; here the new rate is in the checkpoint that the epoch's end writes.
