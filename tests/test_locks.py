@@ -92,7 +92,7 @@ def test_a_signal_ends_the_wait(cache, tmp_path):
     code = (
         "import sys; from pathlib import Path; from dtp.data.cache import data_lock\n"
         "from dtp.signals import Stopped, stop_request\n"
-        "stop_request.install()\n"
+        "stop_request.begin()\n"
         "try:\n"
         "    with data_lock('digits', Path(sys.argv[1])): pass\n"
         "except Stopped as stopped:\n"

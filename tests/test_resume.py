@@ -306,15 +306,15 @@ def test_nohup_is_heeded(monkeypatch):
     before = signal.getsignal(signal.SIGHUP)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        stop_request.install()
-        signal.raise_signal(signal.SIGHUP)
-        assert stop_request.signum is None
+        with stop_request.handled():
+            signal.raise_signal(signal.SIGHUP)
+            assert stop_request.signum is None
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with stop_request.handled():
+            signal.raise_signal(signal.SIGHUP)
+            assert stop_request.name == "SIGHUP"
     finally:
         signal.signal(signal.SIGHUP, before)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    stop_request.install()
-    signal.raise_signal(signal.SIGHUP)
-    assert stop_request.name == "SIGHUP"
 
 
 def test_an_epoch_that_goes_on_in_its_middle_is_timed_from_there(here, capsys):

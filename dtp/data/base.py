@@ -1,5 +1,6 @@
 """What all datasets share: splits, normalisation, augmentation and loaders."""
 
+import os
 from typing import Any, get_args
 
 import numpy as np
@@ -296,5 +297,11 @@ def _check(options: DataOptions) -> None:
     ):
         if value < least:
             raise UserError(f"{flag} {value}: expected a whole number of at least {least}; give a larger one.")
+    # Each is a process with a copy of what this one has imported.
+    most = max(16, 4 * (os.cpu_count() or 1))
+    if options.num_workers > most:
+        raise UserError(
+            f"--num-workers {options.num_workers}: expected at most {most}, four for each core; give fewer."
+        )
     if options.pca_scale != "kept" and not options.pca:
         raise UserError("--pca-scale: expected --pca with a number of components as well, found none; add it.")
