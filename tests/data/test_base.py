@@ -164,7 +164,7 @@ class Own(ImageData):
 @pytest.mark.parametrize("labels", [[0.0, 1.0, 2.0, 1.0], torch.tensor([0, 1, 2, 1]), np.array([0, 1, 2, 1], "u1")])
 def test_labels_may_be_whole_numbers_of_any_kind(labels, monkeypatch):
     monkeypatch.setattr(Own, "labels", labels)
-    assert Own(DataOptions())._checked((Own.images, labels), "training")[1].tolist() == [0, 1, 2, 1]
+    assert Own(DataOptions())._checked((Own.images, labels), "training", "load_train")[1].tolist() == [0, 1, 2, 1]
 
 
 @pytest.mark.parametrize(
