@@ -75,6 +75,7 @@ AS_BEFORE = {
     "probes": "sampled",
     "probe_nodes": 5,
     "feedback_slope": "own",
+    "feedback_tracking": "no",
 }
 # Options that may differ between the ranks of one start: each machine has its own disks, and only rank 0 reports.
 RANKS_MAY_DIFFER = {"data_dir", "data_on_device", "num_workers", "logger", "verbose"}

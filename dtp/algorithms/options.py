@@ -122,6 +122,9 @@ class TargetPropagationOptions(TargetOptions):
     noise_samples: int = 1
     # First feedback weights: PyTorch's own random ones, or the transpose of the forward weights.
     feedback_init: Literal["random", "symmetric"] = "random"
+    # Whether each step of the forward weights also moves the feedback weights, by its transpose (Kolen and Pollack
+    # 1994), so that those follow between their own iterations (kolen-pollack), or not (no, as published).
+    feedback_tracking: Literal["no", "kolen-pollack"] = "no"
     # Order of the two phases: feedback first in every batch (sequential), both from the same activations and old
     # weights (parallel), or whole epochs of one and the other in turn (alternating; an epoch is one pass of either).
     schedule: Schedule = "sequential"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -102,6 +102,14 @@ class TargetPropagation(LocalTargets):
         self.engine = FeedbackEngine(o.engine, o.feedback_memory << 20, stops_early=self.close > 0)
         self.engine.choose(self.device, self._steps_directly())
         self._check_probes()
+        self._tracking = numbers if o.feedback_tracking == "kolen-pollack" else []
+        for n in self._tracking:
+            pairs = self.feedback_weights().get(n, [])
+            if not pairs or not all(isinstance(feedback, nn.Parameter) for feedback, _ in pairs):
+                raise UserError(
+                    f"--feedback-tracking: expected feedback weights of the shape of the transposed forward ones, "
+                    f"found others in layer {n}; use no."
+                )
 
     def _check_probes(self) -> None:
         for n in self.trained_feedback:
@@ -286,9 +294,20 @@ class TargetPropagation(LocalTargets):
         if forward_turn:
             if targets is None:
                 targets = self.targets(activations, y)
-            self.forward_step(activations, targets, y)
+            with self._tracked():
+                self.forward_step(activations, targets, y)
         self._batches_alone += 1
         return activations.logits, scalars
+
+    @contextmanager
+    def _tracked(self) -> Iterator[None]:
+        """Move the feedback weights as the forward weights move within, where ``feedback_tracking`` says so."""
+        pairs = [pair for n in self._tracking for pair in self.feedback_weights().get(n, ())]
+        before = [forward.detach().clone() for _, forward in pairs]
+        yield
+        with torch.no_grad():
+            for (feedback, forward), old in zip(pairs, before, strict=True):
+                feedback.add_(forward - old)
 
     def kind_of_batch(self) -> Any:
         return self.turns()

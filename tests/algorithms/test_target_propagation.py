@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.parametrize import register_parametrization
 
 from dtp.algorithms import ALGORITHMS, BP, DTP, TP, TargetPropagation, VanillaDTP
 from dtp.algorithms.options import DTPOptions, TPOptions, VanillaDTPOptions
@@ -382,3 +383,36 @@ def test_one_optimizer_for_all_feedback_layers_is_stepped_in_the_general_way(mlp
     before = state(rule.feedback)
     rule.training_batch(*make_batch(mlp))
     assert not same(before, rule.feedback.state_dict())
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_kolen_pollack_tracking_keeps_the_distance_of_the_feedback_to_the_transpose(optimizer):
+    # Both sides of a layer move by the same increment, momentum, decay and all, whatever the data.
+    network = VGG(VGGOptions(channels=[4, 5]), (3, 8, 8), 6).double()
+    rule = make("dtp", network, feedback_tracking="kolen-pollack", feedback_iterations=[0], optimizer=optimizer, lr=0.1)
+    pairs = [pair for found in rule.double().feedback_weights().values() for pair in found]
+    assert len(pairs) == 2
+    distances, forward = [v - w.clone() for v, w in pairs], state(rule.network)
+    for _ in range(3):
+        rule.training_batch(*make_batch(network))
+    assert not same(forward, rule.network.state_dict())
+    for (v, w), distance in zip(pairs, distances, strict=True):
+        torch.testing.assert_close(v - w, distance, rtol=0, atol=1e-14)
+
+
+def test_without_tracking_feedback_weights_stay_where_they_are_without_iterations(mlp):
+    rule = make("dtp", mlp, feedback_iterations=[0])
+    before = state(rule.feedback)
+    rule.training_batch(*make_batch(mlp))
+    assert same(before, rule.feedback.state_dict())
+
+
+def test_tracking_with_feedback_weights_of_another_form_is_refused(mlp):
+    class Own(DTP):
+        def make_feedback(self):
+            feedback = super().make_feedback()
+            register_parametrization(feedback[2].operations[-1].linear, "weight", nn.Tanh())
+            return feedback
+
+    with pytest.raises(UserError, match="--feedback-tracking.*layer 2"):
+        Own(mlp, DTPOptions(feedback_tracking="kolen-pollack"))
