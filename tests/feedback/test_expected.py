@@ -4,6 +4,7 @@ taken one by one."""
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call, jacfwd, jacrev
 
@@ -16,6 +17,7 @@ from dtp.feedback import (
     ldrl_loss,
     register_feedback,
 )
+from dtp.feedback.expected import _elu
 from dtp.feedback.operations import ConvFeedback, LinearFeedback
 from dtp.modules import FirstUnits, InnerFunction, LocallyConnected2d, ResidualUnit, SameConv2d, SLReLU, Standardise
 
@@ -470,3 +472,11 @@ def test_gates_are_undone_by_what_they_are(gate, known):
     task.weight = form.weight
     sampled = literal_gradients(task, replicates=50, samples=500)
     compare_with_samples(form.gradient(form.moments(task.clean)), sampled, precision=0.06)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_quicker_elu_is_elu_to_rounding(dtype):
+    x = torch.cat([torch.linspace(-30, 5, 5000, dtype=dtype), torch.tensor([0, -1e-9, 1e-9, -1e30, 1e30], dtype=dtype)])
+    kept = x.clone()
+    torch.testing.assert_close(_elu(x, 1.0), F.elu(x), rtol=0, atol=float(torch.finfo(dtype).eps))
+    assert torch.equal(x, kept)
