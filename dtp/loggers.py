@@ -10,7 +10,8 @@ import secrets
 import socket
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import SplitResult, urlsplit
@@ -257,11 +258,12 @@ def make_wandb_logger(run_dir: Path, config: dict[str, Any], name: str, project:
     run_id = _wandb_id(run_dir)
 
     def start(mode: WandbMode) -> Any:
-        setup(settings=Settings(silent=True))
-        settings = Settings(silent=True, console="off", init_timeout=INIT_SECONDS)
-        return init(
-            project=project, name=name, dir=str(run_dir), id=run_id, resume="allow", mode=mode, settings=settings
-        )
+        with _masked_arguments():
+            setup(settings=Settings(silent=True))
+            settings = Settings(silent=True, console="off", init_timeout=INIT_SECONDS)
+            return init(
+                project=project, name=name, dir=str(run_dir), id=run_id, resume="allow", mode=mode, settings=settings
+            )
 
     # Of an earlier run in this process; init would return that one.
     finish()
@@ -291,6 +293,17 @@ def log_figure(loggers: Iterable[Logger], name: str, path: Path) -> None:
     for logger in loggers:
         if hasattr(logger, "log_image"):
             logger.log_image(key=name, images=[str(path)])
+
+
+@contextmanager
+def _masked_arguments() -> Iterator[None]:
+    """Within it the arguments of this process, which W&B records where it starts, are without passwords."""
+    words = sys.argv
+    sys.argv = [*map(masked, words)]
+    try:
+        yield
+    finally:
+        sys.argv = words
 
 
 def _wandb_id(run_dir: Path) -> str:

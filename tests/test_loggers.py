@@ -337,6 +337,24 @@ def test_wandb_disabled_stays_disabled(tmp_path, monkeypatch, wandb):
     assert not (tmp_path / "wandb").exists()
 
 
+def test_wandb_keeps_no_password_of_the_command(tmp_path, monkeypatch, wandb):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    words = ["main.py", "--data-dir", "https://me:secret@host/?token=geheim"]
+    monkeypatch.setattr(sys, "argv", words)
+    original, recorded = wandb.init, []
+
+    def init(**given):
+        recorded.extend(given["settings"]._args)
+        return original(**given)
+
+    monkeypatch.setattr(wandb, "init", init)
+    make_wandb_logger(tmp_path, {"data_dir": words[2]}, "run")
+    wandb.finish()
+    assert recorded == ["--data-dir", "https://me:***@host/?token=***"] and sys.argv is words
+    kept = b"".join(path.read_bytes() for path in (tmp_path / "wandb").rglob("*") if path.is_file())
+    assert b"secret" not in kept and b"geheim" not in kept
+
+
 def test_wandb_on_other_ranks_does_nothing(tmp_path, monkeypatch, wandb):
     monkeypatch.setattr(rank_zero_only, "rank", 1)
     logger = make_wandb_logger(tmp_path, {"lr": 0.1}, "run")
