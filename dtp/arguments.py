@@ -108,6 +108,7 @@ def parse(argv: Sequence[str]) -> Config:
                 raise UserError(
                     f"{name}: --{key} belongs on the command line, not into a file; take {key!r} out of it."
                 )
+        _require_values(name, values, entries)
         sources.append((name, as_arguments(values, empty=True)))
         origins.append(f"file {name.removeprefix('--config ')}")
     if wants_help:
@@ -136,6 +137,19 @@ def parse(argv: Sequence[str]) -> Config:
     for options in (run, parsed.algo, parsed.model, parsed.data):
         _require_usual_numbers(options)
     return Config(run, parsed.algo, parsed.model, parsed.data, tuple(origins))
+
+
+def _require_values(name: str, values: dict[str, Any], entries: dict[str, Entry]) -> None:
+    """Raise UserError for an option that a file gives no value (null), unless none is what it has by default."""
+    may_be_none = {
+        field.name
+        for cls in _option_classes(entries).values()
+        for field in dataclasses.fields(cls)
+        if field.default is None
+    }
+    for option, value in values.items():
+        if value is None and option not in may_be_none:
+            raise UserError(f"{name}: {option}: expected a value, found none (null); give one, or take the line out.")
 
 
 def _require_usual_numbers(options: Any) -> None:

@@ -96,6 +96,28 @@ def require_mapping(owner: Any, method: str, found: Any, is_value: Callable[[Any
     return found
 
 
+def require_losses(network: Any) -> Sequence[str]:
+    """The losses that ``network`` is made for, if they are names."""
+    found = network.losses
+    if isinstance(found, str) or not isinstance(found, Sequence) or not all(isinstance(name, str) for name in found):
+        name = type(network).__name__
+        raise UserError(
+            f"losses of {name} must be a tuple of names, such as ('cross-entropy',), found {shown(found)}; mend {name}."
+        )
+    return found
+
+
+def require_layer_numbers(owner: Any, attribute: str, known: Iterable[int]) -> None:
+    """Raise UserError unless ``attribute`` of ``owner`` holds numbers of some of the ``known`` layers, each once."""
+    found, known, name = getattr(owner, attribute), list(known), type(owner).__name__
+    numbers = list(found) if isinstance(found, Iterable) else [None]
+    if not all(type(number) is int and number in known for number in numbers) or len(set(numbers)) < len(numbers):
+        raise UserError(
+            f"{attribute} of {name} must hold numbers of layers out of {', '.join(map(str, known)) or 'none'}, each "
+            f"once, found {str(found)[:100]}; mend {name}."
+        )
+
+
 def is_number(value: Any) -> bool:
     """Whether ``value`` is one number, in a tensor or not."""
     return value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, numbers.Real)

@@ -7,7 +7,7 @@ import datetime
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -165,10 +165,13 @@ def process_rank() -> int:
     return 0
 
 
-def open_run(config: Config) -> Run:
+def open_run(config: Config, check: Callable[[Path], Any] = lambda checkpoint: None) -> Run:
     """The folder that this start of the program writes to. Creates nothing that exists already.
 
     On other ranks than 0 what that rank tells, which may take until it has looked at the data.
+
+    Args:
+        check: raises an exception for a checkpoint that cannot be gone on from; asked before a folder is made for one.
 
     Raises:
         UserError: a folder that holds another run, cannot be written, or nothing to resume where a path was given.
@@ -180,7 +183,7 @@ def open_run(config: Config) -> Run:
         if told is not None:
             folder, checkpoint = told
             return Run(Path(folder), Path(checkpoint) if checkpoint else None)
-    return _chosen_run(config)
+    return _chosen_run(config, check)
 
 
 def tell_other_ranks(run: Run) -> None:
@@ -213,10 +216,10 @@ def _newest_matching(config: Config) -> Run | None:
     return None
 
 
-def _chosen_run(config: Config) -> Run:
+def _chosen_run(config: Config, check: Callable[[Path], Any]) -> Run:
     run = config.run
     if run.resume and run.resume != "auto":
-        return _resumed(Path(run.resume), config)
+        return _resumed(Path(run.resume), config, check)
     if run.run_dir:
         folder = Path(run.run_dir)
         if run.resume == "auto" and (folder / CONFIG_FILE).is_file() and not _holds_nothing_else(folder, config):
@@ -411,7 +414,7 @@ def _new_folder(config: Config) -> Path:
     return folder
 
 
-def _resumed(path: Path, config: Config) -> Run:
+def _resumed(path: Path, config: Config, check: Callable[[Path], Any]) -> Run:
     """The run that ``--resume PATH`` goes on with: in its folder from its newest checkpoint, else in a new folder.
 
     A checkpoint with later ones beside it, or one outside a run folder, is not continued in place: what came after it,
@@ -431,6 +434,7 @@ def _resumed(path: Path, config: Config) -> Run:
         is_newest = newest is not None and newest.resolve() == checkpoint.resolve()
         if is_newest and (target is None or target.resolve() == folder.resolve()):
             return Run(folder, checkpoint)
+    check(checkpoint)
     return Run(_made(target or _new_folder(config)).folder, checkpoint)
 
 

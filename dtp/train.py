@@ -18,7 +18,14 @@ from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from dtp.algorithms import ALGORITHMS
 from dtp.algorithms.base import Algorithm
-from dtp.checkpoints import CheckpointFiles, Checkpoints, read_checkpoint, take_weights, with_usable_checkpoint
+from dtp.checkpoints import (
+    CheckpointFiles,
+    Checkpoints,
+    load_checkpoint,
+    read_checkpoint,
+    take_weights,
+    with_usable_checkpoint,
+)
 from dtp.config import PRECISIONS, Config, RunOptions, parse_limit
 from dtp.contracts import handed_back
 from dtp.data import DATA
@@ -77,7 +84,7 @@ def train(config: Config, argv: Sequence[str]) -> dict[str, Any]:
     limit_val_batches = _limit("val", config.run.limit_val_batches, batches["val"])
     limit = limit_train_batches if isinstance(limit_train_batches, int) else int(limit_train_batches * batches["train"])
     algorithm.check_length(config.run.max_epochs, config.run.max_steps, min(limit, batches["train"]))
-    run = open_run(config)
+    run = open_run(config, lambda path: load_checkpoint(path, config, algorithm))
     with run.locked():
         return _train_in(run, config, command, data, algorithm, limit_train_batches, limit_val_batches)
 
@@ -398,6 +405,8 @@ def _quiet_lightning() -> None:
     """Keep Lightning's advice about its own flags out of the output; errors and warnings about the run stay."""
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
     warnings.filterwarnings("ignore", message=".*not resumable.*")
+    # A rule without optimizers is refused, in our words.
+    warnings.filterwarnings("ignore", message=".*configure_optimizers.*returned `None`.*")
     # Of Lightning's own use of torch, nothing a user could change.
     warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):

@@ -277,10 +277,18 @@ def test_negative_numbers_are_values(number):
     assert parse(["--lr", number, "--noise", number, number]).algo.noise == [float(number)] * 2
 
 
-def test_null_in_a_file_leaves_the_default(tmp_path):
+@pytest.mark.parametrize("text", ["lr: null", "widths:", "algo: ~", "nothing: null"])
+def test_null_in_a_file_is_no_value(tmp_path, text):
     file = tmp_path / "mine.yaml"
-    file.write_text("lr: null\n")
-    assert parse(["--config", str(file)]).algo.lr == parse([]).algo.lr
+    file.write_text(f"{text}\n")
+    with pytest.raises(UserError, match=rf"{file}: {text.partition(':')[0]}: expected a value, found none"):
+        parse(["--config", str(file)])
+
+
+def test_null_in_a_file_stands_for_a_default_that_is_none(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("val_size: null\n")
+    assert parse(["--config", str(file)]).data == parse([]).data
 
 
 def test_options_of_other_types_survive_a_saved_configuration(tmp_path, monkeypatch):

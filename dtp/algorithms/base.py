@@ -26,6 +26,7 @@ from dtp.contracts import (
     handed_back,
     is_number,
     require_loss_value,
+    require_losses,
     require_mapping,
     require_tensor,
     shown,
@@ -71,13 +72,14 @@ class Algorithm(LightningModule):
         self.network = network
         self.options = options if options is not None else self.Options()
         require_loss(self.task, self.options.loss)
-        if network.losses and self.task.name != "classification":
+        losses = require_losses(network)
+        if losses and self.task.name != "classification":
             raise UserError(
                 f"--task {self.task.name}: {type(network).__name__} is made for classification; use another network."
             )
-        if network.losses and self.options.loss not in network.losses:
+        if losses and self.options.loss not in losses:
             raise UserError(
-                f"--loss: expected {' or '.join(network.losses)}, which alone {type(network).__name__} is made for, "
+                f"--loss: expected {' or '.join(losses)}, which alone {type(network).__name__} is made for, "
                 f"found {self.options.loss}; give that, or use another network."
             )
         _check_ranges(self.options, list(self._trained_layers()))
@@ -279,10 +281,10 @@ class Algorithm(LightningModule):
         return getattr(self.trainer.strategy, "division", _UNDIVIDED) if self._trainer is not None else _UNDIVIDED
 
     def on_fit_start(self) -> None:
-        if self.forward_optimizer is None:
+        if self.forward_optimizer is None or self.forward_optimizer not in self.trainer.optimizers:
             raise UserError(
-                f"configure_optimizers of {type(self).__name__} must make self.forward_optimizer, found none; have it "
-                "return super().configure_optimizers()."
+                f"configure_optimizers of {type(self).__name__} must make self.forward_optimizer and return it, found "
+                "none; have it return super().configure_optimizers()."
             )
         strategy = self.trainer.strategy
         if self.trainer.world_size > 1 and not isinstance(strategy, FeedbackDDPStrategy):

@@ -16,7 +16,7 @@ from dtp.algorithms.base import Algorithm
 from dtp.algorithms.local_targets import Activations, LocalTargets
 from dtp.algorithms.optimizers import make_optimizer
 from dtp.algorithms.options import TargetPropagationOptions
-from dtp.contracts import handed_back, require_loss_value
+from dtp.contracts import handed_back, require_layer_numbers, require_loss_value
 from dtp.distributed.strategy import FeedbackDDPStrategy
 from dtp.errors import UserError
 from dtp.feedback import (
@@ -346,6 +346,7 @@ class TargetPropagation(LocalTargets):
 
     def feedback_optimizer_list(self) -> list[Optimizer]:
         o = self.options
+        require_layer_numbers(self, "trained_feedback", self.feedback_lr)
         self.feedback_optimizers = {
             n: make_optimizer(
                 o.feedback_optimizer,

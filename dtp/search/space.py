@@ -158,6 +158,8 @@ def read_space(path: Path) -> Space:
             raise UserError(
                 f"{path}: {name!r} is no option of a domain; give --{name.replace('_', '-')} to the search."
             )
+        if value is None:
+            raise UserError(f"{path}: {name}: expected a value, found none (null); give one, or take the line out.")
         if isinstance(value, dict):
             parameters[name] = _parameter(path, name, value)
         else:
@@ -173,7 +175,7 @@ def _parameter(path: Path, name: str, content: dict[str, Any]) -> Parameter:
         raise UserError(f"{where}: expected one of {', '.join(KINDS)}, found {found}{did_you_mean(found, KINDS)}.")
     ((kind, values),) = content.items()
     if kind == "choice":
-        if not isinstance(values, list) or not values or any(isinstance(value, dict) for value in values):
+        if not isinstance(values, list) or not values or any(isinstance(value, dict | None) for value in values):
             raise UserError(f"{where}: expected a list of choices, found {values!r}.")
         if len({str(_label(value)) for value in values}) < len(values):
             raise UserError(f"{where}: expected each choice once, found {values}.")

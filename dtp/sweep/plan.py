@@ -172,7 +172,7 @@ def read_sweep(path: Path) -> Sweep:
     variants = _mapping(path, "variants", content.get("variants")) or {"": {}}
     grid = _options(path, "grid", content.get("grid"))
     for option, values in grid.items():
-        if not isinstance(values, list) or not values:
+        if not isinstance(values, list) or not values or None in values:
             raise UserError(f"{path}: grid, {option}: expected a list of values, found {values!r}.")
     settings = math.prod([len(variants), *map(len, grid.values())])
     if settings > MOST:
@@ -255,6 +255,9 @@ def _options(path: Path, part: str, content: Any) -> dict[str, Any]:
         if name in options:
             why = "give seeds as a list, seeds: [0, 1]" if name == "seed" else "the sweep itself sets it"
             raise UserError(f"{path}: {part}: expected no {name!r}, for {why}.")
+    for name, value in options.items():
+        if value is None:
+            raise UserError(f"{path}: {part}, {name}: expected a value, found none (null); give one, or take it out.")
     return options
 
 

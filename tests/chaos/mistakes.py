@@ -20,12 +20,10 @@ class Mistake:
     Attributes:
         kind: the class of mistakes that it is of.
         words: of the command line.
-        wrong: why it does not end as it should at present; empty where it does.
     """
 
     kind: str
     words: tuple[str, ...]
-    wrong: str = ""
 
 
 def prepare(here: Path) -> None:
@@ -68,8 +66,8 @@ def prepare(here: Path) -> None:
     (here / "no_classes" / "test").mkdir(parents=True)
 
 
-def _rows(kind: str, lines: str, wrong: str = "") -> list[Mistake]:
-    return [Mistake(kind, tuple(_words(line)), wrong) for line in lines.strip().splitlines()]
+def _rows(kind: str, lines: str) -> list[Mistake]:
+    return [Mistake(kind, tuple(_words(line))) for line in lines.strip().splitlines()]
 
 
 def _words(line: str) -> list[str]:
@@ -372,6 +370,5 @@ MISTAKES = [
         --resume full/notes.txt
         --config null.yaml
         """,
-        wrong="the first two leave a folder, the third is taken for the default",
     ),
 ]

@@ -41,14 +41,12 @@ class Own:
         flag: of the command line that names the class: algo, model or data.
         code: the file, below :data:`IMPORTS`.
         status: 2, or 1 for an exception of the user's own code, whose traceback helps.
-        wrong: why it does not end as it should at present; empty where it does.
     """
 
     name: str
     flag: str
     code: str
     status: int = 2
-    wrong: str = ""
 
     @property
     def words(self) -> list[str]:
@@ -428,6 +426,16 @@ class Own(BP):
 """,
     ),
     Own(
+        "rule configure_optimizers without return",
+        "algo",
+        """\
+class Own(BP):
+    'Mine.'
+    def configure_optimizers(self):
+        super().configure_optimizers()
+""",
+    ),
+    Own(
         "rule feedback_optimizer_list None",
         "algo",
         """\
@@ -568,7 +576,17 @@ class Own(DTP):
         super().__init__(*a, **k)
         self.trained_feedback = [77]
 """,
-        wrong="the numbers of trained feedback layers are not looked at",
+    ),
+    Own(
+        "rule trained_feedback a number",
+        "algo",
+        """\
+class Own(DTP):
+    'Mine.'
+    def __init__(self, *a, **k):
+        super().__init__(*a, **k)
+        self.trained_feedback = 2
+""",
     ),
     Own(
         "rule unknown attribute",
@@ -950,7 +968,15 @@ class Own(MLP):
     'Mine.'
     losses = 5
 """,
-        wrong="the losses of a network are not looked at",
+    ),
+    Own(
+        "net losses a word",
+        "model",
+        """\
+class Own(MLP):
+    'Mine.'
+    losses = 'cross-entropy'
+""",
     ),
     Own(
         "net exits",
