@@ -20,6 +20,7 @@ from simple_parsing.wrappers.field_wrapper import DashVariant
 from dtp.algorithms import ALGORITHMS
 from dtp.commands import require_words
 from dtp.config import (
+    MOST_OFTEN,
     PRESETS,
     Config,
     RunOptions,
@@ -40,6 +41,19 @@ from dtp.runs import saved_config_of
 
 # Of fractions: what is larger overflows in the floating-point numbers that networks are made of.
 MOST = 1e30
+# Of whole numbers, MOST_OFTEN for all others.
+MOST_OF_EACH = {"image_size": 10_000, "crop_padding": 1_000}
+# Of these a large one stands for never, for no limit, or for any other.
+UNLIMITED = {
+    "checkpoint_every",
+    "diagnostics_every",
+    "feedback_memory",
+    "log_every",
+    "lr_period",
+    "max_steps",
+    "seed",
+    "split_seed",
+}
 REGISTRIES = (ALGORITHMS, MODELS, DATA)
 
 
@@ -153,21 +167,29 @@ def _require_values(name: str, values: dict[str, Any], entries: dict[str, Entry]
 
 
 def _require_usual_numbers(options: Any) -> None:
-    """Raise UserError for numbers that 32 bits of a float, or 64 of a whole number, do not hold."""
+    """Raise UserError for numbers that 32 bits of a float do not hold, and for whole ones that no run is made for."""
     for field in dataclasses.fields(options):
-        value = getattr(options, field.name)
+        value, most = getattr(options, field.name), _most(type(options), field.name)
         for number in value if isinstance(value, list | tuple) else [value]:
             # Of iterations, and where a class of the user's own has it for a default, inf means something.
             may_be_inf = "Iterations" in str(field.type) or field.default == math.inf
             is_odd = isinstance(number, float) and not abs(number) <= MOST and not (number == math.inf and may_be_inf)
-            # Seeds are hashed.
-            is_long = isinstance(number, int) and abs(number) >= 2**63 and not field.name.endswith("seed")
+            is_long = isinstance(number, int) and not -(2**63) <= number <= most
             if is_odd or is_long:
-                expected = "a whole number below 2^63" if is_long else f"a number of at most {MOST:g}"
+                expected = f"a whole number of at most {most}" if is_long else f"a number of at most {MOST:g}"
                 if is_odd and not math.isfinite(number):
                     expected = "finite values"
                 flag, found = f"--{field.name.replace('_', '-')}", str(number)[:30]
                 raise UserError(f"{flag}: expected {expected}, found {found}; give a usual number.")
+
+
+def _most(cls: type, name: str) -> int | float:
+    """The highest value of a whole number among options. Whoever defines others says by themselves what is too many."""
+    definer = [base for base in cls.__mro__ if name in getattr(base, "__dataclass_fields__", ())][-1]
+    if name in UNLIMITED or definer.__module__.partition(".")[0] != "dtp":
+        # Seeds are hashed.
+        return math.inf if name.endswith("seed") else 2**63 - 1
+    return MOST_OF_EACH.get(name, MOST_OFTEN)
 
 
 def _require_same_names(first: dict[str, str | None], saved: str, values: dict[str, Any]) -> None:

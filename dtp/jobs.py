@@ -22,6 +22,8 @@ from dtp.runs import CONFIG_FILE, FAILURE_FILE, Run, require_same_configuration,
 from dtp.signals import Interrupted, Stopped, stop_request
 
 PERIOD = 0.1
+# Processes that a person can mean to start.
+MOST_AT_ONCE = 1000
 # After a signal, a run writes a checkpoint at the end of its batch; longer than this it may not take. Less than the 90
 # seconds that the scripts for SLURM have.
 PATIENCE = 60.0

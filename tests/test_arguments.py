@@ -1,5 +1,6 @@
 """The command line: priorities, user's own classes, help, and mistakes told in one sentence."""
 
+import dataclasses
 import importlib
 import itertools
 import re
@@ -12,8 +13,8 @@ import pytest
 import yaml
 
 from dtp.algorithms import ALGORITHMS
-from dtp.arguments import parse
-from dtp.config import PRESETS, as_arguments, read_yaml
+from dtp.arguments import REGISTRIES, parse
+from dtp.config import PRESETS, RunOptions, as_arguments, read_yaml
 from dtp.data import DATA
 from dtp.errors import UserError
 from dtp.jobs import Job
@@ -165,7 +166,7 @@ MISTAKES = {
     "minus infinity": ("--lr -inf", "--lr: expected finite values, found -inf"),
     "number that no float holds": ("--lr 1e300", "--lr: expected a number of at most 1e+30, found 1e+300"),
     "number that no float holds, in a list": ("--noise 0.1 1e99", "--noise: expected a number of at most 1e+30"),
-    "number of more than 64 bits": (f"--widths {10**400}", "--widths: expected a whole number below 2^63"),
+    "number of more than 64 bits": (f"--widths {10**400}", "--widths: expected a whole number of at most 1000000"),
     "home of nobody": ("--run-dir ~nosuchuser/x", "~nosuchuser/x: expected a path, found the home folder of a user"),
     "home of nobody, data": ("--data-dir ~nosuchuser/x", "~nosuchuser/x: expected a path"),
     "home of nobody, resume": ("--resume ~nosuchuser/x", "~nosuchuser/x: expected a path"),
@@ -253,7 +254,7 @@ def test_an_empty_value_does_not_mean_the_default(flag, spelling):
 
 @pytest.mark.parametrize("command", ["search", "sweep", "report", "theory"])
 def test_no_command_takes_an_empty_value(command, capsys):
-    main = importlib.import_module(f"dtp.{command}.__main__").main
+    main = importlib.import_module(f"dtp.{command}.command").main
     assert main(["comparison", "--output", ""]) == 2
     assert "--output: expected a value, found an empty text" in capsys.readouterr().err
 
@@ -289,6 +290,44 @@ def test_null_in_a_file_stands_for_a_default_that_is_none(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text("val_size: null\n")
     assert parse(["--config", str(file)]).data == parse([]).data
+
+
+def _whole_numbers():
+    """Whole numbers among the options: (option, words that choose who has it)."""
+    found = {field.name: [] for field in dataclasses.fields(RunOptions) if field.type == "int"}
+    for registry in REGISTRIES:
+        for name, entry in registry.entries.items():
+            for field in dataclasses.fields(entry.load_options()):
+                if any(kind in str(field.type) for kind in ("int", "Iterations")) and "Literal" not in str(field.type):
+                    found.setdefault(field.name, [f"--{registry.flag}", name])
+    return found | {"clusters": ["--algo", "competitive"]}
+
+
+@pytest.mark.parametrize("option, words", _whole_numbers().items())
+def test_a_count_has_a_limit_unless_a_large_one_costs_nothing(option, words):
+    # Seeds are any number; of the others a large one stands for never, or for no limit.
+    free = {"seed", "split_seed", "max_steps", "log_every", "checkpoint_every", "diagnostics_every", "lr_period"}
+    free |= {"feedback_memory"}
+    command = [*words, f"--{option.replace('_', '-')}", "1000000001"]
+    if option in free:
+        parse(command)
+    else:
+        with pytest.raises(UserError, match=f"--{option.replace('_', '-')}: expected a whole number of at most"):
+            parse(command)
+
+
+def test_a_count_of_a_class_of_the_users_own_has_no_limit_of_ours(tmp_path, monkeypatch):
+    (tmp_path / "counted.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from dtp.algorithms import BP\n"
+        "class Rule(BP):\n"
+        "    'Mine.'\n"
+        "    @dataclass\n"
+        "    class Options(BP.Options):\n"
+        "        horizon: int = 10**9\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert parse(["--algo", "counted:Rule"]).algo.horizon == 10**9
 
 
 def test_options_of_other_types_survive_a_saved_configuration(tmp_path, monkeypatch):
@@ -406,7 +445,7 @@ def test_a_file_cannot_ask_to_be_trusted(payload):
 
 
 def test_a_report_imports_nothing(payload, capsys):
-    from dtp.report.__main__ import main as report
+    from dtp.report.command import main as report
 
     assert report(["runs/x"]) == 0
     assert not Path("executed").exists()

@@ -1,5 +1,6 @@
 """Signals are handled from the first moment of the program to its last, and never for longer than a run of ours."""
 
+import os
 import signal
 import subprocess
 import sys
@@ -69,6 +70,31 @@ def test_ctrl_c_while_the_program_imports_is_one_word(seconds):
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60)[1] == "Interrupted.\n"
     assert process.returncode == 130
+
+
+@pytest.mark.parametrize(
+    "words, imported",
+    [
+        ("sweep lag", "unicodedata"),
+        ("search --algo bp", "unicodedata"),
+        ("report .", "unicodedata"),
+        ("theory transpose", "unicodedata"),
+        # Within the command.
+        ("theory transpose", "torch"),
+    ],
+)
+def test_ctrl_c_while_a_command_imports_is_one_word(words, imported, tmp_path):
+    # As torch and others do, it takes what is raised in it for its own.
+    (tmp_path / f"{imported}.py").write_text(
+        "import signal\ntry:\n    signal.raise_signal(signal.SIGINT)\nexcept BaseException:\n    pass\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", *f"dtp.{words}".split()],
+        env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (130, "Interrupted.\n")
 
 
 def test_ignored_hang_ups_stay_ignored(monkeypatch):

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
+from dtp.config import MOST_OFTEN
 from dtp.errors import UserError
 from dtp.registry import import_object
 
@@ -67,7 +68,7 @@ class StudyOptions:
     def __post_init__(self) -> None:
         if len(set(self.seeds)) < len(self.seeds):
             raise UserError(f"--seeds: expected seeds that differ, found {' '.join(map(str, self.seeds))}.")
-        self._require("seeds", least=0)
+        self._require("seeds", least=0, most=2**32 - 1)
         self.check()
 
     def check(self) -> None:
@@ -78,10 +79,11 @@ class StudyOptions:
             found = getattr(self, name)
             for value in found if isinstance(found, list) else [found]:
                 low = (least is None or value >= least) and (above is None or value > above)
-                if low and value <= most and math.isfinite(value):
+                highest = min(most, MOST_OFTEN) if isinstance(value, int) and name != "seeds" else most
+                if low and value <= highest and math.isfinite(value):
                     continue
                 bound = f"{least:g} or more" if least is not None else f"a number above {above:g}"
-                bound += f", up to {most:g}" if most < math.inf else ""
+                bound += f", up to {highest:.10g}" if highest < math.inf else ""
                 raise UserError(f"--{name.replace('_', '-')}: expected {bound}, found {value:g}.")
 
     def _require_count(self, name: str, counts: Sequence[int], of: str) -> None:

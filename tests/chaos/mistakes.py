@@ -265,6 +265,26 @@ MISTAKES = [
         """,
     ),
     *_rows(
+        "counts that never end, or have no room",
+        """
+        --max-epochs 1000000000000
+        --max-steps 99999999999999999999
+        --feedback-iterations 1000000000
+        --feedback-iterations 20 1000000000
+        --noise-samples 1000000000
+        --batch-size 1000000000000
+        --crop-padding 1000000
+        --data imagefolder --image-size 1000000
+        --widths 1000000000
+        --num-nodes 1000000000
+        --algo wm --mirror-warmup 1000000000
+        --algo chl --settling-steps 1000000000
+        --algo ao-sdtp --auxiliary 1000000000
+        --model stochastic --passes 1000000000
+        --model lenet --channels 1000000000 3
+        """,
+    ),
+    *_rows(
         "options that exclude each other",
         """
         --feedback-stop-distance 0.3 --engine graph

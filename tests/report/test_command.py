@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from dtp.cli import main as train
-from dtp.report.__main__ import main
+from dtp.report.command import main
 from tests.report.folders import make_run
 from tests.runs import ROOT
 
@@ -198,7 +198,7 @@ def test_mistakes_are_told_in_one_sentence(runs, tmp_path, capsys):
 
 
 def test_help_needs_neither_torch_nor_matplotlib():
-    code = "import sys; sys.argv[1:] = ['--help']\nfrom dtp.report.__main__ import main\ntry: main()\n" + (
+    code = "import sys; sys.argv[1:] = ['--help']\nfrom dtp.report.command import main\ntry: main()\n" + (
         "except SystemExit: assert not {'torch', 'lightning', 'matplotlib'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -14,7 +14,7 @@ import yaml
 from dtp.arguments import parse
 from dtp.cli import main as train
 from dtp.config import read_yaml
-from dtp.search.__main__ import main
+from dtp.search.command import main
 from dtp.search.study import read_study
 from tests.runs import ROOT, contents
 
@@ -179,6 +179,9 @@ def test_a_mistake_that_only_training_finds_stops_the_search_at_the_first_trial(
         ("--sampler best", "--sampler: invalid choice: 'best'"),
         ("--jobs -1", "--jobs: expected a whole number of at least 0"),
         ("--sampler-seed -1", "--sampler-seed: expected a whole number of at least 0"),
+        ("--trials 1000000000", "--trials: expected a whole number of at most 1000000, found 1000000000"),
+        ("--jobs 1000000000", "--jobs: expected a whole number of at most 1000"),
+        ("--sampler-seed 4294967296", "--sampler-seed: expected a whole number of at most 4294967295"),
         ("--random-first 0", "--random-first: expected a whole number of at least 1"),
         ("--widhts 3", "Unknown option --widhts; did you mean --widths?"),
         ("--algo sdpt", "--algo sdpt: no such choice; did you mean sdtp?"),
@@ -208,7 +211,7 @@ def test_mistakes_are_told_in_one_sentence(words, expected, capsys):
 
 def test_help_needs_neither_torch_nor_optuna():
     script = (
-        "import sys\nfrom dtp.search.__main__ import main\n"
+        "import sys\nfrom dtp.search.command import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "assert not {'torch', 'optuna', 'matplotlib'} & set(sys.modules)\n"
     )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dtp.search.__main__ import _parser
+from dtp.search.command import _parser
 from tests.test_slurm_scripts import ARRAY, Cluster, pytestmark  # noqa: F401
 
 BEGUN = {"SLURM_JOB_NAME": "search", "DOES": "touch runs/search-17/study.json"}

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from dtp.runs import checkpoint_step, newest_checkpoint
-from dtp.sweep.__main__ import main
+from dtp.sweep.command import main
 from dtp.sweep.plan import read_sweep
 from tests.runs import ROOT
 from tests.sweep.helpers import made_up, sweep_file
@@ -112,7 +112,8 @@ def test_the_list_is_of_commands_that_can_be_typed(here, capsys):
     [
         ([], "the following arguments are required: sweep"),
         (["nothing"], "nothing: no such sweep; expected a YAML file, or one of comparison, "),
-        (["tiny.yaml", "--jobs", "-1"], "--jobs: expected 0 or more, found -1."),
+        (["tiny.yaml", "--jobs", "-1"], "--jobs: expected a number from 0 to 1000, found -1."),
+        (["tiny.yaml", "--jobs", "1000000000"], "--jobs: expected a number from 0 to 1000, found 1000000000."),
         (["tiny.yaml", "--jobs", "x"], "invalid int value: 'x'"),
         (["tiny.yaml", "--seeds", "1", "1"], "--seeds: expected different whole numbers from 0"),
         (["tiny.yaml", "stray"], "Unexpected word 'stray'"),
@@ -143,7 +144,7 @@ def test_what_failed_before_it_was_trained_is_tried_again(here, capsys):
 
 
 def test_the_manual_loads_no_torch():
-    code = "import sys; from dtp.sweep.__main__ import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code = "import sys; from dtp.sweep.command import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     done = subprocess.run(
         [sys.executable, "-c", code + "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"],
         env={**os.environ, "PYTHONPATH": str(ROOT)},

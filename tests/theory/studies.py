@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dtp.theory.__main__ import _parse, main
+from dtp.theory.command import _parse, main
 from dtp.theory.options import STUDIES
 
 # Words of the command line that make each study small.

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dtp.theory.__main__ import main
+from dtp.theory.command import main
 from dtp.theory.options import STUDIES, UpdateAnglesOptions
 from tests.theory.studies import SMALL, measured, mistake, run
 
@@ -94,12 +94,14 @@ def test_folders_do_not_get_into_the_record(tmp_path):
         ("gait --steps x", "--steps: expected a number, found 'x'"),
         ("gait --seeds 1.5", "--seeds: expected a whole number, found '1.5'"),
         ("gait --seeds 1 1", "--seeds: expected seeds that differ, found 1 1"),
-        ("gait --seeds -1", "--seeds: expected 0 or more, found -1"),
+        ("gait --seeds -1", "--seeds: expected 0 or more, up to 4294967295, found -1"),
         ("gait --seeds", "--seeds: expected at least one argument"),
         ("gait --steps 0", "--steps: expected a number above 0, found 0"),
         ("gait --steps inf", "--steps: expected a number above 0, found inf"),
+        ("gait --seeds 4294967296", "--seeds: expected 0 or more, up to 4294967295"),
+        ("transpose --iterations 1000000000", "--iterations: expected 1 or more, up to 1000000, found 1e+09"),
         ("gait --departures nan", "--departures: expected 0 or more, found nan"),
-        ("gait --width 9", "--width: expected 10 or more, found 9"),
+        ("gait --width 9", "--width: expected 10 or more, up to 1000000, found 9"),
         ("transpose --engine fast", "--engine: invalid choice: 'fast'"),
         ("transpose --drop 2", "--drop: expected a number above 0, up to 1, found 2"),
         ("transpose --noise 1 2 3", "--noise: expected 1 or 2 values, one for both layers or one each; found 3"),

@@ -1,0 +1,134 @@
+"""One page about many runs: python -m dtp.report RUNS... [--output FILE.md]."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from dtp.commands import run_command
+from dtp.errors import UserError
+
+JSON_MARK = "python -m dtp.report"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[0].upper()}{message[1:]} (python -m dtp.report --help).")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status, as main.py's."""
+    return run_command(_report, sys.argv[1:] if argv is None else argv)
+
+
+def _report(argv: Sequence[str]) -> int:
+    parser = _Parser(
+        prog="python -m dtp.report",
+        description="One page about many runs: accuracies over seeds beside those of the papers, time relative to "
+        "backprop, angles to backprop, figures, and where every number comes from.",
+        epilog="Runs that differ in their seeds alone are averaged. The page and its figures are replaced when it is "
+        "run again; nothing else is overwritten.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, help="run folders, or folders that hold some: of a sweep, a search"
+    )
+    parser.add_argument("--output", type=Path, help="the page (default: report.md in the folder given, or in this one)")
+    parser.add_argument("--title", help="of the page (default: the name of the folder)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there as well")
+    parser.add_argument(
+        "--times",
+        nargs="+",
+        type=Path,
+        metavar="RUNS",
+        help="take times from these runs of the same settings, short ones on a quiet machine, say",
+    )
+    parser.add_argument("--no-figures", action="store_true", help="tables alone")
+    options = parser.parse_args(argv)
+    page: Path = options.output or (options.runs[0] if len(options.runs) == 1 else Path(".")) / "report.md"
+    if page.suffix != ".md":
+        raise UserError(f"--output {page}: expected the name of a Markdown file, which ends in .md.")
+
+    from dtp.files import write_atomically
+    from dtp.report.groups import compare_costs, studies, take_costs
+    from dtp.report.page import MARK, numbers, write_page
+    from dtp.report.published import matches, nearest
+    from dtp.report.reading import read_runs
+
+    runs = read_runs(options.runs)
+    _require_own(page, lambda text: text.startswith(MARK), "page")
+    if options.json:
+        _require_own(options.json, _is_own_json, "JSON")
+    found, timed_runs = studies(runs), read_runs(options.times) if options.times else []
+    timed = studies(timed_runs)
+    for study in timed or found:
+        compare_costs(study)
+    for study in found if timed else ():
+        take_costs(study, timed)
+    groups = [group for study in found for group in study.groups]
+    matched, near = {id(g): matches(g) for g in groups}, {id(g): nearest(g) for g in groups}
+    figures, drawn = {}, []
+    names = [_slug(study.title) for study in found]
+    before = page.read_text(encoding="utf-8") if page.is_file() else ""
+    if not options.no_figures:
+        from dtp.report.figures import drawings
+    for study, name in zip(found, names, strict=True):
+        figures[id(study)] = []
+        for drawing in [] if options.no_figures else drawings(study):
+            parts = [page.stem, *([name] if len(found) > 1 else []), drawing.kind]
+            png = page.with_name("-".join(parts) + ".png")
+            if png.exists() and f"({png.name})" not in before:
+                raise UserError(f"{png}: exists, and is no figure of {page}; move it away, or give another --output.")
+            figures[id(study)].append((png.name, drawing.caption))
+            drawn.append((drawing, png))
+    title = options.title or options.runs[0].resolve().name
+    words = ["python -m dtp.report", *map(_name, options.runs)]
+    command = " ".join([*words, *(["--times", *map(_name, options.times)] if options.times else [])])
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        # The page first: it says whose the figures are.
+        write_atomically(page, write_page(title, command, runs, found, matched, near, figures, timed, timed_runs))
+        for drawing, png in drawn:
+            drawing.draw(png)
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            content = numbers(title, command, runs, found, matched, near, timed_runs)
+            write_atomically(options.json, json.dumps(content, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"{page}: cannot be written ({error}); give another --output.") from error
+    finished = sum(run.state == "finished" for run in runs)
+    print(f"{len(runs)} runs, {finished} finished, in {len(groups)} settings: {page}")
+    return 0
+
+
+def _name(folder: Path) -> str:
+    """A folder as the page calls it: nothing of where this machine has it."""
+    return folder.resolve().name if folder.is_absolute() or ".." in folder.parts or folder == Path() else str(folder)
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+
+
+def _require_own(path: Path, is_own, what: str) -> None:
+    if not path.exists():
+        return
+    try:
+        own = path.is_file() and is_own(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        own = False
+    if not own:
+        raise UserError(f"{path}: exists, and is no {what} of this command; move it away, or give another name.")
+
+
+def _is_own_json(text: str) -> bool:
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(content, dict) and content.get("made_by") == JSON_MARK
