@@ -1,7 +1,8 @@
-"""Bits flipped in the newest checkpoint of a run: it is noticed, and the run goes on from the checkpoint before."""
+"""Bits flipped in the checkpoints that a run reads: it is noticed, and the run goes on from what is whole."""
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 import struct
@@ -40,14 +41,17 @@ def flip(path: Path, byte: int, bit: int) -> None:
 
 
 def flip_bits(flips: int, seed: int, here: Path) -> dict[str, Any]:
-    """Flip that many bits, one region after the other, each in the newest checkpoint of a fresh copy of a run.
+    """Flip that many bits, one file and one region after the other, each in a fresh copy of a run.
+
+    Files: the newest checkpoint of a run that was stopped, the best weights of one that is yet to be tested, and a
+    checkpoint that another run starts from (--init-weights).
 
     Returns:
-        Counts: flips; noticed (the run says so, and goes on from the one before or refuses); harmless (nothing is said,
-        and the weights in the end are the same); silent (other weights, and nothing is said); hangs; and by region.
+        Counts: flips; noticed (the run says so, and goes on from what is whole or refuses); harmless (nothing is said,
+        and weights and test are the same in the end); silent (others, and nothing is said); hangs; by file and region.
     """
     draw = random.Random(seed)
-    whole, stopped, log = here / "whole", here / "stopped", here / "flips.log"
+    whole, stopped, started, log = here / "whole", here / "stopped", here / "started", here / "flips.log"
     words = command("dtp")
     done: dict[str, Any] = {
         "flips": 0,
@@ -55,38 +59,54 @@ def flip_bits(flips: int, seed: int, here: Path) -> dict[str, Any]:
         "harmless": 0,
         "silent": 0,
         "hangs": 0,
+        "files": {},
         "regions": {},
         "wrong": [],
     }
-    for folder, more in ((whole, []), (stopped, ["--max-steps", "8"])):
+    from_another = ["--init-weights", str(whole)]
+    for folder, more in ((whole, []), (stopped, ["--max-steps", "8"]), (started, from_another)):
         if wait(start([*words, *more, "--run-dir", str(folder)], log)) != 0:
             done["wrong"].append(f"a run that nobody damaged failed; see {log}")
             return done
-    expected = end_state(whole)
-    places = regions(newest_checkpoint(stopped))
+    # By file: whose copy is damaged, and the run that one without damage would equal.
+    files = {"newest checkpoint": (stopped, whole), "best weights": (whole, whole), "--init-weights": (whole, started)}
     for number in range(flips):
+        file = list(files)[number % len(files)]
+        source, expected = files[file]
+        damaged, log = here / f"flip-{number}", here / f"flip-{number}.log"
+        shutil.copytree(source, damaged)
+        (damaged / "summary.json").unlink()
+        path = damaged / "checkpoints" / "best.ckpt" if file == "best weights" else newest_checkpoint(damaged)
+        places = regions(path)
         region = list(places)[number % len(places)]
         first, after = draw.choice(places[region])
         byte, bit = draw.randrange(first, after), draw.randrange(8)
-        folder, log = here / f"flip-{number}", here / f"flip-{number}.log"
-        shutil.copytree(stopped, folder)
-        (folder / "summary.json").unlink()
-        flip(newest_checkpoint(folder), byte, bit)
-        status = wait(start([*words, "--run-dir", str(folder), "--resume", "auto"], log))
+        flip(path, byte, bit)
+        folder = here / f"flip-{number}-started" if file == "--init-weights" else damaged
+        more = ["--init-weights", str(path)] if file == "--init-weights" else ["--resume", "auto"]
+        status = wait(start([*words, *more, "--run-dir", str(folder)], log))
         said = log.read_text(errors="replace")
         told = "warning: " in said or (status == 2 and "error: " in said)
-        same = status == 0 and identical(end_state(folder), expected)
+        same = status == 0 and identical(end_state(folder), end_state(expected))
         if status is None:
             how = "hangs"
         elif told and "Traceback" not in said and (same or status == 2):
             how = "noticed"
         else:
-            how = "harmless" if same else "silent"
+            how = "harmless" if same and tested(folder) == tested(expected) else "silent"
         done["flips"] += 1
         done[how] += 1
-        counts = done["regions"].setdefault(region, {})
-        counts[how] = counts.get(how, 0) + 1
+        for kind, name in (("files", file), ("regions", region)):
+            counts = done[kind].setdefault(name, {})
+            counts[how] = counts.get(how, 0) + 1
         if how in ("silent", "hangs"):
-            done["wrong"].append(f"bit {bit} of byte {byte} ({region}): {how}, status {status}")
-        shutil.rmtree(folder)
+            done["wrong"].append(f"bit {bit} of byte {byte} ({file}, {region}): {how}, status {status}")
+        shutil.rmtree(damaged)
+        shutil.rmtree(folder, ignore_errors=True)
     return done
+
+
+def tested(folder: Path) -> dict[str, Any]:
+    """What the summary of a run says of its test."""
+    summary = json.loads((folder / "summary.json").read_text())
+    return {name: summary[name] for name in ("test_loss", "test_accuracy", "tested_weights")}
