@@ -118,7 +118,7 @@ def draw_reconstructions(runs: dict[str, Path], mnist: str) -> None:
 
     from dtp.arguments import parse
     from dtp.diagnostics.images import draw_rows
-    from dtp.train import build
+    from dtp.training import build
 
     rows = {}
     for rule, folder in runs.items():

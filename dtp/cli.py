@@ -34,7 +34,7 @@ def _main(argv: list[str]) -> int:
         _look_for_modules_here()
         config = parse(argv)
         # Only now: importing torch takes seconds, and --help and wrong options should not wait for it.
-        from dtp.train import train
+        from dtp.training import train
 
         stop_request.starting = False
         train(config, argv)

@@ -13,7 +13,7 @@ from dtp.config import PRESETS, preset_origin
 from dtp.data import DATA
 from dtp.models import MODELS
 from dtp.tasks import Classification
-from dtp.train import make_task
+from dtp.training import make_task
 
 SHAPES = {
     "digits": ((1, 8, 8), 10),

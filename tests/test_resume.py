@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import dtp.train
+import dtp.training
 from dtp.algorithms.base import Algorithm
 from dtp.checkpoints import CheckpointFiles
 from dtp.cli import main
@@ -183,7 +183,7 @@ PLACES = {
     "before the figure": ((AlignmentCallback, "on_train_end"), 1),
     "before the best weights are tested": ((Algorithm, "load_state_dict"), 1),
     "in the test": ((Algorithm, "on_test_epoch_end"), 1),
-    "before the summary": ((dtp.train, "write_summary"), 1),
+    "before the summary": ((dtp.training, "write_summary"), 1),
 }
 # Rows of batches that no checkpoint falls together with.
 KILLED = [*COMMAND, "--checkpoint-every", "4", "--log-every", "3", "--feedback-iterations", "2"]

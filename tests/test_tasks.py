@@ -13,7 +13,7 @@ from dtp.algorithms import ALGORITHMS
 from dtp.arguments import parse
 from dtp.cli import main
 from dtp.tasks import NMI, Autoencoder, Classification, Clustering, Purity
-from dtp.train import build
+from dtp.training import build
 from tests.runs import SHORT, contents, fails, rows
 
 pytestmark = pytest.mark.usefixtures("here")

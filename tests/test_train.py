@@ -18,7 +18,7 @@ from dtp.arguments import parse
 from dtp.cli import main
 from dtp.runs import newest_checkpoint
 from dtp.signals import stop_request
-from dtp.train import _choose_algorithms, build, tf32_advice
+from dtp.training import _choose_algorithms, build, tf32_advice
 from tests.algorithms.rules import facts
 from tests.runs import ROOT, SHORT, contents, fails, rows
 

@@ -10,7 +10,7 @@ from dtp.arguments import parse
 from dtp.config import as_arguments
 from dtp.errors import UserError
 from dtp.search.space import SPACES, Parameter, read_space, space_path
-from dtp.train import build
+from dtp.training import build
 
 TABLE_4 = {
     "lr": ("log-uniform", (1e-5, 3e-4)),
