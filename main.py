@@ -1,4 +1,4 @@
-"""Train a network: python main.py --algo dtp --model vgg --data imagenet32. See --help."""
+"""dtp train, from a checkout: python main.py --algo dtp --model vgg --data imagenet32. See --help."""
 
 import sys
 

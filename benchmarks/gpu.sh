@@ -64,7 +64,7 @@ if [ "$dry" = 0 ] && ! "$python" -c 'import torch, sys; sys.exit(not torch.cuda.
     fail "torch finds no GPU here; run it where nvidia-smi shows one, or --dry."
 fi
 for module in lightning simple_parsing torchvision torchmetrics; do
-    "$python" -c "import $module" 2>/dev/null || fail "the module $module is missing; install what setup.cfg lists."
+    "$python" -c "import $module" 2>/dev/null || fail "the module $module is missing; install what pyproject.toml lists."
 done
 
 failed=()

@@ -1,8 +1,9 @@
-"""The same as main.py, wherever one is: python -m dtp --algo dtp."""
+"""The command dtp, wherever Python is: python -m dtp train. Without a command's name it trains, as main.py does."""
 
 import sys
 
-from dtp.program import program
+from dtp.program import COMMANDS, console, program
 
 if __name__ == "__main__":
-    sys.exit(program())
+    named = len(sys.argv) > 1 and sys.argv[1] in (*COMMANDS, "--version")
+    sys.exit(console() if named else program())

@@ -7,9 +7,9 @@ import dataclasses
 import math
 import re
 import shutil
-import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +18,7 @@ from simple_parsing.docstring import get_attribute_docstring
 from simple_parsing.wrappers.field_wrapper import DashVariant
 
 from dtp.algorithms import ALGORITHMS
-from dtp.commands import require_words
+from dtp.commands import command_line, require_words
 from dtp.config import (
     MOST_OFTEN,
     PRESETS,
@@ -127,7 +127,9 @@ def parse(argv: Sequence[str]) -> Config:
         origins.append(f"file {name.removeprefix('--config ')}")
     if wants_help:
         defaults = _parse_checked(parser, [word for _, words in sources for word in words], entries)
-        print(_manual(entries, defaults))
+        # Whoever reads only the beginning (head, less) has read enough.
+        with suppress(BrokenPipeError):
+            print(_manual(entries, defaults), flush=True)
         raise SystemExit(0)
     for name, words in sources:
         try:
@@ -263,7 +265,7 @@ def _make_parser(entries: dict[str, Entry]) -> _Parser:
                     f"{field.name!r}; rename the field in the class of your own."
                 )
     parser = _Parser(
-        prog="main.py",
+        prog=command_line("train"),
         add_help=False,
         allow_abbrev=False,
         add_option_string_dash_variants=DashVariant.UNDERSCORE_AND_DASH,
@@ -283,9 +285,9 @@ def _parse_checked(parser: _Parser, words: list[str], entries: dict[str, Entry])
 
 
 def _unknown_option(unknown: list[str], parser: argparse.ArgumentParser, entries: dict[str, Entry]) -> str:
-    flags = [word for word in unknown if word.startswith("--")]
+    flags, called = [word for word in unknown if word.startswith("--")], command_line("train")
     if not flags:
-        return f"Unexpected word {unknown[0]!r}; options begin with two dashes (python main.py --help lists them)."
+        return f"Unexpected word {unknown[0]!r}; options begin with two dashes ({called} --help lists them)."
     flag = flags[0].partition("=")[0]
     name = flag[2:].replace("-", "_")
     for registry in REGISTRIES:
@@ -298,7 +300,7 @@ def _unknown_option(unknown: list[str], parser: argparse.ArgumentParser, entries
     known = {
         "--" + option.lstrip("-").replace("_", "-") for action in parser._actions for option in action.option_strings
     }
-    return f"Unknown option {flag}{did_you_mean(flag, sorted(known))} (python main.py --help lists all)."
+    return f"Unknown option {flag}{did_you_mean(flag, sorted(known))} ({called} --help lists all)."
 
 
 def _has_option(entry: Entry, name: str) -> bool:
@@ -334,9 +336,10 @@ def _one_sentence(message: str, parser: argparse.ArgumentParser) -> str:
 def _manual(entries: dict[str, Entry], defaults: argparse.Namespace) -> str:
     width = min(shutil.get_terminal_size().columns, 110)
     algo, model, data = (entries[flag].name for flag in ("algo", "model", "data"))
+    called = command_line("train")
     blocks = [
         "Train a deep network by target propagation or a relative of it.",
-        f"usage: {sys.argv[0].rpartition('/')[2] or 'main.py'} [--algo NAME] [--model NAME] [--data NAME] [options]",
+        f"usage: {called} [--algo NAME] [--model NAME] [--data NAME] [options]",
         _wrap(
             "Values come from the preset of the three names where one exists, then from --config, then from the "
             "command line; each beats the one before. Dashes and underscores in option names mean the same. Lists are "
@@ -356,10 +359,10 @@ def _manual(entries: dict[str, Entry], defaults: argparse.Namespace) -> str:
     blocks.append("presets:\n" + textwrap.indent(_wrap(presets, width - 2), "  "))
     blocks.append(
         "examples:\n"
-        "  python main.py                                            digits, under a minute\n"
-        "  python main.py --algo bp                                  the same by backprop\n"
-        "  python main.py --algo dtp --model vgg --data imagenet32   the published experiment\n"
-        "  python main.py --resume auto                              go on where it was stopped"
+        f"  {called}                                            digits, under a minute\n"
+        f"  {called} --algo bp                                  the same by backprop\n"
+        f"  {called} --algo dtp --model vgg --data imagenet32   the published experiment\n"
+        f"  {called} --resume auto                              go on where it was stopped"
     )
     return "\n\n".join(blocks)
 

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
+from dtp.commands import command_line
 from dtp.config import Config
 from dtp.errors import UserError, user_path
 from dtp.runs import (
@@ -210,7 +211,7 @@ class Checkpoints(Checkpoint):
         # the resumed run has yet to come to.
         raise Stopped(
             f"Stopped by {stop_request.name or 'another process'} after batch {trainer.global_step}; everything is in "
-            f"{path}. Go on with: python main.py {resume_words(self.run.folder)}"
+            f"{path}. Go on with: {command_line('train')} {resume_words(self.run.folder)}"
         )
 
     def _save(self, trainer: pl.Trainer) -> Path:

@@ -1,4 +1,4 @@
-"""From the words of a command beside main.py to its exit status. Imports no torch."""
+"""What all commands have in common: how they are called, and from words to an exit status. Imports no torch."""
 
 from __future__ import annotations
 
@@ -6,9 +6,25 @@ import os
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from dtp.errors import UserError, told_by_the_system
 from dtp.signals import Interrupted, Stopped
+
+
+def command_words(name: str) -> list[str]:
+    """How the user starts the command ``name`` (train, sweep, ...), for messages and records: ``dtp NAME``.
+
+    From a checkout that is not installed, main.py trains.
+    """
+    if name == "train" and sys.argv and Path(sys.argv[0]).name == "main.py":
+        return ["python", "main.py"]
+    return ["dtp", name]
+
+
+def command_line(name: str) -> str:
+    """:func:`command_words` as text."""
+    return " ".join(command_words(name))
 
 
 def require_words(argv: Sequence[str]) -> None:

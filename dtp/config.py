@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
+from dtp.commands import command_line
 from dtp.errors import UserError, user_path
 from dtp.registry import did_you_mean
 
@@ -202,7 +203,7 @@ def config_path(name: str) -> Path:
     names = [preset.stem for preset in PRESETS.glob("*.yaml")]
     raise UserError(
         f"--config {name}: no such file, nor a preset of that name{did_you_mean(name, names)}; "
-        "give the path of a YAML file, or a preset's name (python main.py --help lists them)."
+        f"give the path of a YAML file, or a preset's name ({command_line('train')} --help lists them)."
     )
 
 

@@ -36,7 +36,7 @@ State = Literal["finished", "failed", "broken", "elsewhere", "waiting"]
 
 @dataclass(frozen=True)
 class Job:
-    """A run that is to be: ``options`` of main.py by name, and the run folder that it gets.
+    """A run that is to be: ``options`` of dtp train by name, and the run folder that it gets.
 
     What it prints goes to ``FOLDER.log``, beside the folder.
     """

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 import yaml
 
+from dtp.commands import command_line
 from dtp.config import Config, read_yaml
 from dtp.distributed import watch
 from dtp.errors import UserError
@@ -390,7 +391,7 @@ def resume_words(folder: Path) -> str:
 def how_to_go_on(folder: Path) -> str:
     """The end of a sentence: how the run in ``folder`` is continued, and from where."""
     checkpoint = newest_checkpoint(folder)
-    again = f"python main.py {resume_words(folder)}"
+    again = f"{command_line('train')} {resume_words(folder)}"
     if {"RANK", "SLURM_PROCID"} & set(os.environ):
         again = f"{resume_words(folder)} under the same launcher"
     return f"go on from {checkpoint or 'the beginning'} with {again}"

@@ -26,6 +26,7 @@ from dtp.checkpoints import (
     take_weights,
     with_usable_checkpoint,
 )
+from dtp.commands import command_words
 from dtp.config import PRECISIONS, Config, RunOptions, parse_limit
 from dtp.contracts import handed_back
 from dtp.data import DATA
@@ -67,7 +68,7 @@ def train(config: Config, argv: Sequence[str]) -> dict[str, Any]:
     watch.begin()
     _quiet_lightning()
     keep_freed_memory()
-    command = recorded(["python", "main.py", *argv])
+    command = recorded([*command_words("train"), *argv])
     accelerator, devices = choose_devices(config.run)
     _choose_algorithms(accelerator, config.run.deterministic)
     if config.run.feedback_parallel == "data":

@@ -53,7 +53,7 @@ def standing_for_an_install(here):
     fake.write_text('#!/bin/sh\nprintf "%s\\n" "$*" > venv-was-asked\n')
     for path in (python, pip, fake):
         path.chmod(0o755)
-    for name in ("main.py", "dtp", "setup.cfg", "pyproject.toml"):
+    for name in ("main.py", "dtp", "pyproject.toml"):
         (here / name).symlink_to(ROOT / name)
     return here
 

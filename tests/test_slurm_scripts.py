@@ -12,6 +12,9 @@ import pytest
 from dtp.arguments import parse
 from dtp.errors import UserError
 from dtp.runs import open_run
+from dtp.slurm import names
+from dtp.slurm import script as slurm_text
+from dtp.slurm.__main__ import main as slurm_main
 
 SLURM = Path(__file__).parent.parent / "slurm"
 SCRIPTS = ["vgg_dtp", "vgg_bp"]
@@ -54,10 +57,10 @@ class Cluster:
         path.write_text(f"#!/bin/sh\n{body}\n")
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
 
-    def run(self, *arguments, script="vgg_dtp", status=0, submitted_from=None, **environ):
-        """Run a copy of the script from elsewhere, as SLURM does."""
+    def run(self, *arguments, script="vgg_dtp", text=None, status=0, submitted_from=None, **environ):
+        """Run a copy of the script, or another ``text``, from elsewhere, as SLURM does."""
         copied = self.spool / "slurm_script"
-        shutil.copy(SLURM / f"{script}.sh", copied)
+        copied.write_text(text or (SLURM / f"{script}.sh").read_text())
         return subprocess.run(
             ["bash", str(copied), *arguments],
             cwd=self.spool,
@@ -108,7 +111,7 @@ def test_starts_main_under_srun_on_all_nodes_and_devices(cluster, script, algo):
     done = cluster.run(script=script, SLURM_JOB_NAME=script)
     assert (done.returncode, done.stderr) == (0, "")
     assert cluster.command == [
-        *["python", "main.py", "--algo", algo, "--model", "vgg", "--data", "imagenet32"],
+        *["python", "-m", "dtp", "train", "--algo", algo, "--model", "vgg", "--data", "imagenet32"],
         *["--num-nodes", "2", "--devices", "4", "--run-dir", f"runs/{script}-17", "--resume", "auto"],
     ]
     assert cluster.noted("pwd") == [str(cluster.root)]
@@ -313,3 +316,43 @@ def test_tasks_of_an_array_share_a_sweep(cluster):
     cluster.run("ghawade-depth", script="sweep", status=75, **does, **ARRAY)
     assert cluster.noted("scontrol") == ["requeue 17_5"] and cluster.option("--output") == "runs/sweep-17"
     assert "which sweep" in cluster.run(script="sweep", **does).stderr
+
+
+@pytest.mark.parametrize("script", names())
+def test_a_printed_script_does_the_same_without_a_checkout(cluster, script, capsys):
+    arguments = ["ghawade-depth"] if script == "sweep" else ["--seed", "3"]
+    place = {"SLURM_JOB_NAME": script, "DOES": "true"}
+    assert cluster.run(*arguments, script=script, **place).returncode == 0
+    expected = cluster.command
+    shutil.rmtree(cluster.root / "slurm")
+    assert slurm_main([script]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith((SLURM / f"{script}.sh").read_text().partition("\nset -euo")[0])
+    done = cluster.run(*arguments, text=text, **place)
+    assert (done.returncode, done.stderr) == (0, "") and cluster.command == expected
+
+
+def test_submit_gives_sbatch_its_options_the_script_and_the_arguments(cluster, monkeypatch, capfd):
+    cluster.program("sbatch", 'printf "%s\\n" "$@" > "$NOTES/words"; cat "$2" > "$NOTES/script"; exit 3')
+    monkeypatch.setenv("PATH", f"{cluster.programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("NOTES", str(cluster.spool))
+    assert slurm_main(["vgg_bp", "--submit", "--array=1-5", "--", "--logger", "wandb"]) == 3
+    option, path, *arguments = cluster.noted("words")
+    assert (option, Path(path).name, arguments) == ("--array=1-5", "vgg_bp.sh", ["--logger", "wandb"])
+    assert "\n".join(cluster.noted("script")) + "\n" == slurm_text("vgg_bp")
+    assert capfd.readouterr().out == "sbatch --array=1-5 vgg_bp.sh --logger wandb\n"
+
+
+@pytest.mark.parametrize(
+    "words, expected",
+    [
+        (["vgg"], "invalid choice: 'vgg'"),
+        (["vgg_bp", "--array=1-5"], "--array=1-5: expected --submit before"),
+        (["vgg_bp", "--submit"], "found no sbatch"),
+    ],
+)
+def test_mistakes_of_the_command_are_one_sentence(words, expected, monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert slurm_main(words) == 2
+    error = capsys.readouterr().err
+    assert expected in error and error.startswith("error: ") and error.count("\n") == 1

@@ -48,9 +48,7 @@ def test_a_run_folder_holds_what_it_promises(tmp_path):
     }
     assert 0 < summary["feedback_seconds"] < summary["wall_seconds"]
     assert 0 < summary["test_accuracy"] <= summary["test_top5"] <= 1 and 0 < summary["val_accuracy"] <= 1
-    assert summary["versions"]["torch"] == torch.__version__ and summary["command"].startswith(
-        "python main.py --algo dtp"
-    )
+    assert summary["versions"]["torch"] == torch.__version__ and summary["command"].startswith("dtp train --algo dtp")
     # The saved configuration is one that --config takes, and it means the same.
     again = parse(["--config", str(folder / "config.yaml")])
     saved = yaml.safe_load((folder / "config.yaml").read_text())
@@ -358,7 +356,7 @@ def test_a_stopped_extension_goes_on_with_the_command_that_is_printed(tmp_path, 
         patch.setattr(Algorithm, "training_step", training_step)
         assert main(["--resume", str(folder), "--max-epochs", "3"]) == 75
     stop_request.signum = None
-    printed = capsys.readouterr().err.rpartition("python main.py ")[2].split()
+    printed = capsys.readouterr().err.rpartition("dtp train ")[2].split()
     assert main(printed) == 0
     assert json.loads((folder / "summary.json").read_text())["epochs"] == 3
 

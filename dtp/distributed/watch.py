@@ -87,7 +87,7 @@ def place_of_process() -> Place | None:
 
 
 def started_by_lightning() -> bool:
-    """Whether this is a further process of a plain ``python main.py --devices N``."""
+    """Whether this is a further process of a plain ``dtp train --devices N``."""
     return _number("LOCAL_RANK") > 0 and not {"RANK", "SLURM_PROCID", "TORCHELASTIC_RUN_ID"} & set(os.environ)
 
 

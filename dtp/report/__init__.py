@@ -1,1 +1,1 @@
-"""``python -m dtp.report RUNS...``: one page about many runs, beside what the papers report."""
+"""``dtp report RUNS...``: one page about many runs, beside what the papers report."""

@@ -1,4 +1,4 @@
-"""One page about many runs: python -m dtp.report RUNS... [--output FILE.md]."""
+"""One page about many runs: dtp report RUNS... [--output FILE.md]."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from dtp.commands import run_command
+from dtp.commands import command_line, run_command
 from dtp.errors import UserError
 
+# Not the name of the command, but of what earlier versions wrote too.
 JSON_MARK = "python -m dtp.report"
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message[0].upper()}{message[1:]} (python -m dtp.report --help).")
+        raise UserError(f"{message[0].upper()}{message[1:]} (dtp report --help).")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status, as main.py's."""
+    """The command; returns its exit status, as dtp train's."""
     return run_command(_report, sys.argv[1:] if argv is None else argv)
 
 
-def _report(argv: Sequence[str]) -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m dtp.report",
+        prog=command_line("report"),
         description="One page about many runs: accuracies over seeds beside those of the papers, time relative to "
         "backprop, angles to backprop, figures, and where every number comes from.",
         epilog="Runs that differ in their seeds alone are averaged. The page and its figures are replaced when it is "
@@ -49,7 +50,11 @@ def _report(argv: Sequence[str]) -> int:
         help="take times from these runs of the same settings, short ones on a quiet machine, say",
     )
     parser.add_argument("--no-figures", action="store_true", help="tables alone")
-    options = parser.parse_args(argv)
+    return parser
+
+
+def _report(argv: Sequence[str]) -> int:
+    options = make_parser().parse_args(argv)
     page: Path = options.output or (options.runs[0] if len(options.runs) == 1 else Path(".")) / "report.md"
     if page.suffix != ".md":
         raise UserError(f"--output {page}: expected the name of a Markdown file, which ends in .md.")
@@ -87,7 +92,7 @@ def _report(argv: Sequence[str]) -> int:
             figures[id(study)].append((png.name, drawing.caption))
             drawn.append((drawing, png))
     title = options.title or options.runs[0].resolve().name
-    words = ["python -m dtp.report", *map(_name, options.runs)]
+    words = ["dtp report", *map(_name, options.runs)]
     command = " ".join([*words, *(["--times", *map(_name, options.times)] if options.times else [])])
     try:
         page.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Search for hyper-parameters: python -m dtp.search --algo sdtp --data mnist --trials 60. See --help."""
+"""Search for hyper-parameters: dtp search --algo sdtp --data mnist --trials 60. See --help."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn, get_args
 
 from dtp.arguments import parse
-from dtp.commands import run_command
+from dtp.commands import command_line, command_words, run_command
 from dtp.config import MOST_OFTEN, Config, as_arguments, parse_limit
 from dtp.errors import UserError
 from dtp.jobs import MOST_AT_ONCE, run_jobs
@@ -38,7 +38,7 @@ SHOWN = 5
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: 0, or 1 where trials broke off, besides those of main.py."""
+    """The command; returns its exit status: 0, or 1 where trials broke off, besides those of dtp train."""
     return run_command(_search, list(sys.argv[1:] if argv is None else argv))
 
 
@@ -49,13 +49,13 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message.removeprefix('argument ')}.")
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m dtp.search",
+        prog=command_line("search"),
         description="Search for hyper-parameters: many short runs with values drawn from the domain of a rule, judged "
         "by the best validation accuracy over their epochs. The same command goes on where it was stopped; started "
         "several times at once, on one machine or several, it divides the trials.",
-        epilog="All other options are those of main.py, are the same in all trials, and beat the domain: --algo sdtp "
+        epilog="All other options are those of dtp train, are the same in all trials, and beat the domain: --algo sdtp "
         "--model mlp --data mnist --max-epochs 5 --seed 1. The domains of our rules are in dtp/search/spaces.",
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, width=100),
@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--jobs", type=int, default=0, help="trials at once (default: one for each GPU, or core)")
     parser.add_argument(
-        "--write-preset", type=Path, metavar="FILE", help="write the best configuration, for main.py --config FILE"
+        "--write-preset", type=Path, metavar="FILE", help="write the best configuration, for dtp train --config FILE"
     )
     parser.add_argument(
         "--wandb-sweep", type=Path, metavar="FILE", help="write the search as a W&B sweep and run nothing"
@@ -102,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _search(argv: Sequence[str]) -> int:
-    options, words = _parser().parse_known_args(argv)
+    options, words = make_parser().parse_known_args(argv)
     if options.draw:
         if words:
             raise UserError(f"--draw: expected studies alone, found {words[0]!r}.")
@@ -144,7 +144,7 @@ def _search(argv: Sequence[str]) -> int:
         random_first=options.random_first if options.sampler == "sequential" else 0,
     )
     folder = options.study or SEARCHES / _usual_name(config)
-    study = Study(folder, options.store, settings, space, given, recorded(["python", "-m", "dtp.search", *argv]))
+    study = Study(folder, options.store, settings, space, given, recorded([*command_words("search"), *argv]))
     # The study says by itself what becomes of trials, and says nothing of their tests.
     run_jobs(study.jobs(options.trials), options.jobs, tell=lambda text: None, ended=study.ended)
     return _conclude(study, options.write_preset)
@@ -196,7 +196,7 @@ def _conclude(study: Study, preset: Path | None) -> int:
         print(f"Best: {study.folder / best.folder}, {result_of(study.folder / best.folder).get('result', '')}")
         if preset is not None:
             write_preset(preset, study, best)
-            print(f"{preset} written; train with: python main.py --config {preset}")
+            print(f"{preset} written; train with: {command_line('train')} --config {preset}")
         from dtp.search.figure import draw_studies
 
         with study.locked():

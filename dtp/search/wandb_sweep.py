@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from dtp.commands import command_words
 from dtp.config import as_arguments
 from dtp.errors import UserError
 from dtp.search.space import Parameter, Space
@@ -20,7 +21,7 @@ LADDER = 16
 def write_wandb_sweep(
     path: Path, space: Space, given: dict[str, Any], objective: str, sampler: str, trials: int
 ) -> None:
-    """Write the YAML file that ``wandb sweep`` takes; its agents call main.py.
+    """Write the YAML file that ``wandb sweep`` takes; its agents call dtp train.
 
     W&B judges a run by the last value of the objective, not by the best.
 
@@ -34,8 +35,13 @@ def write_wandb_sweep(
                 "take it out of the domain."
             )
     fixed = {"logger": "wandb", **given}
+    first, second = command_words("train")
+    # A script of the checkout is Python's, the command is a program of its own.
+    program, start = (
+        (second, ["${interpreter}", "${program}"]) if first == "python" else (first, ["${program}", second])
+    )
     content = {
-        "program": "main.py",
+        "program": program,
         "name": "_".join(str(given[name]) for name in ("algo", "model", "data")),
         "description": space.origin,
         "method": METHODS[sampler],
@@ -47,7 +53,7 @@ def write_wandb_sweep(
         },
         # Lists cannot be values of a parameter; they are words of the command, as is what the user has said.
         "command": [
-            *["${env}", "${interpreter}", "${program}"],
+            *["${env}", *start],
             *as_arguments({name: value for name, value in space.fixed.items() if isinstance(value, list)}),
             *as_arguments(fixed),
             "${args}",
@@ -56,7 +62,7 @@ def write_wandb_sweep(
     text = yaml.safe_dump(content, sort_keys=False, default_flow_style=False, width=110)
     try:
         with path.open("x", encoding="utf-8") as file:
-            file.write(f"# wandb sweep {path.name}, then wandb agent, from the root of the repository.\n{text}")
+            file.write(f"# wandb sweep {path.name}, then wandb agent, where the command is installed.\n{text}")
     except OSError as error:
         raise UserError(f"--wandb-sweep {path}: cannot be written ({error.strerror}); give another name.") from error
 

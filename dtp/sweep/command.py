@@ -1,4 +1,4 @@
-"""Run a sweep and draw it: python -m dtp.sweep NAME [options of main.py for all its runs]."""
+"""Run a sweep and draw it: dtp sweep NAME [options of dtp train for all its runs]."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dtp.commands import run_command
+from dtp.commands import command_line, command_words, run_command
 from dtp.errors import UserError
 from dtp.files import write_atomically
 from dtp.jobs import MOST_AT_ONCE, run_jobs
@@ -22,21 +22,21 @@ PLAN = "sweep.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns its exit status: those of main.py, and 1 where runs broke off or could not begin."""
+    """The command; returns its exit status: those of dtp train, and 1 where runs broke off or could not begin."""
     return run_command(_sweep, sys.argv[1:] if argv is None else argv)
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message[0].upper()}{message[1:]}; python -m dtp.sweep --help says what there is.")
+        raise UserError(f"{message[0].upper()}{message[1:]}; dtp sweep --help says what there is.")
 
 
-def _sweep(argv: Sequence[str]) -> int:
+def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m dtp.sweep",
+        prog=command_line("sweep"),
         description="Run a sweep: what has not finished, several runs at once; then draw it. The same command goes on.",
         epilog="Ours: " + ", ".join(sorted(path.stem for path in SWEEPS.glob("*.yaml"))) + ". Other options are those "
-        "of main.py, for all runs, and beat the file: --data-dir DIR --max-epochs 1.",
+        "of dtp train, for all runs, and beat the file: --data-dir DIR --max-epochs 1.",
         allow_abbrev=False,
     )
     parser.add_argument("sweep", help="name of one of ours, or a YAML file")
@@ -46,9 +46,14 @@ def _sweep(argv: Sequence[str]) -> int:
     parser.add_argument("--again", action="store_true", help="try again what failed in training by its own fault")
     parser.add_argument("--list", action="store_true", help="print the runs, and run none")
     parser.add_argument("--draw", action="store_true", help="draw what there is, and run nothing")
+    return parser
+
+
+def _sweep(argv: Sequence[str]) -> int:
+    parser = make_parser()
     if argv and argv[0].startswith("--") and argv[0].partition("=")[0] not in parser._option_string_actions:
         # argparse would take the value of the option for the sweep.
-        raise UserError(f"{argv[0]}: expected the name of the sweep first; python -m dtp.sweep NAME {argv[0]} ...")
+        raise UserError(f"{argv[0]}: expected the name of the sweep first; dtp sweep NAME {argv[0]} ...")
     options, words = parser.parse_known_args(argv)
     if not 0 <= options.jobs <= MOST_AT_ONCE:
         raise UserError(f"--jobs: expected a number from 0 to {MOST_AT_ONCE}, found {options.jobs}.")
@@ -63,7 +68,7 @@ def _sweep(argv: Sequence[str]) -> int:
     if options.list:
         for job in jobs.values():
             job.config()
-            print(f"{job.folder}: {shlex.join(['python', 'main.py', *job.words])}")
+            print(f"{job.folder}: {shlex.join([*command_words('train'), *job.words])}")
         return 0
     broken = False
     if not options.draw:
@@ -116,11 +121,11 @@ def _command(sweep: str, seeds: Sequence[int], words: Sequence[str]) -> str:
         if flag.replace("_", "-") == "--data-dir":
             words[i : i + 1 if equals else i + 2] = ["--data-dir", "DIR"]
     chosen = ["--seeds", *map(str, seeds)] if seeds else []
-    return recorded(["python", "-m", "dtp.sweep", Path(sweep).name, *chosen, *words])
+    return recorded([*command_words("sweep"), Path(sweep).name, *chosen, *words])
 
 
 def extra_options(words: Sequence[str]) -> dict[str, Any]:
-    """Options of main.py among the words of a command line, by name; an empty list for a flag alone.
+    """Options of dtp train among the words of a command line, by name; an empty list for a flag alone.
 
     Raises:
         UserError: a word that belongs to no option.

@@ -4,7 +4,7 @@ The file::
 
     # Where the experiment comes from, and what it is to show.
     title: Optimizers of forward and feedback weights
-    base:                         # options of every run, as main.py has them
+    base:                         # options of every run, as dtp train has them
       algo: vanilla-dtp
       data: mnist
       max_epochs: 10

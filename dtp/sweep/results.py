@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from dtp.commands import command_words
 from dtp.config import as_arguments, read_yaml
 from dtp.diagnostics.plots import Series, read_metrics
 from dtp.files import write_atomically
@@ -67,7 +68,7 @@ class Measured:
     Attributes:
         runs: those that have finished, by seed.
         missing: why each other seed has no result, in words.
-        options: what main.py is given, without the seed.
+        options: what dtp train is given, without the seed.
     """
 
     point: Point
@@ -95,7 +96,7 @@ class Measured:
     def command(self) -> str:
         """The command of one of its runs; folders of data are DIR."""
         options = {name: "DIR" if name == "data_dir" else value for name, value in self.options.items()}
-        return recorded(["python", "main.py", *as_arguments(options)]) + " --seed SEED"
+        return recorded([*command_words("train"), *as_arguments(options)]) + " --seed SEED"
 
 
 def collect(sweep: Sweep, jobs: Mapping[tuple[str, int], Job]) -> list[Measured]:

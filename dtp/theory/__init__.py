@@ -1,1 +1,1 @@
-"""What the papers prove or show on small networks, measured and drawn. ``python -m dtp.theory NAME``."""
+"""What the papers prove or show on small networks, measured and drawn. ``dtp theory NAME``."""

@@ -1,4 +1,4 @@
-"""Measure what a paper proves, and draw it: python -m dtp.theory NAME [options of the study]."""
+"""Measure what a paper proves, and draw it: dtp theory NAME [options of the study]."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from dtp.commands import run_command
+from dtp.commands import command_line, command_words, run_command
 from dtp.errors import UserError
 from dtp.files import write_atomically
 from dtp.registry import did_you_mean
@@ -83,7 +83,7 @@ def _command(argv: Sequence[str]) -> str:
             words += ["--data-dir", "DIR"] if flag == "--data-dir" else []
         else:
             words.append(word)
-    return shlex.join(["python", "-m", "dtp.theory", *words])
+    return shlex.join([*command_words("theory"), *words])
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -128,23 +128,23 @@ class _Parser(argparse.ArgumentParser):
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """What the words mean: ``study``, its ``options``, ``output`` and ``draw``."""
-    given, unknown = _parser().parse_known_args(list(argv))
+    given, unknown = make_parser().parse_known_args(list(argv))
     fields = [field.name for field in dataclasses.fields(STUDIES[given.study].options)]
     if unknown:
         flags = ["--output", "--draw", *(f"--{name.replace('_', '-')}" for name in fields)]
         raise UserError(
             f"Unknown option {unknown[0]}{did_you_mean(unknown[0], flags)} "
-            f"(python -m dtp.theory {given.study} --help lists all)."
+            f"({command_line('theory')} {given.study} --help lists all)."
         )
     given.options = STUDIES[given.study].options(**{name: getattr(given, name) for name in fields})
     return given
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="python -m dtp.theory",
+        prog=command_line("theory"),
         description="Measure what a paper proves or shows on small networks, and draw it: NAME.json and NAME.png.",
-        epilog="Options of a study: python -m dtp.theory NAME --help.",
+        epilog="Options of a study: dtp theory NAME --help.",
         allow_abbrev=False,
     )
     studies = parser.add_subparsers(dest="study", metavar="NAME", required=True, parser_class=_Parser)

@@ -203,7 +203,7 @@ def test_help_needs_neither_torch_nor_matplotlib():
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-    assert "usage: python -m dtp.report" in done.stdout
+    assert "usage: dtp report" in done.stdout
 
 
 # --- for real ---------------------------------------------------------------------------------------------------------
@@ -226,4 +226,4 @@ def test_a_report_of_real_runs(tmp_path, monkeypatch):
         f"report-{kind}.png" for kind in ("angles", "cost", "curves", "curves-time")
     }
     page = (tmp_path / "runs" / "report.md").read_text()
-    assert "python main.py --algo vanilla-dtp --model mlp --widths 8" in page and "## digits\n" in page
+    assert "dtp train --algo vanilla-dtp --model mlp --widths 8" in page and "## digits\n" in page

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dtp.search.command import _parser
+from dtp.search.command import make_parser
 from tests.test_slurm_scripts import ARRAY, Cluster, pytestmark  # noqa: F401
 
 BEGUN = {"SLURM_JOB_NAME": "search", "DOES": "touch runs/search-17/study.json"}
@@ -22,7 +22,7 @@ def test_starts_the_search_under_srun(cluster):
     assert (done.returncode, done.stderr) == (0, "")
     words = ["--study", "runs/search-17", "--data-dir", "/the data", "--algo", "sdtp", "--trials", "8"]
     assert cluster.command == ["python", "-m", "dtp.search", *words]
-    options, rest = _parser().parse_known_args(words)
+    options, rest = make_parser().parse_known_args(words)
     assert str(options.study) == "runs/search-17" and rest == ["--data-dir", "/the data", "--algo", "sdtp"]
 
 

@@ -103,7 +103,7 @@ def test_the_list_is_of_commands_that_can_be_typed(here, capsys):
     assert main([str(path), "--list", "--data-dir", "my data", "--seeds", "3", "4"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 4 and not (here / "runs").exists()
-    assert lines[0].startswith("runs/sweeps/tiny/lr=0.01/seed3: python main.py --algo bp --data digits --widths 8")
+    assert lines[0].startswith("runs/sweeps/tiny/lr=0.01/seed3: dtp train --algo bp --data digits --widths 8")
     assert "--data-dir 'my data'" in lines[0] and lines[-1].endswith("--seed 4")
 
 

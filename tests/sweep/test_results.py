@@ -111,7 +111,7 @@ def test_curves_are_thinned_to_means_of_neighbours():
 
 def test_the_files_say_what_was_measured_and_how(here):
     sweep, jobs = finished(here)
-    command = "python -m dtp.sweep tiny --data-dir DIR"
+    command = "dtp sweep tiny --data-dir DIR"
     draw_sweep(sweep, here / "out", jobs, command)
     content = json.loads((here / "out" / "results.json").read_text())
     assert (content["sweep"], content["command"], content["seeds"]) == ("tiny", command, [0, 1])
@@ -120,7 +120,7 @@ def test_the_files_say_what_was_measured_and_how(here):
     assert setting["last"]["test/accuracy"] == {"values": [0.4, 0.6], "mean": 0.5, "deviation": 0.14142}
     assert setting["curves"]["val/accuracy"]["batches"] == [0, 10]
     assert (setting["epochs"], setting["epochs_of_forward_weights"], setting["batches"]) == (2, 1, 20)
-    assert setting["command"].startswith("python main.py --data digits") and "--widths 8" in setting["command"]
+    assert setting["command"].startswith("dtp train --data digits") and "--widths 8" in setting["command"]
     assert unfinished["missing"] == {"0": "not begun", "1": "not begun"} and unfinished["last"] == {}
     table = (here / "out" / "results.md").read_text()
     assert "| dtp, widths 8 | 0, 1 | 1 | 60.00 ± 14.14 | 50.00 ± 14.14 |" in table

@@ -22,7 +22,7 @@ every_study = pytest.mark.parametrize("name", STUDIES)
 def test_a_study_leaves_numbers_and_a_figure_and_prints_a_table(name, tmp_path, capsys):
     record = run(tmp_path, name, *SMALL[name].split())
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.json", f"{name}.png"]
-    assert record["study"] == name and record["command"] == f"python -m dtp.theory {name} {SMALL[name]}"
+    assert record["study"] == name and record["command"] == f"dtp theory {name} {SMALL[name]}"
     assert record["seeds"] == record["settings"]["seeds"] and record["versions"]["torch"] and record["device"]
     assert str(tmp_path) not in json.dumps(record)
     with Image.open(tmp_path / f"{name}.png") as image:

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A sweep, whose runs the tasks of an array divide among them.
-# Submit from the root of the repository: sbatch --array=1-8 slurm/sweep.sh ghawade-depth.
-# Arguments are those of python -m dtp.sweep. See common.sh for GPUs and settings: with several in a task
-# (--gpus-per-node=4) as many runs go at once.
-#SBATCH --job-name=sweep
+# A search for hyper-parameters, whose trials the tasks of an array divide among them.
+# Submit from the root of the repository: sbatch --array=1-8 slurm/search.sh --algo sdtp --data mnist --trials 60.
+# Arguments are those of dtp search. See common.sh for GPUs and settings: with several in a task
+# (--gpus-per-node=4) as many trials run at once.
+#SBATCH --job-name=search
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --gpus-per-node=1
@@ -19,10 +19,10 @@ set -euo pipefail
 # SLURM runs a copy of this script from its spool folder, so what lies beside it is found from where it was submitted.
 common=${SLURM_SUBMIT_DIR:-$PWD}/slurm/common.sh
 if [[ ! -f $common ]]; then
-    echo "error: $common not found; submit from the root of the repository: sbatch slurm/sweep.sh" >&2
+    echo "error: $common not found; submit from the root of the repository: sbatch slurm/search.sh" >&2
     exit 2
 fi
 # shellcheck source=slurm/common.sh
 source "$common"
 
-dtp_sweep "$@"
+dtp_search "$@"

@@ -1,9 +1,10 @@
 # shellcheck shell=bash
 #
-# What the scripts in this folder share. They are submitted from the root of the repository:
+# What the scripts in this folder share. They are submitted from the root of the repository, or
+# anywhere by dtp slurm NAME --submit, with or without a checkout:
 #
 #     sbatch slurm/vgg_dtp.sh                                # one GPU
-#     sbatch slurm/vgg_dtp.sh --seed 1 --logger wandb        # arguments of main.py come after the script
+#     sbatch slurm/vgg_dtp.sh --seed 1 --logger wandb        # arguments of dtp train come after the script
 #     sbatch --array=1-5 slurm/vgg_dtp.sh                    # five runs, with seeds 1 to 5
 #     sbatch --nodes=2 --ntasks-per-node=4 --gpus-per-node=4 slurm/vgg_dtp.sh
 #     sbatch --gpus-per-node=0 slurm/vgg_dtp.sh --model mlp --data digits       # no GPU
@@ -11,8 +12,8 @@
 #     sbatch --array=1-8 slurm/sweep.sh ghawade-depth                           # eight that share the runs of a sweep
 #
 # One task per GPU: several GPUs need --ntasks-per-node as well as --gpus-per-node. Any other option of sbatch
-# (--time, --partition, --account, ...) goes before the script and beats what the script asks for. Arguments of main.py
-# beat the script's too, --algo, --model and --data included. --batch-size counts the images over all GPUs.
+# (--time, --partition, --account, ...) goes before the script and beats what the script asks for. Arguments of dtp
+# train beat the script's too, --algo, --model and --data included. --batch-size counts the images over all GPUs.
 #
 # Environment variables, all optional:
 #     DTP_DATA_DIR   folder of the dataset
@@ -20,13 +21,13 @@
 #                    default runs/NAME-JOB, or runs/NAME-JOB_TASK in an array;
 #                    of a search or sweep its folder, which the tasks of an array share; default runs/NAME-JOB
 #     DTP_VENV       virtual environment to activate
-#     DTP_ARGS       more arguments of main.py, separated by spaces
+#     DTP_ARGS       more arguments of dtp train, separated by spaces
 #
 # What a run prints goes to slurm-JOB.out in its folder, all starts of the job in one file. SLURM's own file,
 # slurm-NAME-JOB.out where the job was submitted, tells in a line or two of each start how it went, and holds everything
 # of a run that never began, for a wrong argument, say.
 #
-# A job that reaches its time limit goes on by itself: 90 seconds before, SLURM sends SIGUSR1 to main.py, which writes a
+# A job that reaches its time limit goes on by itself: 90 seconds before, SLURM sends SIGUSR1 to the run, which writes a
 # checkpoint and exits with status 75; the job is then queued again, under the same id and so with the same run folder,
 # and --resume auto continues there, in the same W&B run. A job that is preempted does the same on SIGTERM, if its
 # partition grants it the time of a batch (GraceTime); one whose machine fails is queued again by SLURM and continues
@@ -62,7 +63,7 @@ dtp_enter() {
     read -r -a extra <<<"${words//$'\n'/ }"
 }
 
-# dtp_train EXPERIMENT... -- ARGUMENTS... : train under srun. Both are arguments of main.py; of one given twice the
+# dtp_train EXPERIMENT... -- ARGUMENTS... : train under srun. Both are arguments of dtp train; of one given twice the
 # later counts, and DTP_ARGS and the user's ARGUMENTS are later than the rest. Returns srun's status; 0 once requeued.
 dtp_train() {
     local -a experiment=()
@@ -85,7 +86,7 @@ dtp_train() {
 
     # ${array[@]+...}: bash before 4.4 takes an empty array for an unset variable.
     local -a command=(
-        python main.py
+        python -m dtp train
         "${experiment[@]}"
         --num-nodes "${SLURM_NNODES:-1}"
         --devices "${SLURM_NTASKS_PER_NODE:-1}"
@@ -99,7 +100,7 @@ dtp_train() {
     dtp_supervise run-dir config.yaml
 }
 
-# dtp_search ARGUMENTS... : search for hyper-parameters under srun. ARGUMENTS are those of python -m dtp.search. The
+# dtp_search ARGUMENTS... : search for hyper-parameters under srun. ARGUMENTS are those of dtp search. The
 # tasks of an array share the trials of one study. Returns as dtp_train does.
 dtp_search() {
     local job
@@ -116,7 +117,7 @@ dtp_search() {
     dtp_supervise study study.json
 }
 
-# dtp_sweep NAME ARGUMENTS... : run a sweep under srun, as python -m dtp.sweep does. The tasks of an array share its runs.
+# dtp_sweep NAME ARGUMENTS... : run a sweep under srun, as dtp sweep does. The tasks of an array share its runs.
 # Returns as dtp_train does.
 dtp_sweep() {
     local name=${1:-} job
@@ -159,7 +160,7 @@ dtp_supervise() {
     local start="job $job, start $((${SLURM_RESTART_COUNT:-0} + 1)), on ${SLURM_JOB_NODELIST:-}:"
     echo "$start see $log"
     echo "$start ${command[*]}" >>"$log"
-    # Preempted or cancelled, this shell gets the SIGTERM that is for main.py too; it would die and take srun along.
+    # Preempted or cancelled, this shell gets the SIGTERM that is for the run too; it would die and take srun along.
     # Not '': children inherit that a signal is ignored.
     trap : TERM
     # Tasks end by themselves when one of them fails. Those that do not are ended after five minutes; not at once, for
@@ -168,7 +169,7 @@ dtp_supervise() {
     srun --kill-on-bad-exit=0 --wait=300 "${command[@]}" >>"$log" 2>&1 || status=$?
     trap - TERM
 
-    # Killed by SIGUSR1 or SIGTERM: it came while Python started, before main.py could listen to it.
+    # Killed by SIGUSR1 or SIGTERM: it came while Python started, before the run could listen to it.
     local to_be_continued=
     case $status in 75 | $((128 + 10)) | $((128 + 15))) to_be_continued=yes ;; esac
 
