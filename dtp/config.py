@@ -46,7 +46,8 @@ class RunOptions:
     max_steps: int = -1
     # Seed of the first weights, the order of the images, their augmentation and the noise; from 0 to 2^32 - 1.
     seed: int = 0
-    # Devices per machine: a number of GPUs (or of processes on a CPU), or auto for all GPUs.
+    # Devices per machine: a number of GPUs (or of processes on a CPU), or auto for all GPUs. Under srun and torchrun
+    # leave it and --num-nodes out: they are what those have started.
     devices: str = "1"
     # Machines. Start one process per device on each, with srun or torchrun.
     num_nodes: int = 1

@@ -69,11 +69,11 @@ def train(config: Config, argv: Sequence[str]) -> dict[str, Any]:
     _quiet_lightning()
     keep_freed_memory()
     command = recorded([*command_words("train"), *argv])
-    accelerator, devices = choose_devices(config.run)
+    accelerator, devices, nodes = choose_devices(config.run)
     _choose_algorithms(accelerator, config.run.deterministic)
     if config.run.feedback_parallel == "data":
         # Before there is a folder.
-        require_even_shares(config.data.batch_size, devices * config.run.num_nodes)
+        require_even_shares(config.data.batch_size, devices * nodes)
     data, algorithm = build(config)
     batches = {split: _count_batches(data, f"{split}_dataloader") for split in ("train", "val", "test")}
     if batches["train"] == 0:
@@ -99,7 +99,7 @@ def _train_in(
     limit_train_batches: int | float,
     limit_val_batches: int | float,
 ) -> dict[str, Any]:
-    accelerator, devices = choose_devices(config.run)
+    accelerator, devices, nodes = choose_devices(config.run)
     if process_rank() == 0:
         run.remove_leftovers()
     run, resumed_at = with_usable_checkpoint(run, config, algorithm)
@@ -128,8 +128,8 @@ def _train_in(
     trainer = pl.Trainer(
         accelerator=accelerator,
         devices=devices,
-        num_nodes=config.run.num_nodes,
-        strategy=choose_strategy(config.run, devices),
+        num_nodes=nodes,
+        strategy=choose_strategy(config.run, devices * nodes),
         precision=PRECISIONS[config.run.precision],
         max_epochs=config.run.max_epochs,
         max_steps=config.run.max_steps,

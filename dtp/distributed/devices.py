@@ -14,8 +14,10 @@ from dtp.distributed.strategy import FeedbackDDPStrategy
 from dtp.errors import UserError
 
 
-def choose_devices(run: RunOptions) -> tuple[str, int]:
-    """Kind (``"gpu"`` or ``"cpu"``) and number of devices of each machine.
+def choose_devices(run: RunOptions) -> tuple[str, int, int]:
+    """Kind (``"gpu"`` or ``"cpu"``), number of devices of each machine, and number of machines.
+
+    Where the options leave both numbers at 1 they are those of the processes that torchrun or srun has started.
 
     Raises:
         UserError: more than there are, or another number than a launcher has started processes for.
@@ -25,20 +27,22 @@ def choose_devices(run: RunOptions) -> tuple[str, int]:
     if wants_gpu and not gpus:
         raise UserError(f"--accelerator {run.accelerator}: this machine has no usable GPU; use --accelerator cpu.")
     count = (gpus if wants_gpu else 1) if run.devices == "auto" else int(run.devices)
-    started = _processes_of_launcher()
+    started, nodes = _processes_of_launcher(), run.num_nodes
     if started is None:
         _require_machine(run, count, gpus if wants_gpu else None)
-    elif started != count * run.num_nodes:
+    elif run.devices == "1" and nodes == 1:
+        count, nodes = _layout_of_launcher(started) or (count, nodes)
+    if started not in (None, count * nodes):
         raise UserError(
-            f"The launcher started {started} processes, but --num-nodes {run.num_nodes} --devices {count} means "
-            f"{count * run.num_nodes}; give --num-nodes the machines and --devices the processes on each."
+            f"The launcher started {started} processes, but --num-nodes {nodes} --devices {count} means "
+            f"{count * nodes}; give --num-nodes the machines and --devices the processes on each."
         )
-    return ("gpu" if wants_gpu else "cpu"), count
+    return ("gpu" if wants_gpu else "cpu"), count, nodes
 
 
-def choose_strategy(run: RunOptions, devices: int) -> FeedbackDDPStrategy | str:
-    """The strategy for so many devices on each machine."""
-    several = devices * run.num_nodes > 1 or run.strategy == FeedbackDDPStrategy.strategy_name
+def choose_strategy(run: RunOptions, processes: int) -> FeedbackDDPStrategy | str:
+    """The strategy for so many processes, over all machines."""
+    several = processes > 1 or run.strategy == FeedbackDDPStrategy.strategy_name
     return FeedbackDDPStrategy(run.feedback_parallel, run.feedback_sync) if several else "auto"
 
 
@@ -62,6 +66,17 @@ def _processes_of_launcher() -> int | None:
     """How many processes srun, torchrun or Lightning started; None for a plain command."""
     count = os.environ.get("SLURM_NTASKS" if SLURMEnvironment.detect() else "WORLD_SIZE", "")
     return int(count) if count.isdigit() else None
+
+
+def _layout_of_launcher(started: int) -> tuple[int, int] | None:
+    """How many processes srun or torchrun started on each machine, and on how many; None where nothing says so."""
+    slurm = SLURMEnvironment.detect()
+    # Without a step it is a script of sbatch that forgot srun: nobody has started the other tasks.
+    text = os.environ.get("SLURM_STEP_NUM_NODES" if slurm else "LOCAL_WORLD_SIZE", "")
+    number = int(text) if text.isdigit() else 0
+    if not number:
+        return None
+    return (started // number, number) if slurm else (number, started // number)
 
 
 def _require_machine(run: RunOptions, count: int, gpus: int | None) -> None:
