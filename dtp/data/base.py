@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule
 from dtp.contracts import handed_back, require_batch, shown
 from dtp.data.augmentation import Augmentation
 from dtp.data.batches import BatchLoader, ImageBatches, Images
+from dtp.data.cache import data_folder
 from dtp.data.on_device import DeviceBatches, wanted_on_device
 from dtp.data.options import DataOptions
 from dtp.data.pca import Projection, fit_projection
@@ -17,7 +18,7 @@ from dtp.data.sampler import OrderedBatches, TrainingBatches
 from dtp.data.split import SplitKind, count_held_out, split_indices
 from dtp.data.statistics import STATISTICS, Statistics, compute_statistics, used_statistics
 from dtp.distributed.strategy import evaluation_share, training_share
-from dtp.errors import UserError, user_path
+from dtp.errors import UserError
 
 Part = tuple[Images, np.ndarray]
 
@@ -59,7 +60,7 @@ class ImageData(LightningDataModule):
         _check(options)
         self.options = options
         self.seed = seed
-        self.data_dir = user_path(options.data_dir)
+        self.data_dir = data_folder(options.data_dir)
         self._parts: dict[str, ImageBatches | None] = {}
         # By device, the parts that are kept there; None where they are kept on the host.
         self._on_device: dict[torch.device, dict[str, DeviceBatches] | None] = {}

@@ -6,9 +6,32 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from dtp.errors import UserError
+from dtp.errors import UserError, user_path
 from dtp.files import temporary_beside
 from dtp.locks import locked
+
+
+def data_folder(name: str) -> Path:
+    """The folder that ``--data-dir NAME`` means.
+
+    For ``auto`` the first there is of: ``$DTP_DATA_DIR``; ``data``, where that is a folder; ``datasets`` in torch's
+    cache, which is ``$TORCH_HOME``, ``$XDG_CACHE_HOME/torch`` or ``~/.cache/torch``.
+
+    Raises:
+        UserError: the home folder of nobody.
+    """
+    if name != "auto":
+        return user_path(name)
+    if named := os.environ.get("DTP_DATA_DIR"):
+        return user_path(named)
+    here = Path("data")
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        home = os.environ.get("TORCH_HOME") or cache / "torch"
+    except RuntimeError:
+        # No $HOME, and no entry in the list of users.
+        return here
+    return here if here.is_dir() else user_path(home) / "datasets"
 
 
 def cache_folder(data_dir: Path) -> Path:

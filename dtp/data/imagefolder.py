@@ -71,6 +71,7 @@ class ImageFolderData(ImageData):
         return self._load("train")
 
     def load_val(self) -> Part | None:
+        self._scan()
         return self._load("val") if "val" in self._files else None
 
     def load_test(self) -> Part:
@@ -92,6 +93,7 @@ class ImageFolderData(ImageData):
         return self._own_statistics
 
     def _load(self, part: str) -> Part:
+        self._scan()
         return self._images(part), self._files[part].labels
 
     def _scan(self) -> None:

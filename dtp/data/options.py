@@ -9,7 +9,9 @@ class DataOptions:
     """Images: where they lie, how they are split, normalised, augmented and batched."""
 
     # Folder that holds the dataset (for imagefolder: the folder of class folders, or one with train/ and test/ in it).
-    data_dir: str = "data"
+    # auto: the one that DTP_DATA_DIR names, else the folder data where there is one, else datasets in torch's cache
+    # ($TORCH_HOME, usually ~/.cache/torch).
+    data_dir: str = "auto"
     # Download the dataset into --data-dir if it is not there (not for imagenet32 and imagefolder); without it nothing
     # ever touches the network.
     download: bool = False

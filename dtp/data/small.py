@@ -11,6 +11,8 @@ from sklearn.datasets import load_digits
 from torchvision.datasets.utils import check_integrity
 
 from dtp.data.base import ImageData, Part
+from dtp.data.imagefolder import ImageFolderData
+from dtp.data.options import DataOptions, ImageFolderOptions
 from dtp.data.split import split_indices
 from dtp.errors import UserError
 
@@ -135,7 +137,12 @@ class KMNIST(MNIST):
 
 
 class CIFAR10(_Downloadable):
-    """32x32 colour photographs: 50,000 for training (5,000 of them held out), 10,000 for test."""
+    """32x32 colour photographs: 50,000 for training (5,000 of them held out), 10,000 for test.
+
+    In the files that torchvision reads; or where there are none, in class folders as ``imagefolder`` has them, with
+    ``train/CLASS/*`` and ``test/CLASS/*``, in the data folder or in one of the dataset's name there. Classes then have
+    the alphabetical order, which is the usual one, and images that of their files' names.
+    """
 
     name = "cifar10"
     num_classes = 10
@@ -144,7 +151,35 @@ class CIFAR10(_Downloadable):
     crop_padding = 4
     source = torchvision.datasets.CIFAR10
 
+    def __init__(self, options: DataOptions, seed: int = 0):
+        super().__init__(options, seed)
+        self._folders: ImageFolderData | None = None
+        if (self.data_dir / self.source.base_folder).is_dir():
+            return
+        for folder in (self.data_dir, self.data_dir / self.name):
+            if all((folder / part).is_dir() for part in ("train", "test")):
+                self._folders = ImageFolderData(ImageFolderOptions(data_dir=str(folder), image_size=32))
+                break
+
+    def load_train(self) -> Part:
+        return super().load_train() if self._folders is None else self._folders.load_train()
+
+    def load_val(self) -> Part | None:
+        return None if self._folders is None else self._folders.load_val()
+
+    def load_test(self) -> Part:
+        return super().load_test() if self._folders is None else self._folders.load_test()
+
     def _problem(self) -> str | None:
+        if self._folders is not None:
+            # Decodes all of them, once, where a single process prepares the data.
+            self.load_train(), self.load_test()
+            if (found := self._folders.num_classes) != self.num_classes:
+                raise UserError(
+                    f"{self.name}: expected {self.num_classes} class folders in {self._folders.data_dir / 'train'}, "
+                    f"found {found}; use --data imagefolder for other classes."
+                )
+            return None
         folder = self.source.base_folder
         meta = (self.source.meta["filename"], self.source.meta["md5"])
         for filename, checksum in (*self.source.train_list, *self.source.test_list, meta):

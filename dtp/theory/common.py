@@ -6,7 +6,6 @@ import statistics
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -52,7 +51,7 @@ def make_batch(options: ImageOptions, seed: int) -> tuple[Tensor, Tensor, int]:
     if data.sizes["train"] < options.batch_size:
         raise UserError(
             f"--batch-size: expected at most the {data.sizes['train']} training images of {options.data} in "
-            f"{Path(options.data_dir)}, found {options.batch_size}."
+            f"{data.data_dir}, found {options.batch_size}."
         )
     x, y = next(iter(data.train_dataloader()))
     return x, y, data.num_classes

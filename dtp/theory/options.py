@@ -105,7 +105,7 @@ class ImageOptions(StudyOptions):
 
     batch_size: int = option(64, "images; one batch is all that a seed sees")
     data: Data = option("random", "dataset of the batch; random: Gaussian pixels and any labels")
-    data_dir: str = option("data", "folder that holds the dataset")
+    data_dir: str = option("auto", "folder that holds the dataset; auto as in training")
     image_shape: list[int] = option((3, 16, 16), "channels, height and width of random images")
 
     def check(self) -> None:

@@ -1,8 +1,9 @@
 import os
+from pathlib import Path
 
 import pytest
 
-from dtp.data.cache import cache_folder, fingerprint, written_atomically
+from dtp.data.cache import cache_folder, data_folder, fingerprint, written_atomically
 from dtp.errors import UserError
 
 
@@ -36,3 +37,21 @@ def test_a_folder_that_cannot_be_written_to_is_cached_in_the_users_own(tmp_path,
     assert cache_folder(tmp_path) == tmp_path
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert cache_folder(tmp_path).parent == tmp_path / "cache" / "dtp"
+
+
+def test_the_data_folder_is_the_first_there_is(tmp_path, monkeypatch):
+    """Named; by DTP_DATA_DIR; data; torch's cache, as torch.hub documents it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert data_folder("auto") == Path("/home/me/.cache/torch/datasets")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert data_folder("auto") == Path("/cache/torch/datasets")
+    monkeypatch.setenv("TORCH_HOME", "~/torch")
+    assert data_folder("auto") == Path("/home/me/torch/datasets")
+    (tmp_path / "data").mkdir()
+    assert data_folder("auto") == Path("data")
+    monkeypatch.setenv("DTP_DATA_DIR", "~/mine")
+    assert data_folder("auto") == Path("/home/me/mine")
+    assert data_folder("elsewhere") == Path("elsewhere")

@@ -2,8 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from dtp.data.options import DataOptions
+from dtp.data.imagefolder import ImageFolderData
+from dtp.data.options import DataOptions, ImageFolderOptions
 from dtp.data.small import CIFAR10, CIFAR100, KMNIST, MNIST, Digits, FashionMNIST
+from dtp.data.statistics import STATISTICS
 from dtp.errors import UserError
 
 
@@ -90,3 +92,41 @@ def test_a_damaged_cifar_file_is_named(tmp_path, write_cifar10):
     with pytest.raises(UserError, match="checksum.*--download") as caught:
         CIFAR10(DataOptions(str(tmp_path))).prepare_data()
     assert str(path) in str(caught.value)
+
+
+TEN = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+@pytest.fixture
+def class_folders(tmp_path, write_folder):
+    """Colours 20 c + number of each class c, 30 images for training and 2 for test."""
+    for part, count in (("train", 3), ("test", 2)):
+        write_folder(tmp_path / "data" / "cifar10" / part, TEN[:10], count, size=(32, 32), mode="L")
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize("place", ["", "cifar10"])
+def test_cifar10_is_read_from_class_folders_too(class_folders, place):
+    data = CIFAR10(DataOptions(str(class_folders / place), val_size=10))
+    data.prepare_data()
+    data.setup()
+    assert data.sizes == {"train": 20, "val": 10, "test": 20} and data.input_shape == (3, 32, 32)
+    # What is peculiar to the dataset stays so.
+    assert data.statistics == (STATISTICS["cifar10"].mean, STATISTICS["cifar10"].std)
+    assert data._augmentation().flip and data._augmentation().crop_padding == 4
+    images, labels = data.load_train()
+    assert np.array_equal(labels, np.repeat(np.arange(10), 3))
+    expected = (100 * labels + np.tile(np.arange(3), 10)).clip(0, 255)
+    assert np.array_equal(images[:, 0, 5, 5], expected) and (images == images[:, :1, :1, :1]).all()
+    folder = ImageFolderData(ImageFolderOptions(str(class_folders / "cifar10")))
+    assert all(np.array_equal(ours, theirs) for ours, theirs in zip(data.load_test(), folder.load_test(), strict=True))
+
+
+def test_files_of_cifar10_go_before_class_folders(class_folders, write_cifar10):
+    images = write_cifar10(class_folders)
+    assert np.array_equal(CIFAR10(DataOptions(str(class_folders))).load_train()[0], images)
+
+
+def test_another_number_of_class_folders_is_another_dataset(class_folders):
+    with pytest.raises(UserError, match="cifar100: expected 100 class folders.*found 10; use --data imagefolder"):
+        CIFAR100(DataOptions(str(class_folders / "cifar10"), download=True)).prepare_data()
