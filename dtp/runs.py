@@ -77,6 +77,9 @@ AS_BEFORE = {
     "probe_nodes": 5,
     "feedback_slope": "own",
     "feedback_tracking": "no",
+    "last_hidden_bias": True,
+    "linear_output": False,
+    "orthogonality_form": "overlaps",
 }
 # Options that may differ between the ranks of one start: each machine has its own disks, and only rank 0 reports.
 RANKS_MAY_DIFFER = {"data_dir", "data_on_device", "num_workers", "logger", "verbose"}

@@ -37,10 +37,14 @@ class DDTPLinear(TargetPropagation):
         dtype, shapes = next(self.network.parameters()).dtype, self.network.shapes
         return FeedbackNetwork(
             {
-                n: DirectMap(self.network.num_classes, shapes[n - 1], False, dtype, "xavier-normal")
+                n: DirectMap(self.network.num_classes, shapes[n - 1], self.has_bias(n), dtype, "xavier-normal")
                 for n in range(2, self.top + 1)
             }
         )
+
+    def has_bias(self, n: int) -> bool:
+        """Whether the map to s_{n-1} has a bias."""
+        return False
 
     def direct(self, n: int, y: Tensor) -> Tensor:
         """Q_n y, (B, *shape of s_{n-1}), of an output y (B, classes)."""
@@ -57,9 +61,13 @@ class DDTPLinear(TargetPropagation):
             *noise,
             lambda v: self.output_from(n, v, a, m),
             lambda y: self.reconstruction(n, y, a),
-            scale=self.noise_scale(n),
+            scale=self.loss_scale(n),
             noise_samples=m,
         )
+
+    def loss_scale(self, n: int) -> float:
+        """What the loss is divided by the square of."""
+        return self.noise_scale(n)
 
     def reconstruction(self, n: int, y: Tensor, activations: Activations) -> Tensor:
         """What is to be the disturbed s_{n-1}, of the output y (m B, classes) that the disturbance led to."""
@@ -70,12 +78,20 @@ class DDTPLinear(TargetPropagation):
 class DDTPControl(DDTPLinear):
     """The control of DDTP-linear (Meulemans et al. 2020): Q_n learns to reconstruct without the difference, as Q_n y.
 
-    The authors' CIFAR-10 configuration of it selects DDTP-linear itself; this is what their text describes.
+    Its loss is the mean of (Q_n y - v)^2, not divided by sigma^2. The authors' CIFAR-10 configuration of it selects
+    DDTP-linear itself; this is what their text describes.
 
-    Left out by the paper: a bias of Q_n, which here would have an effect (none, as in DDTP-linear).
+    Left out by the paper: a bias of Q_n, which here has an effect. As in the authors' code, maps to fully connected
+    layers have one, which starts at 0, and maps to convolutional layers have none.
     """
 
     Options = DDTPControlOptions
+
+    def has_bias(self, n: int) -> bool:
+        return len(self.network.shapes[n - 1]) == 1
+
+    def loss_scale(self, n: int) -> float:
+        return 1.0
 
     def reconstruction(self, n: int, y: Tensor, activations: Activations) -> Tensor:
         return self.direct(n, y)
@@ -86,10 +102,11 @@ class DDTPRHL(DDTPLinear):
 
         u(y) = tanh(R y + r),    t_{n-1} = s_{n-1} + tanh(Q_n u(t_N)) - tanh(Q_n u(s_N))
 
-    R and r are shared, random and never trained; Q_n has a bias. The last hidden layer's map is linear in the output
-    itself, as the comments of the authors' code say (the code applies tanh to it as well).
+    R and r are shared, random and never trained; Q_n has a bias. The last hidden layer's map is affine in the output
+    itself, as the comments of the authors' code say (the code applies tanh to it as well); so its bias has no effect.
 
-    Left out by the paper: the distribution of R and r (Glorot's normal, r zero).
+    Left out by the paper: the distribution of R and r. As in the authors' code it is PyTorch's own of a linear layer,
+    uniform within 1 / sqrt(classes) for both; with Glorot's, R would be so small that u is nearly linear.
     """
 
     Options = DDTPRHLOptions
@@ -98,13 +115,13 @@ class DDTPRHL(DDTPLinear):
         o, classes, dtype = self.options, self.network.num_classes, next(self.network.parameters()).dtype
         if o.hidden_feedback < 1:
             raise UserError(f"--hidden-feedback: expected at least 1, found {o.hidden_feedback}.")
-        self.random_hidden = DirectMap(classes, (o.hidden_feedback,), False, dtype, "xavier-normal")
+        self.random_hidden = DirectMap(classes, (o.hidden_feedback,), True, dtype)
         self.random_hidden.requires_grad_(False)
         maps = {
             n: DirectMap(o.hidden_feedback, self.network.shapes[n - 1], True, dtype, "xavier-normal")
             for n in range(2, self.top)
         }
-        last = DirectMap(classes, self.network.shapes[self.top - 1], False, dtype, "xavier-normal")
+        last = DirectMap(classes, self.network.shapes[self.top - 1], True, dtype, "xavier-normal")
         return FeedbackNetwork({**maps, **({self.top: last} if self.top > 1 else {})})
 
     def direct(self, n: int, y: Tensor) -> Tensor:

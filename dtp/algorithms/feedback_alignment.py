@@ -25,6 +25,7 @@ class FA(Algorithm):
     In every affine operation of any network, inside residual units too, the error of the output goes to the input
     through B_n instead of W_n^T; weights and biases get the gradients of their own operation for the error that
     arrives. The first operation needs no B. Not local in time: as in backprop, errors wait for each other from the top.
+    ``error_clamp`` limits errors that go down and the gradients of weights and biases, as biotorch does.
 
     Left out by the papers: the distribution of B_n in every source; here it is that of the forward weights
     (``backward_init``). Batch normalisation keeps its true gradient.
@@ -44,6 +45,10 @@ class FA(Algorithm):
         with self.feedback.in_place(self.backward_weight, self.options.error_clamp):
             logits = self.network(x)
             gradients = torch.autograd.grad(self.task_loss(full_precision(logits), y), self.forward_parameters)
+        if clamp := self.options.error_clamp:
+            affine = {id(p) for m in self.network.modules() if _has_matrix(m) for p in m.parameters(recurse=False)}
+            pairs = zip(self.forward_parameters, gradients, strict=True)
+            gradients = [g.clamp(-clamp, clamp) if id(p) in affine else g for p, g in pairs]
         return logits.detach(), list(gradients)
 
     def backward_weight(self, carried: Carried) -> Tensor:
@@ -56,6 +61,10 @@ class FA(Algorithm):
             forward = carried.carrier.transpose_of(carried.module)
             pairs.setdefault(carried.layer, []).append((self.backward_weight(carried), forward))
         return pairs
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    return any(p.dim() > 1 for p in module.parameters(recurse=False))
 
 
 class USF(FA):
@@ -100,8 +109,8 @@ class KolenPollack(FA):
     W <- (1 - lam) W + D and B <- (1 - lam) B + D^T, with D the optimizer's own increment, momentum and all, and
     lam = lr ``weight_decay``. So W^T - B shrinks by 1 - lam in each step, whatever the data.
 
-    Left out by the papers: the decay under momentum or Adam. Here it is apart from the optimizer, for every forward
-    weight; inside it, W and B would see other increments.
+    Left out by the papers: the decay under momentum or Adam. Here it is apart from the optimizer; inside it, W and B
+    would see other increments. Biases do not decay, as in the code of Akrout et al.
     """
 
     def __init__(self, network: Network, options: FeedbackAlignmentOptions | None = None, seed: int = 0):
@@ -124,8 +133,10 @@ class KolenPollack(FA):
     def step(self, optimizer: Optimizer, parameters: list[Tensor], gradients: list[Tensor]) -> None:
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
         keep = {p: 1 - rate * self.options.weight_decay for p, rate in rates.items()}
+        biases = {id(p) for name, p in self.network.named_parameters() if name.rpartition(".")[2] == "bias"}
         for parameter in parameters:
-            parameter.mul_(keep[id(parameter)])
+            if id(parameter) not in biases:
+                parameter.mul_(keep[id(parameter)])
         trained = [c for c in self.feedback.carried if id(c.module.weight) in keep]
         before = [carried.carrier.transpose_of(carried.module).clone() for carried in trained]
         super().step(optimizer, parameters, gradients)

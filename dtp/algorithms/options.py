@@ -350,6 +350,9 @@ class GAITOptions(TargetOptions):
     # Weight of the penalty on weights that are not orthogonal, 0 or more: it times the sum over i != j of (W^T W)_ij^2
     # of every square layer.
     orthogonality: float = 0.1
+    # What that penalty is on: overlaps alone, as above (Ahmad et al.), or the whole difference to the identity,
+    # |W^T W - 1|^2, which holds lengths at 1 too (identity, the code of Dalm et al.).
+    orthogonality_form: Literal["overlaps", "identity"] = "overlaps"
 
 
 @dataclass
@@ -358,7 +361,8 @@ class FeedbackAlignmentOptions(AlgorithmOptions):
 
     # Distribution of the backward weights: PyTorch's own of the layer, or Glorot's, uniform or normal.
     backward_init: Literal["default", "xavier", "xavier-normal"] = "default"
-    # Clamp each error that goes down into a layer to this absolute value; 0 for no clamp.
+    # Clamp each error that goes down into a layer, and each gradient of an affine operation's weights and biases, to
+    # this absolute value, as biotorch does; 0 for no clamp.
     error_clamp: float = 0.0
 
 

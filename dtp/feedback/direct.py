@@ -20,7 +20,8 @@ class DirectMap(nn.Module):
         shape: of one sample of the activation.
         bias: whether it has one.
         dtype: of the weights.
-        init: ``default``, ``xavier`` or ``xavier-normal``, see :func:`~dtp.feedback.initial.init_map`.
+        init: ``default``, ``xavier`` or ``xavier-normal``, see :func:`~dtp.feedback.initial.init_map`. With
+            ``default`` the bias is drawn as PyTorch draws it, with the others it starts at 0.
     """
 
     def __init__(self, outputs: int, shape: Sequence[int], bias: bool, dtype: torch.dtype, init: str = "default"):
@@ -28,6 +29,8 @@ class DirectMap(nn.Module):
         self.shape = Size(shape)
         self.linear = nn.Linear(outputs, self.shape.numel(), bias=bias, dtype=dtype)
         init_map(self.linear.weight, outputs, self.shape.numel(), init)
+        if bias and init != "default":
+            nn.init.zeros_(self.linear.bias)
 
     def forward(self, y: Tensor, context=None) -> Tensor:
         return self.linear(y).unflatten(1, self.shape)

@@ -20,13 +20,16 @@ class MLP(Network):
     def make_layers(self) -> Iterable[nn.Sequential]:
         o = self.options
         require_positive("widths", o.widths)
-        for width in o.widths:
-            yield nn.Sequential(*self._linear(width), self.activation(), *self._standardise(width, "hidden", "all"))
-        yield nn.Sequential(*self._linear(self.num_classes), *self._standardise(self.num_classes, "all"))
+        for number, width in enumerate(o.widths, 1):
+            bias = o.bias and (o.last_hidden_bias or number < len(o.widths))
+            yield nn.Sequential(
+                *self._linear(width, bias), self.activation(), *self._standardise(width, "hidden", "all")
+            )
+        yield nn.Sequential(*self._linear(self.num_classes, o.bias), *self._standardise(self.num_classes, "all"))
 
-    def _linear(self, units: int) -> list[nn.Module]:
+    def _linear(self, units: int, bias: bool) -> list[nn.Module]:
         flatten = [nn.Flatten()] if len(self.shapes[-1]) > 1 else []
-        return [*flatten, nn.Linear(self.features, units, bias=self.options.bias)]
+        return [*flatten, nn.Linear(self.features, units, bias=bias)]
 
     def _standardise(self, units: int, *where: str) -> list[nn.Module]:
         if self.options.standardise not in where:

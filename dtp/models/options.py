@@ -28,6 +28,9 @@ class MLPOptions(ModelOptions):
     widths: list[int] = field(default_factory=lambda: [256, 256])
     # Whether layers have biases.
     bias: bool = True
+    # Whether the last hidden layer has one too, where layers have; the code of Meulemans et al. leaves it out for some
+    # rules.
+    last_hidden_bias: bool = True
     # Standardise over the batch, without parameters: after no layer (none), after the nonlinearity of each hidden layer
     # (hidden), or of the output too (all).
     standardise: Literal["none", "hidden", "all"] = "none"
@@ -94,6 +97,8 @@ class SquareOptions(ModelOptions):
     widths: list[int] = field(default_factory=lambda: [500, 500, 500, 500, 500, 500])
     # Units of the output layer, of which the first are the classes and the rest auxiliary; 0: as the last hidden layer.
     outputs: int = 0
+    # Whether the output layer is linear, as in the code of Dalm et al.; else it has the nonlinearity too.
+    linear_output: bool = False
 
 
 @dataclass

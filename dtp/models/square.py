@@ -15,7 +15,7 @@ class Square(Network):
 
     ``[flatten] -> [first d units] -> linear(d, d) -> activation``. A layer narrower than the one below reads its first
     d units ("tower"); the others are auxiliary. The first layer may be rectangular, for it needs no inverse. The output
-    layer is followed by its activation too, and its first units are the classes.
+    layer is followed by its activation too, unless ``linear_output``, and its first units are the classes.
     """
 
     Options = SquareOptions
@@ -39,5 +39,7 @@ class Square(Network):
             inputs = self.features if i == 0 else width
             if i > 0 and width < self.features:
                 before.append(FirstUnits(width))
-            classes = [FirstUnits(self.num_classes)] if i == len(widths) - 1 else []
-            yield nn.Sequential(*before, nn.Linear(inputs, width), self.activation(), *classes)
+            last = i == len(widths) - 1
+            function = [] if last and self.options.linear_output else [self.activation()]
+            classes = [FirstUnits(self.num_classes)] if last else []
+            yield nn.Sequential(*before, nn.Linear(inputs, width), *function, *classes)

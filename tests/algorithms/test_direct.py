@@ -166,27 +166,59 @@ def test_ddtp_losses_and_targets_equal_the_equations(name, samples):
     x, y = make_batch(network)
     a = rule.activations(x)
     s, N = a.s, 4
-    targets = rule.targets(a, y)
     t_N = s[N] - 0.1 * (s[N].softmax(1) - F.one_hot(y, 5))
-    torch.testing.assert_close(targets[N], t_N)
+    torch.testing.assert_close(rule.targets(a, y)[N], t_N)
     for n in (2, 3, 4):
         q, bias = rule.feedback[n].linear.weight, rule.feedback[n].linear.bias
 
+        if name == "ddtp-linear":
+            assert bias is None
+            bias = torch.zeros(q.shape[0], dtype=q.dtype)
+        else:
+            assert not bias.any()
+            with torch.no_grad():
+                # As a bias that has learned.
+                bias.normal_(std=0.3)
+
         def Q(o, n=n, q=q, bias=bias):
             if name != "ddtp-rhl" or n == N:
-                assert bias is None
-                return o @ q.T
-            hidden = (o @ rule.random_hidden.linear.weight.T).tanh()
-            return (hidden @ q.T + bias).tanh()
+                return o @ q.T + bias
+            R, r = rule.random_hidden.linear.weight, rule.random_hidden.linear.bias
+            return ((o @ R.T + r).tanh() @ q.T + bias).tanh()
+
+        targets = rule.targets(a, y)
 
         torch.testing.assert_close(targets[n - 1], (s[n - 1] + Q(t_N) - Q(s[N])).detach())
         (eps,) = noise = rule.feedback_noise(n, a)
         assert eps.shape == (6 * samples, *network.shapes[n - 1])
         v = s[n - 1].repeat(samples, 1) + eps
         o = logits_from(network, n, v)
-        difference = (s[n - 1] - Q(s[N])).repeat(samples, 1) if name != "ddtp-control" else 0
-        expected = ((difference + Q(o) - v) ** 2).mean() / 0.3**2
+        if name == "ddtp-control":
+            expected = ((Q(o) - v) ** 2).mean()
+        else:
+            expected = (((s[n - 1] - Q(s[N])).repeat(samples, 1) + Q(o) - v) ** 2).mean() / 0.3**2
         torch.testing.assert_close(rule.feedback_loss(n, a, noise), expected)
+
+
+def test_random_hidden_layer_of_rhl_is_far_from_linear_as_in_the_authors_code():
+    """R and r as torch's nn.Linear draws them: uniform within 1 / sqrt(10), whose deviation is .183."""
+    network = tanh_network(16, 12, 10)
+    rule = make("ddtp-rhl", network, hidden_feedback=4000)
+    bound = 10**-0.5
+    for drawn in (rule.random_hidden.linear.weight, rule.random_hidden.linear.bias):
+        assert drawn.abs().max() <= bound and drawn.abs().max() > 0.99 * bound
+        assert drawn.std().item() == pytest.approx(0.1826, rel=0.03)
+        assert abs(drawn.mean()) < 0.01
+    # Glorot's normal would have a deviation of .022.
+    assert rule.feedback[2].linear.weight.std().item() == pytest.approx((2 / 22) ** 0.5, rel=0.3)
+
+
+def test_maps_of_the_control_have_a_bias_where_they_lead_to_a_fully_connected_layer(lenet):
+    rule = make("ddtp-control", lenet)
+    assert [rule.feedback[n].linear.bias is not None for n in (2, 3, 4)] == [False, False, True]
+    assert not rule.feedback[4].linear.bias.any()
+    rule.training_batch(*make_batch(lenet))
+    assert rule.feedback[4].linear.bias.any()
 
 
 def test_ddtp_maps_of_lenet_have_the_shapes_of_the_maps_that_they_lead_to(lenet):
@@ -205,7 +237,8 @@ def test_ddtp_maps_of_lenet_have_the_shapes_of_the_maps_that_they_lead_to(lenet)
             o = forward_with_context(lenet[n], o)[0]
         direct = rule.direct(2, o)
         expected = direct - v if name == "ddtp-control" else a.s[1] + direct - rule.direct(2, a.s[4]) - v
-        torch.testing.assert_close(rule.feedback_loss(2, a, noise), (expected**2).mean() / 0.08**2)
+        scale = 1 if name == "ddtp-control" else 0.08**2
+        torch.testing.assert_close(rule.feedback_loss(2, a, noise), (expected**2).mean() / scale)
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.02])
@@ -274,7 +307,10 @@ def test_random_hidden_layer_is_shared_by_all_layers_and_never_trained(mlp):
     for _ in range(3):
         rule.training_batch(*make_batch(mlp))
     assert same(before, rule.random_hidden.state_dict())
-    assert not any(torch.equal(learned[key], value) for key, value in rule.feedback.state_dict().items())
+    unchanged = [key for key, value in rule.feedback.state_dict().items() if torch.equal(learned[key], value)]
+    # The last map is affine, so that differences do not see its bias.
+    assert unchanged == [key for key in learned if key.endswith(f"{mlp.depth}.linear.bias")]
+    assert len(unchanged) == 1
     assert not any(p.requires_grad for p in rule.random_hidden.parameters())
     trained = {id(p) for o in rule.feedback_optimizers.values() for group in o.param_groups for p in group["params"]}
     assert not trained & {id(p) for p in rule.random_hidden.parameters()}

@@ -180,14 +180,24 @@ def test_gradients_equal_those_of_a_backward_pass_written_by_hand(name, of):
     assert relative(gradients[0], backprop[0]) > 0.1
 
 
-def test_errors_are_clamped_where_they_go_down(lenet):
-    lenet.double()
-    rule = make("fa", lenet, error_clamp=0.01)
-    x, y = make_batch(lenet)
-    expected = ByHand(maps_of(rule), clamp=0.01).batch(lenet, x, y)
-    for ours, theirs in zip(rule.forward_gradients(x, y)[1], expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
-    assert relative(expected[0], ByHand(maps_of(rule)).batch(lenet, x, y)[0]) > 0.1
+@pytest.mark.parametrize("of", ["lenet", "batch-norm"])
+def test_errors_that_go_down_and_gradients_of_weights_and_biases_are_clamped(of):
+    """As biotorch does with what the backward pass of an affine operation gives to its input, weights and bias."""
+    network = NETWORKS[of]().double()
+    rule = make("fa", network, error_clamp=0.01)
+    x, y = make_batch(network)
+    errors_alone = ByHand(maps_of(rule), clamp=0.01).batch(network, x, y)
+    ours = rule.forward_gradients(x, y)[1]
+    names = [name for name, _ in network.named_parameters()]
+    clamped = set()
+    for name, found, gradient in zip(names, ours, errors_alone, strict=True):
+        module = network.get_submodule(name.rpartition(".")[0])
+        expected = gradient if isinstance(module, nn.BatchNorm2d) else gradient.clamp(-0.01, 0.01)
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-14)
+        if not torch.equal(expected, gradient):
+            clamped.add(name.rpartition(".")[2])
+    assert clamped == {"weight", "bias"}
+    assert relative(errors_alone[0], ByHand(maps_of(rule)).batch(network, x, y)[0]) > 0.01
 
 
 # A tied auto-encoder has no weights of the backward pass that could be others than the forward ones.
@@ -329,7 +339,7 @@ def test_kolen_pollack_with_rates_for_each_layer(mlp):
         torch.testing.assert_close(difference, (1 - rates[carried.layer - 1] * 0.5) * old, rtol=1e-10, atol=1e-14)
 
 
-def test_kolen_pollack_forward_step_is_the_optimizers_after_the_decay(mlp):
+def test_kolen_pollack_forward_step_is_the_optimizers_after_the_decay_of_weights_but_not_of_biases(mlp):
     mlp.double()
     rule = make("kp", mlp, optimizer="sgd", lr=0.1, momentum=0.0, weight_decay=0.2)
     x, y = make_batch(mlp)
@@ -337,7 +347,9 @@ def test_kolen_pollack_forward_step_is_the_optimizers_after_the_decay(mlp):
     before = [p.detach().clone() for p in rule.forward_parameters]
     rule.training_batch(x, y)
     for p, old, gradient in zip(rule.forward_parameters, before, gradients, strict=True):
-        torch.testing.assert_close(p.detach(), (1 - 0.1 * 0.2) * old - 0.1 * gradient)
+        keep = 1 - 0.1 * 0.2 if p.dim() == 2 else 1
+        torch.testing.assert_close(p.detach(), keep * old - 0.1 * gradient)
+    assert any(old.norm() > 0.1 for old in before if old.dim() == 1)
 
 
 def test_kolen_pollack_tends_to_backprop(mlp):

@@ -331,21 +331,69 @@ def stepped(network, orthogonality, **changes):
     return taken
 
 
+@pytest.mark.parametrize("form", ["overlaps", "identity"])
 @pytest.mark.parametrize("output_loss", ["mse", "task"])
-def test_the_penalty_is_on_overlaps_of_what_two_inputs_send(output_loss):
+def test_the_penalty_is_on_overlaps_of_what_two_inputs_send(output_loss, form):
     """Of rows of the matrix as the authors store it, a row for each input; their own code differentiates the loss."""
     network = square("rectangular")
-    plain, found = (stepped(network, weight, output_loss=output_loss) for weight in (0.0, 0.3))
+    changes = {"output_loss": output_loss, "orthogonality_form": form}
+    plain, found = (stepped(network, weight, **changes) for weight in (0.0, 0.3))
     for linear, a, b in zip(linear_maps(network), plain[::2], found[::2], strict=True):
         by_input = linear.weight.detach().T.clone().requires_grad_()
         overlaps = by_input @ by_input.T
-        loss = 0.3 * (overlaps - overlaps * torch.eye(len(overlaps), dtype=overlaps.dtype)).square().sum()
+        identity = torch.eye(len(overlaps), dtype=overlaps.dtype)
+        aim = overlaps * identity if form == "overlaps" else identity
+        loss = 0.3 * (overlaps - aim).square().sum()
         (expected,) = torch.autograd.grad(loss, by_input)
         # The first layer is rectangular here, and needs no inverse.
         assert linear is not linear_maps(network)[0] or linear.in_features != linear.out_features
         expected = expected.T if linear.in_features == linear.out_features else torch.zeros_like(a)
         torch.testing.assert_close(b - a, expected)
     assert all(torch.equal(a, b) for a, b in zip(plain[1::2], found[1::2], strict=True))
+
+
+def test_the_code_of_dalm_et_al_is_met_with_its_values_in_ours():
+    """Linear output, cross-entropy, a step of 1e-7 sqrt(d) / |s - t|, sums over the batch of squared distances to
+    targets half a gradient away, 100 |W W^T - 1|^2: all divided by the batch."""
+    network = Square(
+        SquareOptions(widths=[12, 12, 12], outputs=12, linear_output=True, leaky_slope=ALPHA), (1, 4, 4), 5
+    ).double()
+    x, y = make_batch(network)
+    f, maps, K, B = LeakyReLU(), linear_maps(network), 5, len(x)
+    rule = make(
+        network,
+        100 / B,
+        loss="cross-entropy",
+        gait_step=1e-7 * 12**0.5,
+        orthogonality_form="identity",
+        optimizer="sgd",
+        lr=1e-3,
+        momentum=0.0,
+    )
+    rule.configure_optimizers()
+    with torch.no_grad():
+        s, a = [x.flatten(1)], [None]
+        for n, linear in enumerate(maps, 1):
+            a.append(s[-1] @ linear.weight.T + linear.bias)
+            s.append(f.value(a[-1]) if n < len(maps) else a[-1])
+        half = (s[-1][:, :K].softmax(1) - F.one_hot(y, K)) / 2
+        t, multiplier, expected = torch.cat([s[-1][:, :K] - half, s[-1][:, K:]], 1), torch.ones(B, 1).double(), []
+        for n in range(len(maps), 0, -1):
+            linear, W = maps[n - 1], maps[n - 1].weight
+            D = f.slope(a[n]) if n < len(maps) else torch.ones_like(a[n])
+            error = 2 * multiplier * (s[n] - t) * D
+            weight = error.T @ s[n - 1]
+            if n > 1:
+                weight = weight + 100 * 4 * (W @ W.T - torch.eye(12).double()) @ W
+                gamma = 1e-7 * 12**0.5 / (s[n] - t).norm(dim=1, keepdim=True)
+                mix = (1 - gamma * D**2) * s[n] + gamma * D**2 * t
+                t = ((f.inverse(mix) if n < len(maps) else mix) - linear.bias) @ W.inverse().T
+                multiplier = multiplier / gamma
+            expected = [weight / B, error.sum(0) / B, *expected]
+    before = [p.detach().clone() for p in rule.forward_parameters]
+    rule.training_batch(x, y)
+    for p, old, gradient in zip(rule.forward_parameters, before, expected, strict=True):
+        assert relative((old - p) / 1e-3, gradient) < 1e-5
 
 
 def test_the_penalty_is_no_part_of_the_gradients_that_are_compared_with_backprop():

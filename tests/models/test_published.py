@@ -54,6 +54,23 @@ def test_mlp_has_the_widths_asked_for():
     assert layer_types(network) == [[nn.Flatten, nn.Linear, nn.ELU], [nn.Linear, nn.ELU], [nn.Linear]]
 
 
+def test_mlp_may_have_no_bias_in_its_last_hidden_layer():
+    network = MLP(MLP.Options(widths=[20, 30], last_hidden_bias=False), (1, 28, 28), 10)
+    assert [name for name, _ in network.named_parameters() if name.endswith("bias")] == [
+        "layers.0.1.bias",
+        "layers.2.0.bias",
+    ]
+    assert parameters(network) == 784 * 20 + 20 + 20 * 30 + 30 * 10 + 10
+    without = MLP(MLP.Options(widths=[20, 30], bias=False), (1, 28, 28), 10)
+    assert parameters(without) == 784 * 20 + 20 * 30 + 30 * 10
+
+
+def test_square_network_may_end_in_a_linear_layer():
+    network = Square(Square.Options(widths=[12, 12], outputs=12, linear_output=True), (1, 4, 4), 5)
+    assert [type(m).__name__ for m in network[3]] == ["Linear", "FirstUnits"]
+    assert [type(m).__name__ for m in network[2]] == ["Linear", "LeakyReLU"]
+
+
 def test_mlp_without_widths_is_one_linear_layer():
     network = MLP(MLP.Options(widths=[]), (3, 4, 5), 7)
     assert layer_types(network) == [[nn.Flatten, nn.Linear]]
