@@ -175,6 +175,47 @@ def test_steps_on_mean_losses_are_converted_as_the_preset_says(preset):
         assert used == [pytest.approx(float(rate) / step, rel=1e-4) for rate in rates[1].split(", ")]
 
 
+def test_epsilon_and_decay_of_the_control_are_rescaled_where_the_authors_loss_was_another():
+    """Their values for CIFAR-10 are for a loss divided by noise^2, that of ddtp-linear; others for the control's."""
+    config = parsed("ddtp-control_mlp_cifar10").algo
+    factor = 0.28961379819488814**2
+    assert config.feedback_eps == pytest.approx(1.0273080761864791e-08 * factor, rel=1e-5)
+    assert config.feedback_weight_decay == pytest.approx(3.293384717134203e-05 * factor, rel=1e-5)
+    assert parsed("ddtp-control_mlp_mnist_meulemans").algo.feedback_eps == pytest.approx(1.229758e-8, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "preset", [n for n in NAMES if "_mlp_" in n and "Meulemans" in preset_origin(PRESETS / f"{n}.yaml")]
+)
+def test_mlps_of_meulemans_lack_the_last_hidden_bias_in_ddtp_linear_and_dfa_alone(preset):
+    rule, _ = build(preset)
+    biased = [any(name.endswith("bias") for name, _ in layer.named_parameters()) for layer in rule.network]
+    missing = rule.network.depth - 1 if preset.split("_")[0] in ("ddtp-linear", "dfa") else None
+    assert [n for n, has in enumerate(biased, 1) if not has] == ([] if missing is None else [missing])
+
+
+@pytest.mark.parametrize("data", ["cifar10", "mnist", "fashion-mnist"])
+def test_lenets_of_ernoult_have_the_noise_to_the_last_digit_and_write_maxima_back(data):
+    sampled, expected = parsed(f"dtp_lenet_{data}").algo, parsed(f"dtp_lenet_{data}_expected").algo
+    for options in (sampled, expected):
+        assert options.noise == [0.41640228838517584, 0.3826261146623929, 0.1395382069358601]
+        assert options.feedback_iterations == [41, 51, 24]
+    assert (sampled.routing, sampled.unpool) == ("noisy", "write")
+    # In expectation the rule is the theory's, whose pooling has its adjoint.
+    assert (expected.routing, expected.unpool) == ("fixed", "add")
+
+
+def test_gait_has_the_values_of_the_code_of_dalm_et_al():
+    config = parsed("gait_square_cifar10_dalm-code")
+    a, B = config.algo, config.data.batch_size
+    assert (config.model.widths, config.model.outputs, config.model.linear_output) == ([1024] * 6, 1024, True)
+    assert (a.lr, a.momentum, a.beta2, a.loss, config.run.max_epochs, B) == (
+        1.9e-5, 0.9, 0.999, "cross-entropy", 200, 256,
+    )  # fmt: skip
+    assert (a.eps, a.orthogonality, a.orthogonality_form) == ([1e-6 / B], 100 / B, "identity")
+    assert a.gait_step == pytest.approx(1e-7 * 1024**0.5)
+
+
 # Epsilon and decay of the feedback, and units of each layer, in the authors' code of Meulemans et al. 2020.
 RECONSTRUCTION = {
     "vanilla-dtp_mlp_mnist_meulemans": (7.541132645747324e-06, 0.0, 256),
