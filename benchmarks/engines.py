@@ -9,7 +9,9 @@
 is a batch of backpropagation. Floating-point operations are counted by torch and compared with the formula: 8, 7 and 4
 convolutions of the layer's size for each iteration, and none in expectation.
 The literal forms step by torch's optimizers through the rule, the others without that overhead, as in training.
-``--iterations`` measures the fastest engine for parts of the preset's iteration counts instead.
+``--captured`` also measures whole batches that are captured as CUDA graphs, as runs on a GPU have them (on a CPU, for a
+dry run, they are learned from plainly). ``--iterations`` measures the fastest engine for parts of the preset's
+iteration counts instead.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import json
 import platform
 import statistics
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -75,7 +78,11 @@ def make(name: str, o: argparse.Namespace, part: float = 1.0) -> Algorithm:
 
 def measure(rules: dict[str, Algorithm], x: torch.Tensor, y: torch.Tensor, rounds: int) -> dict[str, dict[str, float]]:
     """Median seconds of a batch and of its feedback phase, by name; the first round warms up."""
-    captured = {name: CapturedBatches(rule._learn) for name, rule in rules.items() if name.endswith(CAPTURED)}
+    captured = {
+        name: CapturedBatches(rule._learn, None if x.device.type == "cuda" else _plain, rule.noise_streams.generators)
+        for name, rule in rules.items()
+        if name.endswith(CAPTURED)
+    }
     for learn in captured.values():
         for _ in range(PLAIN + 1):
             learn(x, y, None, None)
@@ -97,6 +104,10 @@ def measure(rules: dict[str, Algorithm], x: torch.Tensor, y: torch.Tensor, round
         name: {"step": statistics.median(steps[name][1:]), "feedback": statistics.median(phases[name][1:])}
         for name in rules
     }
+
+
+def _plain(function: Callable[[], None], generators: Sequence[torch.Generator]) -> Callable[[], None]:
+    return function
 
 
 def synchronize(device: torch.device) -> None:
@@ -160,7 +171,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="*", default=usual, choices=UNITS)
     parser.add_argument("--iterations", type=float, nargs="*", help="parts of the preset's iteration counts")
     parser.add_argument(
-        "--captured", action="store_true", help="bp and expected also with their batches captured whole"
+        "--captured", action="store_true", help="bp, graph and expected also with their batches captured whole"
     )
     parser.add_argument("--contiguous", action="store_true", help="maps whole in memory, not channels innermost")
     parser.add_argument("--tf32", action="store_true")
@@ -193,14 +204,17 @@ def main() -> None:
         result["iterations"] = {name: list(rules[name].feedback_iterations.values()) for name in names}
     else:
         rules = {"bp": make("bp", o), **{name: make(name, o) for name in o.engines}}
-        if o.captured and o.device.type == "cuda":
-            rules |= {name + CAPTURED: make(name, o) for name in ("bp", "expected")}
+        if o.captured:
+            rules |= {name + CAPTURED: make(name, o) for name in ("bp", "graph", "expected")}
+            rules["graph" + CAPTURED].engine.whole_batches = True
         times = measure(rules, x, y, o.rounds)
         first = times[o.engines[0]]
         literal = times.get("literal", first)
         result["speedup_over_literal"] = {
-            name: {part: round(literal[part] / times[name][part], 2) for part in ("feedback", "step")}
-            for name in o.engines
+            # The feedback phase of a captured batch is not timed by itself.
+            name: {part: round(literal[part] / seconds, 2) for part, seconds in times[name].items() if seconds}
+            for name in times
+            if not name.startswith("bp")
         }
         # A replayed graph dispatches nothing that could be counted: its operations are those of the reduced form.
         counted_as = {name: "reduced" if name == "graph" else name for name in o.engines}

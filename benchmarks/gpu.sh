@@ -118,9 +118,9 @@ part() {
                     --captured --output "$out/ratios-${form%%:*}.json"
             done
             step ratios-mlp "$python" benchmarks/engines.py --model mlp --data mnist --shape 1 28 28 "${rounds[@]}" \
-                --output "$out/ratios-mlp.json"
+                --captured --output "$out/ratios-mlp.json"
             step ratios-lenet "$python" benchmarks/engines.py --model lenet --data cifar10 --shape 3 32 32 "${rounds[@]}" \
-                --tf32 --output "$out/ratios-lenet.json"
+                --tf32 --captured --output "$out/ratios-lenet.json"
             ;;
         profile)
             local engine some=()

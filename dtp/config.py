@@ -71,9 +71,9 @@ class RunOptions:
     # Use only operations that give the same numbers, bit for bit, each time: slower on a GPU, and an error where torch
     # has no such operation; a CPU uses no others anyway.
     deterministic: bool = False
-    # Capture a whole batch as one CUDA graph where the rule does the same on every batch (bp, and dtp with --probes
-    # expected, by SGD on one GPU, with layers of torch and of this project): auto does so, no does not. What the
-    # feedback phase takes is then not measured apart.
+    # Capture a whole batch as one CUDA graph where the rule does the same on every batch (bp and dtp, by SGD on one
+    # GPU, with layers of torch and of this project): auto does so, no does not. The noise is the same either way. What
+    # the feedback phase takes is then not measured apart.
     capture: Literal["auto", "no"] = "auto"
     # Order of convolution weights and maps in memory: channels innermost (channels-last) or each map whole
     # (contiguous); auto is channels-last for networks with convolutions. The noise is drawn in that order too.

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dtp.algorithms import DTP
+from dtp.algorithms.captured import CapturedBatches
 from dtp.algorithms.metrics import RunningMeans, as_vector
 from dtp.algorithms.options import DTPOptions
 from dtp.cli import main
@@ -244,7 +245,39 @@ def test_a_run_on_the_gpu_learns_digits(precision, tmp_path):
     assert summary["test_accuracy"] > 0.9 and 0 < summary["feedback_seconds"] < summary["wall_seconds"]
 
 
-@pytest.mark.parametrize("command", ["--algo bp", "--probes expected --feedback-iterations inf", "--probes expected"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"routing": "fixed", "noise_samples": 2}, {"unpool": "write"}, {"probes": "expected", "noise_samples": 16}],
+)
+@pytest.mark.filterwarnings("ignore:--probes expected")
+def test_replayed_batches_draw_the_noise_of_plain_ones_and_leave_their_weights(options):
+    """Three batches that are learned from plainly, then three that are captured and replayed."""
+    plain, expected = trained("graph", 6, **options)
+    rule, _ = trained("graph", 0, **options)
+    rule.engine.whole_batches = True
+    assert rule.fixed_sequence()
+    captured = CapturedBatches(rule._learn, generators=rule.noise_streams.generators)
+    torch.manual_seed(1)
+    for _ in range(6):
+        x, y = make_batch(rule.network, 16)
+        captured(x.cuda(), y.cuda(), rule.kind_of_batch(), rule.fixed_numbers())
+    assert captured._graph is not None
+    found = torch.cat([p.detach().flatten() for p in rule.parameters()])
+    assert float((found - expected).norm() / expected.norm()) < 1e-10
+    states, known = (r.noise_streams.state_dict()["states"] for r in (rule, plain))
+    assert states.keys() == known.keys() != set() and all(torch.equal(states[n], known[n]) for n in known)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "--algo bp",
+        "--probes expected --feedback-iterations inf",
+        "--probes expected",
+        "--feedback-iterations 7",
+        "--model lenet --feedback-iterations 5 --noise-samples 2",
+    ],
+)
 def test_captured_batches_learn_what_plain_ones_do(command, tmp_path):
     base = f"--accelerator gpu --precision 64 --max-epochs 3 --data digits {command} --diagnostics-every 0"
     for name in ("auto", "no"):
@@ -255,3 +288,7 @@ def test_captured_batches_learn_what_plain_ones_do(command, tmp_path):
     )
     for name, value in plain["state_dict"].items():
         torch.testing.assert_close(captured["state_dict"][name], value, rtol=1e-7, atol=1e-10)
+    states, known = (checkpoint["noise"][0]["states"] for checkpoint in (captured, plain))
+    assert states.keys() == known.keys() and all(torch.equal(states[n], known[n]) for n in known)
+    # Or it was no test.
+    assert json.loads((tmp_path / "auto" / "summary.json").read_text())["captured"]

@@ -87,7 +87,7 @@ class Algorithm(LightningModule):
         self.feedback_timer = PhaseTimer()
         self.forward_optimizer: Optimizer | None = None
         self._made_optimizers: list[Optimizer] = []
-        self._captured = CapturedBatches(self._learn)
+        self._captured = CapturedBatches(self._learn, generators=self.noise_streams.generators)
         self.captures = False
         self._epoch_means = RunningMeans()
         self._window_means = RunningMeans()
@@ -319,7 +319,8 @@ class Algorithm(LightningModule):
                 "--batch-size: expected at least 2 images on each device, which the network normalises over, found 1."
             )
 
-        self._captured, self.captures = CapturedBatches(self._learn), self._may_capture()
+        self._captured.forget()
+        self.captures = self._may_capture()
         # Better now than when the training is over.
         self.description()
         # An epoch that goes on in its middle has no start.
@@ -330,7 +331,7 @@ class Algorithm(LightningModule):
 
     def on_fit_end(self) -> None:
         # Their graphs hold memory, and workspaces that are freed now.
-        self._captured = CapturedBatches(self._learn)
+        self._captured.forget()
 
     def on_train_epoch_start(self) -> None:
         self._begin_epoch()
@@ -420,9 +421,10 @@ class Algorithm(LightningModule):
         return known and not varies
 
     def fixed_sequence(self) -> bool:
-        """Whether :meth:`training_batch` does the same operations on every batch, and neither draws nor waits.
+        """Whether :meth:`training_batch` does the same operations on every batch, and waits for nothing.
 
-        Not for subclasses, unless they say so: what they do on the host would be done once.
+        What it draws must come from :attr:`noise_streams`, of which a graph knows. Not for subclasses, unless they say
+        so: what they do on the host would be done once.
         """
         return False
 

@@ -12,27 +12,40 @@ from dtp.errors import UserError
 
 Learn = Callable[[Tensor, Tensor], tuple[tuple[str, ...], Tensor]]
 Replay = Callable[[], None]
+Capture = Callable[[Replay, Sequence[torch.Generator]], Replay]
 # Batches that are learned from plainly before one of their kind is captured: libraries choose their algorithms, and
 # optimizers make their state.
 PLAIN = 3
-# Each learning rate has its own graph, and each graph holds memory.
-MOST = 2
 
 
 class CapturedBatches:
     """Learns from batches by replaying one that was captured, wherever the next is of the same kind.
 
+    Random numbers of a replay are those that the generators would have given without it, and leave them in the same
+    state. One graph is kept, for each holds the memory of a batch: another learning rate is captured anew.
+
     Args:
         learn: learns from images and goals, and returns names of scalars and their values, (len(names),). A fixed
             sequence of operations on the device: nothing in it waits for the device or depends on a value there.
-        capture: records what a function does, perhaps without doing it, and returns what does it.
+        capture: records what a function does, perhaps without doing it, and returns what does it. It is also given the
+            generators that the function draws from.
+        generators: what gives these, besides torch's own.
     """
 
-    def __init__(self, learn: Learn, capture: Callable[[Replay], Replay] | None = None):
-        self.learn, self.capture = learn, capture or _cuda_graph
+    def __init__(
+        self,
+        learn: Learn,
+        capture: Capture | None = None,
+        generators: Callable[[], Sequence[torch.Generator]] = list,
+    ):
+        self.learn, self.capture, self.generators = learn, capture or _cuda_graph, generators
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew: drop the graph, its memory, and what was seen."""
         self._seen: dict[Any, int] = {}
         self._largest = 0
-        self._graphs: dict[Any, tuple[Replay, Sequence[Tensor], dict[str, Any]]] = {}
+        self._graph: tuple[Any, Replay, Sequence[Tensor], dict[str, Any]] | None = None
 
     def __call__(self, x: Tensor, y: Tensor, kind: Any, values: Any) -> tuple[tuple[str, ...], Tensor]:
         """Learn from a batch. What is returned holds until the next.
@@ -51,12 +64,12 @@ class CapturedBatches:
         # The rest of an epoch comes once in each.
         if seen <= PLAIN or len(x) < self._largest:
             return self.learn(x, y)
-        key = kind, values
-        if key not in self._graphs:
-            while len(self._graphs) >= MOST:
-                self._graphs.pop(next(iter(self._graphs)))
-            self._graphs[key] = self._captured(x, y)
-        replay, static, found = self._graphs[key]
+        key = kind, values, tuple(map(id, self.generators()))
+        if self._graph is None or self._graph[0] != key:
+            # First, for its memory is needed.
+            self._graph = None
+            self._graph = key, *self._captured(x, y)
+        _, replay, static, found = self._graph
         for held, given in zip(static, (x, y), strict=True):
             held.copy_(given)
         replay()
@@ -69,7 +82,7 @@ class CapturedBatches:
             found["names"], found["values"] = self.learn(*static)
 
         try:
-            replay = self.capture(once)
+            replay = self.capture(once, self.generators())
         except RuntimeError as error:
             # The allocator and the random generator may still be in the state of a capture: nothing can go on.
             raise UserError(
@@ -79,8 +92,11 @@ class CapturedBatches:
         return replay, static, found
 
 
-def _cuda_graph(function: Replay) -> Replay:
+def _cuda_graph(function: Replay, generators: Sequence[torch.Generator]) -> Replay:
     graph = torch.cuda.CUDAGraph()
+    for generator in generators:
+        # A replay then draws from where the generator is, and moves it on as what was captured would have.
+        graph.register_generator_state(generator)
     # What a data loader's thread does meanwhile is not part of it.
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         function()

@@ -55,8 +55,11 @@ class DTP(TargetPropagation):
         return self.options.probes == "expected"
 
     def fixed_sequence(self) -> bool:
-        forms = [self._expected(n) for n in self.trained_feedback]
-        return type(self) is DTP and all(form is not None and not form.drawn for form in forms)
+        in_graphs = self.engine.choose(self.device, self._steps_directly()) == "graph"
+        trained = [n for n in self.trained_feedback if self.feedback_iterations[n]]
+        return type(self) is DTP and all(
+            self._expected(n) is not None or (in_graphs and self._reduced(n) is not None) for n in trained
+        )
 
     def expected_form(self, n: int) -> ExpectedLDRL:
         pair, settings = (self.network[n], self.feedback[n]), self._loss_settings(n)

@@ -135,7 +135,8 @@ class TargetPropagationOptions(TargetOptions):
     # Epochs after each other epoch that train the feedback weights alone, 0 or more; they count towards --max-epochs.
     extra_feedback_epochs: int = 0
     # How the feedback phase is computed: from the loss as it is written (literal), by exact algebra for less work
-    # wherever it holds (reduced), or that as a CUDA graph (graph); auto takes the fastest that the device has.
+    # wherever it holds (reduced), or that as a CUDA graph (graph), of the whole batch where --capture has it so; auto
+    # takes the fastest that the device has.
     engine: Literal["auto", "literal", "reduced", "graph"] = "auto"
     # Memory in MiB that the feedback iterations of each layer may take when several are prepared at once; 0 is 64 on a
     # CPU, and on a GPU, where all layers have theirs at the same time, 4096 or, if that is less, a sixteenth of it.

@@ -165,6 +165,7 @@ class TargetPropagation(LocalTargets):
 
     def on_train_start(self) -> None:
         super().on_train_start()
+        self.engine.whole_batches = self.captures
         # Where nobody has asked before: a trainer of the user's own.
         self.check_length(self.trainer.max_epochs, self.trainer.max_steps, self.trainer.num_training_batches)
 

@@ -27,6 +27,8 @@ class FeedbackEngine:
     Attributes:
         used: by layer number, the form that the layer was last trained in: ``literal``, ``reduced``, ``graph`` or
             ``expected``.
+        whole_batches: whether the caller captures whole batches, with the feedback phase in them; then no layer has a
+            graph of its own.
 
     Raises:
         UserError: a graph is asked for where the number of iterations is not known beforehand.
@@ -35,6 +37,7 @@ class FeedbackEngine:
     def __init__(self, name: str, memory: int = 0, stops_early: bool = False):
         self.name, self.memory, self.stops_early = name, memory, stops_early
         self.used: dict[int, str] = {}
+        self.whole_batches = False
         self._graphs: dict[int, RecursionGraph] = {}
         self.choose(torch.device("cpu"))
 
@@ -65,7 +68,9 @@ class FeedbackEngine:
             return "literal, as asked"
         if isinstance(form, str):
             return f"literal: {form}"
-        return "reduced, its recursion replayed as one graph" if self.used.get(n) == "graph" else "reduced"
+        if self.used.get(n) != "graph":
+            return "reduced"
+        return f"reduced, {'in batches' if self.whole_batches else 'its recursion'} replayed as one graph"
 
     def train(
         self,
@@ -131,6 +136,7 @@ class FeedbackEngine:
         known = self._graphs.get(problem.layer)
         if known is None or known.optimizer is not optimizer or not _same(known.parameters, problem.parameters):
             capture = cuda_graph if problem.parameters[0].device.type == "cuda" else plain
+            capture = None if self.whole_batches else capture
             known = RecursionGraph(problem.parameters, optimizer, capture)
             self._graphs[problem.layer] = known
         return known

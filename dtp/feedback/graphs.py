@@ -67,13 +67,13 @@ class RecursionGraph:
     Args:
         parameters: feedback weights of the layer.
         optimizer: theirs. Its hyper-parameters are read when the graph is made.
-        capture: makes the graph.
+        capture: makes the graph; None for none, where the recursion is part of something larger that is captured.
 
     Raises:
         UserError: on the first use, where nothing can be captured.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], optimizer: Optimizer, capture: Capture):
+    def __init__(self, parameters: Sequence[Tensor], optimizer: Optimizer, capture: Capture | None):
         self.parameters, self.optimizer, self.capture = tuple(parameters), optimizer, capture
         self.step = capturable_stepper(optimizer, self.parameters)
         self._replays: dict[Any, tuple[Replay, Constants, Tensor]] = {}
@@ -88,7 +88,8 @@ class RecursionGraph:
     @torch.no_grad()
     def __call__(self, form: ReducedLDRL, constants: Constants, batch: int) -> Tensor:
         """Take the steps of ``constants``. Returns the loss at the last one, a scalar that the next call overwrites."""
-        if self._failed:
+        if self._failed or self.capture is None:
+            prepare_state(self.optimizer, self.parameters)
             return recursion(form, constants, batch, self.parameters, self.step)
         key = self._key(form, constants, batch)
         if key not in self._replays:
@@ -187,6 +188,8 @@ def train_feedback_in_graphs(
         if problem.iterations == 0:
             continue
         device, form = problem.parameters[0].device, problem.reduced
+        # Of the present stream, which uses and frees it.
+        losses[problem.layer] = problem.parameters[0].new_zeros(())
         current = torch.cuda.current_stream(device) if device.type == "cuda" else None
         stream = graphs[problem.layer].stream(device)
         with _on(stream, after=current):
@@ -196,9 +199,8 @@ def train_feedback_in_graphs(
             for size in even_parts(problem.iterations, most):
                 constants = form.constants(clean, [problem.draw() for _ in range(size)])
                 loss = graphs[problem.layer](form, constants, len(s_out))
-            losses[problem.layer] = loss.clone()
+            losses[problem.layer].copy_(loss)
         if stream is not None:
-            losses[problem.layer].record_stream(current)
             streams.append((stream, current))
     for stream, current in streams:
         current.wait_stream(stream)

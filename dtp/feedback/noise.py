@@ -48,6 +48,10 @@ class NoiseStreams:
         noise.normal_(0.0, scale, generator=self._generator(n, like.device))
         return noise.movedim(-1, 1) if maps else noise
 
+    def generators(self) -> list[torch.Generator]:
+        """Those that have been drawn from."""
+        return list(self._generators.values())
+
     def state_dict(self) -> dict[str, Any]:
         states = {n: generator.get_state() for n, generator in self._generators.items()}
         states = {**self._restored, **states}

@@ -1,6 +1,7 @@
 """A batch that is captured once and replayed learns what it would have learned plainly."""
 
 import random
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
@@ -8,12 +9,13 @@ import torch
 from torch import nn
 
 from dtp.algorithms import BP, DTP
-from dtp.algorithms.captured import PLAIN, CapturedBatches
+from dtp.algorithms.captured import PLAIN, CapturedBatches, _cuda_graph
 from dtp.algorithms.options import AlgorithmOptions, DTPOptions
 from dtp.errors import UserError
 from dtp.models import VGG
 from dtp.models.options import VGGOptions
 from tests.algorithms.networks import Layers
+from tests.algorithms.recorded import record
 
 
 def made(kind, **options):
@@ -32,29 +34,48 @@ def batches(count=8, size=6):
         yield torch.randn(rows, 3, 8, 8, generator=generator).double(), torch.randint(10, (rows,), generator=generator)
 
 
-class Plain:
-    """Stands in for a CUDA graph: the same addresses, a function in the place of a recording."""
+class Recorder:
+    """Stands in for CUDA graphs, and counts."""
 
     def __init__(self):
         self.captures = self.replays = 0
 
-    def __call__(self, function):
+    def __call__(self, function, generators):
         self.captures += 1
+        recorded = record(function, generators)
 
         def replay():
             self.replays += 1
-            function()
+            recorded()
 
         return replay
 
 
 EXPECTED = {"probes": "expected", "routing": "fixed"}
+# The engine that a GPU has, and that on a CPU does the same without graphs.
+DRAWN = {"engine": "graph", "feedback_iterations": [3, 2]}
 
 
-@pytest.mark.parametrize("kind, options", [(BP, {}), (DTP, EXPECTED), (DTP, {**EXPECTED, "feedback_warmup": 2})])
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        (BP, {}),
+        (DTP, EXPECTED),
+        (DTP, {**EXPECTED, "feedback_warmup": 2}),
+        (DTP, {"probes": "expected", "routing": "noisy", "noise_samples": 16}),
+        (DTP, DRAWN),
+        (DTP, {**DRAWN, "routing": "fixed", "noise_samples": 2, "feedback_momentum": 0.0}),
+        (DTP, {**DRAWN, "feedback_warmup": 2}),
+        (DTP, {**DRAWN, "feedback_iterations": [3, 0]}),
+    ],
+)
 def test_replays_learn_what_plain_batches_do(kind, options):
-    plain, replayed, capture = made(kind, **options), made(kind, **options), Plain()
-    captured = CapturedBatches(replayed._learn, capture)
+    """Bit for bit, and draw the same noise, with other batches in between that are not replayed."""
+    plain, replayed, capture = made(kind, **options), made(kind, **options), Recorder()
+    assert replayed.fixed_sequence()
+    if kind is DTP:
+        replayed.engine.whole_batches = True
+    captured = CapturedBatches(replayed._learn, capture, replayed.noise_streams.generators)
     for i, (x, y) in enumerate(batches()):
         if i == 6:
             for rule in (plain, replayed):
@@ -64,13 +85,16 @@ def test_replays_learn_what_plain_batches_do(kind, options):
         assert found_names == names and torch.equal(found, values)
     for a, b in zip(plain.parameters(), replayed.parameters(), strict=True):
         assert torch.equal(a, b)
+    states, found = (rule.noise_streams.state_dict()["states"] for rule in (plain, replayed))
+    assert states.keys() == found.keys() and all(torch.equal(states[n], found[n]) for n in states)
+    assert bool(states) == (options.get("routing") == "noisy" or "engine" in options)
     # Batch 3 and 7 are short, the rate changes before batch 6.
     if "feedback_warmup" not in options:
         assert (capture.captures, capture.replays) == (2, 6 - PLAIN)
 
 
 def test_another_rate_and_weights_at_other_addresses_are_captured_anew():
-    rule, capture = made(DTP, **EXPECTED), Plain()
+    rule, capture = made(DTP, **EXPECTED), Recorder()
     captured = CapturedBatches(rule._learn, capture)
     x, y = next(batches())
     for _ in range(PLAIN + 2):
@@ -81,16 +105,96 @@ def test_another_rate_and_weights_at_other_addresses_are_captured_anew():
     assert rule.fixed_numbers() != before
 
 
+def test_one_graph_is_held_at_a_time():
+    rule, capture, held = made(BP), Recorder(), []
+    captured = CapturedBatches(rule._learn, lambda *given: held.append(captured._graph) or capture(*given))
+    x, y = next(batches())
+    for values in (0, 1, 0):
+        for _ in range(PLAIN + 2):
+            captured(x, y, None, values)
+    # None when another is made, which needs the memory of the one before.
+    assert held == [None] * 3 and capture.captures == 3 and captured._graph is not None
+    captured.forget()
+    assert captured._graph is None
+
+
+def test_generators_of_a_checkpoint_are_captured_anew():
+    """A graph would go on with those that it was made with."""
+    rule, capture = made(DTP, **DRAWN), Recorder()
+    rule.engine.whole_batches = True
+    captured = CapturedBatches(rule._learn, capture, rule.noise_streams.generators)
+    x, y = next(batches())
+    for _ in range(PLAIN + 2):
+        captured(x, y, None, None)
+    rule.noise_streams.load_state_dict(rule.noise_streams.state_dict())
+    with pytest.raises(UserError, match="Offset increment"):
+        # Nothing was drawn from them yet, so none is known. In a fit, batches that are learned from plainly come first.
+        captured(x, y, None, None)
+    rule._learn(x, y)
+    captured(x, y, None, None)
+    assert capture.captures == 3
+
+
+def test_what_draws_from_an_unknown_generator_is_not_captured():
+    rule = made(DTP, **DRAWN)
+    rule.engine.whole_batches = True
+    captured = CapturedBatches(rule._learn, lambda function, generators: record(function))
+    x, y = next(batches())
+    for _ in range(PLAIN):
+        captured(x, y, None, None)
+    with pytest.raises(UserError, match=r"Offset increment .*--resume auto --capture no"):
+        captured(x, y, None, None)
+
+
+def test_generators_are_registered_before_the_capture_begins(monkeypatch):
+    """Later torch takes none: a replay would draw the same numbers each time."""
+    done = []
+
+    class Graph:
+        register_generator_state = staticmethod(lambda generator: done.append(("known", generator)))
+        replay = staticmethod(lambda: done.append("replay"))
+
+    @contextmanager
+    def graph(made, capture_error_mode):
+        done.append(("begin", capture_error_mode))
+        yield
+        done.append("end")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    some = [torch.Generator(), torch.Generator()]
+    _cuda_graph(lambda: done.append("function"), some)()
+    assert done == [*(("known", one) for one in some), ("begin", "thread_local"), "function", "end", "replay"]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_layers_have_graphs_of_their_own_only_where_the_batch_is_not_captured(whole):
+    rule, (x, y) = made(DTP, **DRAWN), next(batches())
+    rule.engine.whole_batches = whole
+    rule._learn(x, y)
+    assert [bool(graph._replays) for graph in rule.engine._graphs.values()] == [not whole] * 2
+    assert set(rule.engine.used.values()) == {"graph"}
+    said = "in batches replayed as one graph" if whole else "its recursion replayed as one graph"
+    assert all(said in form for form in rule.feedback_forms().values())
+
+
 def test_only_rules_that_do_the_same_on_every_batch_are_captured():
     assert made(BP).fixed_sequence() and made(DTP, **EXPECTED).fixed_sequence()
-    assert not made(DTP).fixed_sequence()
-    assert not made(DTP, probes="expected", routing="noisy").fixed_sequence()
+    assert made(DTP, engine="graph").fixed_sequence()
+    # As asked, or as on a CPU.
+    assert not any(made(DTP, engine=engine).fixed_sequence() for engine in ("auto", "literal", "reduced"))
+    # Of another sequence in every batch, or of a loss that is differentiated as it is written.
+    assert not made(DTP, routing="fixed", feedback_stop_distance=0.1).fixed_sequence()
+    hooked = made(DTP, engine="graph")
+    hooked.feedback[2].register_forward_hook(lambda *_: None)
+    assert not hooked.fixed_sequence()
 
     class Mine(DTP):
         """May do anything on the host."""
 
     network = VGG(VGGOptions(channels=[4, 6]), (3, 8, 8), 10)
     assert not Mine(network, DTPOptions(**EXPECTED)).fixed_sequence()
+    assert not Mine(network, DTPOptions(engine="graph")).fixed_sequence()
 
 
 class Skipped(nn.Module):
@@ -121,7 +225,7 @@ def test_modules_of_the_users_own_are_not_captured(kind, more, repeats, monkeypa
 
 
 def test_a_batch_that_cannot_be_captured_ends_in_one_sentence():
-    def fail(function):
+    def fail(function, generators):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     rule = made(BP)
