@@ -31,7 +31,7 @@ from dtp.modules import (
     LocallyConnected2d,
     Probability,
     RandomOperation,
-    ResidualUnit,
+    Residual,
     SameConv2d,
     Sign,
     SLReLU,
@@ -117,11 +117,14 @@ class SameConvFeedback(ConvFeedback):
 
 
 class ResidualFeedback(FeedbackOperation):
-    """Feedback of y = C2 f(C1 x) + S x, with weights of its own: r = C1' gate(C2' v) + S' v, see :class:`Gate`."""
+    """Feedback of y = C2 f(C1 x) + S x, with weights of its own: r = C1' gate(C2' v) + S' v, see :class:`Gate`.
+
+    And of any two chains that are added.
+    """
 
     kind = "affine"
 
-    def __init__(self, unit: ResidualUnit, in_shape: Size, settings: FeedbackSettings):
+    def __init__(self, unit: Residual, in_shape: Size, settings: FeedbackSettings):
         super().__init__()
         self.branch = feedback_of_operations(unit.branch, in_shape, settings)
         self.shortcut = feedback_of_operations(unit.shortcut, in_shape, settings)
@@ -129,11 +132,11 @@ class ResidualFeedback(FeedbackOperation):
     def forward(self, v: Tensor, context: BranchesContext) -> Tensor:
         return self.branch(v, context.branch) + self.shortcut(v, context.shortcut)
 
-    def copy_transpose(self, forward_operation: ResidualUnit) -> None:
+    def copy_transpose(self, forward_operation: Residual) -> None:
         self.branch.copy_transpose(forward_operation.branch)
         self.shortcut.copy_transpose(forward_operation.shortcut)
 
-    def weight_pairs(self, forward_operation: ResidualUnit) -> list[tuple[Tensor, Tensor]]:
+    def weight_pairs(self, forward_operation: Residual) -> list[tuple[Tensor, Tensor]]:
         f = forward_operation
         return [*self.branch.weight_pairs(f.branch), *self.shortcut.weight_pairs(f.shortcut)]
 
@@ -196,7 +199,7 @@ def _inner_forward(
 
 
 def _residual_forward(
-    unit: ResidualUnit, x: Tensor, given: BranchesContext | None, routing: Routing
+    unit: Residual, x: Tensor, given: BranchesContext | None, routing: Routing
 ) -> tuple[Tensor, BranchesContext]:
     known = (None, None) if given is None else (given.branch, given.shortcut)
     y, branch = forward_with_context(unit.branch, x, known[0], routing)
@@ -232,7 +235,7 @@ register_feedback(SameConv2d, lambda module, in_shape, settings: SameConvFeedbac
 register_feedback(
     InnerFunction, lambda module, in_shape, settings: Gate(module.function, settings.gate), _inner_forward
 )
-register_feedback(ResidualUnit, ResidualFeedback, _residual_forward)
+register_feedback(Residual, ResidualFeedback, _residual_forward)
 register_feedback(FirstUnits, lambda module, in_shape, settings: FirstUnitsFeedback(), shape_forward)
 register_feedback(Standardise, lambda module, in_shape, settings: StandardiseAdjoint(), _standardise_forward)
 for _type in (SLReLU, nn.Sigmoid):

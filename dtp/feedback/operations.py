@@ -562,6 +562,8 @@ def elementwise_feedback(module: nn.Module, in_shape: Size, settings: FeedbackSe
 
 def is_elementwise(module: nn.Module) -> bool:
     """Whether a module is known as an elementwise nonlinearity."""
+    if any(p.dim() > 1 for p in module.parameters()):
+        return False
     try:
         return isinstance(operation_of(module).make_feedback(module, Size([1]), FeedbackSettings()), Elementwise)
     except UserError:

@@ -2,7 +2,7 @@
 
 from dtp.modules.discrete import Sign
 from dtp.modules.locally_connected import LocallyConnected2d
-from dtp.modules.residual import InnerFunction, ResidualUnit
+from dtp.modules.residual import InnerFunction, Residual, ResidualUnit
 from dtp.modules.same import SameConv2d
 from dtp.modules.stochastic import InputNoise, Probability, RandomOperation, Sample
 from dtp.modules.transposed import TransposedLinear
@@ -15,6 +15,7 @@ __all__ = [
     "LocallyConnected2d",
     "Probability",
     "RandomOperation",
+    "Residual",
     "ResidualUnit",
     "SLReLU",
     "SameConv2d",

@@ -20,7 +20,22 @@ class InnerFunction(nn.Module):
         return self.function(x)
 
 
-class ResidualUnit(nn.Module):
+class Residual(nn.Module):
+    """y = branch(x) + shortcut(x), two chains of operations; an empty one is the identity.
+
+    Args:
+        branch, shortcut: (B, *in) to (B, *out). Nonlinearities in them are :class:`InnerFunction`.
+    """
+
+    def __init__(self, branch: nn.Sequential, shortcut: nn.Sequential):
+        super().__init__()
+        self.branch, self.shortcut = branch, shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.branch(x) + self.shortcut(x)
+
+
+class ResidualUnit(Residual):
     """y = C2 f(C1 x) + S x, (B, C_in, H, W) to (B, C, H / stride, W / stride); the f after the sum is not part of it.
 
     C1 and C2 are 3x3 convolutions without bias, S the identity or, where the shape changes, a 1x1 convolution; each may
@@ -34,16 +49,11 @@ class ResidualUnit(nn.Module):
     """
 
     def __init__(self, in_channels: int, channels: int, stride: int, function: nn.Module, batch_norm: bool = False):
-        super().__init__()
-
         def convolution(channels_in: int, kernel_size: int, stride: int) -> list[nn.Module]:
             conv = nn.Conv2d(channels_in, channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
             return [conv, *([nn.BatchNorm2d(channels)] if batch_norm else [])]
 
         first, second = convolution(in_channels, 3, stride), convolution(channels, 3, 1)
-        self.branch = nn.Sequential(*first, InnerFunction(function), *second)
         same = stride == 1 and in_channels == channels
-        self.shortcut = nn.Sequential(*([] if same else convolution(in_channels, 1, stride)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.branch(x) + self.shortcut(x)
+        shortcut = [] if same else convolution(in_channels, 1, stride)
+        super().__init__(nn.Sequential(*first, InnerFunction(function), *second), nn.Sequential(*shortcut))
