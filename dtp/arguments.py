@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import math
 import re
 import shutil
 import textwrap
@@ -20,7 +19,6 @@ from simple_parsing.wrappers.field_wrapper import DashVariant
 from dtp.algorithms import ALGORITHMS
 from dtp.commands import command_line, require_words
 from dtp.config import (
-    MOST_OFTEN,
     PRESETS,
     Config,
     RunOptions,
@@ -34,26 +32,12 @@ from dtp.config import (
 )
 from dtp.data import DATA
 from dtp.errors import UserError, user_path
+from dtp.fields import checked, wrong_choice, wrong_type
 from dtp.models import MODELS
 from dtp.provenance import masked
 from dtp.registry import Entry, did_you_mean
 from dtp.runs import saved_config_of
 
-# Of fractions: what is larger overflows in the floating-point numbers that networks are made of.
-MOST = 1e30
-# Of whole numbers, MOST_OFTEN for all others.
-MOST_OF_EACH = {"image_size": 10_000, "crop_padding": 1_000}
-# Of these a large one stands for never, for no limit, or for any other.
-UNLIMITED = {
-    "checkpoint_every",
-    "diagnostics_every",
-    "feedback_memory",
-    "log_every",
-    "lr_period",
-    "max_steps",
-    "seed",
-    "split_seed",
-}
 REGISTRIES = (ALGORITHMS, MODELS, DATA)
 
 
@@ -151,7 +135,7 @@ def parse(argv: Sequence[str]) -> Config:
         raise UserError(f"--task {task}: --algo {chosen['algo']} is for {known}; choose another rule or task.")
     check_run_options(run)
     for options in (run, parsed.algo, parsed.model, parsed.data):
-        _require_usual_numbers(options)
+        checked(options)
     return Config(run, parsed.algo, parsed.model, parsed.data, tuple(origins))
 
 
@@ -166,32 +150,6 @@ def _require_values(name: str, values: dict[str, Any], entries: dict[str, Entry]
     for option, value in values.items():
         if value is None and option not in may_be_none:
             raise UserError(f"{name}: {option}: expected a value, found none (null); give one, or take the line out.")
-
-
-def _require_usual_numbers(options: Any) -> None:
-    """Raise UserError for numbers that 32 bits of a float do not hold, and for whole ones that no run is made for."""
-    for field in dataclasses.fields(options):
-        value, most = getattr(options, field.name), _most(type(options), field.name)
-        for number in value if isinstance(value, list | tuple) else [value]:
-            # Of iterations, and where a class of the user's own has it for a default, inf means something.
-            may_be_inf = "Iterations" in str(field.type) or field.default == math.inf
-            is_odd = isinstance(number, float) and not abs(number) <= MOST and not (number == math.inf and may_be_inf)
-            is_long = isinstance(number, int) and not -(2**63) <= number <= most
-            if is_odd or is_long:
-                expected = f"a whole number of at most {most}" if is_long else f"a number of at most {MOST:g}"
-                if is_odd and not math.isfinite(number):
-                    expected = "finite values"
-                flag, found = f"--{field.name.replace('_', '-')}", str(number)[:30]
-                raise UserError(f"{flag}: expected {expected}, found {found}; give a usual number.")
-
-
-def _most(cls: type, name: str) -> int | float:
-    """The highest value of a whole number among options. Whoever defines others says by themselves what is too many."""
-    definer = [base for base in cls.__mro__ if name in getattr(base, "__dataclass_fields__", ())][-1]
-    if name in UNLIMITED or definer.__module__.partition(".")[0] != "dtp":
-        # Seeds are hashed.
-        return math.inf if name.endswith("seed") else 2**63 - 1
-    return MOST_OF_EACH.get(name, MOST_OFTEN)
 
 
 def _require_same_names(first: dict[str, str | None], saved: str, values: dict[str, Any]) -> None:
@@ -313,18 +271,11 @@ def _one_sentence(message: str, parser: argparse.ArgumentParser) -> str:
     flag = "--" + match.group(1).lstrip("-").replace("_", "-") if match else ""
     if choice := re.search(r"invalid choice: '?([^' ]*)'? \(choose from (.*)\)", message):
         choices = [word.strip(" '") for word in choice.group(2).split(",")]
-        hint = did_you_mean(choice.group(1), choices)
-        return f"{flag}: expected one of {', '.join(choices)}; found {choice.group(1)!r}{hint}."
+        return str(wrong_choice(flag, choice.group(1), choices))
     if boolean := re.search(r"[Bb]oolean value expected.*'(.*)'", message):
-        return f"{flag or 'An option'}: expected true or false, found {boolean.group(1)!r}."
+        return str(wrong_type(flag or "An option", "bool", repr(boolean.group(1))))
     if value := re.search(r"invalid (\S+) value: (.*)", message):
-        kind = {
-            "int": "a whole number",
-            "Iterations": "a whole number or inf",
-            "float": "a number",
-            "bool": "true or false",
-        }.get(value.group(1).strip("'").removeprefix("_parse_"), "a number")
-        return f"{flag}: expected {kind}, found {value.group(2)}."
+        return str(wrong_type(flag, value.group(1).strip("'").removeprefix("_parse_"), value.group(2)))
     if "expected" in message and match:
         return f"{flag}: {message.partition(': ')[2]}, found none."
     return message[0].upper() + message[1:] + "."

@@ -15,8 +15,6 @@ from dtp.registry import did_you_mean
 
 # Of a YAML file. Ours have a few kilobytes.
 MOST_BYTES, MOST_VALUES = 2**20, 100_000
-# Of whole numbers that say how often something is done, or how much of it is made: more never ends, or has no room.
-MOST_OFTEN = 10**6
 PRESETS = Path(__file__).parent / "presets"
 
 

@@ -39,6 +39,7 @@ from dtp.errors import Diverged, UserError
 from dtp.feedback.layers import has_hooks
 from dtp.feedback.noise import NoiseStreams, seeded_randomness
 from dtp.feedback.steppers import is_plain
+from dtp.fields import checked
 from dtp.models.network import Network
 from dtp.modules import RandomOperation, Standardise
 from dtp.precision import full_precision
@@ -70,7 +71,7 @@ class Algorithm(LightningModule):
         # Rules step several optimizers several times per batch.
         self.automatic_optimization = False
         self.network = network
-        self.options = options if options is not None else self.Options()
+        self.options = checked(options if options is not None else self.Options())
         require_loss(self.task, self.options.loss)
         losses = require_losses(network)
         if losses and self.task.name != "classification":
@@ -82,7 +83,7 @@ class Algorithm(LightningModule):
                 f"--loss: expected {' or '.join(losses)}, which alone {type(network).__name__} is made for, "
                 f"found {self.options.loss}; give that, or use another network."
             )
-        _check_ranges(self.options, list(self._trained_layers()))
+        _check_together(self.options, list(self._trained_layers()))
         self.noise_streams = NoiseStreams(seed)
         self.feedback_timer = PhaseTimer()
         self.forward_optimizer: Optimizer | None = None
@@ -599,25 +600,13 @@ def _is_shipped(module: torch.nn.Module) -> bool:
     return type(module).__module__.partition(".")[0] in ("torch", "dtp")
 
 
-def _check_ranges(options: AlgorithmOptions, layers: list[int]) -> None:
+def _check_together(options: AlgorithmOptions, layers: list[int]) -> None:
     o = options
     for flag, values in (("layer-lr", o.layer_lr), ("eps", o.eps)):
         if len(values) not in ((0, len(layers)) if flag == "layer-lr" else (0, 1, len(layers))):
             raise UserError(
                 f"--{flag}: expected {len(layers)} values, one for each layer with weights, found {len(values)}."
             )
-        for value in values:
-            if not 0 < value < float("inf"):
-                raise UserError(f"--{flag}: expected values above 0, found {value}.")
-    if not 0 <= o.beta2 < 1:
-        raise UserError(f"--beta2: expected a number from 0 to below 1, found {o.beta2}.")
-    if not o.lr > 0:
-        raise UserError(f"--lr: expected a number above 0, found {o.lr}.")
-    if not 0 <= o.momentum < 1:
-        raise UserError(f"--momentum: expected a number from 0 to below 1, found {o.momentum}.")
-    for flag in ("weight_decay", "lr_period", "lr_min", "clip_norm"):
-        if not getattr(o, flag) >= 0:
-            raise UserError(f"--{flag.replace('_', '-')}: expected 0 or more, found {getattr(o, flag)}.")
     lowest, whose = (min(o.layer_lr), "the lowest of --layer-lr") if o.layer_lr else (o.lr, "--lr")
     if o.lr_schedule == "cosine" and lowest < o.lr_min:
         raise UserError(
@@ -626,5 +615,3 @@ def _check_ranges(options: AlgorithmOptions, layers: list[int]) -> None:
     # A default for another optimizer is no mistake of the user's.
     if o.optimizer == "sgd" and (o.beta2 not in (0, type(o).beta2) or o.eps):
         raise UserError("--beta2, --eps: expected --optimizer adam, rmsprop or lee-rmsprop, found sgd; leave them out.")
-    if not 0 < o.lr_gamma <= 1:
-        raise UserError(f"--lr-gamma: expected a number above 0 and up to 1, found {o.lr_gamma}.")

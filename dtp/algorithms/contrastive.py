@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -48,15 +47,6 @@ class Contrastive(Algorithm):
 
     def __init__(self, network: Network, options: ContrastiveOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
-        o = self.options
-        for flag, ok, expected in (
-            ("gain", 0 < o.gain < math.inf, "a number above 0"),
-            ("relaxation", 0 < o.relaxation <= 1, "a number above 0 and up to 1"),
-            ("settling_steps", o.settling_steps >= 1, "at least 1"),
-            ("settling_tolerance", 0 <= o.settling_tolerance < math.inf, "0 or more"),
-        ):
-            if not ok:
-                raise UserError(f"--{flag.replace('_', '-')}: expected {expected}, found {getattr(o, flag)}.")
         # The linear map and the nonlinearity of each layer, by its number.
         self._maps = {n: _parts(n, network[n], last=n == network.depth) for n in range(1, network.depth + 1)}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,9 +53,6 @@ class DenoisingAutoencoder(LocalTargets):
             raise UserError(
                 f"--beta: expected 1, for the first target is the image itself, found {o.beta}; leave it out."
             )
-        for flag in ("pixel_noise", "hidden_noise"):
-            if not 0 <= getattr(o, flag) < math.inf:
-                raise UserError(f"--{flag.replace('_', '-')}: expected 0 or more, found {getattr(o, flag)}.")
         if network.depth != 2 or not isinstance(layer_operations(network[2])[0], TransposedLinear):
             raise UserError(
                 f"dtp-dae: expected a network of two layers with one weight matrix, found {type(network).__name__}; "

@@ -113,8 +113,6 @@ class DDTPRHL(DDTPLinear):
 
     def make_feedback(self) -> FeedbackNetwork:
         o, classes, dtype = self.options, self.network.num_classes, next(self.network.parameters()).dtype
-        if o.hidden_feedback < 1:
-            raise UserError(f"--hidden-feedback: expected at least 1, found {o.hidden_feedback}.")
         self.random_hidden = DirectMap(classes, (o.hidden_feedback,), True, dtype)
         self.random_hidden.requires_grad_(False)
         maps = {

@@ -32,13 +32,8 @@ class DTP(TargetPropagation):
 
     def __init__(self, network: Network, options: DTPOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
-        # From about 400 on the weights of the nodes overflow.
-        if not 1 <= self.options.probe_nodes <= 200:
-            raise UserError(f"--probe-nodes: expected a number from 1 to 200, found {self.options.probe_nodes}.")
         if self.close and self.expects:
             raise UserError("--feedback-stop-distance: expected 0 with --probes expected, whose steps cost nothing.")
-        if not self.close >= 0:
-            raise UserError(f"--feedback-stop-distance: expected 0 or more, found {self.close}.")
         for n in self.trained_feedback if self.close else ():
             form = self._reduced(n)
             if form is None or not form.tells_distance:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -35,8 +33,6 @@ class FA(Algorithm):
 
     def __init__(self, network: Network, options: FeedbackAlignmentOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
-        if not self.options.error_clamp >= 0:
-            raise UserError(f"--error-clamp: expected 0 or more, found {self.options.error_clamp}.")
         self.feedback = BackwardMaps(network)
         for carried in self.feedback.carried:
             init_map(carried.carrier.weight, *fans(carried.module.weight), self.options.backward_init)
@@ -158,18 +154,6 @@ class WeightMirror(FA):
     """
 
     Options = WeightMirrorOptions
-
-    def __init__(self, network: Network, options: WeightMirrorOptions | None = None, seed: int = 0):
-        super().__init__(network, options, seed)
-        o = self.options
-        for flag, ok, expected in (
-            ("mirror_noise", 0 < o.mirror_noise < math.inf, "a number above 0"),
-            ("mirror_lr", 0 < o.mirror_lr < 1, "a number above 0 and below 1"),
-            ("mirror_samples", o.mirror_samples >= 2, "at least 2"),
-            ("mirror_warmup", o.mirror_warmup >= 0, "0 or more"),
-        ):
-            if not ok:
-                raise UserError(f"--{flag.replace('_', '-')}: expected {expected}, found {getattr(o, flag)}.")
 
     def training_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         with self.feedback_timer.measure(self.device), no_autocast(x):

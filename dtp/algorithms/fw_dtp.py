@@ -1,6 +1,5 @@
 """Difference target propagation with fixed feedback weights."""
 
-import math
 import warnings
 
 import torch
@@ -8,7 +7,6 @@ from torch import Tensor, nn
 
 from dtp.algorithms.local_targets import Activations, LocalTargets
 from dtp.algorithms.options import FWDTPOptions
-from dtp.errors import UserError
 from dtp.feedback import FeedbackSettings, derive_feedback
 from dtp.models.network import Network
 from dtp.modules import Standardise, standardised
@@ -31,8 +29,6 @@ class FWDTP(LocalTargets):
     def __init__(self, network: Network, options: FWDTPOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
         o = self.options
-        if not 0 < o.feedback_scale < math.inf:
-            raise UserError(f"--feedback-scale: expected a number above 0, found {o.feedback_scale}.")
         settings = FeedbackSettings(nonlinearity="after", bias=False)
         self.feedback = derive_feedback(network.layers, network.shapes, range(2, network.depth + 1), settings)
         self.feedback.requires_grad_(False)

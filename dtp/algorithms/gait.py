@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -52,9 +50,6 @@ class GAIT(LocalTargets):
 
     def __init__(self, network: Network, options: GAITOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
-        for flag in ("gait_step", "orthogonality"):
-            if not 0 <= getattr(self.options, flag) < math.inf:
-                raise UserError(f"--{flag.replace('_', '-')}: expected 0 or more, found {getattr(self.options, flag)}.")
         self.gait_step = self.options.gait_step or _STEPS[self.options.gait_targets]
         for n in range(2, network.depth + 1):
             _parts(n, network[n])

@@ -6,8 +6,6 @@ from torch import Tensor
 from dtp.algorithms.local_targets import Activations, evaluate_purely
 from dtp.algorithms.options import HybridOptions
 from dtp.algorithms.vanilla_dtp import VanillaDTP
-from dtp.errors import UserError
-from dtp.models.network import Network
 
 
 class Hybrid(VanillaDTP):
@@ -23,11 +21,6 @@ class Hybrid(VanillaDTP):
     """
 
     Options = HybridOptions
-
-    def __init__(self, network: Network, options: HybridOptions | None = None, seed: int = 0):
-        super().__init__(network, options, seed)
-        if not 0 <= self.options.alpha <= 1:
-            raise UserError(f"--alpha: expected a number from 0 to 1, found {self.options.alpha}.")
 
     def lower_target(self, n: int, targets: dict[int, Tensor], activations: Activations) -> Tensor:
         s, alpha = activations.s, self.options.alpha

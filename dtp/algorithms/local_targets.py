@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,6 @@ from dtp.algorithms.options import TargetOptions
 from dtp.contracts import gradients, handed_back, require_loss_value, unedited
 from dtp.errors import UserError
 from dtp.feedback import Context, DrawnContext, forward_with_context, per_sample_dot
-from dtp.models.network import Network
 from dtp.precision import full_precision, no_autocast
 
 
@@ -56,14 +54,6 @@ class LocalTargets(Algorithm):
     """
 
     Options = TargetOptions
-
-    def __init__(self, network: Network, options: TargetOptions | None = None, seed: int = 0):
-        super().__init__(network, options, seed)
-        for flag in ("beta", "local_loss_scale"):
-            if not 0 < getattr(self.options, flag) < math.inf:
-                raise UserError(
-                    f"--{flag.replace('_', '-')}: expected a number above 0, found {getattr(self.options, flag)}."
-                )
 
     # --- hooks: what rules differ in ----------------------------------------------------------------------------------
 

@@ -3,23 +3,16 @@
 This is where a rule is registered: :func:`rule` before the dataclass of its options.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, TypeVar
 
+from dtp.fields import Iterations, option
 from dtp.registry import Entry
 
 RULES: list[Entry] = []
 
 _Options = TypeVar("_Options", bound=type)
-
-
-class Iterations:
-    """How many iterations: a whole number or ``inf``, a float. Made of the word for it."""
-
-    def __new__(cls, word: str) -> int | float:
-        return math.inf if str(word) in ("inf", ".inf") else int(word)
 
 
 def rule(name: str, target: str, summary: str) -> Callable[[_Options], _Options]:
@@ -51,30 +44,30 @@ class AlgorithmOptions:
     # Optimizer of the forward weights; lee-rmsprop is the centred RMSprop of Lee's code, its epsilon within the root.
     optimizer: OptimizerName = "sgd"
     # Learning rate of the forward weights, above 0. For rules with --beta the backprop equivalent is beta times this.
-    lr: float = 0.05
+    lr: float = option(0.05, above=0)
     # Learning rate of each layer that has trained weights, in place of --lr; left out: --lr for all.
-    layer_lr: list[float] = field(default_factory=list)
+    layer_lr: list[float] = option([], above=0)
     # Momentum of SGD and RMSprop, from 0 to below 1; for Adam it is the first beta.
-    momentum: float = 0.9
+    momentum: float = option(0.9, least=0, below=1)
     # Decay of the running mean of squared gradients: Adam's second beta, RMSprop's alpha; from 0 to below 1. 0 is the
     # usual one: 0.999 for adam, 0.99 for rmsprop, 0.95 for lee-rmsprop.
-    beta2: float = 0.0
+    beta2: float = option(0.0, least=0, below=1)
     # Epsilon of Adam and RMSprop, one for all layers or one for each that has trained weights. Left out: 1e-8, for
     # lee-rmsprop 1e-3.
-    eps: list[float] = field(default_factory=list)
+    eps: list[float] = option([], above=0)
     # L2 penalty added to the gradient of the forward weights, 0 or more.
-    weight_decay: float = 1e-4
+    weight_decay: float = option(1e-4, least=0)
     # Schedule of --lr, stepped once per epoch; the feedback learning rates stay constant.
     lr_schedule: Literal["constant", "cosine", "step"] = "cosine"
     # Cosine: epochs from the highest to the lowest rate, then it rises again. Step: epochs between two drops.
     # 0 means --max-epochs.
-    lr_period: int = 0
+    lr_period: int = option(0, least=0)
     # Lowest learning rate of the cosine schedule.
-    lr_min: float = 1e-5
+    lr_min: float = option(1e-5, least=0)
     # Factor of each drop of the step schedule, from 0 to 1.
-    lr_gamma: float = 0.1
+    lr_gamma: float = option(0.1, above=0, most=1)
     # Clip the norm of the whole forward gradient to this value; 0 for none.
-    clip_norm: float = 0.0
+    clip_norm: float = option(0.0, least=0)
 
 
 rule("bp", "bp:BP", "backpropagation, the baseline")(AlgorithmOptions)
@@ -85,12 +78,12 @@ class TargetOptions(AlgorithmOptions):
     """Local targets."""
 
     # Step of the output target along the loss gradient, above 0: t_N = s_N - beta * d loss / d s_N, per sample.
-    beta: float = 0.7
+    beta: float = option(0.7, above=0)
     # What the last layer learns: squared distance to its target (mse) or the task's cross-entropy (task).
     output_loss: Literal["mse", "task"] = "mse"
     # Factor of the local losses, above 0: 1 is half the squared distance to the target, 2 the whole (Lee, Bartunov,
     # Meulemans). With SGD it multiplies the learning rate.
-    local_loss_scale: float = 1.0
+    local_loss_scale: float = option(1.0, above=0)
 
 
 @dataclass
@@ -101,25 +94,25 @@ class TargetPropagationOptions(TargetOptions):
     feedback_optimizer: OptimizerName = "sgd"
     # Learning rate of each feedback layer, n = 2..N, above 0. Empty: 1e-3 / (noise^2 * positions of the layer) for sgd,
     # 3e-4 for other optimizers.
-    feedback_lr: list[float] = field(default_factory=list)
+    feedback_lr: list[float] = option([], above=0)
     # Momentum of the feedback SGD and RMSprop, from 0 to below 1; for Adam it is the first beta.
-    feedback_momentum: float = 0.9
+    feedback_momentum: float = option(0.9, least=0, below=1)
     # As --beta2, for the feedback weights.
-    feedback_beta2: float = 0.0
+    feedback_beta2: float = option(0.0, least=0, below=1)
     # As --eps, for the feedback weights; 0 is the usual one.
-    feedback_eps: float = 0.0
+    feedback_eps: float = option(0.0, least=0)
     # L2 penalty on the feedback weights, 0 or more.
-    feedback_weight_decay: float = 0.0
+    feedback_weight_decay: float = option(0.0, least=0)
     # Feedback iterations of each feedback layer per batch, 0 or more; 0 leaves its weights as they are.
-    feedback_iterations: list[int] = field(default_factory=lambda: [1])
+    feedback_iterations: list[int] = option([1], least=0)
     # Noise scale (standard deviation) of each feedback layer, above 0; 0 is for rules that reconstruct (vanilla-dtp,
     # tp, sdtp, ao-sdtp, hybrid), without noise then.
-    noise: list[float] = field(default_factory=lambda: [0.1])
+    noise: list[float] = option([0.1], least=0)
     # Epochs e0 of the decay of the noise scale, sigma / (1 + e / e0) in epoch e = 1, 2, ... of the feedback weights;
     # 0 for none.
-    noise_decay: float = 0.0
+    noise_decay: float = option(0.0, least=0)
     # Noise samples averaged in each feedback iteration, at least 1.
-    noise_samples: int = 1
+    noise_samples: int = option(1, least=1)
     # First feedback weights: PyTorch's own random ones, or the transpose of the forward weights.
     feedback_init: Literal["random", "symmetric"] = "random"
     # Whether each step of the forward weights also moves the feedback weights, by its transpose (Kolen and Pollack
@@ -129,18 +122,18 @@ class TargetPropagationOptions(TargetOptions):
     # weights (parallel), or whole epochs of one and the other in turn (alternating; an epoch is one pass of either).
     schedule: Schedule = "sequential"
     # Batches at the start of a run that train the feedback weights alone, 0 or more.
-    feedback_warmup: int = 0
+    feedback_warmup: int = option(0, least=0)
     # Epochs at the start of a run that train the feedback weights alone, 0 or more; they count towards --max-epochs.
-    feedback_warmup_epochs: int = 0
+    feedback_warmup_epochs: int = option(0, least=0)
     # Epochs after each other epoch that train the feedback weights alone, 0 or more; they count towards --max-epochs.
-    extra_feedback_epochs: int = 0
+    extra_feedback_epochs: int = option(0, least=0)
     # How the feedback phase is computed: from the loss as it is written (literal), by exact algebra for less work
     # wherever it holds (reduced), or that as a CUDA graph (graph), of the whole batch where --capture has it so; auto
     # takes the fastest that the device has.
     engine: Literal["auto", "literal", "reduced", "graph"] = "auto"
     # Memory in MiB that the feedback iterations of each layer may take when several are prepared at once; 0 is 64 on a
     # CPU, and on a GPU, where all layers have theirs at the same time, 4096 or, if that is less, a sixteenth of it.
-    feedback_memory: int = 0
+    feedback_memory: int = option(0, least=0, unit="MiB")
     # What stands between the two affine maps of a residual unit's feedback: the forward nonlinearity's slope, as in
     # the adjoint (forward), the nonlinearity itself (feedback, as in the code of Ernoult et al.), or nothing (linear).
     residual_gate: Literal["forward", "feedback", "linear"] = "forward"
@@ -163,7 +156,7 @@ class DTPOptions(TargetPropagationOptions):
     # of. Layers with --routing noisy and max-pooling then draw their first term with --noise-samples once per batch.
     probes: Literal["sampled", "expected"] = "sampled"
     # Nodes of the quadrature over the noise with --probes expected, 1 to 200; 1 is the limit of small noise.
-    probe_nodes: int = 5
+    probe_nodes: int = option(5, least=1, most=200)
     # What a nonlinearity comes back through in the feedback: itself, at what the feedback is given (own, as published),
     # or its slope in the clean pass (clean), with which a transposed feedback layer is exactly the adjoint.
     feedback_slope: Literal["own", "clean"] = "own"
@@ -173,7 +166,7 @@ class DTPOptions(TargetPropagationOptions):
     # Relative distance of the feedback layer's Jacobian to the transpose of the forward layer's, estimated from the
     # noise of each iteration, at which a layer takes no more feedback iterations in this batch; 0 for never. Where
     # layers have max-pooling it needs --routing fixed.
-    feedback_stop_distance: float = 0.0
+    feedback_stop_distance: float = option(0.0, least=0)
     # Scale of the L-DRL loss: the published code's (code) or the paper's, divided by 2 noise^2 (paper), which needs
     # feedback learning rates that are smaller by that factor.
     ldrl_scale: Literal["code", "paper"] = "code"
@@ -239,7 +232,7 @@ class AOSDTPOptions(SDTPOptions):
     """SDTP whose output layer has further units, random and never trained, that diversify the targets below."""
 
     # Auxiliary output units, at least 1.
-    auxiliary: int = 512
+    auxiliary: int = option(512, least=1)
 
 
 @rule("hybrid", "hybrid:Hybrid", "DTP blended with the exact transpose (Bartunov et al. 2018)")
@@ -248,7 +241,7 @@ class HybridOptions(VanillaDTPOptions):
     """Difference target propagation whose differences are blended with the transposed Jacobian's."""
 
     # Weight of the exact transpose, from 0 (DTP) to 1 (backprop).
-    alpha: float = 0.5
+    alpha: float = option(0.5, least=0, most=1)
     schedule: Schedule = "sequential"
     first_target: Literal["penultimate", "output"] = "output"
     output_loss: Literal["mse", "task"] = "mse"
@@ -299,7 +292,7 @@ class DDTPRHLOptions(DDTPOptions):
     """Direct DTP through one random hidden layer, shared by all maps and never trained."""
 
     # Units of the random hidden layer, at least 1.
-    hidden_feedback: int = 1024
+    hidden_feedback: int = option(1024, least=1)
 
 
 @rule("ddtp-control", "direct:DDTPControl", "ddtp-linear trained without the difference (Meulemans et al. 2020)")
@@ -324,7 +317,7 @@ class FWDTPOptions(TargetOptions):
     feedback_distribution: Literal["uniform", "normal", "orthogonal"] = "uniform"
     # Scale of that distribution, above 0. The published 1e-3 is for networks with --standardise; in others float32
     # rounds the targets of the lower layers away, and 0.1 to 1 serves.
-    feedback_scale: float = 1e-3
+    feedback_scale: float = option(1e-3, above=0)
     # Standardise each hidden target over the batch, as the code does for networks with --standardise; auto does so
     # for such networks.
     standardise_targets: Literal["auto", "yes", "no"] = "auto"
@@ -347,10 +340,10 @@ class GAITOptions(TargetOptions):
     gait_targets: Literal["normalised", "original"] = "normalised"
     # Length of that step (normalised) or fraction of the way (original), above 0; 0 is the usual one: 1e-4 normalised,
     # 1e-3 original. Small steps cross fewer kinks of leaky-relu, large ones are rounded less; 1e-3 suits sl-relu.
-    gait_step: float = 0.0
+    gait_step: float = option(0.0, least=0)
     # Weight of the penalty on weights that are not orthogonal, 0 or more: it times the sum over i != j of (W^T W)_ij^2
     # of every square layer.
-    orthogonality: float = 0.1
+    orthogonality: float = option(0.1, least=0)
     # What that penalty is on: overlaps alone, as above (Ahmad et al.), or the whole difference to the identity,
     # |W^T W - 1|^2, which holds lengths at 1 too (identity, the code of Dalm et al.).
     orthogonality_form: Literal["overlaps", "identity"] = "overlaps"
@@ -364,7 +357,7 @@ class FeedbackAlignmentOptions(AlgorithmOptions):
     backward_init: Literal["default", "xavier", "xavier-normal"] = "default"
     # Clamp each error that goes down into a layer, and each gradient of an affine operation's weights and biases, to
     # this absolute value, as biotorch does; 0 for no clamp.
-    error_clamp: float = 0.0
+    error_clamp: float = option(0.0, least=0)
 
 
 rule("fa", "feedback_alignment:FA", "feedback alignment: fixed random backward weights (Lillicrap et al. 2016)")(
@@ -390,13 +383,13 @@ class WeightMirrorOptions(FeedbackAlignmentOptions):
     """Backward weights that learn, in a phase of their own, from the layer's response to noise."""
 
     # Standard deviation of the noise, above 0.
-    mirror_noise: float = 0.1
+    mirror_noise: float = option(0.1, above=0)
     # Rate at which backward weights go towards the estimate, above 0 and below 1, and decay by as much.
-    mirror_lr: float = 0.05
+    mirror_lr: float = option(0.05, above=0, below=1)
     # Noise patterns of each mirror phase, at least 2.
-    mirror_samples: int = 128
+    mirror_samples: int = option(128, least=2)
     # Mirror phases before the first batch, 0 or more.
-    mirror_warmup: int = 20
+    mirror_warmup: int = option(20, least=0)
 
 
 @rule("dfa", "direct:DFA", "direct feedback alignment: errors straight from the output (Nokland 2016)")
@@ -424,13 +417,13 @@ class ContrastiveOptions(AlgorithmOptions):
     momentum: float = 0.0
     lr_schedule: Literal["constant", "cosine", "step"] = "constant"
     # Gain of the feedback into each hidden layer, above 0; small gains come near to backprop.
-    gain: float = 0.5
+    gain: float = option(0.5, above=0)
     # Step of the relaxation of the units, above 0 and up to 1.
-    relaxation: float = 0.1
+    relaxation: float = option(0.1, above=0, most=1)
     # Most steps of each relaxation, at least 1.
-    settling_steps: int = 100
+    settling_steps: int = option(100, least=1)
     # Largest change of a unit in a step at which a relaxation is taken as settled, 0 or more.
-    settling_tolerance: float = 1e-5
+    settling_tolerance: float = option(1e-5, least=0)
     # How the free phase is computed: to rest with feedback (settle), or by one pass upwards without it (feedforward),
     # after which feedback is that of the difference to this pass.
     free_phase: Literal["settle", "feedforward"] = "settle"
@@ -477,7 +470,7 @@ class HebbOptions(SingleLayerOptions):
     # differences from running means (covariance).
     hebb_form: Literal["plain", "covariance"] = "covariance"
     # Weight of each batch in those running means, above 0 and up to 1.
-    mean_rate: float = 0.01
+    mean_rate: float = option(0.01, above=0, most=1)
     # Bring the weights of each unit, its bias among them, to length 1 after every step.
     normalise_rows: bool = False
     # Units under --task clustering: they share one unit of activity by softmax (competing), or each is its own weighted
@@ -503,7 +496,9 @@ class CompetitiveOptions(SingleLayerOptions):
     # Prototypes move by fractions of their distance to images.
     optimizer: Literal["sgd"] = "sgd"
     # Fraction of the way to the images won, above 0 and up to 1.
-    lr: float = 0.5
+    lr: float = option(0.5, above=0, most=1)
+    # Fraction for each layer, of which there is one, in place of --lr.
+    layer_lr: list[float] = option([], above=0, most=1)
     # Who wins an image: the prototype at the least distance to it, or of the largest product with it.
     winner: Literal["distance", "product"] = "distance"
     # How far a prototype moves: by --lr times the mean over the batch, where images lost count as no movement (batch);
@@ -519,12 +514,12 @@ class CompetitiveOptions(SingleLayerOptions):
     first_prototypes: Literal["images", "weights"] = "images"
     # Head start of a prototype that has won nothing of late, in squared distance (twice a product), 0 or more; one that
     # wins an equal share has none, one that wins more a handicap.
-    conscience: float = 0.0
+    conscience: float = option(0.0, least=0)
     # Put a prototype onto a random image once its share of the images won falls below this part of an equal share;
     # from 0, for never, to below 1.
-    revive_below: float = 0.01
+    revive_below: float = option(0.01, least=0, below=1)
     # Weight of each batch in the running shares of the images won, above 0 and up to 1.
-    share_rate: float = 0.02
+    share_rate: float = option(0.02, above=0, most=1)
 
 
 @rule("dtp-dae", "denoising_autoencoder:DenoisingAutoencoder", "denoising auto-encoder by DTP, tied weights (Lee 2018)")
@@ -543,6 +538,6 @@ class DenoisingAutoencoderOptions(TargetOptions):
     output_loss: Literal["mse"] = "mse"
     local_loss_scale: float = 2.0
     # Standard deviation of the noise on the images that the encoder learns from, as normalised, 0 or more.
-    pixel_noise: float = 0.3
+    pixel_noise: float = option(0.3, least=0)
     # Standard deviation of the noise on the hidden units that the decoder sees, 0 or more.
-    hidden_noise: float = 0.3
+    hidden_noise: float = option(0.3, least=0)

@@ -59,8 +59,6 @@ class AOSDTP(SDTP):
     Options = AOSDTPOptions
 
     def make_feedback(self) -> FeedbackNetwork:
-        if self.options.auxiliary < 1:
-            raise UserError(f"--auxiliary: expected at least 1, found {self.options.auxiliary}.")
         *before, output = layer_operations(self.network[self.network.depth])
         if not isinstance(output, nn.Linear):
             raise UserError(

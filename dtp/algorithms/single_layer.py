@@ -108,7 +108,6 @@ class Hebb(SingleLayer):
 
     def __init__(self, network: Network, options: HebbOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
-        _require_rate("mean-rate", self.options.mean_rate)
         like = self.linear.weight
         self.register_buffer("mean_input", like.new_zeros(self.linear.in_features))
         self.register_buffer("mean_unit", like.new_zeros(self.linear.out_features))
@@ -210,14 +209,6 @@ class Competitive(SingleLayer):
                     f"--{flag.replace('_', '-')}: expected 0, for prototypes move by a fraction of the way to images, "
                     f"found {getattr(o, flag)}; leave it out."
                 )
-        rates = [o.lr, *o.layer_lr]
-        if max(rates) > 1:
-            raise UserError(f"--lr: expected a number above 0 and up to 1, found {max(rates)}.")
-        _require_rate("share-rate", o.share_rate)
-        if not 0 <= o.revive_below < 1:
-            raise UserError(f"--revive-below: expected a number from 0 to below 1, found {o.revive_below}.")
-        if not 0 <= o.conscience < float("inf"):
-            raise UserError(f"--conscience: expected 0 or more, found {o.conscience}.")
         if self.linear.bias is None and o.winner == "distance" and not o.normalise_rows:
             raise UserError(
                 "--winner distance: expected a layer with biases, which hold the lengths of the prototypes, found "
@@ -362,8 +353,3 @@ def _only_layer(network: Network) -> nn.Linear:
 
 def _not_zero(lengths: Tensor) -> Tensor:
     return lengths.clamp(min=torch.finfo(lengths.dtype).tiny)
-
-
-def _require_rate(flag: str, value: float) -> None:
-    if not 0 < value <= 1:
-        raise UserError(f"--{flag}: expected a number above 0 and up to 1, found {value}.")

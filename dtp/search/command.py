@@ -11,8 +11,9 @@ from typing import Any, NoReturn, get_args
 
 from dtp.arguments import parse
 from dtp.commands import command_line, command_words, run_command
-from dtp.config import MOST_OFTEN, Config, as_arguments, parse_limit
+from dtp.config import Config, as_arguments, parse_limit
 from dtp.errors import UserError
+from dtp.fields import MOST_OFTEN
 from dtp.jobs import MOST_AT_ONCE, run_jobs
 from dtp.provenance import recorded
 from dtp.runs import MAY_DIFFER, saved_options

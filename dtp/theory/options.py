@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
-from dtp.config import MOST_OFTEN
 from dtp.errors import UserError
+from dtp.fields import MOST_OFTEN
 from dtp.registry import import_object
 
 

@@ -114,7 +114,7 @@ def test_it_learns_to_take_noise_away():
     [
         ({"beta": 0.5}, "--beta: expected 1, .* found 0.5"),
         ({"pixel_noise": -0.1}, "--pixel-noise: expected 0 or more, found -0.1"),
-        ({"hidden_noise": float("inf")}, "--hidden-noise: expected 0 or more, found inf"),
+        ({"hidden_noise": float("inf")}, "--hidden-noise: expected finite values, found inf"),
     ],
 )
 def test_values_out_of_range_are_refused(options, words):

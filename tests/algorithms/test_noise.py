@@ -36,7 +36,7 @@ def test_rules_that_learn_from_the_noise_refuse_to_go_without(name, mlp):
 
 
 def test_negative_noise_and_learning_rates_made_for_noise_are_refused(mlp):
-    with pytest.raises(UserError, match="--noise: expected values at least 0, found -0.1"):
+    with pytest.raises(UserError, match="--noise: expected values of at least 0, found -0.1"):
         make("vanilla-dtp", mlp, noise=[-0.1])
     with pytest.raises(UserError, match="--feedback-lr: expected learning rates"):
         make("vanilla-dtp", mlp, noise=[0.0], feedback_optimizer="sgd", feedback_lr=[])

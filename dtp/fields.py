@@ -1,0 +1,249 @@
+"""What the value of an option may be: its type, its choices and its range, said once, on its dataclass field.
+
+The command line and the constructors of rules and networks ask here. Imports no torch, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+import numbers
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import UnionType
+from typing import Any, Literal
+
+from dtp.errors import UserError
+from dtp.registry import did_you_mean
+
+# Of fractions: what is larger overflows in the floating-point numbers that networks are made of.
+MOST = 1e30
+# Of whole numbers that say how often something is done, or how much of it is made: more never ends, or has no room.
+MOST_OFTEN = 10**6
+MOST_OF_EACH = {"image_size": 10_000, "crop_padding": 1_000}
+# Of these a large one stands for never, for no limit, or for any other.
+UNLIMITED = {
+    "checkpoint_every",
+    "diagnostics_every",
+    "feedback_memory",
+    "log_every",
+    "lr_period",
+    "max_steps",
+    "seed",
+    "split_seed",
+}
+
+
+class Iterations:
+    """How many iterations: a whole number or ``inf``, a float. Made of the word for it."""
+
+    def __new__(cls, word: str) -> int | float:
+        return math.inf if str(word) in ("inf", ".inf") else int(word)
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bounds of a number, or of each number of a list: ``least <= number <= most``, ``above < number < below``."""
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+    unit: str = ""
+
+    def holds(self, value: float) -> bool:
+        return (
+            (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.most is None or value <= self.most)
+            and (self.below is None or value < self.below)
+        )
+
+    def words(self, many: bool = False) -> str:
+        """What is expected, in words; ``many`` for a list of values."""
+        numbers, open_above = "values" if many else "a number", self.most is None and self.below is None
+        if self.above is None and open_above:
+            low = f"{self.least:g} or more" if self.least == 0 else f"at least {self.least:g}"
+            text = f"values of at least {self.least:g}" if many else low
+        else:
+            low = f"above {self.above:g}" if self.above is not None else f"from {self.least:g}"
+            joined = "and up to" if self.above is not None else "to"
+            high = f" {joined} {self.most:g}" if self.most is not None else ""
+            if self.below is not None:
+                high = f" {'and' if self.above is not None else 'to'} below {self.below:g}"
+            text = f"{numbers} {low}{high}"
+        return f"{text} ({self.unit})" if self.unit else text
+
+
+def option(
+    default: Any,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    unit: str = "",
+) -> Any:
+    """A dataclass field with a range. A subclass that gives it another default keeps the range."""
+    metadata = {"range": Range(least, above, most, below, unit)}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def flag(name: str) -> str:
+    """An option as it is on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
+def wrong_choice(where: str, found: Any, choices: Iterable[Any]) -> UserError:
+    """The mistake that a value is none of the choices."""
+    choices = [str(choice) for choice in choices]
+    hint = did_you_mean(str(found), choices)
+    return UserError(f"{where}: expected one of {', '.join(choices)}; found {found!r}{hint}.")
+
+
+def wrong_type(where: str, kind: str, found: str) -> UserError:
+    """The mistake that a value is of another type; ``kind`` is the name of the right one."""
+    expected = {
+        "int": "a whole number",
+        "Iterations": "a whole number or inf",
+        "float": "a number",
+        "bool": "true or false",
+        "str": "a word",
+    }.get(kind, "a number")
+    return UserError(f"{where}: expected {expected}, found {found}.")
+
+
+def made(cls: type, options: Any, values: Mapping[str, Any], owner: str) -> Any:
+    """Checked options of the dataclass ``cls``.
+
+    Args:
+        options: an instance, values by name, or None for the defaults.
+        values: by name, in place of those of ``options``.
+        owner: who has these options, for messages.
+
+    Raises:
+        UserError: a name that no option has, or a value that is out of range.
+    """
+    if options is not None and not isinstance(options, Mapping):
+        return checked(dataclasses.replace(options, **_known(type(options), values, owner)) if values else options)
+    return checked(cls(**_known(cls, {**(options or {}), **values}, owner)))
+
+
+def _known(cls: type, values: Mapping[str, Any], owner: str) -> Mapping[str, Any]:
+    names = [field.name for field in dataclasses.fields(cls) if field.init]
+    for name in values:
+        if name not in names:
+            hint = did_you_mean(name, names) or f"; it has {', '.join(names)}"
+            raise UserError(f"{owner} has no option {name!r}{hint}{'' if hint.endswith('?') else '.'}")
+    return values
+
+
+def checked(options: Any) -> Any:
+    """``options``, a dataclass, with its numbers as Python's own, and lists where one value was given for a list.
+
+    Raises:
+        UserError: a value of the wrong type, none of the choices, or out of range.
+    """
+    cls, changes = type(options), {}
+    hints = _hints(cls)
+    for field in dataclasses.fields(cls):
+        value = getattr(options, field.name)
+        # A default is right by definition: a class of the user's own may have None for a number.
+        is_default = value is field.default
+        found = value if is_default else _typed(flag(field.name), hints.get(field.name, Any), value)
+        if found is not value:
+            changes[field.name] = found
+        require_usual(cls, field, found)
+        limits = range_of(cls, field.name)
+        many = isinstance(found, list)
+        for number in (found if many else [found]) if limits is not None else ():
+            if number is not None and not limits.holds(number):
+                raise UserError(f"{flag(field.name)}: expected {limits.words(many)}, found {number}.")
+    if changes:
+        options = copy.copy(options)
+        for name, value in changes.items():
+            setattr(options, name, value)
+    return options
+
+
+def range_of(cls: type, name: str) -> Range | None:
+    """The range of an option: its own, or that of the nearest class above which gives one."""
+    for base in cls.__mro__:
+        field = vars(base).get("__dataclass_fields__", {}).get(name)
+        if field is not None and "range" in field.metadata:
+            return field.metadata["range"]
+    return None
+
+
+def require_usual(cls: type, field: dataclasses.Field, value: Any) -> None:
+    """Raise UserError for numbers that 32 bits of a float do not hold, and for whole ones that no run is made for."""
+    most = _most(cls, field.name)
+    for number in value if isinstance(value, list | tuple) else [value]:
+        # Of iterations, and where a class of the user's own has it for a default, inf means something.
+        may_be_inf = "Iterations" in str(field.type) or field.default == math.inf
+        is_odd = isinstance(number, float) and not abs(number) <= MOST and not (number == math.inf and may_be_inf)
+        is_long = isinstance(number, int) and not -(2**63) <= number <= most
+        if is_odd or is_long:
+            expected = f"a whole number of at most {most}" if is_long else f"a number of at most {MOST:g}"
+            if is_odd and not math.isfinite(number):
+                expected = "finite values"
+            raise UserError(f"{flag(field.name)}: expected {expected}, found {str(number)[:30]}; give a usual number.")
+
+
+def _most(cls: type, name: str) -> int | float:
+    """The highest value of a whole number among options. Whoever defines others says by themselves what is too many."""
+    definer = [base for base in cls.__mro__ if name in vars(base).get("__dataclass_fields__", ())][-1]
+    if name in UNLIMITED or definer.__module__.partition(".")[0] != "dtp":
+        # Seeds are hashed.
+        return math.inf if name.endswith("seed") else 2**63 - 1
+    return MOST_OF_EACH.get(name, MOST_OFTEN)
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(cls)
+    except Exception:
+        # Names that a class of the user's own has only where it is written: nothing is known of their types.
+        return {}
+
+
+def _typed(where: str, hint: Any, value: Any) -> Any:
+    """``value`` in the type of ``hint``, the same object where it is; types that are not ours pass."""
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise wrong_choice(where, value, typing.get_args(hint))
+        return value
+    if origin in (typing.Union, UnionType):
+        inner = [part for part in typing.get_args(hint) if part is not type(None)]
+        return value if value is None or len(inner) != 1 else _typed(where, inner[0], value)
+    if origin is list:
+        (item,) = typing.get_args(hint) or (Any,)
+        if isinstance(value, list):
+            typed = [_typed(where, item, part) for part in value]
+            return value if all(a is b for a, b in zip(typed, value, strict=True)) else typed
+        # As on the command line: one value is a list of one.
+        parts = value if isinstance(value, tuple) else value.tolist() if hasattr(value, "tolist") else value
+        return [_typed(where, item, part) for part in (parts if isinstance(parts, list | tuple) else [parts])]
+    if hint is bool and not isinstance(value, bool):
+        raise wrong_type(where, "bool", repr(value))
+    if hint is str and not isinstance(value, str):
+        raise wrong_type(where, "str", repr(value))
+    if hint in (int, float, Iterations):
+        return _number(where, hint, value)
+    return value
+
+
+def _number(where: str, hint: type, value: Any) -> int | float:
+    is_infinite = hint is Iterations and isinstance(value, numbers.Real) and value == math.inf
+    kind = numbers.Real if hint is float or is_infinite else numbers.Integral
+    if isinstance(value, bool) or not isinstance(value, kind):
+        raise wrong_type(where, hint.__name__, repr(value))
+    if isinstance(value, int | float):
+        return value
+    # NumPy's, which the files of a run would not know.
+    return int(value) if isinstance(value, numbers.Integral) else float(value)

@@ -1,0 +1,126 @@
+"""What options may be: one place for it, from which the command line and the rules of Python say the same."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pytest
+
+from dtp.algorithms import ALGORITHMS
+from dtp.arguments import parse
+from dtp.errors import UserError
+from dtp.fields import Iterations, Range, checked, made, option, range_of
+
+
+@dataclass
+class Options:
+    # A rate.
+    rate: float = option(0.5, above=0, most=1)
+    # Values.
+    values: list[float] = option([], least=0)
+    count: int = option(2, least=1)
+    kind: Literal["one", "two"] = "one"
+    often: list[Iterations] = option([3], least=0)
+    on: bool = False
+    part: float | None = None
+    unset: float = None
+    word: str = "a"
+
+
+@dataclass
+class Narrower(Options):
+    rate: float = 0.1
+    count: int = option(4, least=3)
+
+
+@pytest.mark.parametrize(
+    "bounds, inside, outside, one, many",
+    [
+        (dict(above=0), [1e-9, 5], [0, -1], "a number above 0", "values above 0"),
+        (dict(least=0), [0, 5], [-1e-9], "0 or more", "values of at least 0"),
+        (dict(least=2), [2], [1], "at least 2", "values of at least 2"),
+        (dict(least=0, most=1), [0, 1], [-0.1, 1.1], "a number from 0 to 1", "values from 0 to 1"),
+        (dict(least=0, below=1), [0, 0.9], [1], "a number from 0 to below 1", "values from 0 to below 1"),
+        (dict(above=0, most=1), [1e-9, 1], [0, 1.1], "a number above 0 and up to 1", "values above 0 and up to 1"),
+        (dict(above=0, below=1), [0.5], [0, 1], "a number above 0 and below 1", "values above 0 and below 1"),
+    ],
+)
+def test_a_range_holds_what_it_says(bounds, inside, outside, one, many):
+    limits = Range(**bounds)
+    assert all(map(limits.holds, inside)) and not any(map(limits.holds, [*outside, math.nan]))
+    assert (limits.words(), limits.words(many=True)) == (one, many)
+
+
+def test_a_subclass_with_another_default_keeps_the_range_and_may_narrow_it():
+    assert range_of(Narrower, "rate") == Range(above=0, most=1)
+    assert range_of(Narrower, "count") == Range(least=3)
+    with pytest.raises(UserError, match="--rate: expected a number above 0 and up to 1, found 2"):
+        checked(Narrower(rate=2))
+
+
+@pytest.mark.parametrize(
+    "values, sentence",
+    [
+        ({"rate": "x"}, "--rate: expected a number, found 'x'."),
+        ({"rate": True}, "--rate: expected a number, found True."),
+        ({"rate": math.nan}, "--rate: expected finite values, found nan; give a usual number."),
+        ({"count": 1.5}, "--count: expected a whole number, found 1.5."),
+        ({"count": 2**70}, "--count: expected a whole number of at most 9223372036854775807, found 1180591620717411303424; give a usual"),
+        ({"kind": "tow"}, "--kind: expected one of one, two; found 'tow'; did you mean two?."),
+        ({"often": [1.5]}, "--often: expected a whole number or inf, found 1.5."),
+        ({"on": "yes"}, "--on: expected true or false, found 'yes'."),
+        ({"part": "x"}, "--part: expected a number, found 'x'."),
+        ({"values": [1, -1]}, "--values: expected values of at least 0, found -1."),
+        ({"word": 3}, "--word: expected a word, found 3."),
+        ({"raet": 1}, "Rule has no option 'raet'; did you mean rate?"),
+        ({"zzz": 1}, "Rule has no option 'zzz'; it has rate, values, count, kind, often, on, part, unset, word."),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(values, sentence):
+    with pytest.raises(UserError) as error:
+        made(Options, None, values, "Rule")
+    assert str(error.value).startswith(sentence)
+
+
+def test_values_become_the_types_of_their_fields():
+    found = made(
+        Options, {"rate": 1}, {"values": np.float32(0.5), "count": np.int64(3), "often": (1, math.inf)}, "Rule"
+    )
+    assert (found.rate, found.values, found.count, found.often) == (1, [0.5], 3, [1, math.inf])
+    assert [type(v) for v in (*found.values, found.count)] == [float, int]
+
+
+def test_options_that_are_right_stay_the_same_object_and_others_are_not_changed():
+    right, wrong = Options(values=[1.0]), Options(values=2.0)
+    assert checked(right) is right
+    assert checked(wrong).values == [2.0] and wrong.values == 2.0
+
+
+@pytest.mark.parametrize("name", ALGORITHMS.names())
+def test_the_defaults_of_every_rule_are_in_range_and_what_is_not_is_refused_alike_everywhere(name):
+    options = ALGORITHMS.resolve(name).load_options()
+    checked(options())
+    for field in dataclasses.fields(options):
+        limits = range_of(options, field.name)
+        low = None if limits is None else limits.least if limits.least is not None else limits.above
+        if low is None:
+            continue
+        wrong = low - 1
+        with pytest.raises(UserError) as here:
+            made(options, None, {field.name: wrong}, name)
+        with pytest.raises(UserError) as there:
+            # The first model and dataset have no preset with every rule, whose values would mix in.
+            parse(["--algo", name, f"--{field.name}", str(int(wrong))])
+        # The command line makes fractions of whole numbers.
+        assert str(there.value).replace(".0.", ".") == str(here.value).replace(".0.", ".")
+
+
+@pytest.mark.parametrize("option, value", [("optimizer", "adamw"), ("lr_schedule", "consine"), ("loss", "hinge")])
+def test_a_wrong_choice_is_told_in_the_words_of_the_command_line(option, value):
+    with pytest.raises(UserError) as there:
+        parse(["--algo", "bp", f"--{option}", value])
+    with pytest.raises(UserError) as here:
+        made(ALGORITHMS.resolve("bp").load_options(), None, {option: value}, "BP")
+    assert str(here.value) == str(there.value) and "expected one of" in str(here.value)
