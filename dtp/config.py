@@ -119,13 +119,7 @@ def check_run_options(run: RunOptions) -> None:
         raise UserError(f"--max-steps: expected at least 1, or -1 for no limit, found {run.max_steps}.")
     if run.seed >= 2**32:
         raise UserError(f"--seed: expected a whole number below 2^32, found {run.seed}.")
-    if run.precision in ("16", "16-mixed", "16-true", "fp16"):
-        raise UserError(
-            f"--precision {run.precision}: float16 is refused, for its loss scale changes between the optimizers of "
-            "one batch and spoils the feedback weights; use bf16-mixed or 32."
-        )
-    if run.precision not in PRECISIONS:
-        raise UserError(f"--precision: expected one of 32, 64, bf16-mixed; found {run.precision!r}.")
+    require_precision(run.precision)
     if run.feedback_sync == "batch" and run.feedback_parallel != "data":
         raise UserError(
             f"--feedback-sync batch: expected --feedback-parallel data, found {run.feedback_parallel}, which exchanges "
@@ -135,6 +129,17 @@ def check_run_options(run: RunOptions) -> None:
         raise UserError(f"--devices: expected a whole number of at least 1, or auto, found {run.devices!r}.")
     parse_limit("limit-train-batches", run.limit_train_batches, least=1)
     parse_limit("limit-val-batches", run.limit_val_batches, least=0)
+
+
+def require_precision(precision: str) -> None:
+    """Raise UserError for a precision in which the rules do not hold."""
+    if "16" in precision and not precision.startswith("bf16"):
+        raise UserError(
+            f"--precision {precision}: float16 is refused, for its loss scale changes between the optimizers of "
+            "one batch and spoils the feedback weights; use bf16-mixed or 32."
+        )
+    if precision not in PRECISIONS:
+        raise UserError(f"--precision: expected one of 32, 64, bf16-mixed; found {precision!r}.")
 
 
 def parse_limit(flag: str, text: str, least: int) -> int | float:

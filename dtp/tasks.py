@@ -6,7 +6,7 @@ the same for all; a network carries its task, ``network.task``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,15 @@ class Classification:
     def __init__(self, outputs: int):
         self.outputs = outputs
         self.top_k = 5 if outputs > 5 else 1
+
+    def require_goals(self, x: Tensor, y: Tensor) -> None:
+        """Raise UserError unless ``y`` are labels for inputs ``x``, as the data has them."""
+        if y.dtype != torch.int64 or y.dim() != 1 or len(y) != len(x):
+            raise UserError(
+                f"Expected labels for classification, int64 of shape ({len(x)},), found "
+                f"{str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}; mend the data, or give a loss for "
+                "goals of another kind (loss=function)."
+            )
 
     def goal(self, x: Tensor, y: Tensor, training: bool = True) -> Tensor:
         """What the output is compared with, by ``loss``, for images (B, C, H, W) and their labels (B,)."""
@@ -99,6 +108,9 @@ class Autoencoder(Classification):
         super().__init__(torch.Size(input_shape).numel())
         self.input_shape = torch.Size(input_shape)
         self.mean, self.std = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (mean, std))
+
+    def require_goals(self, x: Tensor, y: Tensor) -> None:
+        """The goals are made of ``x`` alone."""
 
     def goal(self, x: Tensor, y: Tensor, training: bool = True) -> Tensor:
         self.mean, self.std = self.mean.to(x.device), self.std.to(x.device)
@@ -170,6 +182,40 @@ class Clustering(Classification):
 
     def describe(self, scores: dict[str, float]) -> str:
         return f"test purity {scores['purity']:.2%}, normalised mutual information {scores['nmi']:.3f}"
+
+
+class OwnLoss(Classification):
+    """Minimise a function of the user's own, of outputs (B, K) and goals as the data has them.
+
+    Args:
+        outputs: K.
+        function: of outputs and goals; the mean over the batch, one number.
+    """
+
+    name = "own loss"
+
+    def __init__(self, outputs: int, function: Callable[..., Tensor]):
+        super().__init__(outputs)
+        self.function = function
+
+    def require_goals(self, x: Tensor, y: Tensor) -> None:
+        """The function says what it takes."""
+
+    def loss(self, kind: str, output: Tensor, goal: Tensor, reduction: str = "mean") -> Tensor:
+        found = self.function(output, goal)
+        if not isinstance(found, Tensor) or found.dim() > 0:
+            raise UserError(
+                "loss: expected a function of outputs and goals that returns the mean over the batch, a tensor of "
+                f"shape (), found {f'the shape {tuple(found.shape)}' if isinstance(found, Tensor) else repr(found)}; "
+                "mend it."
+            )
+        return found * len(output) if reduction == "sum" else found
+
+    def training_scores(self, output: Tensor, goal: Tensor) -> dict[str, Tensor]:
+        return {}
+
+    def scores(self) -> nn.ModuleDict:
+        return nn.ModuleDict()
 
 
 class _Contingency(Metric):

@@ -6,7 +6,7 @@ from dtp.registry import Registry, lazy_attributes
 ALGORITHMS = Registry("algo", "dtp.algorithms.base:Algorithm", RULES)
 
 _BASES = ("dtp.algorithms.base:Algorithm", "dtp.algorithms.target_propagation:TargetPropagation")
-_CLASSES = {path.partition(":")[2]: path for path in (*_BASES, *(entry.target for entry in RULES))}
-__all__ = ["ALGORITHMS", *_CLASSES]
+CLASSES = {path.partition(":")[2]: path for path in (*_BASES, *(entry.target for entry in RULES))}
+__all__ = ["ALGORITHMS", *CLASSES]
 
-__getattr__ = lazy_attributes(__name__, _CLASSES)
+__getattr__ = lazy_attributes(__name__, CLASSES)

@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import fields
 from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.parsing import AttributeDict
 from torch import Size, Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import SGD, Optimizer
+from torchmetrics import Metric
 
 from dtp.algorithms.captured import CapturedBatches
+from dtp.algorithms.making import RuleType
 from dtp.algorithms.metrics import RunningMeans, as_vector
 from dtp.algorithms.optimizers import layer_groups, make_optimizer, make_schedule
 from dtp.algorithms.options import AlgorithmOptions
+from dtp.algorithms.schedules import Schedule, parsed
 from dtp.algorithms.timing import PhaseTimer
+from dtp.config import PRECISIONS, require_precision
 from dtp.contracts import (
     handed_back,
     is_number,
@@ -39,23 +47,29 @@ from dtp.errors import Diverged, UserError
 from dtp.feedback.layers import has_hooks
 from dtp.feedback.noise import NoiseStreams, seeded_randomness
 from dtp.feedback.steppers import is_plain
-from dtp.fields import checked
 from dtp.models.network import Network
 from dtp.modules import RandomOperation, Standardise
 from dtp.precision import full_precision
-from dtp.tasks import Classification, require_loss
+from dtp.tasks import Classification, OwnLoss, require_loss
 
 _UNDIVIDED = Division()
 
 
-class Algorithm(LightningModule):
+# Names that data sets have for inputs and for goals, where their batches are dictionaries.
+INPUTS = ("x", "image", "images", "img", "input", "inputs", "pixel_values", "data")
+GOALS = ("y", "label", "labels", "target", "targets")
+
+
+class Algorithm(LightningModule, metaclass=RuleType):
     """A learning rule: how a network's weights change on a batch.
 
     A subclass implements :meth:`forward_gradients`; one with more than one phase per batch also
-    :meth:`training_batch`. Everything else (devices, precision, schedules, metrics, resume) works for all rules.
+    :meth:`training_batch`. Everything else (devices, precision, schedules, metrics, resume) works for all rules. It is
+    a ``LightningModule`` for any ``lightning.Trainer``; ``docs/lightning.md`` says what of Lightning holds.
 
     Args:
-        network: the forward network.
+        network: the forward network. Whoever calls the class may give other modules, and options by keyword
+            (:class:`~dtp.algorithms.making.RuleType`).
         options: an instance of the dataclass ``Options``; its fields are the rule's command-line options.
         seed: of the noise streams.
     """
@@ -65,13 +79,23 @@ class Algorithm(LightningModule):
     trained_feedback: Sequence[int] = ()
     # Whether batches may be captured as CUDA graphs, where they are fixed sequences of operations.
     capture_batches = False
+    # Whether the rule follows the gradient of any loss of the outputs, so that a user may give one.
+    learns_any_loss = True
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        if "configure_optimizers" in vars(cls):
+            cls.configure_optimizers = _completed(cls.configure_optimizers)
 
     def __init__(self, network: Network, options: AlgorithmOptions | None = None, seed: int = 0):
         super().__init__()
         # Rules step several optimizers several times per batch.
         self.automatic_optimization = False
         self.network = network
-        self.options = checked(options if options is not None else self.Options())
+        self._own_loss: OwnLoss | None = None
+        self._own_metrics = False
+        self._own_batch: Callable[[Any], Any] | None = None
+        self.options = options if options is not None else self.Options()
         require_loss(self.task, self.options.loss)
         losses = require_losses(network)
         if losses and self.task.name != "classification":
@@ -87,7 +111,10 @@ class Algorithm(LightningModule):
         self.noise_streams = NoiseStreams(seed)
         self.feedback_timer = PhaseTimer()
         self.forward_optimizer: Optimizer | None = None
+        # All that step the forward weights; more than one where a user gives several.
+        self._forward_optimizers: list[Optimizer] = []
         self._made_optimizers: list[Optimizer] = []
+        self._schedules: list[Schedule] = []
         self._captured = CapturedBatches(self._learn, generators=self.noise_streams.generators)
         self.captures = False
         self._epoch_means = RunningMeans()
@@ -102,6 +129,62 @@ class Algorithm(LightningModule):
         # Of a checkpoint within an epoch, what was added up in it until then.
         self._begun: dict[str, Any] | None = None
         self.scores = torch.nn.ModuleDict({split: self.task.scores() for split in ("val", "test")})
+        for name, value in network.named_parameters():
+            if value.dtype in (torch.float16, torch.bfloat16):
+                raise UserError(
+                    f"Expected weights in float32 or float64, found {name} in {str(value.dtype)[6:]}; call "
+                    '.float(), and give Trainer(precision="bf16-mixed") for passes in bfloat16.'
+                )
+        # For checkpoints: load_from_checkpoint makes the rule of them.
+        values = {field.name: getattr(self.options, field.name) for field in fields(self.options)}
+        self.save_hyperparameters({"options": values, "seed": seed})
+
+    def use(
+        self,
+        loss: Callable[..., Any] | None = None,
+        metrics: Metric | Mapping[str, Metric] | None = None,
+        batch: Callable[[Any], Any] | None = None,
+    ) -> None:
+        """Take a loss, metrics or a way to read batches of the user's own; None for what is to stay.
+
+        The arguments are as in :meth:`RuleType.__call__ <dtp.algorithms.making.RuleType.__call__>`.
+
+        Raises:
+            UserError: the rule or the network is made for a certain loss; something else than metrics.
+        """
+        if loss is not None:
+            name = type(self).__name__
+            if not self.learns_any_loss or self.network.losses:
+                whose = name if not self.learns_any_loss else type(self.network).__name__
+                raise UserError(f"loss: {whose} is made for a loss of its own; leave loss out, or use another.")
+            if not callable(loss):
+                raise UserError(f"loss: expected its name or a function of outputs and goals, found {shown(loss)}.")
+            if isinstance(loss, torch.nn.Module):
+                # Its weights, of classes say, go where the rule goes.
+                self.loss_module = loss
+            self._own_loss = OwnLoss(self.network.num_classes, loss)
+            self.scores = torch.nn.ModuleDict({split: self.task.scores() for split in ("val", "test")})
+        if metrics is not None:
+            # A collection is no Metric, and has names, as a dictionary does.
+            is_named = hasattr(metrics, "items")
+            named = dict(metrics.items()) if is_named else {type(metrics).__name__: metrics}
+            if not all(isinstance(metric, Metric) for metric in named.values()):
+                raise UserError(f"metrics: expected torchmetrics, found {', '.join(map(shown, named.values()))}.")
+            self._own_metrics = True
+            self.scores = torch.nn.ModuleDict(
+                {
+                    split: torch.nn.ModuleDict({name: metric.clone() for name, metric in named.items()})
+                    for split in ("train", "val", "test")
+                }
+            )
+        if batch is not None:
+            self._own_batch = batch
+
+    @property
+    def hparams_initial(self) -> AttributeDict:
+        """What Lightning gives to loggers: the rule and its options, flat, and what a subclass has saved."""
+        saved = dict(super().hparams_initial)
+        return AttributeDict({"rule": type(self).__name__, **saved.pop("options", {}), **saved})
 
     # --- the rule ---------------------------------------------------------------------------------------------------
 
@@ -186,7 +269,7 @@ class Algorithm(LightningModule):
     @property
     def task(self) -> Classification:
         """What the network is trained to do."""
-        return self.network.task
+        return self._own_loss or self.network.task
 
     @property
     def forward_parameters(self) -> list[Tensor]:
@@ -211,13 +294,61 @@ class Algorithm(LightningModule):
         groups = layer_groups(self._trained_layers(), o.layer_lr, o.eps)
         lr, eps = (o.layer_lr or [o.lr])[0], (o.eps or [0.0])[0]
         self.forward_optimizer = make_optimizer(o.optimizer, groups, lr, o.momentum, o.weight_decay, o.beta2, eps)
-        max_epochs = self.trainer.max_epochs if self._trainer is not None else None
-        schedule = make_schedule(self.forward_optimizer, o, max_epochs or 1)
+        if len(self.forward_optimizer.param_groups) > 1:
+            for n, group in zip(self._trained_layers(), self.forward_optimizer.param_groups, strict=True):
+                group["name"] = f"layer{n}"
+        schedule = Schedule(make_schedule(self.forward_optimizer, o, self._epochs_to_come()), name="lr/forward")
+        return self._with_others([self.forward_optimizer], [schedule])
+
+    def _epochs_to_come(self) -> int:
+        """Epochs of the whole training, for a schedule; 1 where nobody says."""
+        if self._trainer is None:
+            return 1
+        trainer, scheduled = self.trainer, self.options.lr_schedule != "constant" and not self.options.lr_period
+        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+            return trainer.max_epochs or 1
+        if not scheduled:
+            return 1
+        # Which counts the batches.
+        trainer.fit_loop.setup_data()
+        if trainer.max_steps > 0 and math.isfinite(trainer.num_training_batches):
+            return math.ceil(trainer.max_steps / trainer.num_training_batches)
+        warnings.warn(
+            f"The learning rate stays constant, for lr_schedule={self.options.lr_schedule!r} needs to know when "
+            "training ends, and Trainer has no max_epochs; give lr_period (epochs) for the schedule.",
+            stacklevel=2,
+        )
+        return 0
+
+    def _with_others(self, forward: list[Optimizer], schedules: list[Schedule]) -> tuple[list[Optimizer], list[dict]]:
+        """For Lightning: the optimizers of the forward weights, those of the rule's other weights, and schedules."""
         others = self.feedback_optimizer_list()
         if not isinstance(others, list) or not all(isinstance(other, Optimizer) for other in others):
             raise handed_back(self, "feedback_optimizer_list", "a list of optimizers", others)
-        self._made_optimizers = [self.forward_optimizer, *others]
-        return self._made_optimizers, [schedule]
+        self.forward_optimizer, self._forward_optimizers = forward[0], forward
+        self._made_optimizers, self._schedules = [*forward, *others], schedules
+        return self._made_optimizers, [schedule.for_lightning() for schedule in schedules]
+
+    def _complete(self, found: Any) -> tuple[list[Optimizer], list[dict]]:
+        """What a user's ``configure_optimizers`` returned, with the optimizers that the rule itself needs."""
+        optimizers, schedules = parsed(type(self).__name__, found)
+        made = [optimizer for optimizer in optimizers if any(optimizer is known for known in self._made_optimizers)]
+        if made and len(made) == len(self._made_optimizers) == len(optimizers):
+            # Ours, perhaps with changed groups or another schedule. Ours keeps its name.
+            kept = {id(known.scheduler): known for known in self._schedules}
+            self._schedules = [kept.get(id(schedule.scheduler), schedule) for schedule in schedules]
+            return optimizers, [schedule.for_lightning() for schedule in self._schedules]
+        trained = {id(parameter) for parameter in self.forward_parameters}
+        for optimizer in optimizers:
+            if not trained & {id(p) for group in optimizer.param_groups for p in group["params"]}:
+                raise UserError(
+                    f"configure_optimizers of {type(self).__name__} returns an optimizer ({type(optimizer).__name__}) "
+                    "without any weight of the network; the rule makes those of its feedback weights by itself "
+                    "(feedback_optimizer_list), so leave it out."
+                )
+        for number, schedule in enumerate(schedules):
+            schedule.name = schedule.name or f"lr/forward{number + 1 if len(schedules) > 1 else ''}"
+        return self._with_others(optimizers, schedules)
 
     def _trained_layers(self) -> dict[int, list[Tensor]]:
         """The trained forward weights by layer, where there are any."""
@@ -251,11 +382,12 @@ class Algorithm(LightningModule):
         self._require_gradients(parameters, gradients)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        if self._trainer is None:
-            self.on_before_optimizer_step(optimizer)
-            optimizer.step()
-        else:
-            self.trainer.strategy.optimizer_step(optimizer, lambda: None)
+        for each in self._forward_optimizers if optimizer is self.forward_optimizer else [optimizer]:
+            if self._trainer is None:
+                self.on_before_optimizer_step(each)
+                each.step()
+            else:
+                self.trainer.strategy.optimizer_step(each, lambda: None)
         for parameter in parameters:
             parameter.grad = None
 
@@ -271,6 +403,7 @@ class Algorithm(LightningModule):
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         # Here the gradients are already averaged over ranks.
+        # All forward weights at once, so before the first of their optimizers.
         if self.options.clip_norm > 0 and optimizer is self.forward_optimizer:
             torch.nn.utils.clip_grad_norm_(self.forward_parameters, self.options.clip_norm)
 
@@ -280,6 +413,15 @@ class Algorithm(LightningModule):
     def division(self) -> Division:
         """How the ranks divide the training of feedback weights."""
         return getattr(self.trainer.strategy, "division", _UNDIVIDED) if self._trainer is not None else _UNDIVIDED
+
+    def setup(self, stage: str) -> None:
+        """Before anything runs, in every stage.
+
+        Raises:
+            UserError: a precision in which the rules do not hold.
+        """
+        if str(self.trainer.precision) not in PRECISIONS.values():
+            require_precision(str(self.trainer.precision))
 
     def on_fit_start(self) -> None:
         if self.forward_optimizer is None or self.forward_optimizer not in self.trainer.optimizers:
@@ -364,9 +506,49 @@ class Algorithm(LightningModule):
         self._images, self._feedback_before = begun["images"], begun["feedback_before"]
         self._epoch_began -= begun["seconds"]
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        x, y = batch
-        y = self.task.goal(x, y)
+    def batch(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """Inputs (B, ...) and goals (B, ...) of what the data loader gives; a hook for batches of another form.
+
+        By itself it takes pairs, and dictionaries that have one of the usual names for each.
+        """
+        if isinstance(batch, Mapping):
+            x, y = (next((batch[name] for name in names if name in batch), None) for names in (INPUTS, GOALS))
+            if x is not None and y is not None:
+                return x, y
+        elif isinstance(batch, tuple | list) and len(batch) == 2:
+            return tuple(batch)
+        found = f"a dictionary of {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else shown(batch)
+        raise UserError(
+            f"A batch must be a pair of inputs and goals, or a dictionary with such names as {INPUTS[1]} and "
+            f"{GOALS[1]}, found {found}; give {type(self).__name__}(..., batch=function) that takes the two out of it."
+        )
+
+    def taken(self, batch: Any, training: bool = True) -> tuple[Tensor, Tensor]:
+        """Inputs and the task's goals of what the data loader gives.
+
+        Raises:
+            UserError: they are not two tensors, or no goals of the task.
+        """
+        x, y = self.unpacked(batch)
+        self.task.require_goals(x, y)
+        return x, self.task.goal(x, y, training=training)
+
+    def unpacked(self, batch: Any) -> tuple[Tensor, Tensor]:
+        """What :meth:`batch`, or a function given in its place, takes out of a batch.
+
+        Raises:
+            UserError: that is not two tensors.
+        """
+        found = (self._own_batch or self.batch)(batch)
+        if not isinstance(found, tuple | list) or len(found) != 2 or not all(isinstance(t, Tensor) for t in found):
+            raise UserError(
+                f"A batch must come to two tensors, inputs and goals, found {shown(found)}; mend the data, or the "
+                "function that is given as batch."
+            )
+        return tuple(found)
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        x, y = self.taken(batch)
         with self.randomness("training", self.global_step):
             if self.captures:
                 names, values = self._captured(x, y, self.kind_of_batch(), self.fixed_numbers())
@@ -379,8 +561,15 @@ class Algorithm(LightningModule):
         self._last_batch_ended = time.perf_counter()
         # Here, not in a hook after the batch: a checkpoint of this batch is written by such a hook, and the row at its
         # step must be there before it.
-        if (batch_idx + 1) % self.trainer.log_every_n_steps == 0:
+        every = self.trainer.log_every_n_steps
+        window = every and (batch_idx + 1) % every == 0
+        if window or self.trainer.is_last_batch:
+            # For callbacks: means of the epoch so far, which stay on the device.
+            for name, value in self._epoch_means.tensors().items():
+                self.log(f"train/{name}", value, on_step=True, on_epoch=False, logger=False, sync_dist=self._shares > 1)
+        if window:
             self._log_window()
+        self._step_schedules("step", self.global_step)
 
     def _learn(self, x: Tensor, y: Tensor) -> tuple[tuple[str, ...], Tensor]:
         """Learn from a batch. Returns the names of what is logged of it and the values, (len(names),)."""
@@ -395,6 +584,8 @@ class Algorithm(LightningModule):
         with torch.no_grad():
             logits = full_precision(logits)
             loss = require_loss_value(self, "task_loss", self.task_loss(logits, y), trained=False)
+            for score in self.scores["train"].values() if self._own_metrics else ():
+                score.update(self.task.scored(logits), y)
             return as_vector({"loss": loss, **self.task.training_scores(logits, y), **scalars})
 
     def _may_capture(self) -> bool:
@@ -402,7 +593,9 @@ class Algorithm(LightningModule):
         on_gpu = self.device.type == "cuda" and self.trainer.world_size == 1
         # What an optimizer decides on the host would be that of one batch.
         plain = all(is_plain(optimizer, SGD, groups=True) for optimizer in self._made_optimizers)
-        return on_gpu and self.capture_batches and self.fixed_sequence() and plain and self._network_repeats()
+        own = self._own_loss is not None or self._own_metrics or len(self._forward_optimizers) > 1
+        fixed = self.capture_batches and self.fixed_sequence() and not own
+        return on_gpu and fixed and plain and self._network_repeats()
 
     def _network_repeats(self) -> bool:
         """Whether the layers do the same operations on every batch, and draw nothing.
@@ -455,8 +648,11 @@ class Algorithm(LightningModule):
     def on_train_epoch_end(self) -> None:
         self.check_finite()
         self._log_window()
-        means = self._epoch_means.compute(over_ranks=self._shares > 1)
-        means = {f"train/{name}_epoch": value for name, value in means.items()}
+        found = self._epoch_means.compute(over_ranks=self._shares > 1)
+        found |= self._computed_scores("train") if self._own_metrics else {}
+        means = {f"train/{name}_epoch": value for name, value in found.items()}
+        # For callbacks, beside what they see of validation.
+        self.log_dict({f"train/{name}": value for name, value in found.items()}, logger=False)
         progress = self.progress()
         self.report(
             {
@@ -467,12 +663,20 @@ class Algorithm(LightningModule):
             }
         )
         # Manual optimization steps no schedule; here the new rate is in the checkpoint that the epoch's end writes.
-        with warnings.catch_warnings():
-            # In an epoch that trains feedback weights alone the forward optimizer has not stepped, which torch
-            # suspects.
-            warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-            for scheduler in _as_list(self.lr_schedulers()):
-                scheduler.step()
+        self._step_schedules("epoch", self.current_epoch + 1, {f"train/{name}": v for name, v in found.items()})
+
+    def _step_schedules(self, interval: str, count: int, found: Mapping[str, float] | None = None) -> None:
+        for schedule in self._schedules:
+            if not schedule.is_due(interval, count):
+                continue
+            value = schedule.value({**self.trainer.callback_metrics, **(found or {})}) if schedule.watches else None
+            if schedule.watches and value is None:
+                continue
+            with warnings.catch_warnings():
+                # In an epoch that trains feedback weights alone the forward optimizer has not stepped, which torch
+                # suspects.
+                warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
+                self.lr_scheduler_step(schedule.scheduler, value)
 
     def _log_window(self) -> None:
         means = self._window_means.compute(over_ranks=self._shares > 1)
@@ -524,35 +728,63 @@ class Algorithm(LightningModule):
 
     # --- validation and test ----------------------------------------------------------------------------------------
 
-    def _evaluate(self, batch: tuple[Tensor, Tensor], split: str) -> None:
-        x, y = batch
-        y = self.task.goal(x, y, training=False)
+    def _evaluate(self, batch: Any, split: str) -> None:
+        x, y = self.taken(batch, training=False)
         logits = full_precision(self(x))
         for score in self.scores[split].values():
             score.update(self.task.scored(logits), y)
-        self.log(f"{split}/loss", self.task_loss(logits, y), batch_size=len(x), logger=False, sync_dist=True)
+        loss = require_loss_value(self, "task_loss", self.task_loss(logits, y), trained=False)
+        self.log(f"{split}/loss", loss, batch_size=len(x), logger=self._returns_metrics, sync_dist=True)
+
+    @property
+    def _returns_metrics(self) -> bool:
+        """Whether Lightning gives metrics to loggers and returns them: in ``validate`` and ``test``, not in ``fit``."""
+        return self.trainer.state.fn != TrainerFn.FITTING
+
+    def _computed_scores(self, split: str) -> dict[str, float]:
+        """The numbers of the metrics of a split, which begin anew."""
+        found = {}
+        for name, score in self.scores[split].items():
+            value = score.compute()
+            if not is_number(value):
+                raise UserError(f"metrics: expected {name} to compute one number, found {shown(value)}; leave it out.")
+            found[name] = float(value)
+            score.reset()
+        return found
 
     def _report_scores(self, split: str) -> None:
-        scores = {}
-        for name, score in self.scores[split].items():
-            scores[f"{split}/{name}"] = float(score.compute())
-            score.reset()
-        self.log_dict(scores, logger=False)
-        if not self.trainer.sanity_checking:
+        scores = {f"{split}/{name}": value for name, value in self._computed_scores(split).items()}
+        self.log_dict(scores, logger=self._returns_metrics)
+        if not self._returns_metrics and not self.trainer.sanity_checking:
             loss = self.trainer.callback_metrics.get(f"{split}/loss")
             losses = {} if loss is None else {f"{split}/loss": float(loss)}
             self.report({"epoch": float(self.current_epoch), **losses, **scores})
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
         with self.randomness("val", batch_idx):
             self._evaluate(batch, "val")
 
     def on_validation_epoch_end(self) -> None:
         self._report_scores("val")
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
         with self.randomness("test", batch_idx):
             self._evaluate(batch, "test")
+
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Outputs (B, K), of a batch as in training or of inputs alone."""
+        x = batch if isinstance(batch, Tensor) else self._inputs(batch)
+        with self.randomness("predict", batch_idx):
+            return full_precision(self(x))
+
+    def _inputs(self, batch: Any) -> Tensor:
+        if isinstance(batch, tuple | list) and len(batch) == 1:
+            # What a TensorDataset of inputs alone gives.
+            return batch[0]
+        names = [name for name in INPUTS if name in batch] if isinstance(batch, Mapping) else []
+        if names and not any(name in batch for name in GOALS) and self._own_batch is None:
+            return batch[names[0]]
+        return (self._own_batch or self.batch)(batch)[0]
 
     def on_test_epoch_end(self) -> None:
         self._report_scores("test")
@@ -590,10 +822,14 @@ class Algorithm(LightningModule):
         self._begun = checkpoint.get("within_epoch")
 
 
-def _as_list(found: Any) -> list:
-    if found is None:
-        return []
-    return found if isinstance(found, list) else [found]
+def _completed(configure: Callable[..., Any]) -> Callable[..., Any]:
+    """A user's ``configure_optimizers``, which may be about the forward weights alone."""
+
+    @functools.wraps(configure)
+    def completed(self: Algorithm) -> Any:
+        return self._complete(configure(self))
+
+    return completed
 
 
 def _is_shipped(module: torch.nn.Module) -> bool:

@@ -44,6 +44,7 @@ class Contrastive(Algorithm):
     """
 
     Options = ContrastiveOptions
+    learns_any_loss = False
 
     def __init__(self, network: Network, options: ContrastiveOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)

@@ -45,6 +45,7 @@ class DenoisingAutoencoder(LocalTargets):
     """
 
     Options = DenoisingAutoencoderOptions
+    learns_any_loss = False
 
     def __init__(self, network: Network, options: DenoisingAutoencoderOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)

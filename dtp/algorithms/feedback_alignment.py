@@ -197,5 +197,5 @@ class WeightMirror(FA):
         weights = [carried.carrier.weight for carried in self.feedback.carried]
         if not weights:
             return []
-        self.mirror_optimizer = torch.optim.SGD(weights, lr=self.options.mirror_lr)
+        self.mirror_optimizer = torch.optim.SGD([{"params": weights, "name": "mirror"}], lr=self.options.mirror_lr)
         return [self.mirror_optimizer]

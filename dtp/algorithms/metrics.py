@@ -27,6 +27,16 @@ class RunningMeans:
         elif names:
             self._sums[names], self._weights[names] = values * weight, weight
 
+    def tensors(self) -> dict[str, Tensor]:
+        """The means of this process, scalars on the device; nothing is waited for."""
+        sums: dict[str, Tensor] = {}
+        weights: dict[str, float] = {}
+        for names, values in self._sums.items():
+            for name, value in zip(names, values.unbind(), strict=True):
+                sums[name] = value + sums[name] if name in sums else value
+                weights[name] = weights.get(name, 0.0) + self._weights[names]
+        return {name: value / weights[name] for name, value in sums.items()}
+
     def compute(self, over_ranks: bool = False) -> dict[str, float]:
         """The means. One transfer from the device for all of them.
 

@@ -104,8 +104,10 @@ def make_optimizer(
 
 
 def make_schedule(optimizer: Optimizer, options: AlgorithmOptions, max_epochs: int) -> LRScheduler:
-    """The schedule of the forward learning rate, to be stepped once per epoch."""
-    period = options.lr_period or max(max_epochs, 1)
+    """The schedule of the forward learning rate, to be stepped once per epoch; constant for 0 epochs and no period."""
+    period = options.lr_period or max_epochs
+    if not period:
+        return LambdaLR(optimizer, lambda epoch: 1.0)
     if options.lr_schedule == "cosine":
         return CosineAnnealingLR(optimizer, T_max=period, eta_min=options.lr_min)
     if options.lr_schedule == "step":

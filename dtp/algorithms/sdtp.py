@@ -24,6 +24,7 @@ class SDTP(VanillaDTP):
     """
 
     Options = SDTPOptions
+    learns_any_loss = False
     reconstructs = "clean"
 
     def __init__(self, network: Network, options: SDTPOptions | None = None, seed: int = 0):

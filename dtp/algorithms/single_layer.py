@@ -31,6 +31,7 @@ class SingleLayer(Algorithm):
     """
 
     Options = SingleLayerOptions
+    learns_any_loss = False
 
     def __init__(self, network: Network, options: SingleLayerOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)

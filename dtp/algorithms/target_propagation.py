@@ -152,10 +152,11 @@ class TargetPropagation(LocalTargets):
         super().on_train_start()
         self.engine.whole_batches = self.captures
         # Where nobody has asked before: a trainer of the user's own.
-        self.check_length(self.trainer.max_epochs, self.trainer.max_steps, self.trainer.num_training_batches)
+        if not self.trainer.fast_dev_run:
+            self.check_length(self.trainer.max_epochs, self.trainer.max_steps, self.trainer.num_training_batches)
 
     def check_length(self, max_epochs: int, max_steps: int, batches: int) -> None:
-        in_all = min(limit for limit in (max_epochs * batches, max_steps) if limit > 0)
+        in_all = min((limit for limit in (max_epochs * batches, max_steps) if limit > 0), default=math.inf)
         if self.options.feedback_warmup >= in_all:
             raise UserError(
                 f"--feedback-warmup: expected fewer than the {in_all} batches of the run, found "
@@ -168,7 +169,7 @@ class TargetPropagation(LocalTargets):
                 f"other (--feedback-warmup-epochs, --schedule alternating), found {max_epochs}; the "
                 "forward weights would never be trained."
             )
-        alone = max(self.options.feedback_warmup, first * batches)
+        alone = max(self.options.feedback_warmup, first * batches if first else 0)
         if 0 < max_steps <= alone:
             raise UserError(
                 f"--max-steps: expected more than the {alone} batches that train the feedback weights alone before any "
@@ -336,7 +337,8 @@ class TargetPropagation(LocalTargets):
         self.feedback_optimizers = {
             n: make_optimizer(
                 o.feedback_optimizer,
-                self.feedback[n].parameters(),
+                # By this name LearningRateMonitor has it.
+                [{"params": list(self.feedback[n].parameters()), "name": f"feedback{n}"}],
                 self.feedback_lr[n],
                 o.feedback_momentum,
                 o.feedback_weight_decay,

@@ -43,9 +43,9 @@ MODELS = Registry(
     ],
 )
 
-_CLASSES = {"Network": "dtp.models.network:Network"} | {
+CLASSES = {"Network": "dtp.models.network:Network"} | {
     entry.target.partition(":")[2]: entry.target for entry in MODELS.entries.values()
 }
-__all__ = ["MODELS", *_CLASSES]
+__all__ = ["MODELS", *CLASSES]
 
-__getattr__ = lazy_attributes(__name__, _CLASSES)
+__getattr__ = lazy_attributes(__name__, CLASSES)

@@ -1,0 +1,127 @@
+"""Measurements of a rule on batches that one has: angles to backprop, and what linear probes read from its layers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dtp.algorithms.base import Algorithm
+from dtp.diagnostics.alignment import Alignment, update_alignment
+from dtp.errors import UserError
+from dtp.precision import full_precision
+
+
+def alignment(rule: Algorithm, batch: Any) -> dict[int, Alignment]:
+    """How well the update of each layer on a batch matches backprop's: angle in degrees, and relative distance.
+
+    The update is what the rule would have the forward weights descend; nothing of the rule is changed by looking.
+
+    Args:
+        rule: before, during or after its training, with a trainer or without.
+        batch: as the data loader gives it, on any device.
+
+    Returns:
+        By layer number, from 1, for the layers with trained weights.
+
+    Raises:
+        UserError: the rule has no labels to compare by (``Competitive``), or the batch is none of its task.
+    """
+    if rule.task.name == "clustering":
+        raise UserError(f"{type(rule).__name__} sorts into clusters without labels, from which backprop could learn.")
+    with _mode(rule, training=True):
+        return update_alignment(rule, *_on_device(rule, batch, training=True))
+
+
+def linear_probes(
+    rule: Algorithm,
+    train: Iterable[Any],
+    test: Iterable[Any],
+    kind: str = "ridge",
+    penalty: float = 1.0,
+    images: int = 2000,
+) -> dict[int, float]:
+    """Accuracy of a linear classifier on the activations of each layer: how well classes can be told from there.
+
+    Local rules are judged by it (Nokland and Eidnes 2019; Belilovsky et al. 2019): a layer that helps lets classes be
+    told better than the layer below. Layer 0 is the input. Features are standardised by those of the training.
+
+    Args:
+        rule: whose network is looked at, in evaluation mode; its weights stay as they are.
+        train: batches, as a data loader gives them, that probes are fitted to.
+        test: batches that they are tested on.
+        kind: ``ridge`` (one regression of the classes, exact and fast) or ``logistic``.
+        penalty: weight of the squared norm, above 0, in units of what a class of one image weighs.
+        images: most images of either; features of them all are held in memory.
+
+    Returns:
+        By layer number, 0 to N, the share of test images that the probe names right, from 0 to 1.
+
+    Raises:
+        UserError: no labels, another kind, or no batches.
+    """
+    # A second that importing dtp need not wait for.
+    from sklearn.linear_model import LogisticRegression, RidgeClassifier
+
+    if kind not in ("ridge", "logistic"):
+        raise UserError(f"linear_probes: expected kind ridge or logistic, found {kind!r}.")
+    if not penalty > 0:
+        raise UserError(f"linear_probes: expected a penalty above 0, found {penalty}.")
+    with _mode(rule, training=False):
+        (fitted, labels), (tested, wanted) = _features(rule, train, images), _features(rule, test, images)
+    found = {}
+    for n, (features, others) in enumerate(zip(fitted, tested, strict=True)):
+        mean, std = features.mean(0), features.std(0)
+        # A unit that is the same for all images says nothing, and has no deviation to divide by.
+        scale = np.where(std > 0, std, 1)
+        if kind == "ridge":
+            probe = RidgeClassifier(alpha=penalty)
+        else:
+            probe = LogisticRegression(C=1 / penalty, max_iter=1000)
+        probe.fit((features - mean) / scale, labels)
+        found[n] = float(probe.score((others - mean) / scale, wanted))
+    return found
+
+
+@torch.no_grad()
+def _features(rule: Algorithm, batches: Iterable[Any], images: int) -> tuple[list[np.ndarray], np.ndarray]:
+    """Activations of each layer, flattened, (images, units) for n = 0..N, and labels (images,)."""
+    layers: list[list[Tensor]] = [[] for _ in range(rule.network.depth + 1)]
+    labels: list[Tensor] = []
+    for number, batch in enumerate(batches):
+        x, y = _on_device(rule, batch, training=False, goals=False)
+        if y.dtype != torch.int64 or y.dim() != 1:
+            raise UserError("linear_probes: expected labels, int64 of shape (B,), found others in the batches.")
+        with rule.randomness("probes", number):
+            for n, s in enumerate(itertools.accumulate(rule.network, lambda s, layer: layer(s), initial=x)):
+                layers[n].append(full_precision(s).flatten(1).cpu())
+        labels.append(y.cpu())
+        if sum(map(len, labels)) >= images:
+            break
+    if not labels:
+        raise UserError("linear_probes: expected batches, found none.")
+    return [torch.cat(found)[:images].numpy() for found in layers], torch.cat(labels)[:images].numpy()
+
+
+def _on_device(rule: Algorithm, batch: Any, training: bool, goals: bool = True) -> tuple[Tensor, Tensor]:
+    batch = rule.transfer_batch_to_device(batch, rule.device, 0)
+    return rule.taken(batch, training=training) if goals else rule.unpacked(batch)
+
+
+class _mode:
+    """Within it the rule is in training mode, or in that of evaluation; each module is as before after it."""
+
+    def __init__(self, rule: Algorithm, training: bool):
+        self.rule, self.training = rule, training
+
+    def __enter__(self) -> None:
+        self.before = {module: module.training for module in self.rule.modules()}
+        self.rule.train(self.training)
+
+    def __exit__(self, *error: object) -> None:
+        for module, training in self.before.items():
+            module.training = training
