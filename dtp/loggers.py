@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import proxy_bypass_environment
 
-from lightning.pytorch.loggers import Logger
+import numpy as np
+from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
 
 from dtp.errors import UserError, user_path
 from dtp.files import write_atomically
@@ -289,10 +291,17 @@ def make_wandb_logger(run_dir: Path, config: dict[str, Any], name: str, project:
 
 
 def log_figure(loggers: Iterable[Logger], name: str, path: Path) -> None:
-    """Log a PNG file to the loggers that take images; the others are passed over."""
+    """Log a PNG file to the loggers that take images (W&B, TensorBoard, MLflow); the others are passed over."""
     for logger in loggers:
         if hasattr(logger, "log_image"):
             logger.log_image(key=name, images=[str(path)])
+        elif isinstance(logger, TensorBoardLogger):
+            with Image.open(path) as image:
+                pixels = np.asarray(image.convert("RGB"))
+            # Lightning's own loggers do nothing on ranks other than zero.
+            logger.experiment.add_image(name, pixels, dataformats="HWC")
+        elif isinstance(logger, MLFlowLogger):
+            logger.experiment.log_artifact(logger.run_id, str(path))
 
 
 @contextmanager

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
 from dtp.algorithms.base import Algorithm
 from dtp.diagnostics.alignment import feedback_alignment, update_alignment
-from dtp.diagnostics.plots import draw_run
+from dtp.diagnostics.measures import linear_probes
+from dtp.diagnostics.plots import Series, draw_metrics, read_metrics
 from dtp.loggers import log_figure
 
 
@@ -20,29 +23,47 @@ class AlignmentCallback(Callback):
 
     They are measured before the first batch, and after an epoch on its last batch. Metrics are
     ``feedback_angle/layerN``, ``feedback_distance/layerN``, ``update_angle/layerN`` and ``update_distance/layerN``. At
-    the end of training ``RUN/training.png`` shows them with the learning curves. A measurement costs about one
-    training batch without its feedback phase, and one of backprop.
+    the end of training ``training.png`` shows them with the learning curves; loggers that take figures (W&B,
+    TensorBoard, MLflow) get it. A measurement costs about one training batch without its feedback phase, and one of
+    backprop. For any ``lightning.Trainer``.
+
+    Args:
+        run_dir: folder of the figure, and of a ``metrics.csv`` that it is drawn from where there is one; left out, the
+            trainer's ``log_dir``.
+        every: epochs.
+        probes: whether to measure too how well classes can be told from each layer by a linear probe
+            (``probe_accuracy/layerN``), fitted to the first images of the epoch and tested on those of its validation.
+        probe_images: at most so many of either; they are held in memory.
     """
 
     FIGURE = "training.png"
 
-    def __init__(self, run_dir: Path, every: int):
-        self.run_dir = run_dir
+    def __init__(
+        self, run_dir: str | Path | None = None, every: int = 1, probes: bool = False, probe_images: int = 2000
+    ):
+        self.run_dir = None if run_dir is None else Path(run_dir)
         self.every = every
+        self.probes, self.probe_images = probes, probe_images
         self._drawn = False
+        self._metrics: dict[str, Series] = {}
+        self._batches: dict[str, list[Any]] = {"train": [], "val": []}
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Algorithm, batch, batch_idx) -> None:
         if trainer.global_step == 0:
             # Where everything starts from: row 0 of the metrics.
-            self.measure(trainer, pl_module, *batch)
+            self.measure(trainer, pl_module, *pl_module.taken(batch))
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Algorithm, outputs, batch, batch_idx) -> None:
+        self._keep("train", pl_module, batch)
         if trainer.is_last_batch and (trainer.current_epoch + 1) % self.every == 0:
-            self.measure(trainer, pl_module, *batch)
+            self.measure(trainer, pl_module, *pl_module.taken(batch))
 
-    def measure(self, trainer: pl.Trainer, algorithm: Algorithm, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Log the alignment of every layer on images ``x`` (B, C, H, W) and labels ``y`` (B,)."""
-        y = algorithm.task.goal(x, y)
+    def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Algorithm, outputs, batch, *place) -> None:
+        if not trainer.sanity_checking:
+            self._keep("val", pl_module, batch)
+
+    def measure(self, trainer: pl.Trainer, algorithm: Algorithm, x: Tensor, y: Tensor) -> None:
+        """Log the alignment of every layer on images ``x`` (B, C, H, W) and goals ``y`` (B, ...)."""
         metrics = {}
         for n, found in feedback_alignment(algorithm).items():
             metrics[f"feedback_angle/layer{n}"] = found.angle
@@ -52,22 +73,61 @@ class AlignmentCallback(Callback):
         for n, found in updates.items():
             metrics[f"update_angle/layer{n}"] = found.angle
             metrics[f"update_distance/layer{n}"] = found.distance
-        algorithm.report({"epoch": float(trainer.current_epoch), **metrics})
+        self._report(trainer, algorithm, metrics)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Algorithm) -> None:
+        train, val = self._batches["train"], self._batches["val"]
+        if self.probes and (trainer.current_epoch + 1) % self.every == 0 and trainer.is_global_zero:
+            if val:
+                found = linear_probes(pl_module, train, val, images=self.probe_images)
+                metrics = {f"probe_accuracy/layer{n}": accuracy for n, accuracy in found.items()}
+                self._report(trainer, pl_module, metrics)
+            else:
+                warnings.warn("Linear probes need validation images to be tested on; there are none.", stacklevel=2)
+        train.clear(), val.clear()
+        for name, value in trainer.callback_metrics.items():
+            if name.startswith(("train/", "val/")):
+                self._remember(trainer, name, float(value))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Algorithm) -> None:
         self.draw(trainer)
 
     def draw(self, trainer: pl.Trainer) -> None:
         """Draw what has been measured, unless this process has."""
-        if self._drawn or not trainer.is_global_zero:
+        if self._drawn or not trainer.is_global_zero or trainer.fast_dev_run:
             return
         self._drawn = True
         for logger in trainer.loggers:
             logger.save()
-        figure = self.run_dir / self.FIGURE
+        folder = self.run_dir or Path(trainer.log_dir or trainer.default_root_dir)
+        # A file in the run folder knows what was measured before a resume, too.
+        metrics = self._metrics if self.run_dir is None else read_metrics(folder / "metrics.csv")
+        figure = folder / self.FIGURE
         try:
-            if draw_run(self.run_dir / "metrics.csv", figure):
+            folder.mkdir(parents=True, exist_ok=True)
+            if draw_metrics(metrics, figure):
                 log_figure(trainer.loggers, "training", figure)
         except OSError as error:
             # A figure can be drawn again from metrics.csv; the test that is still to come cannot wait for it.
             warnings.warn(f"{figure} was not drawn: {error}", stacklevel=2)
+
+    def state_dict(self) -> dict[str, Any]:
+        # A run folder has it in its metrics.csv.
+        return {"metrics": self._metrics} if self.run_dir is None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._metrics = state_dict.get("metrics", {})
+
+    def _keep(self, split: str, algorithm: Algorithm, batch: Any) -> None:
+        kept = self._batches[split]
+        if self.probes and sum(len(algorithm.unpacked(batch)[1]) for batch in kept) < self.probe_images:
+            kept.append(batch)
+
+    def _report(self, trainer: pl.Trainer, algorithm: Algorithm, metrics: dict[str, float]) -> None:
+        for name, value in metrics.items():
+            self._remember(trainer, name, value)
+        algorithm.report({"epoch": float(trainer.current_epoch), **metrics})
+
+    def _remember(self, trainer: pl.Trainer, name: str, value: float) -> None:
+        if math.isfinite(value):
+            self._metrics.setdefault(name, {})[trainer.global_step] = value

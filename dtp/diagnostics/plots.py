@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,7 +42,12 @@ def draw_run(metrics_csv: Path, figure: Path) -> bool:
     Returns:
         Whether there was anything to draw; if not, ``figure`` is left as it is.
     """
-    panels = _panels(read_metrics(metrics_csv))
+    return draw_metrics(read_metrics(metrics_csv), figure)
+
+
+def draw_metrics(metrics: Mapping[str, Series], figure: Path) -> bool:
+    """As :func:`draw_run`, of values at batches, by the names that the columns have."""
+    panels = _panels(metrics)
     if not panels:
         return False
     columns = len(panels) if len(panels) < 4 else 2
@@ -93,7 +98,7 @@ def _number(cell: str) -> float | None:
 # --- panels -----------------------------------------------------------------------------------------------------------
 
 
-def _panels(metrics: dict[str, Series]) -> list[Callable[[Axes], None]]:
+def _panels(metrics: Mapping[str, Series]) -> list[Callable[[Axes], None]]:
     """What draws each panel that has data."""
     panels: list[Callable[[Axes], None]] = []
     classifies = any(name.endswith("/accuracy") for name in metrics)
@@ -117,11 +122,14 @@ def _panels(metrics: dict[str, Series]) -> list[Callable[[Axes], None]]:
         ("Angle of updates to backprop", _by_layer(metrics, "update_angle")),
         ("Angle of feedback to transposed weights", _by_layer(metrics, "feedback_angle")),
     ]
+    probes = {n: _scaled(series, 100) for n, series in _by_layer(metrics, "probe_accuracy").items()}
     # A layer has one colour in the whole figure.
-    depth = max((n for _, layers in angles for n in layers), default=1)
+    depth = max((n for layers in (*(layers for _, layers in angles), probes) for n in layers), default=1)
     for title, layers in angles:
         if layers:
             panels.append(lambda axes, a=(title, layers, depth): _draw_angles(axes, *a))
+    if probes:
+        panels.append(lambda axes: _draw_layers(axes, "Accuracy of linear probes (0: the input)", probes, depth, "%"))
     return panels
 
 
@@ -136,7 +144,7 @@ def _thinned(series: Series, most: int = 300) -> Series:
     return {group[-1]: sum(series[step] for step in group) / len(group) for group in groups}
 
 
-def _by_layer(metrics: dict[str, Series], kind: str) -> dict[int, Series]:
+def _by_layer(metrics: Mapping[str, Series], kind: str) -> dict[int, Series]:
     found = ((re.fullmatch(rf"{kind}/layer(\d+)", name), series) for name, series in metrics.items())
     return dict(sorted((int(match[1]), series) for match, series in found if match))
 
@@ -152,10 +160,15 @@ def _draw_curves(axes: Axes, title: str, unit: str, curves: dict[str, Series], f
 
 
 def _draw_angles(axes: Axes, title: str, layers: dict[int, Series], depth: int) -> None:
+    _draw_layers(axes, title, layers, depth)
+    degrees(axes, max(value for series in layers.values() for value in series.values()))
+
+
+def _draw_layers(axes: Axes, title: str, layers: dict[int, Series], depth: int, unit: str = "") -> None:
     labelled = list(layers)[:: -(-len(layers) // 12)]
     for n, series in layers.items():
         label = f"{n}" if n in labelled else None
         plot_line(axes, list(series), list(series.values()), layer_color(n, depth), label)
     axes.set_title(title, loc="left")
-    degrees(axes, max(value for series in layers.values() for value in series.values()))
+    axes.set_ylabel(unit)
     legend_beside(axes, "layer")
