@@ -1,0 +1,30 @@
+"""Docstrings are written to be read in an editor: shapes ``(B, *shape)`` and norms ``|x|`` stand for themselves.
+
+reStructuredText would take their stars and bars for markup; they are escaped outside code.
+"""
+
+import re
+
+from sphinx.application import Sphinx
+
+_CODE = re.compile(r"(``.*?``|:\w+(?::\w+)*:`.*?`)")
+
+
+def escape(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    block: int | None = None
+    for i, line in enumerate(lines):
+        indent = len(line) - len(line.lstrip())
+        if block is not None and line.strip() and indent <= block:
+            block = None
+        if block is None and not line.lstrip().startswith((":", "..", "* ")):
+            parts = _CODE.split(line)
+            parts[::2] = [re.sub(r"(?<!\\)([*|])", r"\\\1", part) for part in parts[::2]]
+            lines[i] = "".join(parts)
+        if block is None and line.rstrip().endswith("::"):
+            block = indent
+
+
+def setup(app: Sphinx) -> dict:
+    # Before napoleon, which makes markup of the sections.
+    app.connect("autodoc-process-docstring", escape, priority=300)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

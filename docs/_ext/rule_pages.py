@@ -1,0 +1,207 @@
+"""A page for every rule, written before the build from the code, the results and ``rules/rules.yaml``.
+
+What code and results know is taken from there: docstring, options, presets, costs and figures. ``rules.yaml`` adds what
+they do not: equations as formulas, what flows where, and whom to cite.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import flow
+import yaml
+from simple_parsing.docstring import get_attribute_docstring
+from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
+
+from dtp.algorithms import ALGORITHMS
+from dtp.config import PRESETS
+from dtp.report.published import published
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+RULES = HERE.parent / "rules"
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def facts() -> dict[str, Any]:
+    """``rules.yaml``: of each rule equations, flow and sources; and the sources."""
+    return yaml.safe_load((RULES / "rules.yaml").read_text(encoding="utf-8"))
+
+
+def page(name: str, known: dict[str, Any]) -> str:
+    """The page of a rule, in MyST."""
+    entry, fact = ALGORITHMS.entries[name], known["rules"][name]
+    cls = entry.load()
+    parts = [
+        f"# `{name}`: {entry.summary}",
+        f"```{{raw}} html\n{flow.svg(**fact['flow'])}\n```",
+        f"*{flow.words(**fact['flow'])}*",
+        _equations(fact.get("equations", [])),
+        f"```{{eval-rst}}\n.. autoclass:: {cls.__module__}.{cls.__name__}\n   :no-members:\n   :no-index:\n```",
+        _commands(name),
+        _cost(name),
+        _figures(name),
+        _options(entry.load_options()),
+        _cite([known["sources"][key] for key in fact.get("sources", [])]),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _equations(equations: list[dict[str, str]]) -> str:
+    if not equations:
+        return ""
+    lines = ["## Equations", "Symbols are those of [all rules](index.md#symbols)."]
+    for equation in equations:
+        lines += [f"{equation['says']}:", f"$$\n{equation['tex'].strip()}\n$$"]
+    return "\n\n".join(lines)
+
+
+def presets(name: str) -> list[Path]:
+    """Files of a rule's presets."""
+    return sorted(path for path in PRESETS.glob("*.yaml") if path.stem.partition("_")[0] == name)
+
+
+def _commands(name: str) -> str:
+    rows = [f"| `{path.stem}` | {_origin(path)} |" for path in presets(name)]
+    table = "\n".join(["| preset | what it is |", "|---|---|", *rows]) if rows else ""
+    text = (
+        "## Presets\n\n`dtp train --config NAME` trains with one; "
+        f"`dtp train --algo {name} ...` picks the one of its network and data."
+    )
+    return f"{text}\n\n{table}" if rows else ""
+
+
+def _origin(path: Path) -> str:
+    """The comment at the head of a preset, its first sentence."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# "))
+    return " ".join(lines).replace("|", "\\|")
+
+
+def _cost(name: str) -> str:
+    costs = json.loads((RESULTS / "rules.json").read_text(encoding="utf-8"))
+    found = costs.get(name)
+    if found is None or "times_bp" not in found:
+        return ""
+    angles = ", ".join(f"{angle:g}°" for angle in found.get("angles", []) or [])
+    lines = [
+        "## Cost",
+        "One epoch of MNIST with a fully connected network (256, 256, tanh) takes "
+        f"**{found['times_bp']:g} times** that of `bp` ({found['device']}, one thread).",
+    ]
+    if angles and name != "bp":
+        lines.append(f"Angles between its updates and those of `bp` after it, layer by layer: {angles}.")
+    lines.append(f"```bash\n{found['command']}\n```")
+    return "\n\n".join(lines)
+
+
+def _figures(name: str) -> str:
+    """Published figures, ours beside them where the board has them."""
+    board = RESULTS / "board.json"
+    rows = []
+    if board.exists():
+        for row in json.loads(board.read_text(encoding="utf-8")):
+            if row["rule"] == name:
+                rows.append(_board_row(row))
+    if not rows:
+        for figure in published():
+            if figure.rule == name:
+                rows.append(f"| {figure.data} | {figure.described} | {figure.source} | {figure.accuracy:g} % | | |")
+    if not rows:
+        return ""
+    return "\n".join(
+        [
+            "## Figures",
+            "",
+            "Test accuracies. Where ours is missing it has not been trained yet; what differs is on the"
+            " [board](../board.md).",
+            "",
+            "| data | network | source | published | ours | seeds |",
+            "|---|---|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def _board_row(row: dict[str, Any]) -> str:
+    def percent(value: float | None, deviation: float | None = None) -> str:
+        if value is None:
+            return ""
+        return f"{value:.2f} %" + (f" ± {deviation:.2f}" if deviation is not None else "")
+
+    cells = [
+        row["data"],
+        row["network"],
+        row["source"] or "",
+        percent(row["published"]),
+        percent(row["ours"], row["deviation"]),
+        ", ".join(map(str, row["seeds"] or [])),
+    ]
+    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _options(options: type) -> str:
+    """Options that the rule adds to those of all rules."""
+    shared = {field.name for field in dataclasses.fields(ALGORITHMS.entries["bp"].load_options())}
+    rows = _rows(options, shared)
+    head = "Besides those of [all rules](index.md#options-of-all-rules). On the command line `_` is `-`."
+    return f"## Options\n\n{head}\n\n{rows}" if rows else ""
+
+
+def _rows(options: type, left_out: set[str]) -> str:
+    rows = []
+    for field in dataclasses.fields(options):
+        if field.name in left_out:
+            continue
+        default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
+        said = " ".join(get_attribute_docstring(options, field.name).comment_above.split()).replace("|", "\\|")
+        rows.append(f"| `{field.name}` | `{default!r}` | {said} |")
+    return "\n".join(["| option | default | |", "|---|---|---|", *rows]) + "\n" if rows else ""
+
+
+def _table(known: dict[str, Any]) -> str:
+    """All rules with their sources."""
+    rows = []
+    for name, entry in ALGORITHMS.entries.items():
+        sources = [known["sources"][key] for key in known["rules"][name].get("sources", [])]
+        by = ", ".join(f"{source['authors'].partition(',')[0]} {source['year']}" for source in sources)
+        rows.append(f"| [`{name}`]({name}.md) | {entry.summary} | {by} |")
+    return "\n".join(["| rule | | source |", "|---|---|---|", *rows]) + "\n"
+
+
+def _cite(sources: list[dict[str, str]]) -> str:
+    if not sources:
+        return ""
+    lines = ["## How to cite", "The rule's paper, and [this library](../index.md#cite)."]
+    for source in sources:
+        lines.append(f"{source['authors']} ({source['year']}). *{source['title']}.* {source['where']}.")
+    return "\n\n".join(lines)
+
+
+def write(app: Sphinx) -> None:
+    """Write the pages, and remove those of rules that are no more; unchanged files keep their date."""
+    known = facts()
+    missing = set(ALGORITHMS.entries) ^ set(known["rules"])
+    if missing:
+        raise ExtensionError(f"docs/rules/rules.yaml: expected every rule and no other, found a difference: {missing}.")
+    pages = {RULES / f"{name}.md": page(name, known) for name in ALGORITHMS.entries}
+    pages[RULES / "_table.md"] = _table(known)
+    pages[RULES / "_options.md"] = _rows(ALGORITHMS.entries["bp"].load_options(), set())
+    for path in RULES.glob("*.md"):
+        if path not in pages and path.stem != "index":
+            path.unlink()
+    for path, text in pages.items():
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+
+
+def setup(app: Sphinx) -> dict:
+    app.connect("builder-inited", write)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,52 @@
+"""The documentation site: ``sphinx-build -W docs docs/_build``, without a network."""
+
+import os
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
+# Notebooks run in processes of their own; one thread each keeps their times and figures alike everywhere.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import dtp  # noqa: E402
+
+project = "dtp"
+author = "the dtp developers"
+version = release = dtp.__version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "mathml",
+    "plain_docstrings",
+    "rule_pages",
+]
+exclude_patterns = ["_build", "**/_*.md", "_ext", "**/.ipynb_checkpoints", "jupyter_execute"]
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "attrs_inline"]
+myst_heading_anchors = 3
+nb_execution_mode = "cache"
+nb_execution_timeout = 180
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_default_options = {"members": True, "show-inheritance": True}
+# Their docstrings are their own libraries', with references into documentation that is not here.
+autodoc_inherit_docstrings = False
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+
+html_theme = "furo"
+html_title = f"dtp {version}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_theme_options = {"source_directory": "docs/"}
+html_copy_source = False
+html_show_sphinx = False
