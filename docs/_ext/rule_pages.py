@@ -37,7 +37,7 @@ def page(name: str, known: dict[str, Any]) -> str:
     entry, fact = ALGORITHMS.entries[name], known["rules"][name]
     cls = entry.load()
     parts = [
-        f"# `{name}`: {entry.summary}",
+        f"# `{name}`\n\n**{entry.summary[:1].upper()}{entry.summary[1:]}**",
         f"```{{raw}} html\n{flow.svg(**fact['flow'])}\n```",
         f"*{flow.words(**fact['flow'])}*",
         _equations(fact.get("equations", [])),
