@@ -67,6 +67,13 @@ class DTP(TargetPropagation):
     def feedback_noise(self, n: int, activations: Activations) -> tuple[Tensor, Tensor]:
         return self.draw_noise(n, activations.s[n - 1]), self.draw_noise(n, activations.s[n])
 
+    def noise_of_several(self, n: int, activations: Activations, iterations: int) -> tuple[Tensor, ...]:
+        if overridden(self, TargetPropagation, "draw_noise") or overridden(self, DTP, "feedback_noise"):
+            return super().noise_of_several(n, activations, iterations)
+        likes = activations.s[n - 1], activations.s[n]
+        shapes = [(self.options.noise_samples * len(like), *like.shape[1:]) for like in likes]
+        return tuple(self.noise_streams.normals(n, shapes, self.noise_scale(n), likes, iterations))
+
     def feedback_loss(self, n: int, activations: Activations, noise: tuple[Tensor, ...]) -> Tensor:
         a = activations
         layers, clean = (self.network[n], self.feedback[n]), (a.s[n - 1], a.s[n], a.contexts[n])

@@ -206,6 +206,11 @@ class TargetPropagation(LocalTargets):
         """
         return (self.draw_noise(n, activations.s[n - 1]),)
 
+    def noise_of_several(self, n: int, activations: Activations, iterations: int) -> tuple[Tensor, ...]:
+        """What :meth:`feedback_noise` gives in that many iterations, joined along the samples."""
+        draws = [self.feedback_noise(n, activations) for _ in range(iterations)]
+        return tuple(torch.cat(parts) for parts in zip(*draws, strict=True))
+
     def feedback_loss(self, n: int, activations: Activations, noise: tuple[Tensor, ...]) -> Tensor:
         """What feedback layer n is trained on, a scalar; called once per iteration, without autocast.
 
@@ -496,6 +501,7 @@ class RulePhase:
                 (a.s[n - 1], a.s[n], a.contexts[n]),
                 rule.close,
                 self.expected[n],
+                None if rows is not None else lambda count, n=n: rule.noise_of_several(n, whole, count),
             )
             for n in layers
         ]

@@ -198,8 +198,8 @@ class ExpectedLDRL:
         s_in, s_out, context = clean
         second = self._second(s_out, context)
         if self.drawn:
-            first, _ = self.reduced.first_term(self.reduced.clean_pass(s_in, s_out, context), noise[0], 1)
-            return Moments(first[0], second, True)
+            first = self.reduced.first_term(self.reduced.clean_pass(s_in, s_out, context), noise[0])
+            return Moments(first, second, True)
         a = context.affine
         if a is None:
             # Nobody asked the clean pass to keep it.

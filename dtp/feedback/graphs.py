@@ -114,7 +114,7 @@ class RecursionGraph:
         prepare_state(self.optimizer, self.parameters)
         before = [t.clone() for t in self._tensors()]
         # A copy in a layout of its own: the constants of later batches are copied over it.
-        static = Constants(constants.gradient.clone(), constants.q.clone(), constants.summed, constants.output_change)
+        static = Constants(constants.gradient.clone(), constants.q.clone(), constants.summed)
         loss = constants.gradient.new_zeros(())
 
         def run() -> None:
@@ -197,7 +197,7 @@ def train_feedback_in_graphs(
             clean = form.clean_pass(s_in, s_out, context)
             most = max(1, memory // form.bytes_per_iteration(clean, s_in))
             for size in even_parts(problem.iterations, most):
-                constants = form.constants(clean, [problem.draw() for _ in range(size)])
+                constants = form.constants(clean, problem.noise(size), size)
                 loss = graphs[problem.layer](form, constants, len(s_out))
             losses[problem.layer].copy_(loss)
         if stream is not None:

@@ -156,10 +156,13 @@ class FeedbackLayer(nn.Module):
             raise NotReducible("its affine map is not linear in one weight, as one with a gain or a norm is not")
         return place
 
-    def before_affine(self, y: Tensor, context: Context, place: int | None = None) -> Tensor:
-        """phi(y; c), everything before the affine map, at ``place`` (default: it is looked for)."""
+    def before_affine(self, y: Tensor, context: Context, place: int | None = None, first: int = 0) -> Tensor:
+        """phi(y; c), everything before the affine map, at ``place`` (default: it is looked for).
+
+        Or only what stands from ``first`` on.
+        """
         place = self.affine_place if place is None else place
-        for operation, position in list(zip(self.operations, self.positions, strict=True))[:place]:
+        for operation, position in list(zip(self.operations, self.positions, strict=True))[first:place]:
             y = operation(y, None if position is None else context[position])
         return y
 

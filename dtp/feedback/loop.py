@@ -47,6 +47,8 @@ class FeedbackProblem:
         close: relative distance of the Jacobians J_G and J_F^T, as the noise of an iteration shows it, at which the
             layer takes no more steps in this batch; 0 for never. For the reduced form only.
         expected: the mean of the loss over its noise, on which the layer is trained instead where there is one.
+        draw_together: the noise of so many iterations, as ``draw`` would give them one after the other, joined along
+            the samples; None where that is no quicker.
     """
 
     layer: int
@@ -58,6 +60,13 @@ class FeedbackProblem:
     clean: tuple[Tensor, Tensor, Context] | None = None
     close: float = 0.0
     expected: ExpectedLDRL | None = None
+    draw_together: Callable[[int], Noise] | None = None
+
+    def noise(self, iterations: int) -> list[Noise]:
+        """The noise of the next iterations: of each, or of all together."""
+        if self.draw_together is not None and iterations > 1:
+            return [self.draw_together(iterations)]
+        return [self.draw() for _ in range(iterations)]
 
 
 class LiteralGradients:
@@ -119,8 +128,10 @@ class ReducedGradients:
         k, problem = self.steps, self.problem
         if k == self._end and k < problem.iterations:
             self._begin, self._end = k, min(k + self.chunk, problem.iterations)
-            noise = [problem.draw() for _ in range(self._begin, self._end)]
-            self._constants: Constants = self.form.constants(self.clean, noise)
+            count = self._end - self._begin
+            self._constants: Constants = self.form.constants(
+                self.clean, problem.noise(count), count, distance=problem.close > 0
+            )
 
 
 @dataclass(frozen=True)

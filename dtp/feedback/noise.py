@@ -42,11 +42,24 @@ class NoiseStreams:
         """
         if common:
             self._common.add(n)
-        shape, maps = tuple(shape), channels_last(like)
-        drawn = (shape[0], *shape[2:], shape[1]) if maps else shape
-        noise = torch.empty(drawn, dtype=like.dtype, device=like.device)
-        noise.normal_(0.0, scale, generator=self._generator(n, like.device))
-        return noise.movedim(-1, 1) if maps else noise
+        return self.normals(n, [shape], scale, [like], 1)[0]
+
+    def normals(
+        self, n: int, shapes: Sequence[Sequence[int]], scale: float, likes: Sequence[Tensor], times: int
+    ) -> list[Tensor]:
+        """As often as ``times`` the noise of each of ``shapes`` in turn, the numbers that :meth:`normal` would give.
+
+        Draws for one shape follow each other along the first dimension, (times * shape[0], ...), written in place.
+        """
+        maps, rooms = [channels_last(like) for like in likes], []
+        for (rows, *shape), like, last in zip(shapes, likes, maps, strict=True):
+            drawn = (times, rows, *shape[1:], shape[0]) if last else (times, rows, *shape)
+            rooms.append(torch.empty(drawn, dtype=like.dtype, device=like.device))
+        for i in range(times):
+            for room in rooms:
+                room[i].normal_(0.0, scale, generator=self._generator(n, room.device))
+        joined = [room.flatten(0, 1) for room in rooms]
+        return [noise.movedim(-1, 1) if last else noise for noise, last in zip(joined, maps, strict=True)]
 
     def generators(self) -> list[torch.Generator]:
         """Those that have been drawn from."""

@@ -21,14 +21,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dtp.feedback.context import Context
+from dtp.feedback.context import Context, ShapeContext
 from dtp.feedback.layers import FeedbackLayer, NotReducible, forward_with_context, has_hooks, layer_operations
-from dtp.feedback.operations import LinearFeedback, MaxUnpool, Routing, operation_of
+from dtp.feedback.operations import (
+    BatchNormAdjoint,
+    LinearFeedback,
+    LinearMap,
+    MaxUnpool,
+    PassThrough,
+    PoolingAdjoint,
+    Routing,
+    Unflatten,
+    operation_of,
+)
+
+# Operations that are linear in what they are given, for one context.
+_LINEAR = (BatchNormAdjoint, MaxUnpool, PassThrough, PoolingAdjoint, Unflatten)
 
 
 @dataclass(frozen=True)
@@ -39,12 +53,14 @@ class CleanPass:
         s_out: (B, *out), y.
         context: c.
         affine: (B, ...), the value of the layer's own affine map; s_{n-1} where that is not evaluated apart.
+        values: (B, ...), what the linear operations at the end of phi are given.
         phi: (B, ...), phi(y; c).
     """
 
     s_out: Tensor
     context: Context
     affine: Tensor
+    values: Tensor
     phi: Tensor
 
 
@@ -56,13 +72,13 @@ class Constants:
         gradient: (k, *V), the part of each gradient that is constant: -(2 f / m B) sum WG(p, eps).
         q: (k, m B, ...), or the sums of q q^T, (k, d, d).
         summed: whether ``q`` holds these sums.
-        output_change: (k,), mean over samples of |F(s + eps) - y|^2.
+        output_change: (k,), mean over samples of |F(s + eps) - y|^2; None where nobody asked for it.
     """
 
     gradient: Tensor
     q: Tensor
     summed: bool
-    output_change: Tensor
+    output_change: Tensor | None = None
 
 
 class ReducedLDRL:
@@ -94,6 +110,9 @@ class ReducedLDRL:
         self.place = feedback.affine_place
         self.map = feedback.operations[self.place]
         self.weight_free_part = self.place > 0
+        # From here on phi is linear in what it is given, for one context: a difference is taken before, where an
+        # unpooling has not yet made it larger.
+        self.linear_from = _linear_from(feedback.operations[: self.place])
         self.modules = layer_operations(layer)
         self.split = _affine_place(self.modules)
         self.rest = [] if self.split is None else range(self.split + 1, len(self.modules))
@@ -131,48 +150,66 @@ class ReducedLDRL:
         elif self.split is not None:
             for module in self.modules[: self.split + 1]:
                 affine = module(affine)
-        return CleanPass(s_out, context, affine, self.feedback.before_affine(s_out, context))
+        values = self.feedback.before_affine(s_out, context, self.linear_from)
+        return CleanPass(s_out, context, affine, values, self._linear_end(values, context))
 
     @torch.no_grad()
-    def constants(self, clean: CleanPass, noise: Sequence[tuple[Tensor, Tensor]]) -> Constants:
-        """Constants of k = len(noise) iterations.
+    def constants(
+        self,
+        clean: CleanPass,
+        noise: Sequence[tuple[Tensor, Tensor]],
+        iterations: int | None = None,
+        distance: bool = False,
+    ) -> Constants:
+        """Constants of k iterations.
 
         Args:
             clean: of this batch.
-            noise: (eps, eta) of each iteration: (m B, *in) and (m B, *out), sample-major.
+            noise: (eps, eta) of each iteration: (m B, *in) and (m B, *out), sample-major; or of all, joined.
+            iterations: k; None for len(noise).
+            distance: whether :meth:`distance` will be asked for.
         """
-        k, batch = len(noise), len(clean.s_out)
+        k, batch = iterations or len(noise), len(clean.s_out)
         eps, eta = (_joined(parts) for parts in zip(*noise, strict=True))
         samples = k * self.noise_samples
         context = clean.context.repeat(samples)
-        gradient, y_change = self.first_term(clean, eps, k, context)
-        if self.weight_free_part:
+        gradient, change = self._first_term(clean, eps, k, context, distance)
+        q = eta
+        if self.linear_from > 0:
             y_eta = _each(eta, samples).add(clean.s_out).flatten(0, 1)
-            q = _each(self.feedback.before_affine(y_eta, context), samples).sub_(clean.phi).flatten(0, 1)
-        else:
-            q = eta
+            q = self._difference(self.feedback.before_affine(y_eta, context, self.linear_from), clean.values)
+        q = self._linear_end(q, context)
         per_iteration = (k, self.noise_samples * batch)
         q, summed = q.unflatten(0, per_iteration), self.gram(batch)
         if summed:
             q = q.flatten(1, -2)
             q = q.transpose(1, 2) @ q
-        change = y_change.reshape(k, -1).square().sum(1) / per_iteration[1]
+        if change is not None:
+            change = change.reshape(k, -1).square().sum(1) / per_iteration[1]
         return Constants(gradient, q, summed, change)
 
     @torch.no_grad()
-    def first_term(
-        self, clean: CleanPass, eps: Tensor, iterations: int, context: Context | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Constant parts of the gradients of ``iterations`` = k iterations, (k, *V), and F(s + eps) - y of them all.
+    def first_term(self, clean: CleanPass, eps: Tensor) -> Tensor:
+        """Constant part of the gradient of one iteration, (*V); ``eps`` is (m B, *in), sample-major."""
+        gradient, _ = self._first_term(clean, eps, 1, clean.context.repeat(self.noise_samples), False)
+        return gradient[0]
 
-        ``eps`` is (k m B, *in), sample-major; ``context`` that of the clean pass for as many samples.
-        """
-        batch, samples = len(clean.s_out), iterations * self.noise_samples
-        context = clean.context.repeat(samples) if context is None else context
-        y_change, p = self._noisy_pass(clean, eps, context, samples)
+    def _first_term(
+        self, clean: CleanPass, eps: Tensor, iterations: int, context: Context, distance: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Constant parts of the gradients of k iterations, (k, *V), and F(s + eps) - y of them all for a distance."""
+        batch, factor = len(clean.s_out), -self.scale(len(clean.s_out))
+        change, p = self._noisy_pass(clean, eps, context, iterations * self.noise_samples, distance)
         error, per_iteration = self._as_output_of_map(eps, p), (iterations, self.noise_samples * batch)
-        gradient = self.map.weight_gradients(p.unflatten(0, per_iteration), error.unflatten(0, per_iteration))
-        return gradient.mul_(-self.scale(batch)), y_change
+        p, error = p.unflatten(0, per_iteration), error.unflatten(0, per_iteration)
+        if type(self.map).weight_gradients is not LinearMap.weight_gradients:
+            return self.map.weight_gradients(p, error).mul_(factor), change
+        # One by one, each written where it belongs.
+        first = self.map.weight_gradient(p[0], error[0])
+        gradient = first.new_empty_strided((iterations, *first.shape), (first.numel(), *first.stride()))
+        for i, to in enumerate(gradient):
+            torch.mul(first if i == 0 else self.map.weight_gradient(p[i], error[i]), factor, out=to)
+        return gradient, change
 
     def scale(self, batch: int) -> float:
         """2 f / (m B)."""
@@ -208,8 +245,10 @@ class ReducedLDRL:
         """Gradients of all ``parameters`` of the feedback layer: zero for the bias, which every difference cancels."""
         return tuple(gradient if p is self.weight else torch.zeros_like(p) for p in parameters)
 
-    def _noisy_pass(self, clean: CleanPass, eps: Tensor, context: Context, samples: int) -> tuple[Tensor, Tensor]:
-        """F(s + eps) - y and p, each (samples * B, ...)."""
+    def _noisy_pass(
+        self, clean: CleanPass, eps: Tensor, context: Context, samples: int, distance: bool
+    ) -> tuple[Tensor | None, Tensor]:
+        """F(s + eps) - y, where it is needed for a ``distance``, and p, each (samples * B, ...)."""
         if self.split is None:
             noisy_in = _each(eps, samples).add(clean.affine).flatten(0, 1)
             y, noisy = forward_with_context(self.layer, noisy_in, given=context, routing=self.routing)
@@ -227,10 +266,21 @@ class ReducedLDRL:
                 module = self.modules[position]
                 y, contexts[position] = operation_of(module).forward(module, y, context[position], self.routing)
             noisy = Context(contexts)
-        change = _each(y, samples).sub(clean.s_out).flatten(0, 1)
-        if not self.weight_free_part:
-            return change, change
-        return change, _each(self.feedback.before_affine(y, noisy), samples).sub_(clean.phi).flatten(0, 1)
+        change = _each(y, samples).sub(clean.s_out).flatten(0, 1) if distance else None
+        values = self.feedback.before_affine(y, noisy, self.linear_from)
+        ends = self.feedback.positions[self.linear_from : self.place]
+        if all(place is None or _same(noisy[place], context[place]) for place in ends):
+            return change, self._linear_end(self._difference(values, clean.values), context)
+        return change, self._difference(self._linear_end(values, noisy), clean.phi)
+
+    def _linear_end(self, values: Tensor, context: Context) -> Tensor:
+        """What phi makes of what its linear operations are given."""
+        return self.feedback.before_affine(values, context, self.place, self.linear_from)
+
+    @staticmethod
+    def _difference(values: Tensor, clean: Tensor) -> Tensor:
+        """(samples * B, ...) less (B, ...), in the place of ``values``."""
+        return values.unflatten(0, (-1, len(clean))).sub_(clean).flatten(0, 1)
 
     def _as_output_of_map(self, r: Tensor, p: Tensor) -> Tensor:
         """``r`` in the shape that the affine map gives, before it is reshaped to that of the layer's input."""
@@ -248,6 +298,19 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 def _each(x: Tensor, samples: int) -> Tensor:
     """(samples * B, ...) -> (samples, B, ...)."""
     return x.unflatten(0, (samples, -1))
+
+
+def _linear_from(operations: Sequence[nn.Module]) -> int:
+    """Where the linear operations at the end begin."""
+    first = len(operations)
+    while first and type(operations[first - 1]) in _LINEAR and not has_hooks(operations[first - 1]):
+        first -= 1
+    return first
+
+
+def _same(some: Any, other: Any) -> bool:
+    """Whether two contexts of an operation are the same for it."""
+    return some is other or (type(some) is type(other) is ShapeContext and some == other)
 
 
 def _affine_place(modules: Sequence[nn.Module]) -> int | None:

@@ -202,3 +202,16 @@ def test_common_noise_is_the_same_on_every_rank_and_after_a_restart_on_more():
     added.restart(100, first.state_dict())
     assert torch.equal(common(added), common(first))
     assert not torch.equal(draw(added, 2), draw(first, 2))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_noise_of_several_times_is_what_would_be_drawn_one_after_the_other(memory_format):
+    """Bit for bit, in the same memory format, and the stream goes on from the same place."""
+    one, other = NoiseStreams(3), NoiseStreams(3)
+    likes = torch.empty(2, 3, 4, 5).to(memory_format=memory_format), torch.empty(2, 7)
+    shapes = [(4, *like.shape[1:]) for like in likes]
+    drawn = [[one.normal(2, shape, 0.3, like) for shape, like in zip(shapes, likes, strict=True)] for _ in range(3)]
+    found = other.normals(2, shapes, 0.3, likes, 3)
+    for joined, parts in zip(found, zip(*drawn, strict=True), strict=True):
+        assert torch.equal(joined, torch.cat(parts)) and joined.stride() == torch.cat(parts).stride()
+    assert torch.equal(draw(one, 2), draw(other, 2))

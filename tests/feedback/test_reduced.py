@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import jacrev
 from torch.nn.utils import parametrizations
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dtp.algorithms import DTP, ParallelDTP
@@ -97,9 +98,9 @@ def test_papers_scale_is_that_of_the_literal_form(name, routing, samples):
 def test_number_of_iterations_computed_at_once_changes_nothing(name, at_once, samples, monkeypatch):
     computed, constants = [], ReducedLDRL.constants
 
-    def count(form, clean, noise):
-        computed.append(len(noise))
-        return constants(form, clean, noise)
+    def count(form, clean, noise, iterations, **named):
+        computed.append(iterations)
+        return constants(form, clean, noise, iterations, **named)
 
     monkeypatch.setattr(ReducedLDRL, "constants", count)
     one = task(name)
@@ -235,7 +236,7 @@ def assert_distance_is_the_jacobians(name: str, alignment: float, routing: str, 
     samples = 400 // batch
     form = ReducedLDRL(one.layer, one.feedback, routing=routing, noise_samples=samples, paper_scale=0.3)
     streams, clean = NoiseStreams(0), form.clean_pass(*one.clean)
-    constants = form.constants(clean, [one.draw(streams, samples) for _ in range(20)])
+    constants = form.constants(clean, [one.draw(streams, samples) for _ in range(20)], distance=True)
     with torch.no_grad():
         found = [form.distance(constants, i, form.quadratic_gradient(constants, i), batch) for i in range(20)]
     found, true = torch.stack(found).square(), true_distance(one) ** 2
@@ -850,6 +851,38 @@ def test_rule_never_evaluates_the_literal_loss_where_all_layers_are_reducible(mo
     evaluated = losses_evaluated(monkeypatch)
     trained(DTP(two_blocks(), DTPOptions(feedback_iterations=[4])))
     assert not evaluated
+
+
+class Touched(TorchDispatchMode):
+    """Notes the largest tensor that each operation has made or changed, by name."""
+
+    def __init__(self):
+        super().__init__()
+        self.largest = Counter()
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        result, name = function(*arguments, **(named or {})), function.overloadpacket.__name__
+        for made in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(made, Tensor):
+                self.largest[name] = max(self.largest[name], made.numel())
+        return result
+
+
+@pytest.mark.parametrize("name", ["conv-elu-pool", "conv-elu-overlapping-pool"])
+def test_differences_are_taken_before_unpooling_and_nothing_is_copied_together(name):
+    """Where the maxima of both passes are the same: a quarter of the size."""
+    one, drawn = task(name), []
+    form = ReducedLDRL(one.layer, one.feedback, routing="fixed")
+    clean, streams = form.clean_pass(*one.clean), NoiseStreams(0)
+    shapes = [one.s_in.shape, one.s_out.shape]
+    with Touched() as touched:
+        drawn.append(tuple(streams.normals(2, shapes, 0.1, [one.s_in, one.s_out], 3)))
+        found = form.constants(clean, drawn, 3)
+    assert 0 < touched.largest["sub_"] <= 3 * one.s_out.numel() < 3 * clean.phi.numel()
+    assert touched.largest["cat"] == touched.largest["stack"] == 0
+    # The distance of the Jacobians is not measured unless it is asked for.
+    assert found.output_change is None and touched.largest["sub"] == 0
+    assert form.constants(clean, drawn, 3, distance=True).output_change.shape == (3,)
 
 
 def test_subclass_that_changes_how_noise_is_drawn_keeps_the_reduced_form():
