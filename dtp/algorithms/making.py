@@ -33,6 +33,7 @@ class RuleType(ABCMeta):
         loss: str | Callable[..., Any] | None = None,
         metrics: Metric | Mapping[str, Metric] | None = None,
         batch: Callable[[Any], tuple[Any, Any]] | None = None,
+        input_shape: Sequence[int] | torch.Tensor | None = None,
         **values: Any,
     ) -> _Rule:
         """A rule for a network.
@@ -46,6 +47,8 @@ class RuleType(ABCMeta):
             metrics: for validation and test (and training, over an epoch) in place of the task's own, each of one
                 number.
             batch: takes inputs and goals, (x, y), out of what the data loader gives.
+            input_shape: of one sample, or a batch of them, where the network does not tell it
+                (:func:`~dtp.models.cutting.as_network`).
             values: options of the rule, by their names.
 
         Raises:
@@ -56,7 +59,7 @@ class RuleType(ABCMeta):
             values["loss"] = loss
         options = made(cls.Options, options, values, cls.__name__)
         seed = torch.initial_seed() if seed is None else seed
-        rule = super().__call__(as_network(network), options, seed=seed)
+        rule = super().__call__(as_network(network, input_shape), options, seed=seed)
         if own_loss is not None or metrics is not None or batch is not None:
             rule.use(own_loss, metrics, batch)
         return rule
@@ -70,7 +73,7 @@ class RuleType(ABCMeta):
             Parameter("options", Parameter.POSITIONAL_OR_KEYWORD, default=None),
             Parameter("seed", Parameter.POSITIONAL_OR_KEYWORD, default=None),
         ]
-        own = [Parameter(name, kind, default=None) for name in ("metrics", "batch")]
+        own = [Parameter(name, kind, default=None) for name in ("metrics", "batch", "input_shape")]
         options = [
             Parameter(
                 field.name,
