@@ -66,7 +66,7 @@ def train(config: Config, argv: Sequence[str]) -> dict[str, Any]:
         Stopped: a signal asked to stop; the checkpoint is written.
     """
     watch.begin()
-    _quiet_lightning()
+    _quiet_libraries()
     keep_freed_memory()
     command = recorded([*command_words("train"), *argv])
     accelerator, devices, nodes = choose_devices(config.run)
@@ -402,8 +402,13 @@ def _print_header(config: Config, run: Run, data: ImageData, algorithm: Algorith
             print(f"  feedback of layer {n}: {form}")
 
 
-def _quiet_lightning() -> None:
-    """Keep Lightning's advice about its own flags out of the output; errors and warnings about the run stay."""
+def _quiet_libraries() -> None:
+    """Keep Lightning's advice about its own flags, and what decoders say of files that they read, out of the output.
+
+    Errors and warnings about the run stay.
+    """
+    # Odd metadata, large images, pickles of an older numpy. A file that cannot be read is an error of ours.
+    warnings.filterwarnings("ignore", module=r"PIL\.|torchvision\.datasets\.")
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
     warnings.filterwarnings("ignore", message=".*not resumable.*")
     # A rule without optimizers is refused, in our words.

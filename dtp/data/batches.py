@@ -126,6 +126,10 @@ class BatchLoader(DataLoader):
             generator=torch.Generator().manual_seed(0),
         )
 
+    def check_worker_number_rationality(self) -> None:
+        # torch's warns of more than one for each core; ours, of the options, is a limit.
+        pass
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -97,6 +99,11 @@ def test_workers_change_neither_order_nor_augmentation():
     alone, helped = (digits(flip=True, crop_padding=2, num_workers=n).train_dataloader() for n in (0, 2))
     for _ in range(2):
         assert same(batches(alone), batches(helped))
+
+
+def test_more_workers_than_cores_have_no_warning_of_torch(recwarn):
+    digits(num_workers=len(os.sched_getaffinity(0)) + 1).train_dataloader()
+    assert not recwarn.list
 
 
 def test_the_seed_decides_order_and_augmentation():

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dtp.cli import main
 from dtp.data import imagefolder
 from dtp.data.imagefolder import ImageFolderData, decode
 from dtp.data.options import ImageFolderOptions
@@ -111,6 +112,17 @@ def test_a_broken_image_is_named_before_training(tmp_path, write_folder, content
     with pytest.raises(UserError, match="cannot be decoded") as caught:
         data.prepare_data()
     assert str(path) in str(caught.value)
+
+
+def test_nothing_is_seen_of_what_decoders_warn_of(tmp_path, monkeypatch, write_folder, recwarn):
+    write_folder(tmp_path / "images", count=20)
+    odd = Image.new("L", (8, 8))
+    odd.convert("P").save(tmp_path / "images" / "cat" / "palette.png", transparency=bytes(range(256)))
+    odd.save(tmp_path / "images" / "cat" / "metadata.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x05damaged")
+    monkeypatch.chdir(tmp_path)
+    words = "--data imagefolder --data-dir images --image-size 8 --batch-size 4 --max-epochs 1 --widths 8".split()
+    assert main([*words, "--limit-train-batches", "1"]) == 0
+    assert not recwarn.list
 
 
 def test_hidden_folders_and_other_files_are_passed_over(tmp_path, write_folder):

@@ -1,7 +1,11 @@
+import pickle
+import warnings
+
 import numpy as np
 import pytest
 import torch
 
+from dtp.cli import main
 from dtp.data.imagefolder import ImageFolderData
 from dtp.data.options import DataOptions, ImageFolderOptions
 from dtp.data.small import CIFAR10, CIFAR100, KMNIST, MNIST, Digits, FashionMNIST
@@ -83,6 +87,21 @@ def test_cifar10_is_read_channel_first(tmp_path, write_cifar10):
     data.setup()
     assert np.array_equal(data.load_train()[0], images)
     assert data.input_shape == (3, 32, 32)
+
+
+class Warns:
+    def __reduce__(self):
+        return warnings.warn, ("made by an older version",)
+
+
+def test_nothing_is_seen_of_what_pickles_of_another_version_warn_of(tmp_path, monkeypatch, write_cifar10, recwarn):
+    write_cifar10(tmp_path)
+    path = tmp_path / CIFAR10.source.base_folder / "data_batch_1"
+    path.write_bytes(pickle.dumps({**pickle.loads(path.read_bytes()), "note": Warns()}))
+    monkeypatch.chdir(tmp_path)
+    size = "--val-size 0 --batch-size 10 --limit-train-batches 1 --max-epochs 1 --widths 8".split()
+    assert main(["--data", "cifar10", "--data-dir", ".", *size]) == 0
+    assert not recwarn.list
 
 
 def test_a_damaged_cifar_file_is_named(tmp_path, write_cifar10):
