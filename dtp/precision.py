@@ -1,12 +1,15 @@
 """Floating-point precision of tensors."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor
 
 
-def no_autocast(x: Tensor) -> torch.autocast:
-    """Context in which autocast, if it is on for the device of ``x``, is off."""
-    return torch.autocast(x.device.type, enabled=False)
+def no_autocast(x: Tensor) -> AbstractContextManager:
+    """Context in which autocast, if there is one for the device of ``x``, is off."""
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def full_precision(x: Tensor) -> Tensor:

@@ -77,6 +77,8 @@ class Algorithm(LightningModule, metaclass=RuleType):
     Options = AlgorithmOptions
     # Numbers of the layers whose feedback has weights that are trained in a phase of their own.
     trained_feedback: Sequence[int] = ()
+    # Why a batch reads values, for which the host must wait for the device; empty where it reads none.
+    waits = ""
     # Whether batches may be captured as CUDA graphs, where they are fixed sequences of operations.
     capture_batches = False
     # Whether the rule follows the gradient of any loss of the outputs, so that a user may give one.

@@ -45,6 +45,7 @@ class Contrastive(Algorithm):
 
     Options = ContrastiveOptions
     learns_any_loss = False
+    waits = "whether a phase has settled is looked at after every tenth step"
 
     def __init__(self, network: Network, options: ContrastiveOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)

@@ -61,6 +61,10 @@ class DTP(TargetPropagation):
         return ExpectedLDRL(*pair, self.noise_scale(n), nodes=self.options.probe_nodes, **settings)
 
     @property
+    def waits(self) -> str:
+        return "whether a feedback layer is close is looked at in every iteration" if self.close else ""
+
+    @property
     def close(self) -> float:
         return self.options.feedback_stop_distance
 

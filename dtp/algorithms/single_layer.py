@@ -200,6 +200,7 @@ class Competitive(SingleLayer):
     """
 
     Options = CompetitiveOptions
+    waits = "whether a prototype has died out, and is put onto an image, is looked at in every batch"
 
     def __init__(self, network: Network, options: CompetitiveOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)

@@ -16,6 +16,7 @@ from dtp.algorithms.target_propagation import TargetPropagation
 from dtp.cli import main
 from dtp.diagnostics.alignment import update_alignment
 from dtp.errors import UserError
+from dtp.feedback import noise
 from dtp.runs import newest_checkpoint
 from dtp.signals import stop_request
 from tests.algorithms.helpers import changed, make, make_trained, of_network, same, small_network, state
@@ -81,6 +82,45 @@ def test_it_trains_one_batch(name, kind):
     assert changed(before, network.state_dict()) == set(before)
     assert all(p.grad is None for p in rule.parameters())
     assert rule.batches_done == 1
+
+
+def on_meta(rule, network):
+    """A batch on a device that has no values, where reading one raises RuntimeError."""
+    rule.to("meta").configure_optimizers()
+    x, y = make_batch(network)
+    for _ in range(2):
+        rule.training_batch(x.to("meta"), y.to("meta"))
+
+
+@pytest.fixture
+def without_generators(monkeypatch):
+    """There are none on that device."""
+    own = noise.seeded_generator
+    for module in [m for m in list(sys.modules.values()) if getattr(m, "seeded_generator", None) is own]:
+        monkeypatch.setattr(module, "seeded_generator", lambda device, *numbers: own(torch.device("cpu"), *numbers))
+
+
+@every_network
+def test_it_reads_no_value_from_the_device_unless_it_says_why(name, kind, without_generators):
+    """The host would wait for all that was asked of the device."""
+    network = small_network(name, kind)
+    rule = make_trained(name, network)
+    if rule.waits:
+        with pytest.raises(RuntimeError, match="meta tensors"):
+            on_meta(rule, network)
+    else:
+        on_meta(rule, network)
+
+
+@pytest.mark.parametrize("options", [{"engine": e} for e in ("literal", "reduced")] + [{"probes": "expected"}])
+def test_nor_does_an_engine_but_to_stop_early(options, without_generators):
+    network = small_network("dtp", "lenet")
+    on_meta(make("dtp", network, routing="fixed", feedback_iterations=[3], **options), network)
+    if options == {"engine": "reduced"}:
+        early = make("dtp", network, routing="fixed", feedback_iterations=[3], feedback_stop_distance=0.1)
+        assert early.waits
+        with pytest.raises(RuntimeError, match="meta tensors"):
+            on_meta(early, network)
 
 
 @pytest.mark.parametrize("model", ["vgg", "resnet18", "lc"])

@@ -1,0 +1,86 @@
+"""The feedback phase on a GPU, as far as it can be seen without one: on fake tensors that know their device alone."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import dtp.feedback.expected
+import dtp.feedback.noise
+import dtp.feedback.operations
+from dtp.algorithms import DTP
+from dtp.algorithms.options import DTPOptions
+from dtp.feedback.graphs import RecursionGraph
+from dtp.models import LeNet
+from dtp.models.options import LeNetOptions
+
+EXPECTED = {"probes": "expected", "routing": "fixed"}
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """In it tensors on a GPU have no values, and what asks the driver for something is left out."""
+    seeded = dtp.feedback.noise.seeded_generator
+    monkeypatch.setattr(dtp.feedback.noise, "seeded_generator", lambda device, *a: seeded(torch.device("cpu"), *a))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device=None: None)
+    # The derivatives are where what they are taken of is; to compute them autograd needs a driver.
+    monkeypatch.setattr(torch.autograd, "grad", lambda outputs, inputs, *a, **k: tuple(map(torch.empty_like, inputs)))
+    monkeypatch.setattr(RecursionGraph, "stream", lambda self, device: None)
+    # What was made of values on another device stays out, and so do fakes of what is kept for later.
+    kept = dtp.feedback.operations._inside, dtp.feedback.expected._repeated
+    for cache in kept:
+        cache.cache_clear()
+    with FakeTensorMode() as mode:
+        yield mode
+    for cache in kept:
+        cache.cache_clear()
+
+
+def on_the_gpu(engine: str, layout: torch.memory_format, **options) -> tuple[DTP, torch.Tensor, torch.Tensor]:
+    settings = {"feedback_iterations": [3], "feedback_lr": [0.01], "feedback_memory": 64, **options}
+    with torch.device("cuda"):
+        network = LeNet(LeNetOptions(channels=[3, 4], hidden=8), (2, 12, 12), 5)
+        rule = DTP(network, DTPOptions(engine=engine, **settings))
+    rule.engine.whole_batches = True
+    rule.feedback_timer.measure = lambda device: nullcontext()
+    rule.configure_optimizers()
+    x = torch.empty(6, 2, 12, 12, device="cuda").to(memory_format=layout)
+    return rule, x, torch.empty(6, dtype=torch.long, device="cuda")
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("engine", "options", "used"),
+    [
+        ("literal", {}, "literal"),
+        ("reduced", {}, "reduced"),
+        ("reduced", {"routing": "fixed", "unpool": "write", "noise_samples": 2}, "reduced"),
+        ("graph", {}, "graph"),
+        ("graph", {"feedback_optimizer": "adam"}, "graph"),
+        ("auto", {}, "graph"),
+        ("auto", {**EXPECTED, "feedback_slope": "own"}, "expected"),
+        ("auto", {**EXPECTED, "feedback_slope": "clean"}, "expected"),
+        ("auto", {**EXPECTED, "probe_nodes": 1, "feedback_momentum": 0.0}, "expected"),
+        ("auto", {**EXPECTED, "feedback_optimizer": "adam"}, "expected"),
+        ("auto", {"probes": "expected", "routing": "noisy", "noise_samples": 16}, "expected"),
+        ("auto", {**EXPECTED, "feedback_iterations": [float("inf")]}, "expected"),
+    ],
+)
+def test_a_batch_mixes_no_devices_and_reads_no_value(fake, engine, options, used, layout):
+    """A fake tensor raises where two devices meet, and where a value is asked for."""
+    rule, x, y = on_the_gpu(engine, layout, **options)
+    for _ in range(2):
+        rule.training_batch(x, y)
+        rule._learn(x, y)
+    assert set(rule.engine.used.values()) == {used}
+    states = [
+        v for o in rule.feedback_optimizers.values() for s in o.state.values() for v in s.values() if v is not None
+    ]
+    assert {p.device.type for p in rule.parameters()} == {"cuda"}
+    assert {v.device.type for v in states if v.dim()} <= {"cuda"}
+
+
+def test_devices_that_meet_are_noticed(fake):
+    with pytest.raises(RuntimeError, match="device"):
+        torch.empty(3, device="cuda") + torch.empty(3)
