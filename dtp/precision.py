@@ -12,6 +12,11 @@ def no_autocast(x: Tensor) -> AbstractContextManager:
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
+def has_float64(device: torch.device) -> bool:
+    """Whether the device computes with 64 bits."""
+    return device.type != "mps"
+
+
 def full_precision(x: Tensor) -> Tensor:
     """``x`` in float32 where autocast had rounded it to 16 bits; float32 and float64 as they are."""
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dtp.precision import has_float64
+
 
 class RunningMeans:
     """Means of scalar tensors, weighted; adding never waits for the device.
@@ -90,4 +92,4 @@ def as_vector(values: dict[str, Tensor]) -> tuple[tuple[str, ...], Tensor]:
 
 
 def _precise(device: torch.device) -> torch.dtype:
-    return torch.float32 if device.type == "mps" else torch.float64
+    return torch.float64 if has_float64(device) else torch.float32

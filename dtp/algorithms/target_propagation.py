@@ -98,8 +98,18 @@ class TargetPropagation(LocalTargets):
 
     def _check_probes(self) -> None:
         for n in self.trained_feedback:
-            form = self._expected_or_reason(n)
-            if math.isinf(self.feedback_iterations[n]) and isinstance(form, str):
+            if not math.isinf(self.feedback_iterations[n]):
+                continue
+            form, weights = self._expected_or_reason(n), set(map(id, self._feedback_parameters(n)))
+            others = [
+                m for m in self.trained_feedback if m != n and weights & set(map(id, self._feedback_parameters(m)))
+            ]
+            if others:
+                raise UserError(
+                    f"--feedback-iterations: expected whole numbers, found inf for layer {n}, which shares feedback "
+                    f"weights with layer {others[0]}, and what is least for both is not known; give a number."
+                )
+            if isinstance(form, str):
                 raise UserError(
                     f"--feedback-iterations: expected whole numbers, found inf for layer {n}, which is not trained in "
                     f"expectation ({form}); give a number."

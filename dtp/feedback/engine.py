@@ -11,7 +11,15 @@ from torch.optim import Optimizer
 from dtp.errors import UserError
 from dtp.feedback.expected import train_in_expectation
 from dtp.feedback.graphs import RecursionGraph, cuda_graph, plain, train_feedback_in_graphs
-from dtp.feedback.loop import Average, FeedbackProblem, FeedbackResult, Step, time_iterations, train_feedback
+from dtp.feedback.loop import (
+    Average,
+    FeedbackProblem,
+    FeedbackResult,
+    Step,
+    shared_weights,
+    time_iterations,
+    train_feedback,
+)
 from dtp.feedback.reduced import ReducedLDRL
 from dtp.feedback.steppers import capturable, steps_of
 
@@ -100,7 +108,7 @@ class FeedbackEngine:
         memory = self._memory_on(device)
         engine = self.choose(device, step is None and average is None)
         self.used = {problem.layer: "literal" if problem.reduced is None else "reduced" for problem in problems}
-        if engine != "graph":
+        if engine != "graph" or shared_weights(problems):
             return train_feedback(problems, step or steps_of(optimizers), memory, average)
         graphs = {
             problem.layer: self._graph(problem, optimizers[problem.layer])

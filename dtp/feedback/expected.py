@@ -42,7 +42,7 @@ from torch.optim import SGD, Optimizer
 from dtp.feedback.adjoints import LocallyConnectedFeedback, SameConvFeedback, StandardiseAdjoint
 from dtp.feedback.context import Context
 from dtp.feedback.layers import FeedbackLayer, NotReducible, has_hooks, layer_operations
-from dtp.feedback.loop import Average, FeedbackProblem, FeedbackResult, Step
+from dtp.feedback.loop import Average, FeedbackProblem, FeedbackResult, Step, shared_weights
 from dtp.feedback.operations import (
     BatchNormAdjoint,
     ConvFeedback,
@@ -59,7 +59,7 @@ from dtp.feedback.operations import (
 from dtp.feedback.reduced import ReducedLDRL
 from dtp.feedback.steppers import is_plain, prepare_state, steps_of
 from dtp.modules import LocallyConnected2d, SameConv2d
-from dtp.precision import full_precision
+from dtp.precision import full_precision, has_float64
 
 
 class NotExpected(NotReducible):
@@ -300,7 +300,8 @@ class ExpectedLDRL:
     def _clean_slopes(self, context: Context) -> dict[int, Tensor]:
         """Slopes of the clean pass by place, at the cells."""
         pool, pooled_at = self._pool(context), self._pool_place
-        slopes = {position: context[position].slope for operation, position in self.before if type(operation) is Gate}
+        gates = [(operation, position) for operation, position in self.before if type(operation) is Gate]
+        slopes = {position: gate.slope_in(context[position]) for gate, position in gates}
         return {n: pool(slope) if n < pooled_at else slope for n, slope in slopes.items()}
 
     @property
@@ -445,7 +446,8 @@ def train_in_expectation(
 
     Args:
         problems: all with an expected form.
-        optimizers: of each layer's feedback weights. Those of plain SGD are served in closed form, others step K times.
+        optimizers: of each layer's feedback weights. Those of plain SGD are served in closed form; others step K times,
+            and so do layers that share weights, of which each moves the others' gradients.
         step: how gradients become steps, where every step is to be taken one by one; None for the quickest way.
         average: means over ranks, of the moments alone: they meet once.
 
@@ -456,7 +458,8 @@ def train_in_expectation(
     if average is not None:
         means = iter(average.mean([t for m in moments.values() for t in (m.first, m.second)]))
         moments = {n: Moments(next(means), next(means), m.drawn) for n, m in moments.items()}
-    at_once = [p for p in problems if step is None and _in_closed_form(p, optimizers[p.layer])]
+    apart = step is None and not shared_weights(problems)
+    at_once = [p for p in problems if apart and _in_closed_form(p, optimizers[p.layer])]
     with torch.no_grad():
         pulls = {p.layer: p.expected.pull(moments[p.layer]) for p in problems}
     _leap(at_once, moments, pulls, optimizers)
@@ -494,12 +497,15 @@ def _leap(
         ]
         sizes = tuple(h.numel() for h in curvatures)
         flat = torch.cat([h.flatten() for h in curvatures])
+        if not has_float64(flat.device):
+            # Small next to the batch; without so many digits powers of nearly 1 have none left.
+            flat = flat.cpu()
         rates = _repeated(tuple(g["lr"] for g in groups), sizes, flat.device)
         steps = _repeated(tuple(float(p.iterations) for p in alike), sizes, flat.device)
         moves = torch.stack(momentum_moves(flat, rates, momentum, steps))
         for problem, group, h, part in zip(alike, groups, curvatures, moves.split(sizes, 1), strict=True):
             v = problem.expected.weight
-            by_g, by_m, g_to_m, m_to_m = part.to(v.dtype).view(4, *h.shape)
+            by_g, by_m, g_to_m, m_to_m = part.to(v.dtype).to(v.device).view(4, *h.shape)
             gradient = problem.expected.gradient(moments[problem.layer], pulls[problem.layer])
             if group["weight_decay"]:
                 gradient.add_(v, alpha=group["weight_decay"])
@@ -525,6 +531,8 @@ def _walk(
             aim, h = problem.expected.minimiser(moments[problem.layer], _decay(optimizers[problem.layer]))
             with torch.no_grad():
                 problem.expected.weight.copy_(torch.where(h > 0, aim, problem.expected.weight))
+            # At the minimum nothing is left of the way there, such as a velocity.
+            optimizers[problem.layer].state.pop(problem.expected.weight, None)
     finite = [p for p in problems if not math.isinf(p.iterations)]
     for k in range(max((p.iterations for p in finite), default=0)):
         gradients = {}

@@ -69,6 +69,12 @@ class FeedbackProblem:
         return [self.draw() for _ in range(iterations)]
 
 
+def shared_weights(problems: Sequence[FeedbackProblem]) -> bool:
+    """Whether two layers train the same weights: then no layer's iterations can be taken before the others'."""
+    weights = [id(parameter) for problem in problems for parameter in problem.parameters]
+    return len(set(weights)) < len(weights)
+
+
 class LiteralGradients:
     """Gradients of a problem's loss as it is written, by automatic differentiation.
 

@@ -162,8 +162,17 @@ class Gate(FeedbackOperation):
 
     def forward(self, y: Tensor, context: SlopeContext) -> Tensor:
         if self.gate == "forward":
-            return y * context.slope
+            return y * self.slope_in(context)
         return self.function(y) if self.gate == "feedback" else y
+
+    def slope_in(self, context: SlopeContext | None) -> Tensor:
+        """The slope that a clean pass has kept; UserError where it has kept none."""
+        if context is None:
+            raise UserError(
+                f"Expected the slope of {self.function.function} in the context of its layer, found none; where a rule "
+                "has a kept of its own, have it return what super().kept(n) returns as well."
+            )
+        return context.slope
 
     def extra_repr(self) -> str:
         return f"gate={self.gate!r}"

@@ -390,6 +390,88 @@ def test_forward_passes_in_bfloat16_are_not_taken_again():
     assert not {name for name, _ in seen.calls if "conv" in name}
 
 
+class Tied(DTP):
+    """Two feedback layers with one weight."""
+
+    def make_feedback(self):
+        feedback = super().make_feedback()
+        feedback[3].operations[-1].linear.weight = feedback[2].operations[-1].linear.weight
+        return feedback
+
+
+def square_layers() -> Layers:
+    """Two of the same shape above each other."""
+    layers = [nn.Sequential(nn.Flatten(), nn.Linear(8, 6), nn.ELU()), *(nn.Sequential(nn.Linear(6, 6)) for _ in "23")]
+    return Layers([*layers, nn.Sequential(nn.Linear(6, 5))], (2, 2, 2)).double()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_layers_that_share_weights_take_their_steps_together(momentum):
+    """Each iteration's gradients before any step, as in the literal form; no layer leaps past the others."""
+    network = square_layers()
+    rule = Tied(network, DTPOptions(**EXPECTED, feedback_iterations=[4], feedback_lr=[0.5], feedback_momentum=momentum))
+    rule.double().configure_optimizers()
+    x, _ = make_batch(network)
+    a = rule.activations(x)
+    forms = {n: rule.expected_form(n) for n in (2, 3)}
+    moments = {n: forms[n].moments((a.s[n - 1], a.s[n], a.contexts[n])) for n in forms}
+    v = forms[2].weight
+    assert forms[3].weight is v
+    expected, velocities = v.detach().clone(), {n: torch.zeros_like(v) for n in forms}
+    for _ in range(4):
+        gradients = {n: forms[n].curvature(moments[n]) * expected - forms[n].pull(moments[n]) for n in forms}
+        for n, gradient in gradients.items():
+            velocities[n] = momentum * velocities[n] + gradient
+            expected = expected - 0.5 * velocities[n]
+    before = v.detach().clone()
+    rule.feedback_phase(a)
+    assert relative(v.detach(), expected) < 1e-12 < relative(v.detach(), before)
+
+
+def test_layers_that_share_weights_are_not_captured_apart():
+    """Their recursions would run at the same time on a GPU; steps are those of the literal form."""
+    ends = []
+    for engine in ("literal", "graph"):
+        torch.manual_seed(2)
+        network = square_layers()
+        rule = Tied(network, DTPOptions(engine=engine, feedback_iterations=[4], feedback_lr=[0.05])).double()
+        rule.configure_optimizers()
+        rule.feedback_phase(rule.activations(make_batch(network)[0]))
+        ends.append(torch.cat([p.detach().flatten() for p in rule.feedback.parameters()]))
+    assert relative(*ends) < 1e-11 and set(rule.engine.used.values()) == {"reduced"}
+
+
+def test_what_is_least_for_two_layers_with_one_weight_is_refused():
+    options = DTPOptions(**EXPECTED, feedback_iterations=[math.inf])
+    with pytest.raises(UserError, match="inf for layer 2, which shares feedback weights with layer 3"):
+        Tied(square_layers(), options)
+
+
+def test_nothing_of_the_way_to_the_minimum_is_left_in_an_optimizer():
+    """A velocity or moments would be those of weights that are no longer there."""
+    network = vgg_like()
+    x, _ = make_batch(network)
+    rule = rule_of(network, feedback_optimizer="adam")
+    trained(rule, x)
+    assert all(optimizer.state for optimizer in rule.feedback_optimizers.values())
+    rule.feedback_iterations = dict.fromkeys(rule.feedback_iterations, math.inf)
+    trained(rule, x)
+    assert not any(optimizer.state for optimizer in rule.feedback_optimizers.values())
+
+
+class KeepsNothing(DTP):
+    def kept(self, n):
+        return {}
+
+
+def test_a_rule_that_keeps_no_slopes_where_they_are_asked_for_is_told_so():
+    network = vgg_like()
+    rule = KeepsNothing(network, DTPOptions(**EXPECTED, feedback_slope="clean")).double()
+    rule.configure_optimizers()
+    with pytest.raises(UserError, match=r"Expected the slope of ELU.*super\(\).kept\(n\)"):
+        rule.training_batch(*make_batch(network))
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 

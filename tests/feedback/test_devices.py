@@ -5,7 +5,9 @@ from contextlib import nullcontext
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
+import dtp.algorithms.metrics
 import dtp.feedback.expected
 import dtp.feedback.noise
 import dtp.feedback.operations
@@ -84,3 +86,39 @@ def test_a_batch_mixes_no_devices_and_reads_no_value(fake, engine, options, used
 def test_devices_that_meet_are_noticed(fake):
     with pytest.raises(RuntimeError, match="device"):
         torch.empty(3, device="cuda") + torch.empty(3)
+
+
+class NoFloat64(TorchDispatchMode):
+    """As a device without 64 bits does: raises where a tensor of them would lie on it."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        result = function(*arguments, **(named or {}))
+        for made in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(made, torch.Tensor) and (made.device.type, made.dtype) == ("cuda", torch.float64):
+                raise TypeError("the device has no float64")
+        return result
+
+
+@pytest.mark.parametrize("options", [{}, {"feedback_iterations": [float("inf")]}, {"feedback_momentum": 0.0}])
+def test_a_batch_in_expectation_needs_no_float64_of_its_device(fake, options, monkeypatch):
+    for module in (dtp.feedback.expected, dtp.algorithms.metrics):
+        monkeypatch.setattr(module, "has_float64", lambda device: device.type == "cpu")
+    rule, x, y = on_the_gpu("auto", torch.contiguous_format, **EXPECTED, **options)
+    with NoFloat64():
+        for _ in range(2):
+            rule._learn(x, y)
+    with pytest.raises(TypeError), NoFloat64():
+        x.double()
+
+
+def test_the_closed_form_on_the_host_gives_the_same_weights(monkeypatch):
+    ends = []
+    for known in (True, False):
+        monkeypatch.setattr(dtp.feedback.expected, "has_float64", lambda device, known=known: known)
+        torch.manual_seed(0)
+        network = LeNet(LeNetOptions(channels=[3, 4], hidden=8), (2, 12, 12), 5)
+        rule = DTP(network, DTPOptions(**EXPECTED))
+        rule.configure_optimizers()
+        rule.training_batch(torch.randn(6, 2, 12, 12), torch.arange(6) % 5)
+        ends.append([p.detach() for p in rule.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
