@@ -20,9 +20,7 @@ def output_shape(module: nn.Module, in_shape: Iterable[int]) -> Size:
         RuntimeError: from torch, when the module does not accept the shape.
         NotOneTensor: the module, or one of an ``nn.Sequential``, puts out something else.
     """
-    state = meta_state(module)
-    dtype = next((tensor.dtype for tensor in state.values() if tensor.is_floating_point()), None)
-    sample = torch.empty(2, *in_shape, dtype=dtype, device="meta")
+    state, sample = meta_state(module), meta_batch(module, in_shape)
     # Without ties: torch would leave a submodule that is used twice on the meta device.
     checks = [part.register_forward_hook(_require_tensor) for part in _in_order(module)]
     try:
@@ -30,6 +28,14 @@ def output_shape(module: nn.Module, in_shape: Iterable[int]) -> Size:
     finally:
         for check in checks:
             check.remove()
+
+
+def meta_batch(module: nn.Module, in_shape: Iterable[int]) -> Tensor:
+    """Two samples as ``module`` takes them, without values: of its own precision, or whole numbers for an embedding."""
+    first = next(part for part in module.modules() if next(part.children(), None) is None)
+    dtype = next((tensor.dtype for tensor in module.state_dict().values() if tensor.is_floating_point()), None)
+    dtype = torch.int64 if isinstance(first, nn.Embedding | nn.EmbeddingBag) else dtype
+    return torch.empty(2, *in_shape, dtype=dtype, device="meta")
 
 
 class NotOneTensor(Exception):

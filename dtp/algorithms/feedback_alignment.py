@@ -35,7 +35,7 @@ class FA(Algorithm):
         super().__init__(network, options, seed)
         self.feedback = BackwardMaps(network)
         for carried in self.feedback.carried:
-            init_map(carried.carrier.weight, *fans(carried.module.weight), self.options.backward_init)
+            init_map(carried.carrier.weight, *fans(carried.module), self.options.backward_init)
 
     def forward_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         with self.feedback.in_place(self.backward_weight, self.options.error_clamp):
@@ -71,7 +71,7 @@ class USF(FA):
     """
 
     def backward_weight(self, carried: Carried) -> Tensor:
-        scale = deviation(*fans(carried.module.weight), self.options.backward_init)
+        scale = deviation(*fans(carried.module), self.options.backward_init)
         return scale * carried.carrier.transpose_of(carried.module).detach().sign()
 
 
@@ -95,7 +95,7 @@ class BRSF(FRSF):
     def training_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         for i, carried in enumerate(self.feedback.carried):
             generator = seeded_generator(x.device, self.noise_streams.seed, self.batches_done, i)
-            init_map(carried.carrier.weight, *fans(carried.module.weight), self.options.backward_init, generator)
+            init_map(carried.carrier.weight, *fans(carried.module), self.options.backward_init, generator)
         return super().training_batch(x, y)
 
 

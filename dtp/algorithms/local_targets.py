@@ -13,6 +13,7 @@ from dtp.algorithms.options import TargetOptions
 from dtp.contracts import gradients, handed_back, require_loss_value, unedited
 from dtp.errors import UserError
 from dtp.feedback import Context, DrawnContext, forward_with_context, per_sample_dot
+from dtp.feedback.context import BranchesContext
 from dtp.precision import full_precision, no_autocast
 
 
@@ -206,9 +207,21 @@ def evaluate_purely(layer: nn.Module, x: Tensor, context: Context) -> Tensor:
 
     It draws no random numbers; those of the pass that ``context`` is of are used again.
     """
-    drawn = Context(item if isinstance(item, DrawnContext) else None for item in context)
+    drawn = _drawn(context)
     buffers = {f"layer.{name}": buffer.clone() for name, buffer in layer.named_buffers()}
     return torch.func.functional_call(_Again(layer, drawn), buffers, (x,), tie_weights=False)
+
+
+def _drawn(context: Context) -> Context:
+    """Of a context the random numbers alone, those within residual units too."""
+    return Context(
+        BranchesContext(_drawn(item.branch), _drawn(item.shortcut))
+        if isinstance(item, BranchesContext)
+        else item
+        if isinstance(item, DrawnContext)
+        else None
+        for item in context
+    )
 
 
 class _Again(nn.Module):

@@ -11,7 +11,7 @@ from torch import Size, Tensor, nn
 
 from dtp.errors import UserError
 from dtp.feedback.operations import FeedbackSettings, LinearMap, operation_of
-from dtp.shapes import meta_state
+from dtp.shapes import meta_batch, meta_state
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,9 @@ def _operations_with_errors(network: nn.Module) -> dict[str, tuple[nn.Module, Si
     found: dict[str, tuple[nn.Module, Size]] = {}
     handles = []
     for name, module in network.named_modules():
-        if any(p.dim() > 1 for p in module.parameters(recurse=False)):
+        # The weights of a normalisation are no map that errors go down through, whatever their shape.
+        norm = isinstance(module, nn.LayerNorm | nn.RMSNorm)
+        if not norm and any(p.dim() > 1 for p in module.parameters(recurse=False)):
 
             def note(module, args, name=name):
                 if args[0].requires_grad:
@@ -117,9 +119,8 @@ def _operations_with_errors(network: nn.Module) -> dict[str, tuple[nn.Module, Si
 
             handles.append(module.register_forward_pre_hook(note))
     try:
-        dtype = next(network.parameters()).dtype
         with torch.enable_grad():
-            sample = torch.empty(2, *network.input_shape, dtype=dtype, device="meta")
+            sample = meta_batch(network, network.input_shape)
             torch.func.functional_call(network, meta_state(network), (sample,), tie_weights=False)
     finally:
         for handle in handles:

@@ -60,6 +60,20 @@ class AffineContext:
 
 
 @dataclass(frozen=True)
+class SampleAffineContext:
+    """Statistics that each sample was normalised by: ``mean`` and ``inverse_std``, (B, ...), broadcastable."""
+
+    mean: Tensor
+    inverse_std: Tensor
+
+    def repeat(self, samples: int) -> SampleAffineContext:
+        return SampleAffineContext(repeated(self.mean, samples), repeated(self.inverse_std, samples))
+
+    def select(self, index) -> SampleAffineContext:
+        return SampleAffineContext(self.mean[index], self.inverse_std[index])
+
+
+@dataclass(frozen=True)
 class SlopeContext:
     """``slope`` (B, *shape), the derivative of an elementwise nonlinearity where the clean pass evaluated it."""
 

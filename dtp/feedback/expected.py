@@ -46,6 +46,7 @@ from dtp.feedback.loop import Average, FeedbackProblem, FeedbackResult, Step, sh
 from dtp.feedback.operations import (
     BatchNormAdjoint,
     ConvFeedback,
+    DropoutAdjoint,
     Elementwise,
     Gate,
     LinearFeedback,
@@ -53,6 +54,7 @@ from dtp.feedback.operations import (
     MaxUnpool,
     PassThrough,
     Routing,
+    SampleNormAdjoint,
     operation_of,
     windows_overlap,
 )
@@ -67,14 +69,14 @@ class NotExpected(NotReducible):
 
 
 # Operations of a feedback layer that act on each value by itself, and those of them that are linear.
-_LINEAR = (BatchNormAdjoint, Gate, PassThrough, StandardiseAdjoint)
+_LINEAR = (BatchNormAdjoint, DropoutAdjoint, Gate, PassThrough, SampleNormAdjoint, StandardiseAdjoint)
 _BY_VALUE = (Elementwise, *_LINEAR)
 # Affine maps of which it is known which weights reach where, each with what it undoes.
 _MAPS = {
-    LinearFeedback: nn.Linear,
-    ConvFeedback: nn.Conv2d,
-    SameConvFeedback: SameConv2d,
-    LocallyConnectedFeedback: LocallyConnected2d,
+    LinearFeedback: (nn.Linear,),
+    ConvFeedback: (nn.Conv1d, nn.Conv2d),
+    SameConvFeedback: (SameConv2d,),
+    LocallyConnectedFeedback: (LocallyConnected2d,),
 }
 
 
@@ -148,6 +150,8 @@ class ExpectedLDRL:
                 overlapping = operation.mode == "add" and windows_overlap(pool)
             elif kind is Elementwise and unpooled and overlapping:
                 raise NotExpected("a nonlinearity follows the unpooling of windows that overlap")
+            elif kind is SampleNormAdjoint and unpooled and isinstance(self.modules[position], nn.LayerNorm):
+                raise NotExpected("a LayerNorm, whose values differ by position, stands before its pooling")
             elif kind not in _BY_VALUE or (kind is Gate and operation.gate != "forward"):
                 raise NotExpected(f"its feedback has {kind.__name__}, which does not act on each value by itself")
             if has_hooks(operation):
@@ -160,7 +164,7 @@ class ExpectedLDRL:
     def _why_drawn(self, routing: Routing) -> str:
         """Why the mean of the first term is not known; empty where it is."""
         forward = self.modules[self.place]
-        known = type(forward) is _MAPS.get(type(self.map)) and operation_of(forward).plain
+        known = type(forward) in _MAPS.get(type(self.map), ()) and operation_of(forward).plain
         if not known or any(has_hooks(module) for module in self.modules):
             return "its affine map is not one of the known ones, or has hooks"
         if any(type(module) not in (nn.Flatten, nn.Identity) for module in self.modules[: self.place]):
@@ -298,10 +302,12 @@ class ExpectedLDRL:
         return None
 
     def _clean_slopes(self, context: Context) -> dict[int, Tensor]:
-        """Slopes of the clean pass by place, at the cells."""
+        """Slopes of the clean pass, and masks of its dropouts, by place, at the cells."""
         pool, pooled_at = self._pool(context), self._pool_place
         gates = [(operation, position) for operation, position in self.before if type(operation) is Gate]
         slopes = {position: gate.slope_in(context[position]) for gate, position in gates}
+        dropped = [position for operation, position in self.before if type(operation) is DropoutAdjoint]
+        slopes |= {n: context[n].numbers for n in dropped if context[n] is not None}
         return {n: pool(slope) if n < pooled_at else slope for n, slope in slopes.items()}
 
     @property
@@ -312,7 +318,9 @@ class ExpectedLDRL:
         """h of the cells, (B, *cells), what pools and unpools left out."""
         undone = {position: operation for operation, position in self.before}
         for position in range(self.place + 1, len(self.modules)):
-            if type(undone[position]) is not MaxUnpool:
+            if type(undone[position]) is DropoutAdjoint and position in slopes:
+                x = x * slopes[position]
+            elif type(undone[position]) is not MaxUnpool:
                 module = self.modules[position]
                 if _is_elu(module):
                     x = _elu(x, module.alpha)
@@ -323,7 +331,7 @@ class ExpectedLDRL:
     def _before_map(self, y: Tensor, context: Context, slopes: dict[int, Tensor]) -> Tensor:
         """phi of the cells, the unpooling left out."""
         for operation, position in self.before:
-            if type(operation) is Gate:
+            if position in slopes:
                 y = y * slopes[position]
             elif type(operation) is Elementwise and _is_elu(operation.function):
                 y = _elu(y, operation.function.alpha)

@@ -8,12 +8,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dtp.modules import LocallyConnected2d
+
 Init = Literal["default", "xavier", "xavier-normal"]
 
 
-def fans(weight: Tensor) -> tuple[int, int]:
-    """Fan-in and fan-out of a forward weight: linear (o, i), convolution (o, i, k, k), locally connected (L, o, i)."""
-    if weight.dim() == 3:
+def fans(operation: nn.Module) -> tuple[int, int]:
+    """Fan-in and fan-out of the ``weight`` of a forward operation; of a locally connected one, at each position."""
+    weight = operation.weight
+    if isinstance(operation, LocallyConnected2d):
         return weight.shape[2], weight.shape[1]
     return nn.init._calculate_fan_in_and_fan_out(weight)
 

@@ -4,7 +4,8 @@ A forward layer is an ``nn.Sequential`` of operations. Every operation type has 
 
 - ``forward(module, x, given, routing) -> (y, context)``: the operation itself. ``given`` is the context of a clean pass
   that this pass is compared with, or None. Normalisation always uses the statistics of the given context (a noisy pass
-  must not measure or store its own); max-pooling uses the given switches when ``routing`` is ``"fixed"``.
+  must not measure or store its own), and dropout the mask of the given context, whatever the routing, so that two
+  passes differ by the noise alone; max-pooling uses the given switches when ``routing`` is ``"fixed"``.
 - ``feedback(module, in_shape, settings) -> FeedbackOperation``: the module that maps back.
 
 :func:`register_feedback` adds a type. Shapes below are those of one batch: (B, *sample).
@@ -23,7 +24,14 @@ import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
 from dtp.errors import UserError
-from dtp.feedback.context import AffineContext, ShapeContext, SlopeContext, SwitchesContext
+from dtp.feedback.context import (
+    AffineContext,
+    DrawnContext,
+    SampleAffineContext,
+    ShapeContext,
+    SlopeContext,
+    SwitchesContext,
+)
 from dtp.precision import full_precision
 from dtp.shapes import channels_last
 
@@ -217,29 +225,30 @@ class LinearFeedback(LinearMap):
 
 
 class ConvFeedback(LinearMap):
-    """Feedback of a convolution: the transposed convolution of the same geometry, with weights of its own.
+    """Feedback of a convolution over one or two dimensions: the transposed one of its geometry, with own weights.
 
     ``output_padding`` restores the input size that the stride rounded away: (in + 2 pad - dilation (k - 1) - 1) mod
     stride in each dimension.
     """
 
-    def __init__(self, forward_operation: nn.Conv2d, in_shape: Size, bias: bool):
+    def __init__(self, forward_operation: nn.Conv1d | nn.Conv2d, in_shape: Size, bias: bool):
         super().__init__()
         conv = forward_operation
         if conv.padding_mode != "zeros":
             raise UserError(
-                f"A Conv2d with padding_mode={conv.padding_mode!r} has no feedback layer; use padding_mode='zeros'."
+                f"A {type(conv).__name__} with padding_mode={conv.padding_mode!r} has no feedback layer; use "
+                "padding_mode='zeros'."
             )
-        padding = _symmetric_padding(conv)
+        padding, dimensions = _symmetric_padding(conv), len(conv.kernel_size)
         # Of r, and what zeros a subclass lays around it: before and after, in each dimension.
-        self.in_size, self.padded = tuple(in_shape[-2:]), ((0, 0),) * 2
+        self.in_size, self.padded = tuple(in_shape[-dimensions:]), ((0, 0),) * dimensions
         output_padding = tuple(
             (size + 2 * pad - dilation * (kernel - 1) - 1) % stride
             for size, pad, dilation, kernel, stride in zip(
-                in_shape[-2:], padding, conv.dilation, conv.kernel_size, conv.stride, strict=True
+                self.in_size, padding, conv.dilation, conv.kernel_size, conv.stride, strict=True
             )
         )
-        self.transposed = nn.ConvTranspose2d(
+        self.transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d)[dimensions - 1](
             conv.out_channels,
             conv.in_channels,
             conv.kernel_size,
@@ -261,7 +270,8 @@ class ConvFeedback(LinearMap):
 
     def apply_weight(self, y: Tensor, weight: Tensor) -> Tensor:
         t = self.transposed
-        return F.conv_transpose2d(y, weight, None, t.stride, t.padding, t.output_padding, t.groups, t.dilation)
+        transposed = (F.conv_transpose1d, F.conv_transpose2d)[len(t.kernel_size) - 1]
+        return transposed(y, weight, None, t.stride, t.padding, t.output_padding, t.groups, t.dilation)
 
     def weight_gradient(self, y: Tensor, error: Tensor) -> Tensor:
         # <error, A_V(y)> = <conv_V(error), y>: the weight gradient of the convolution that this one transposes.
@@ -275,25 +285,25 @@ class ConvFeedback(LinearMap):
             t.padding,
             t.dilation,
             False,
-            (0, 0),
+            (0,) * len(t.kernel_size),
             t.groups,
             (False, True, False),
         )[1]
 
     def squares_reaching(self, weight: Tensor) -> Tensor:
-        rows, columns = self._taps_inside(weight)
-        return rows @ weight.square().sum(1) @ columns.t()
+        *rows, columns = self._taps_inside(weight)
+        squares = weight.square().sum(1)
+        return (rows[0] @ squares if rows else squares) @ columns.t()
 
     def over_positions(self, values: Tensor) -> Tensor:
-        rows, columns = self._taps_inside(values)
-        return (rows.t() @ values @ columns)[:, None]
+        *rows, columns = self._taps_inside(values)
+        return ((rows[0].t() @ values if rows else values) @ columns)[:, None]
 
-    def _taps_inside(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(H', k) and (W', k), 1 where a tap of the kernel lies within the rows or columns of r, else 0."""
+    def _taps_inside(self, like: Tensor) -> list[Tensor]:
+        """(H', k) and (W', k), or the last alone: 1 where a tap of the kernel lies within the rows or columns of r."""
         t, padded = self.transposed, self.padded
         geometry = zip(self.in_size, padded, t.kernel_size, t.stride, t.padding, t.dilation, strict=True)
-        rows, columns = (_inside(*numbers, like.dtype, like.device) for numbers in geometry)
-        return rows, columns
+        return [_inside(*numbers, like.dtype, like.device) for numbers in geometry]
 
 
 @lru_cache(maxsize=256)
@@ -329,8 +339,8 @@ def _symmetric_padding(conv: nn.Conv2d) -> tuple[int, ...]:
         total = [dilation * (kernel - 1) for dilation, kernel in zip(conv.dilation, conv.kernel_size, strict=True)]
         if any(pad % 2 for pad in total):
             raise UserError(
-                f"A Conv2d with kernel {conv.kernel_size} and padding='same' pads unevenly and has no feedback layer; "
-                "use odd kernels or padding given as numbers."
+                f"A {type(conv).__name__} with kernel {conv.kernel_size} and padding='same' pads unevenly and has no "
+                "feedback layer; use odd kernels or padding given as numbers."
             )
         return tuple(pad // 2 for pad in total)
     return conv.padding
@@ -390,8 +400,11 @@ def last_at_each(dim: int, indices: Tensor, values: Tensor, positions: int) -> T
     return known.gather(dim, winners) + (values - known)
 
 
-def windows_overlap(pool: nn.MaxPool2d) -> bool:
+def windows_overlap(pool: nn.Module) -> bool:
     """Whether two windows of a pooling can share a position."""
+    if isinstance(pool, nn.AdaptiveMaxPool1d | nn.AdaptiveMaxPool2d):
+        # They do where the sizes do not divide.
+        return True
     kernel, stride = ((n, n) if isinstance(n, int) else n for n in (pool.kernel_size, pool.stride))
     return any(k > s for k, s in zip(kernel, stride, strict=True)) or pool.dilation not in (1, (1, 1))
 
@@ -439,6 +452,31 @@ class BatchNormAdjoint(FeedbackOperation):
         return y * per_channel(scale, y)
 
 
+class SampleNormAdjoint(FeedbackOperation):
+    """Adjoint of a layer or group normalisation with its statistics frozen: multiply by gamma / sqrt(var + eps)."""
+
+    kind = "reshape"
+
+    def __init__(self, forward_operation: nn.LayerNorm | nn.GroupNorm):
+        super().__init__()
+        # Not registered, as that of a batch normalisation.
+        self._forward_operation = (forward_operation,)
+
+    def forward(self, y: Tensor, context: SampleAffineContext) -> Tensor:
+        norm = self._forward_operation[0]
+        y = y * context.inverse_std
+        return y if norm.weight is None else y * _of_values(norm, norm.weight.detach(), y)
+
+
+class DropoutAdjoint(FeedbackOperation):
+    """Multiply by the mask of the clean pass: what was dropped gets no target. Nothing where the pass had none."""
+
+    kind = "reshape"
+
+    def forward(self, y: Tensor, context: DrawnContext | None) -> Tensor:
+        return y if context is None else y * context.numbers
+
+
 class PassThrough(FeedbackOperation):
     """Feedback of an operation that changes nothing."""
 
@@ -457,6 +495,11 @@ def per_channel(values: Tensor, like: Tensor) -> Tensor:
     return values.reshape(1, -1, *(1 for _ in like.shape[2:]))
 
 
+def _of_values(norm: nn.LayerNorm | nn.GroupNorm, parameters: Tensor, like: Tensor) -> Tensor:
+    """Weights or biases of a normalisation, broadcastable to its values."""
+    return parameters if isinstance(norm, nn.LayerNorm) else per_channel(parameters, like)
+
+
 # --- forward passes that return a context -----------------------------------------------------------------------------
 
 
@@ -469,7 +512,7 @@ def shape_forward(module: nn.Module, x: Tensor, given: Any, routing: Routing) ->
 
 
 def _max_pool_forward(
-    module: nn.MaxPool2d, x: Tensor, given: SwitchesContext | None, routing: Routing
+    module: nn.Module, x: Tensor, given: SwitchesContext | None, routing: Routing
 ) -> tuple[Tensor, SwitchesContext]:
     if given is not None and routing == "fixed":
         indices = given.indices
@@ -478,15 +521,20 @@ def _max_pool_forward(
             gathered = _positions_first(x).gather(1, _positions_first(indices))
             return gathered.transpose(1, 2).unflatten(2, indices.shape[2:]), given
         return x.flatten(2).gather(2, indices.flatten(2)).view_as(indices), given
-    y, indices = F.max_pool2d(
-        x,
-        module.kernel_size,
-        module.stride,
-        module.padding,
-        module.dilation,
-        ceil_mode=module.ceil_mode,
-        return_indices=True,
-    )
+    one_dimension = isinstance(module, nn.MaxPool1d | nn.AdaptiveMaxPool1d)
+    if isinstance(module, nn.AdaptiveMaxPool1d | nn.AdaptiveMaxPool2d):
+        pool = F.adaptive_max_pool1d if one_dimension else F.adaptive_max_pool2d
+        y, indices = pool(x, module.output_size, return_indices=True)
+    else:
+        y, indices = (F.max_pool1d if one_dimension else F.max_pool2d)(
+            x,
+            module.kernel_size,
+            module.stride,
+            module.padding,
+            module.dilation,
+            ceil_mode=module.ceil_mode,
+            return_indices=True,
+        )
     return y, SwitchesContext(indices, x.shape[1:])
 
 
@@ -507,6 +555,40 @@ def _batch_norm_forward(
         # Copied: a context must not change when the module's buffers do.
         mean, variance = module.running_mean.clone(), module.running_var.clone()
     return module(x), AffineContext(mean, torch.rsqrt(variance + module.eps))
+
+
+def _sample_norm_forward(
+    module: nn.LayerNorm | nn.GroupNorm, x: Tensor, given: SampleAffineContext | None, routing: Routing
+) -> tuple[Tensor, SampleAffineContext]:
+    if given is not None:
+        y = (x - given.mean) * given.inverse_std
+        if module.weight is not None:
+            y = y * _of_values(module, module.weight, x)
+        if module.bias is not None:
+            y = y + _of_values(module, module.bias, x)
+        return y, given
+    seen = full_precision(x.detach())
+    if isinstance(module, nn.LayerNorm):
+        over = [-i for i in range(1, len(module.normalized_shape) + 1)]
+        mean, variance = seen.mean(over, keepdim=True), seen.var(over, unbiased=False, keepdim=True)
+    else:
+        groups = seen.reshape(len(x), module.num_groups, -1)
+        each = module.num_channels // module.num_groups
+        mean, variance = (
+            statistic.repeat_interleave(each, 1).reshape(len(x), -1, *(1 for _ in x.shape[2:]))
+            for statistic in (groups.mean(2), groups.var(2, unbiased=False))
+        )
+    return module(x), SampleAffineContext(mean, torch.rsqrt(variance + module.eps))
+
+
+def _dropout_forward(
+    module: nn.Module, x: Tensor, given: DrawnContext | None, routing: Routing
+) -> tuple[Tensor, DrawnContext | None]:
+    if given is None and not module.training:
+        return module(x), None
+    # As the module itself draws it; a pass that is compared with the clean one has its mask.
+    context = DrawnContext(module(torch.ones_like(x))) if given is None else given
+    return x * context.numbers, context
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
@@ -564,6 +646,12 @@ def operation_of(module: nn.Module) -> _Operation:
     )
 
 
+def _refuse_indices(module: nn.Module, in_shape: Size, settings: FeedbackSettings) -> FeedbackOperation:
+    raise UserError(
+        f"{type(module).__name__} takes whole numbers, to which nothing can be fed back; put it into the first layer."
+    )
+
+
 def elementwise_feedback(module: nn.Module, in_shape: Size, settings: FeedbackSettings) -> FeedbackOperation:
     """What undoes an elementwise nonlinearity."""
     return Gate(module, "forward") if settings.slope == "clean" else Elementwise(module)
@@ -579,18 +667,36 @@ def is_elementwise(module: nn.Module) -> bool:
         return False
 
 
-for _type in (nn.ELU, nn.ReLU, nn.LeakyReLU, nn.Tanh):
+for _type in (
+    nn.ELU,
+    nn.ReLU,
+    nn.LeakyReLU,
+    nn.Tanh,
+    nn.GELU,
+    nn.SiLU,
+    nn.Softplus,
+    nn.Hardtanh,  # and ReLU6, which is one
+    nn.Hardswish,
+):
     register_feedback(_type, elementwise_feedback)
 register_feedback(nn.Linear, lambda module, in_shape, settings: LinearFeedback(module, settings.bias))
-register_feedback(nn.Conv2d, lambda module, in_shape, settings: ConvFeedback(module, in_shape, settings.bias))
-register_feedback(
-    nn.MaxPool2d,
-    lambda module, in_shape, settings: MaxUnpool(settings.unpool, windows_overlap(module)),
-    _max_pool_forward,
-)
-for _type in (nn.AvgPool2d, nn.AdaptiveAvgPool2d):
+for _type in (nn.Conv1d, nn.Conv2d):
+    register_feedback(_type, lambda module, in_shape, settings: ConvFeedback(module, in_shape, settings.bias))
+for _type in (nn.Embedding, nn.EmbeddingBag):
+    register_feedback(_type, _refuse_indices)
+for _type in (nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d):
+    register_feedback(
+        _type,
+        lambda module, in_shape, settings: MaxUnpool(settings.unpool, windows_overlap(module)),
+        _max_pool_forward,
+    )
+for _type in (nn.AvgPool1d, nn.AvgPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d):
     register_feedback(_type, lambda module, in_shape, settings: PoolingAdjoint(module), shape_forward)
 register_feedback(nn.Flatten, lambda module, in_shape, settings: Unflatten(), shape_forward)
 for _type in (nn.BatchNorm1d, nn.BatchNorm2d):
     register_feedback(_type, lambda module, in_shape, settings: BatchNormAdjoint(module), _batch_norm_forward)
+for _type in (nn.LayerNorm, nn.GroupNorm):
+    register_feedback(_type, lambda module, in_shape, settings: SampleNormAdjoint(module), _sample_norm_forward)
+for _type in (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d):
+    register_feedback(_type, lambda module, in_shape, settings: DropoutAdjoint(), _dropout_forward)
 register_feedback(nn.Identity, lambda module, in_shape, settings: PassThrough())

@@ -319,7 +319,7 @@ def _affine_place(modules: Sequence[nn.Module]) -> int | None:
         if type(module) in (nn.Flatten, nn.Identity) and not has_hooks(module):
             continue
         zeros = getattr(module, "padding_mode", "zeros") == "zeros"
-        known = type(module) in (nn.Linear, nn.Conv2d) and zeros and operation_of(module).plain
+        known = type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d) and zeros and operation_of(module).plain
         return place if known and not has_hooks(module) else None
     return None
 
@@ -327,4 +327,5 @@ def _affine_place(modules: Sequence[nn.Module]) -> int | None:
 def _without_bias(module: nn.Module, x: Tensor) -> Tensor:
     if isinstance(module, nn.Linear):
         return F.linear(x, module.weight)
-    return F.conv2d(x, module.weight, None, module.stride, module.padding, module.dilation, module.groups)
+    convolution = F.conv1d if isinstance(module, nn.Conv1d) else F.conv2d
+    return convolution(x, module.weight, None, module.stride, module.padding, module.dilation, module.groups)

@@ -141,9 +141,9 @@ def initialise(layer: nn.Module, init: str) -> None:
             # Every position is a small dense layer.
             for position in module.weight:
                 fill(position)
-        elif isinstance(module, nn.Linear | nn.Conv2d):
+        elif isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
             fill(module.weight)
-        if isinstance(module, nn.Linear | nn.Conv2d | LocallyConnected2d) and module.bias is not None:
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | LocallyConnected2d) and module.bias is not None:
             module.bias.zero_()
 
 

@@ -283,7 +283,7 @@ def test_magnitudes_of_brsf_are_a_function_of_the_seed_and_the_number_of_the_bat
         assert not any(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     # ... of the right size ...
     for carried, m in zip(rule.feedback.carried, found[0], strict=True):
-        assert m.max() <= math.sqrt(3) * deviation(*fans(carried.module.weight), "default")
+        assert m.max() <= math.sqrt(3) * deviation(*fans(carried.module), "default")
     # ... whatever the images and the maps it began with, but not whatever the seed.
     for again, expected in zip(magnitudes(1, 5)[1], found, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(again, expected, strict=True))

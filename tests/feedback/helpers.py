@@ -263,6 +263,77 @@ LAYERS |= {
     "linear-sigmoid": (lambda: nn.Sequential(nn.Linear(7, 6), nn.Sigmoid()), (7,), {}),
     "linear-tanh-standardise": (lambda: nn.Sequential(nn.Linear(7, 6), nn.Tanh(), Standardise(6)), (7,), {}),
 }
+# And of types that other networks have: torchvision's, those for sequences.
+LAYERS |= {
+    **{
+        f"linear-{function}": (lambda function=function: nn.Sequential(nn.Linear(7, 6), function), (7,), {})
+        for function in (
+            nn.GELU(),
+            nn.GELU("tanh"),
+            nn.SiLU(),
+            nn.Softplus(2.0),
+            nn.Hardtanh(-0.4, 0.6),
+            nn.Hardswish(),
+        )
+    },
+    "conv-relu6-pool": (lambda: conv(nn.ReLU6(), nn.MaxPool2d(2)), MAPS, {}),
+    "conv-gelu-pool": (lambda: conv(nn.GELU(), nn.MaxPool2d(2)), MAPS, {}),
+    "conv-silu-in-place": (lambda: conv(nn.SiLU(inplace=True)), MAPS, {}),
+    "linear-elu-dropout": (lambda: nn.Sequential(nn.Linear(7, 6), nn.ELU(), nn.Dropout(0.4)), (7,), {}),
+    "linear-dropout-elu": (lambda: nn.Sequential(nn.Linear(7, 6), nn.Dropout(0.4, inplace=True), nn.ELU()), (7,), {}),
+    "linear-elu-dropout-eval": (
+        lambda: nn.Sequential(nn.Linear(7, 6), nn.ELU(), nn.Dropout(0.4)).eval(),
+        (7,),
+        {},
+    ),
+    "conv-elu-pool-dropout": (lambda: conv(nn.ELU(), nn.MaxPool2d(2), nn.Dropout(0.4)), MAPS, {}),
+    "conv-elu-dropout-pool": (lambda: conv(nn.ELU(), nn.Dropout(0.4), nn.MaxPool2d(2)), MAPS, {}),
+    "conv-dropout2d-elu-pool": (lambda: conv(nn.Dropout2d(0.4), nn.ELU(), nn.MaxPool2d(2)), MAPS, {}),
+    "linear-layer-norm-elu": (lambda: nn.Sequential(nn.Linear(7, 6), norm(nn.LayerNorm(6)), nn.ELU()), (7,), {}),
+    "linear-layer-norm-plain": (
+        lambda: nn.Sequential(nn.Linear(7, 6), nn.ELU(), nn.LayerNorm(6, elementwise_affine=False)),
+        (7,),
+        {},
+    ),
+    "linear-positions-layer-norm": (
+        lambda: nn.Sequential(nn.Linear(7, 6), norm(nn.LayerNorm(6, bias=False)), nn.Tanh()),
+        (5, 7),
+        {},
+    ),
+    "conv-layer-norm-elu": (lambda: conv(norm(nn.LayerNorm([4, 7, 6])), nn.ELU()), MAPS, {}),
+    "conv-elu-pool-layer-norm": (lambda: conv(nn.ELU(), nn.MaxPool2d(2), norm(nn.LayerNorm([3, 3]))), MAPS, {}),
+    "conv-group-norm-elu-pool": (lambda: conv(norm(nn.GroupNorm(2, 4)), nn.ELU(), nn.MaxPool2d(2)), MAPS, {}),
+    "conv-elu-group-norm-plain": (lambda: conv(nn.ELU(), nn.GroupNorm(4, 4, affine=False)), MAPS, {}),
+    "conv-elu-adaptive-max": (lambda: conv(nn.ELU(), nn.AdaptiveMaxPool2d((3, 2))), MAPS, {}),
+    "conv-elu-adaptive-max-write": (lambda: conv(nn.ELU(), nn.AdaptiveMaxPool2d((4, 4))), MAPS, {"unpool": "write"}),
+    "conv1d-elu": (lambda: nn.Sequential(nn.Conv1d(2, 4, 3, padding=1), nn.ELU()), (2, 9), {}),
+    "conv1d-everything": (
+        lambda: nn.Sequential(nn.Conv1d(4, 6, 4, stride=3, padding=2, dilation=2, groups=2), nn.Tanh()),
+        (4, 14),
+        {},
+    ),
+    "conv1d-bn1d-elu-pool": (
+        lambda: nn.Sequential(nn.Conv1d(2, 4, 3), norm(nn.BatchNorm1d(4)), nn.ELU(), nn.MaxPool1d(2)),
+        (2, 11),
+        {},
+    ),
+    "conv1d-elu-overlapping-pool": (
+        lambda: nn.Sequential(nn.Conv1d(2, 4, 3), nn.ELU(), nn.MaxPool1d(3, 2, 1)),
+        (2, 11),
+        {},
+    ),
+    "conv1d-elu-adaptive-max": (
+        lambda: nn.Sequential(nn.Conv1d(2, 4, 3), nn.ELU(), nn.AdaptiveMaxPool1d(4)),
+        (2, 11),
+        {},
+    ),
+    "conv1d-elu-average": (lambda: nn.Sequential(nn.Conv1d(2, 4, 3), nn.ELU(), nn.AvgPool1d(2)), (2, 11), {}),
+    "conv1d-elu-adaptive-average": (
+        lambda: nn.Sequential(nn.Conv1d(2, 4, 3), nn.ELU(), nn.AdaptiveAvgPool1d(4)),
+        (2, 11),
+        {},
+    ),
+}
 OF_MAPS = [name for name, (_, in_shape, _) in LAYERS.items() if len(in_shape) == 3]
 
 

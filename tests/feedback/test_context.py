@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from dtp.feedback import AffineContext, Context, ShapeContext, SwitchesContext, forward_with_context, ldrl_loss
-from dtp.feedback.context import DrawnContext, SlopeContext
+from dtp.feedback.context import DrawnContext, SampleAffineContext, SlopeContext
 
 from .helpers import undo
 
@@ -25,6 +25,7 @@ def layer() -> nn.Sequential:
         nn.MaxPool2d(3, 2, 1),
         nn.Flatten(),
         nn.Linear(80, 7),
+        nn.LayerNorm(7),
     ).double()
     nn.init.uniform_(layer[1].running_mean)
     nn.init.uniform_(layer[1].running_var, 0.5, 2)
@@ -45,7 +46,7 @@ def assert_same(a: Context, b: Context) -> None:
 
 def test_context_has_one_entry_for_each_operation(layer):
     _, context = forward_with_context(layer, images(2))
-    kinds = [type(None), AffineContext, type(None), SwitchesContext, ShapeContext, type(None)]
+    kinds = [type(None), AffineContext, type(None), SwitchesContext, ShapeContext, type(None), SampleAffineContext]
     assert [type(item) for item in context] == kinds
     assert context[3].shape == (4, 9, 8) and context[4].shape == (4, 5, 4)
 
@@ -149,3 +150,13 @@ def test_repetition_keeps_the_memory_format(layout):
         (given,) = (value for value in vars(item).values() if isinstance(value, torch.Tensor))
         (found,) = (value for value in vars(item.repeat(3)).values() if isinstance(value, torch.Tensor))
         assert torch.equal(found, given.repeat(3, 1, 1, 1)) and found.is_contiguous(memory_format=layout)
+
+
+def test_masks_are_repeated_and_selected_with_their_samples():
+    layer = nn.Sequential(nn.Linear(5, 6), nn.Dropout(0.5))
+    y, context = forward_with_context(layer, torch.randn(4, 5))
+    kept = y != 0
+    assert 0 < kept.sum() < kept.numel()
+    assert torch.equal(context.repeat(3)[1].numbers != 0, kept.repeat(3, 1))
+    index = torch.tensor([2, 0, 0])
+    assert torch.equal(context.select(index)[1].numbers != 0, kept[index])

@@ -153,8 +153,10 @@ def test_one_node_is_the_gradient_of_the_distance_of_the_jacobians(name):
     assert relative_difference(task.gradient(nodes=1), small_noise_gradient(task)) < 1e-11
 
 
-# A kink of the feedback at 0, where ReLU has its dead units, is one at any noise.
-@pytest.mark.parametrize("name", [n for n in KNOWN if "relu" not in n or "leaky" in n or "clean" in n])
+# A kink of the feedback at 0, where ReLU has its dead units, is one at any noise; so are those where Hardtanh ends.
+@pytest.mark.parametrize(
+    "name", [n for n in KNOWN if ("relu" not in n or "leaky" in n or "clean" in n) and "Hardtanh" not in n]
+)
 def test_five_nodes_come_to_the_same_for_small_noise(name):
     task = Clean(name, sigma=1e-5)
     task.balance()
@@ -252,7 +254,8 @@ def test_scale_of_the_paper(paper_scale):
     compare_with_samples(task.gradient(9, paper_scale=paper_scale) + scale * left_out(task), sampled, precision=0.06)
 
 
-@pytest.mark.parametrize("name", KNOWN_MAPS)
+# A mask is drawn in the order of the memory.
+@pytest.mark.parametrize("name", [name for name in KNOWN_MAPS if "dropout" not in name])
 @pytest.mark.parametrize("nodes", [1, 5])
 def test_channels_last_changes_nothing_but_rounding(name, nodes):
     of_maps, plain = (Clean(name, memory_format=layout) for layout in (torch.channels_last, torch.contiguous_format))
@@ -401,6 +404,7 @@ def test_drawn_gradient_is_the_mean_of_many_sampled_ones(name):
             "windows that overlap",
         ),
         (conv(nn.MaxPool2d(2), nn.MaxPool2d(2, 1)), MAPS, "MaxUnpool"),
+        (conv(nn.LayerNorm([4, 7, 6]), nn.ELU(), nn.MaxPool2d(2)), MAPS, "LayerNorm.*before its pooling"),
         (nn.Sequential(ResidualUnit(2, 2, 1, nn.ELU()), nn.ELU()), MAPS, "operations with weights|does not say"),
     ],
 )

@@ -102,6 +102,23 @@ def test_convolution_that_pads_unevenly_is_refused(arguments):
         undo(nn.Conv2d(2, 3, padding="same", **arguments), (2, 6, 6))
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        dict(kernel_size=1),
+        dict(kernel_size=3, padding=1, stride=2),
+        dict(kernel_size=5, padding=3, stride=3, dilation=2, groups=2),
+        dict(kernel_size=5, padding="same", dilation=2),
+        dict(kernel_size=4, padding="valid", stride=3, groups=4),
+    ],
+    ids=lambda a: " ".join(f"{k}={v}" for k, v in a.items()),
+)
+def test_convolution_feedback_in_one_dimension_is_adjoint_for_every_input_length(arguments):
+    conv = nn.Conv1d(4, 8, **arguments)
+    for length in range(9, 30):
+        assert_adjoint(conv, (4, length), batch=1)
+
+
 # --- reshapes and average pooling -------------------------------------------------------------------------------------
 
 
@@ -131,6 +148,14 @@ def test_identity_feedback_is_identity():
 @pytest.mark.parametrize("size", [(8, 8), (7, 10), (5, 9)])
 def test_average_pooling_feedback_is_adjoint(pool, size):
     assert_adjoint(pool, (3, *size))
+
+
+@pytest.mark.parametrize(
+    "pool", [nn.AvgPool1d(2), nn.AvgPool1d(3, 2, 1), nn.AdaptiveAvgPool1d(1), nn.AdaptiveAvgPool1d(4)], ids=str
+)
+@pytest.mark.parametrize("length", [8, 11])
+def test_average_pooling_feedback_in_one_dimension_is_adjoint(pool, length):
+    assert_adjoint(pool, (3, length))
 
 
 def test_average_pooling_feedback_passes_gradients_and_works_without_them():
@@ -235,6 +260,154 @@ def test_clean_pass_in_training_updates_running_statistics_once(kind, in_shape):
         assert torch.equal(tensor, other.state_dict()[name]), name
 
 
+# --- layer and group normalisation ------------------------------------------------------------------------------------
+
+
+def sample_statistics(module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance that each value of x is normalised by, in its shape, one sample after the other."""
+    mean, var = torch.empty_like(x), torch.empty_like(x)
+    for b in range(len(x)):
+        if isinstance(module, nn.GroupNorm):
+            parts = [(b, rows) for rows in torch.arange(x.shape[1]).chunk(module.num_groups)]
+        else:
+            outer = x.shape[1 : x.dim() - len(module.normalized_shape)]
+            parts = [(b, *(i[None] for i in at)) for at in torch.ones(outer).nonzero()] if outer else [(b,)]
+        for part in parts:
+            mean[part], var[part] = x[part].mean(), x[part].var(unbiased=False)
+    return mean, var
+
+
+def frozen_by_sample(module: nn.Module, mean: Tensor, var: Tensor, x: Tensor) -> Tensor:
+    y = (x - mean) / (var + module.eps).sqrt()
+    for parameter, combine in ((module.weight, torch.mul), (module.bias, torch.add)):
+        if parameter is not None:
+            per_group = isinstance(module, nn.GroupNorm)
+            y = combine(y, parameter.view(-1, *(1 for _ in x.shape[2:])) if per_group else parameter)
+    return y
+
+
+SAMPLE_NORMS = pytest.mark.parametrize(
+    ("make", "in_shape"),
+    [
+        (lambda: nn.LayerNorm(5), (5,)),
+        (lambda: nn.LayerNorm(5), (3, 5)),
+        (lambda: nn.LayerNorm([4, 3, 5]), (4, 3, 5)),
+        (lambda: nn.LayerNorm([3, 5]), (4, 3, 5)),
+        (lambda: nn.LayerNorm(5, bias=False), (5,)),
+        (lambda: nn.LayerNorm(5, elementwise_affine=False), (5,)),
+        (lambda: nn.GroupNorm(2, 4), (4,)),
+        (lambda: nn.GroupNorm(2, 4), (4, 3)),
+        (lambda: nn.GroupNorm(1, 4), (4, 3, 5)),
+        (lambda: nn.GroupNorm(4, 4, affine=False), (4, 3, 5)),
+    ],
+)
+
+
+def sample_norm(make) -> nn.Module:
+    module = make().double()
+    for parameter in module.parameters():
+        nn.init.uniform_(parameter, 0.5, 2.0)
+    return module
+
+
+@SAMPLE_NORMS
+@pytest.mark.parametrize("train", [True, False])
+def test_sample_norm_feedback_is_adjoint_of_the_frozen_affine_map(make, in_shape, train):
+    module = sample_norm(make).train(train)
+    x = torch.randn(6, *in_shape, dtype=torch.float64, requires_grad=True)
+    y, context = forward_with_context(module, x)
+    assert torch.equal(y, module(x))
+    expected = frozen_by_sample(module, *sample_statistics(module, x.detach()), x)
+    torch.testing.assert_close(y, expected, **exact)
+    u = random_like(y)
+    torch.testing.assert_close(
+        undo(module, in_shape)(u, context), torch.autograd.grad(expected, x, u)[0], rtol=1e-9, atol=1e-12
+    )
+
+
+@SAMPLE_NORMS
+def test_noisy_pass_uses_the_clean_statistics_of_each_sample(make, in_shape):
+    module = sample_norm(make)
+    x = torch.randn(6, *in_shape, dtype=torch.float64)
+    _, context = forward_with_context(module, x)
+    noisy = x.repeat(3, *(1 for _ in in_shape))
+    noisy = noisy + random_like(noisy)
+    y, noisy_context = forward_with_context(module, noisy, given=context.repeat(3))
+    statistics = [s.repeat(3, *(1 for _ in in_shape)) for s in sample_statistics(module, x)]
+    torch.testing.assert_close(y, frozen_by_sample(module, *statistics, noisy), **exact)
+    assert torch.equal(noisy_context[0].mean, context[0].mean.repeat(3, *(1 for _ in context[0].mean.shape[1:])))
+
+
+def test_sample_norm_weights_belong_to_the_forward_layer_alone():
+    layer = nn.Sequential(nn.Linear(4, 6), nn.LayerNorm(6), nn.ELU())
+    feedback = undo(layer, (4,))
+    y, context = forward_with_context(layer, torch.randn(3, 4))
+    assert [name for name, _ in feedback.named_parameters()] == ["operations.2.linear.weight"]
+    r = feedback(y.detach(), context).sum()
+    assert torch.autograd.grad(r, layer[1].weight, allow_unused=True) == (None,)
+
+
+# --- dropout ----------------------------------------------------------------------------------------------------------
+
+DROPOUTS = pytest.mark.parametrize(
+    ("module", "in_shape"),
+    [
+        (nn.Dropout(0.3), (40,)),
+        (nn.Dropout(0.3, inplace=True), (3, 5, 4)),
+        (nn.Dropout1d(0.5), (6, 5)),
+        (nn.Dropout2d(0.5), (6, 3, 4)),
+        (nn.Dropout3d(0.5), (6, 2, 3, 4)),
+    ],
+    ids=str,
+)
+
+
+@DROPOUTS
+def test_dropout_drops_as_the_module_does_and_feedback_by_the_same_mask(module, in_shape):
+    module.train()
+    x = torch.randn(4, *in_shape, dtype=torch.float64)
+    torch.manual_seed(3)
+    expected = module(x.clone())
+    torch.manual_seed(3)
+    before = x.clone()
+    y, context = forward_with_context(module, x)
+    assert torch.equal(y, expected) and torch.equal(x, before)
+    kept = expected / x
+    assert 0 < (kept == 0).double().mean() < 1
+    u = random_like(y)
+    torch.testing.assert_close(undo(module, in_shape)(u, context), u * kept, **exact)
+
+
+@DROPOUTS
+@pytest.mark.parametrize("routing", ["noisy", "fixed"])
+def test_noisy_pass_drops_what_the_clean_pass_dropped(module, in_shape, routing):
+    """So that it differs from the clean pass by the noise alone; it draws nothing."""
+    module.train()
+    x = torch.randn(4, *in_shape, dtype=torch.float64)
+    y, context = forward_with_context(module, x)
+    state = torch.get_rng_state()
+    noise = random_like(x.repeat(3, *(1 for _ in in_shape)))
+    torch.set_rng_state(state)
+    given = context.repeat(3)
+    noisy, again = forward_with_context(
+        module, x.repeat(3, *(1 for _ in in_shape)) + noise, given=given, routing=routing
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    kept = (y / x).repeat(3, *(1 for _ in in_shape))
+    torch.testing.assert_close(noisy - y.repeat(3, *(1 for _ in in_shape)), noise * kept, **exact)
+    assert torch.equal(again[0].numbers, given[0].numbers)
+
+
+@DROPOUTS
+def test_dropout_does_nothing_in_evaluation(module, in_shape):
+    module.eval()
+    x = torch.randn(4, *in_shape)
+    y, context = forward_with_context(module, x)
+    assert torch.equal(y, x) and context[0] is None
+    assert torch.equal(undo(module, in_shape)(x, context), x)
+    module.train()
+
+
 # --- max pooling ------------------------------------------------------------------------------------------------------
 
 POOLS = [
@@ -288,6 +461,31 @@ def test_noisy_routing_pools_the_noisy_values(pool):
     assert torch.equal(pooled, pool(v))
     expected = F.max_pool2d(v, **pool_arguments(pool), return_indices=True)[1]
     assert torch.equal(noisy_context[0].indices, expected)
+
+
+OTHER_POOLS = [
+    (nn.MaxPool1d(2), (3, 9)),
+    (nn.MaxPool1d(3, 2, 1), (3, 9)),
+    (nn.MaxPool1d(2, 1, dilation=2, ceil_mode=True), (3, 9)),
+    (nn.AdaptiveMaxPool1d(4), (3, 9)),
+    (nn.AdaptiveMaxPool2d(3), (3, 9, 7)),
+    (nn.AdaptiveMaxPool2d((None, 2)), (3, 5, 8)),
+]
+
+
+@pytest.mark.parametrize(("pool", "in_shape"), OTHER_POOLS, ids=str)
+def test_other_max_poolings_are_undone_by_their_adjoints_too(pool, in_shape):
+    """With the switches of the clean pass, given to any other: <G u, v> = <u, P v>."""
+    x = torch.randn(2, *in_shape, dtype=torch.float64, requires_grad=True)
+    y, context = forward_with_context(pool, x)
+    assert torch.equal(y, pool(x))
+    u, v = random_like(y), random_like(x)
+    unpooled = undo(pool, in_shape)(u, context)
+    torch.testing.assert_close(unpooled, torch.autograd.grad(pool(x), x, u)[0], **exact)
+    pooled, _ = forward_with_context(pool, v, given=context, routing="fixed")
+    torch.testing.assert_close((unpooled * v).sum(), (u * pooled).sum(), **exact)
+    moved, _ = forward_with_context(pool, v, given=context, routing="noisy")
+    assert torch.equal(moved, pool(v))
 
 
 def pool_arguments(pool: nn.MaxPool2d) -> dict:
@@ -363,6 +561,9 @@ def test_a_gpu_settles_who_writes_where_windows_overlap_without_a_look_at_a_valu
         (nn.MaxPool2d((2, 3), 2), True),
         (nn.MaxPool2d(2, (2, 1)), True),
         (nn.MaxPool2d(2, dilation=2), True),
+        (nn.MaxPool1d(2), False),
+        (nn.MaxPool1d(3, 2), True),
+        (nn.AdaptiveMaxPool2d(3), True),
     ],
 )
 def test_windows_are_known_to_overlap(pool, expected):
@@ -458,6 +659,8 @@ WEIGHT_MAPS = [
     (nn.Linear(7, 4), (7,)),
     (nn.Linear(7, 4), (3, 7)),
     *[(nn.Conv2d(4, 8, **arguments), (4, 11, 9)) for arguments in CONVOLUTIONS],
+    (nn.Conv1d(4, 8, 3, padding=1), (4, 11)),
+    (nn.Conv1d(4, 8, 4, stride=3, padding=2, dilation=2, groups=2), (4, 14)),
 ]
 
 
@@ -493,15 +696,20 @@ def test_weight_gradients_are_those_of_autograd_for_one_batch_and_for_several(mo
 @pytest.mark.parametrize(
     ("module", "function"),
     [(nn.ELU(0.7), lambda x: F.elu(x, 0.7)), (nn.ReLU(), F.relu), (nn.Tanh(), torch.tanh)]
-    + [(nn.LeakyReLU(0.3), lambda x: F.leaky_relu(x, 0.3))],
+    + [(nn.LeakyReLU(0.3), lambda x: F.leaky_relu(x, 0.3)), (nn.GELU(), F.gelu), (nn.SiLU(), F.silu)]
+    + [(nn.GELU("tanh"), lambda x: F.gelu(x, approximate="tanh")), (nn.Softplus(3), lambda x: F.softplus(x, 3))]
+    + [(nn.Hardtanh(-0.5, 0.7), lambda x: x.clamp(-0.5, 0.7)), (nn.ReLU6(), lambda x: x.clamp(0, 6))]
+    + [(nn.Hardswish(), lambda x: x * (x + 3).clamp(0, 6) / 6)],
 )
 def test_nonlinearity_is_its_own_feedback(module, function):
     y = torch.randn(5, 4)
     _, context = forward_with_context(module, y)
-    assert torch.equal(undo(module, (4,))(y, context), function(y))
+    torch.testing.assert_close(undo(module, (4,))(y, context), function(y), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("function", [nn.ReLU(inplace=True), nn.ELU(inplace=True), nn.LeakyReLU(0.1, inplace=True)])
+@pytest.mark.parametrize(
+    "function", [nn.ReLU(inplace=True), nn.ELU(inplace=True), nn.SiLU(inplace=True), nn.ReLU6(inplace=True)]
+)
 @pytest.mark.parametrize("nonlinearity", ["before", "after"])
 def test_in_place_nonlinearity_leaves_activations_alone(function, nonlinearity):
     layers = [nn.Sequential(nn.Linear(6, 5), function), nn.Sequential(nn.Linear(5, 4), function)]
@@ -647,3 +855,9 @@ def test_a_users_subclass_may_replace_the_feedback_of_its_base(registry):
     y = torch.randn(2, 3)
     assert torch.equal(undo(Reversed(), (3,))(y, forward_with_context(Reversed(), y)[1]), torch.tanh(y))
     assert torch.equal(undo(nn.ELU(), (3,))(y, forward_with_context(nn.ELU(), y)[1]), F.elu(y))
+
+
+@pytest.mark.parametrize("module", [nn.Embedding(5, 3), nn.EmbeddingBag(5, 3)])
+def test_an_embedding_above_the_first_layer_is_refused(module):
+    with pytest.raises(UserError, match="Layer 2: Embedding.* takes whole numbers.*first layer"):
+        derive_feedback([nn.Linear(2, 4), module], [torch.Size([2]), torch.Size([4])], [2], FeedbackSettings())

@@ -146,6 +146,14 @@ def test_what_comes_first_belongs_to_the_first_layer():
     assert kinds(as_network(model, (2, 3, 3))) == expected
 
 
+def test_containers_and_normalisations_with_matrices_begin_no_layer():
+    norm = nn.LayerNorm([4, 5, 5])
+    model = nn.Sequential(
+        nn.Sequential(nn.Conv2d(2, 4, 3)), nn.Sequential(norm, nn.ReLU()), nn.Flatten(), nn.Linear(100, 3)
+    )
+    assert [len(layer) for layer in as_network(model, (2, 7, 7))] == [3, 2]
+
+
 VGG_UNIT = ["Conv2d", "ReLU"]
 CUTS = {
     "alexnet": [
@@ -563,6 +571,25 @@ def test_rules_without_feedback_layers_train_torchvision_networks_as_they_are(na
     assert len(weights - moved) < 0.2 * len(weights)
 
 
+@torchvision_networks
+def test_dtp_trains_torchvision_networks_that_can_be_cut(name):
+    """One batch: feedback weights of every layer and forward weights move; concatenations are refused, see below."""
+    network = as_network(torchvision_network(name), images(name))
+    if name == "squeezenet1_1":
+        with pytest.raises(UserError, match="features.3, a Fire"):
+            DTP(network)
+        return
+    rule = make("dtp", network, feedback_iterations=[1])
+    before = state(rule)
+    logits, scalars = rule.training_batch(images(name), torch.randint(CLASSES, (2,)))
+    assert logits.isfinite().all() and len(scalars) == network.depth - 1
+    moved = changed(before, rule.state_dict())
+    feedback = {key for key, _ in rule.feedback.named_parameters()}
+    assert feedback and {f"feedback.{key}" for key in feedback} <= moved
+    weights = {f"network.{key}" for key, value in network.named_parameters() if value.dim() > 1}
+    assert len(weights - moved) < 0.2 * len(weights)
+
+
 def test_target_rules_refuse_networks_that_concatenate():
     name = "squeezenet1_1"
     with pytest.raises(UserError, match="has no feedback: .*as a list.*register_feedback.*fa, dfa, bp"):
@@ -590,6 +617,58 @@ def test_the_cut_network_names_its_nonlinearity():
     """Which the weight mirror puts after operations within residual units."""
     network = as_network(torchvision_network("resnet18"), images("resnet18"))
     assert isinstance(network, CutNetwork) and isinstance(network.activation(), nn.ReLU)
+
+
+class Texts(nn.Module):
+    """Words (B, T) to classes, by a mean of embeddings."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.hidden, self.output = nn.EmbeddingBag(20, 6), nn.Linear(6, 5), nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.output(F.gelu(self.hidden(self.embedding(x))))
+
+
+@pytest.mark.parametrize("rule", ["bp", "fa", "dfa", "dtp", "drl"])
+@pytest.mark.parametrize(
+    "model",
+    [Texts, lambda: nn.Sequential(nn.Embedding(20, 4), nn.Flatten(), nn.Linear(28, 5), nn.Tanh(), nn.Linear(5, 3))],
+    ids=["bag", "flatten"],
+)
+def test_embeddings_may_come_first(model, rule):
+    """They take whole numbers, and are trained; errors and targets end above them."""
+    words = torch.randint(20, (4, 7))
+    network = as_network(model(), words)
+    trained = make(rule, network)
+    before = state(network)
+    trained.training_batch(words, torch.randint(3, (4,)))
+    assert len(changed(before, network.state_dict())) == len(before)
+
+
+@pytest.mark.parametrize("rule", ["bp", "fa", "dfa", "dtp", "drl", "kp"])
+def test_sequences_of_convolutions_norms_and_dropout_are_trained(rule):
+    model = nn.Sequential(
+        nn.Conv1d(2, 4, 3),
+        nn.GroupNorm(2, 4),
+        nn.SiLU(),
+        nn.MaxPool1d(2),
+        nn.Conv1d(4, 4, 3, padding=1),
+        nn.LayerNorm([4, 5]),
+        nn.GELU(),
+        nn.AdaptiveMaxPool1d(3),
+        nn.Dropout(0.2),
+        nn.Flatten(),
+        nn.Linear(12, 6),
+        nn.Hardswish(),
+        nn.Dropout(0.2),
+        nn.Linear(6, 3),
+    )
+    network = as_network(model, (2, 13))
+    trained = make(rule, network)
+    before = state(network)
+    trained.training_batch(torch.randn(6, 2, 13), torch.randint(3, (6,)))
+    assert len(changed(before, network.state_dict())) == len(before)
 
 
 def test_original_torchvision_code_is_what_is_cut():
