@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from dtp.diagnostics.measures import alignment as alignment
     from dtp.diagnostics.measures import linear_probes as linear_probes
     from dtp.errors import UserError as UserError
+    from dtp.models.cutting import as_network as as_network
+    from dtp.models.cutting import layers as layers
     from dtp.models.discrete import Discrete as Discrete
     from dtp.models.lenet import LeNet as LeNet
     from dtp.models.locally_connected import ConvNet as ConvNet
@@ -61,6 +63,8 @@ _FUNCTIONS = {
     "AlignmentCallback": "dtp.diagnostics.callback:AlignmentCallback",
     "UserError": "dtp.errors:UserError",
     "alignment": "dtp.diagnostics.measures:alignment",
+    "as_network": "dtp.models.cutting:as_network",
+    "layers": "dtp.models.cutting:layers",
     "linear_probes": "dtp.diagnostics.measures:linear_probes",
 }
 

@@ -1,5 +1,7 @@
 """The documentation tells the truth: its commands parse, its listings run, its links lead somewhere."""
 
+import contextlib
+import io
 import re
 import shlex
 from pathlib import Path
@@ -58,14 +60,29 @@ def test_the_sweep_that_the_documentation_lists_is_one(tmp_path):
     assert len(read_sweep(tmp_path / "listed.yaml").seeds) == 3
 
 
+@pytest.fixture
+def registry(monkeypatch):
+    """Listings may register types."""
+    from dtp.feedback import operations
+
+    monkeypatch.setattr(operations, "_OPERATIONS", dict(operations._OPERATIONS))
+
+
 @pytest.mark.parametrize("name", [name for name, text in PAGES.items() if blocks(text, "python")])
-def test_every_listing_of_the_documentation_runs(name, tmp_path, monkeypatch):
+def test_every_listing_of_the_documentation_runs_and_prints_what_it_shows(name, tmp_path, monkeypatch, registry):
     """All of a page in their order, in one namespace; a comment before a block says why it is not run, if so."""
     monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "listing"}
-    for comment, text in blocks(PAGES[name], "python"):
-        if not comment.startswith("% not run:"):
-            exec(compile(text, name, "exec"), namespace)
+    namespace, printed = {"__name__": "listing"}, ""
+    for comment, language, text in re.findall(
+        r"(?:^(%[^\n]*)\n)?^```(python|text)\n(.*?)^```", PAGES[name], re.DOTALL | re.MULTILINE
+    ):
+        if language == "python" and not comment.startswith("% not run:"):
+            output = io.StringIO()
+            with contextlib.redirect_stdout(output):
+                exec(compile(text, name, "exec"), namespace)
+            printed = output.getvalue()
+        elif language == "text":
+            assert text.split() == printed.split()
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -43,7 +43,7 @@ MODELS = Registry(
     ],
 )
 
-CLASSES = {"Network": "dtp.models.network:Network"} | {
+CLASSES = {"Network": "dtp.models.network:Network", "as_network": "dtp.models.cutting:as_network"} | {
     entry.target.partition(":")[2]: entry.target for entry in MODELS.entries.values()
 }
 __all__ = ["MODELS", *CLASSES]
