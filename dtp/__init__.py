@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from dtp.diagnostics.measures import alignment as alignment
     from dtp.diagnostics.measures import linear_probes as linear_probes
     from dtp.errors import UserError as UserError
+    from dtp.loading import load as load
     from dtp.models.cutting import as_network as as_network
     from dtp.models.cutting import layers as layers
     from dtp.models.discrete import Discrete as Discrete
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from dtp.models.stochastic import Stochastic as Stochastic
     from dtp.models.tied_autoencoder import TiedAutoencoder as TiedAutoencoder
     from dtp.models.vgg import VGG as VGG
+    from dtp.running import train as train
 
 __version__ = "0.1.0"
 
@@ -66,6 +68,8 @@ _FUNCTIONS = {
     "as_network": "dtp.models.cutting:as_network",
     "layers": "dtp.models.cutting:layers",
     "linear_probes": "dtp.diagnostics.measures:linear_probes",
+    "load": "dtp.loading:load",
+    "train": "dtp.running:train",
 }
 
 

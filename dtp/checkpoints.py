@@ -6,11 +6,13 @@ import math
 import os
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import safetensors.torch
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -21,6 +23,7 @@ from dtp.errors import UserError, user_path
 from dtp.runs import (
     CHECKPOINTS,
     RANKS_MAY_DIFFER,
+    WEIGHTS_FILE,
     Run,
     checkpoint_step,
     how_to_go_on,
@@ -395,37 +398,88 @@ def _shapes(state: dict[str, Any]) -> dict[str, str]:
     return {name: "x".join(map(str, tensor.shape)) or "a number" for name, tensor in state.items()}
 
 
+def checkpoints_of(path: Path, best_first: bool = True) -> list[Path]:
+    """The checkpoints in a run folder: the best and then the newest, or in the other order; or the file that it is."""
+    if not path.is_dir():
+        return [path] if path.is_file() else []
+    best = [*(path / CHECKPOINTS).glob("best.ckpt")]
+    newest = sorted((path / CHECKPOINTS).glob("step=*.ckpt"), key=checkpoint_step, reverse=True)
+    return [*best, *newest] if best_first else [*newest, *best]
+
+
+def read_first_whole(candidates: Sequence[Path], what: str = "") -> tuple[Path, dict[str, Any]]:
+    """The first of several checkpoints that is not damaged, and what is in it.
+
+    Args:
+        what: how messages begin.
+
+    Raises:
+        UserError: none is whole; or one is something else, or cannot be read.
+    """
+    for found in candidates:
+        try:
+            return found, read_checkpoint(found)
+        except DamagedCheckpoint as error:
+            if found == candidates[-1]:
+                raise UserError(f"{what}{error}") from error
+            if process_rank() == 0:
+                print(f"warning: {what}{found}: is damaged; taking another one of the run.", file=sys.stderr)
+        except UserError as error:
+            raise UserError(f"{what}{error}") from error
+    raise ValueError("no candidates")
+
+
+def weights_as_bytes(network: torch.nn.Module) -> bytes:
+    """The weights and buffers of a network in the format of safetensors, under the names of its ``state_dict``."""
+    # A copy of each, for the format has neither strides nor tensors that share their memory.
+    tensors = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in network.state_dict().items()
+    }
+    return safetensors.torch.save(tensors, metadata={"format": "pt"})
+
+
+def _saved_weights(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); mend its permissions.") from error
+    except (safetensors.SafetensorError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: is damaged or no safetensors file ({error}); give another one.") from error
+
+
+def _weights_of(source: str) -> tuple[Path, dict[str, torch.Tensor]]:
+    """The weights of a network by name, and the file that they are from."""
+    path = user_path(source)
+    candidates = checkpoints_of(path)
+    if not candidates and (path / WEIGHTS_FILE).is_file():
+        candidates = [path / WEIGHTS_FILE]
+    if not candidates:
+        raise UserError(
+            f"--init-weights {source}: no checkpoint there; give a run folder, a checkpoint file, or {WEIGHTS_FILE}."
+        )
+    if candidates[0].suffix == ".safetensors":
+        try:
+            return candidates[0], _saved_weights(candidates[0])
+        except UserError as error:
+            raise UserError(f"--init-weights {error}") from error
+    found, checkpoint = read_first_whole(candidates, "--init-weights ")
+    state = checkpoint["state_dict"]
+    return found, {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
+
+
 def take_weights(network: torch.nn.Module, source: str) -> None:
     """Copy into ``network`` the weights of another run, of the layers where both have the same name and shape.
 
     Args:
         source: a run folder, of which the best checkpoint is taken, else the newest that is whole; or a checkpoint
-            file.
+            file; or a file of weights, as a run has it beside its checkpoints.
 
     Raises:
         UserError: nothing there, damaged, or no layer in common.
     """
-    path = user_path(source)
-    if path.is_dir():
-        steps = sorted((path / CHECKPOINTS).glob("step=*.ckpt"), key=checkpoint_step, reverse=True)
-        candidates = [*(path / CHECKPOINTS).glob("best.ckpt"), *steps]
-    else:
-        candidates = [path] if path.is_file() else []
-    if not candidates:
-        raise UserError(f"--init-weights {source}: no checkpoint there; give a run folder, or a checkpoint file.")
-    for found in candidates:
-        try:
-            state = read_checkpoint(found)["state_dict"]
-            break
-        except DamagedCheckpoint as error:
-            if found == candidates[-1]:
-                raise UserError(f"--init-weights {error}") from error
-            if process_rank() == 0:
-                print(f"warning: --init-weights {found}: is damaged; taking another one of the run.", file=sys.stderr)
-        except UserError as error:
-            raise UserError(f"--init-weights {error}") from error
+    found, theirs = _weights_of(source)
     own = network.state_dict()
-    theirs = {name.removeprefix("network."): value for name, value in state.items() if name.startswith("network.")}
     common = {
         name: value
         for name, value in theirs.items()

@@ -17,9 +17,9 @@ def command_words(name: str) -> list[str]:
 
     From a checkout that is not installed, main.py trains.
     """
-    if name == "train" and sys.argv and Path(sys.argv[0]).name == "main.py":
-        return ["python", "main.py"]
-    return ["dtp", name]
+    ours = Path(__file__).parents[1] / "main.py"
+    started = name == "train" and sys.argv and Path(sys.argv[0]).resolve() == ours.resolve()
+    return ["python", "main.py"] if started else ["dtp", name]
 
 
 def command_line(name: str) -> str:

@@ -33,8 +33,8 @@ class RunOptions:
     task: Literal["auto", "classification", "autoencoder", "clustering"] = "auto"
     # Outputs of the network with --task clustering, at least 1.
     clusters: int = 10
-    # Run folder or checkpoint of another network whose weights this one starts from, in the layers where both have the
-    # same name and shape: an auto-encoder's to be tuned for classes, say.
+    # Run folder, checkpoint or file of weights (safetensors) of another network whose weights this one starts from, in
+    # the layers where both have the same name and shape: an auto-encoder's to be tuned for classes, say.
     init_weights: str = ""
     # YAML file with any of these options, or the name of a preset. It beats the preset; the command line beats it.
     config: str = ""

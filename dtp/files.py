@@ -22,12 +22,12 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f"{stem}.{os.getpid()}{SUFFIX}")
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file under a temporary name, then rename it: readers see the old or the new text, never a part."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file under a temporary name, then rename it: readers see the old content or the new, never a part."""
     temporary = temporary_beside(path)
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -30,6 +30,8 @@ CONFIG_FILE = "config.yaml"
 HEADER = "# command: "
 SUMMARY_FILE = "summary.json"
 METRICS_FILE = "metrics.csv"
+# The network alone, as it was tested.
+WEIGHTS_FILE = "weights.safetensors"
 # Why a run failed by its own fault, in one sentence.
 FAILURE_FILE = "failed.txt"
 LOCK_FILE = ".lock"
@@ -297,12 +299,13 @@ def _folder_of(path: Path) -> Path | None:
 
 def saved_options(config: Config) -> dict[str, Any]:
     """The options that make up a run's configuration, by name, in the types that YAML has, without passwords."""
-    return {name: _plain(value) for name, value in config.as_dict().items() if name not in NOT_SAVED}
+    return {name: plain(value) for name, value in config.as_dict().items() if name not in NOT_SAVED}
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A value of an option in the types that YAML and checkpoints have, without passwords."""
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, Enum):
         return value.name
     return value if value is None or isinstance(value, bool | int | float) else masked(str(value))
@@ -313,7 +316,7 @@ def differing_options(saved: dict[str, Any], config: Config) -> dict[str, tuple[
     present = saved_options(config)
     saved = {name: value for name, value in AS_BEFORE.items() if name in present} | saved
     # Passwords of earlier versions' are no difference.
-    saved = {name: _plain(value) for name, value in saved.items()}
+    saved = {name: plain(value) for name, value in saved.items()}
     may_differ = set(MAY_DIFFER)
     if present.get("lr_schedule") == "constant" or present.get("lr_period"):
         # Otherwise the schedule is one over all epochs, and another one for another number of them.
@@ -362,6 +365,10 @@ def write_summary(run: Run, summary: dict[str, Any]) -> None:
     _write(run.folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
 
 
+def write_weights(run: Run, content: bytes) -> None:
+    _write(run.folder / WEIGHTS_FILE, content)
+
+
 def write_failure(folder: Path, why: str) -> None:
     """Note in a run folder why its run failed by its own fault, or, with an empty text, that it is tried again."""
     path = folder / FAILURE_FILE
@@ -371,9 +378,9 @@ def write_failure(folder: Path, why: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def _write(path: Path, text: str) -> None:
+def _write(path: Path, content: str | bytes) -> None:
     try:
-        write_atomically(path, text)
+        write_atomically(path, content)
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); make room or mend its permissions, then "

@@ -24,6 +24,7 @@ from dtp.checkpoints import (
     load_checkpoint,
     read_checkpoint,
     take_weights,
+    weights_as_bytes,
     with_usable_checkpoint,
 )
 from dtp.commands import command_words
@@ -53,13 +54,14 @@ from dtp.runs import (
     write_config,
     write_failure,
     write_summary,
+    write_weights,
 )
 from dtp.signals import Stopped, stop_request
 from dtp.tasks import Autoencoder, Classification, Clustering
 
 
-def train(config: Config, argv: Sequence[str]) -> dict[str, Any]:
-    """Train, test once, write the summary into the run folder and return it.
+def train(config: Config, argv: Sequence[str]) -> Run:
+    """Train, test once and write the summary into the run folder, which is returned.
 
     Raises:
         UserError: a mistake of the user anywhere on the way.
@@ -98,7 +100,7 @@ def _train_in(
     algorithm: Algorithm,
     limit_train_batches: int | float,
     limit_val_batches: int | float,
-) -> dict[str, Any]:
+) -> Run:
     accelerator, devices, nodes = choose_devices(config.run)
     if process_rank() == 0:
         run.remove_leftovers()
@@ -109,7 +111,7 @@ def _train_in(
     if _already_finished(run, config.run):
         if process_rank() == 0:
             print(f"This run has finished: {_result_line(run.summary)}")
-        return run.summary
+        return run
     if process_rank() == 0:
         write_config(run, config, command)
         write_failure(run.folder, "")
@@ -155,7 +157,7 @@ def _train_in(
         raise Stopped(f"Stopped by {stop_request.name} before training; start it again with --resume auto.")
     try:
         trainer.fit(algorithm, datamodule=data, ckpt_path=run.checkpoint)
-        summary = _finish(config, run, command, trainer, algorithm, data, checkpoints)
+        _finish(config, run, command, trainer, algorithm, data, checkpoints)
     except Stopped:
         leave_together()
         raise
@@ -171,7 +173,7 @@ def _train_in(
     for logger in loggers:
         logger.finalize("success")
     leave_together()
-    return summary
+    return run
 
 
 def _choose_algorithms(accelerator: str, deterministic: bool) -> None:
@@ -302,7 +304,7 @@ def _finish(
     algorithm: Algorithm,
     data: ImageData,
     checkpoints: Checkpoints,
-) -> dict[str, Any]:
+) -> None:
     epochs, steps, seconds = checkpoints.epochs_done, trainer.global_step, checkpoints.seconds
     feedback_seconds = algorithm.feedback_timer.seconds
     val = dict(checkpoints.validated)
@@ -355,10 +357,11 @@ def _finish(
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     if trainer.is_global_zero:
+        write_weights(run, weights_as_bytes(algorithm.network))
+        # The last, for it says that the run has finished.
         write_summary(run, summary)
         print(_result_line(summary))
         print(f"Results in {run.folder}")
-    return summary
 
 
 def _scores(algorithm: Algorithm, val: dict[str, float], test: dict[str, float]) -> dict[str, float | None]:

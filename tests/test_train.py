@@ -58,6 +58,7 @@ def test_a_run_folder_holds_what_it_promises(tmp_path):
         "metrics.csv",
         "summary.json",
         "training.png",
+        "weights.safetensors",
         "checkpoints",
         ".lock",
     }

@@ -10,7 +10,8 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, Self
 
 import torch
 from lightning.pytorch import LightningModule
@@ -47,6 +48,7 @@ from dtp.errors import Diverged, UserError
 from dtp.feedback.layers import has_hooks
 from dtp.feedback.noise import NoiseStreams, seeded_randomness
 from dtp.feedback.steppers import is_plain
+from dtp.loading import DESCRIPTION, described, load_rule
 from dtp.models.network import Network
 from dtp.modules import RandomOperation, Standardise
 from dtp.precision import full_precision
@@ -798,7 +800,25 @@ class Algorithm(LightningModule, metaclass=RuleType):
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
+    @classmethod
+    def load_from_checkpoint(
+        cls,
+        checkpoint_path: str | Path,
+        map_location: str | torch.device = "cpu",
+        *,
+        network: Any = None,
+        trust: bool = False,
+        **options: Any,
+    ) -> Self:
+        """The trained rule of a checkpoint or a run folder, in evaluation mode; see :func:`dtp.load`.
+
+        Raises:
+            UserError: as there, and where the checkpoint is of another rule.
+        """
+        return load_rule(cls, checkpoint_path, map_location, network, trust, options)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[DESCRIPTION] = described(self)
         begun = self._state_within_epoch()
         sums = {name: begun.pop(name) for name in ("epoch_means", "window_means")}
         states: list[Any] = [(self.noise_streams.state_dict(), sums)]

@@ -156,7 +156,8 @@ def whole(tmp_path_factory):
 def test_only_rank_zero_writes(whole):
     files = {str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file()}
     checkpoints = {f"checkpoints/{name}.ckpt" for name in ("best", "step=00000021", "step=00000042")}
-    assert files == {"config.yaml", "metrics.csv", "summary.json", "training.png", ".lock"} | checkpoints
+    written = {"config.yaml", "metrics.csv", "summary.json", "training.png", "weights.safetensors"}
+    assert files == written | {".lock"} | checkpoints
     steps = [line.split(",")[1] for line in (whole / "metrics.csv").read_text().splitlines()[1:]]
     assert steps == sorted(set(steps), key=int) and steps[-1] == "42"
 
