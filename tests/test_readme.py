@@ -14,6 +14,7 @@ from dtp.arguments import parse
 from dtp.cli import main
 from dtp.data import DATA
 from dtp.models import MODELS
+from dtp.program import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -27,8 +28,8 @@ def block(marker, language):
 
 
 def commands():
-    """Every ``python main.py`` line of the README, without comments."""
-    lines = [shlex.split(line, comments=True) for line in README.splitlines() if line.startswith("python main.py")]
+    """Every ``dtp train`` line of the README, without comments."""
+    lines = [shlex.split(line, comments=True) for line in README.splitlines() if line.startswith("dtp train")]
     return [line[2:] for line in lines]
 
 
@@ -45,13 +46,15 @@ def standing_for_an_install(here):
     (here / ".venv" / "bin").mkdir(parents=True)
     python = here / ".venv" / "bin" / "python"
     python.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} "$@"\n')
+    command = here / ".venv" / "bin" / "dtp"
+    command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m dtp "$@"\n')
     pip = here / ".venv" / "bin" / "pip"
     pip.write_text('#!/bin/sh\nprintf "%s\\n" "$*" > pip-was-asked\n')
     fake = here / "bin" / "python3"
     fake.parent.mkdir()
     # Stands for `python3 -m venv .venv`.
     fake.write_text('#!/bin/sh\nprintf "%s\\n" "$*" > venv-was-asked\n')
-    for path in (python, pip, fake):
+    for path in (python, command, pip, fake):
         path.chmod(0o755)
     for name in ("main.py", "dtp", "pyproject.toml"):
         (here / name).symlink_to(ROOT / name)
@@ -76,7 +79,7 @@ def test_the_first_command_trains_and_prints_the_test_accuracy(standing_for_an_i
     done = run_as_shown("run-command", standing_for_an_install)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (standing_for_an_install / "venv-was-asked").read_text() == "-m venv .venv\n"
-    assert (standing_for_an_install / "pip-was-asked").read_text() == "install -q -e .[test]\n"
+    assert (standing_for_an_install / "pip-was-asked").read_text() == "install -q .\n"
     accuracy = float(re.search(r"test accuracy ([\d.]+)%", done.stdout).group(1))
     assert accuracy >= 96
     summary = json.loads(next((standing_for_an_install / "runs" / "dtp_mlp_digits").glob("*/summary.json")).read_text())
@@ -101,6 +104,21 @@ def test_every_command_parses(command, here, capsys):
     if "my_rule:LearnedHybrid" in command:
         (here / "my_rule.py").write_text(block("own-rule", "python"))
     parse(command)
+
+
+def test_the_listing_from_python_trains_and_loads(here, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    names = {}
+    exec(block("from-python", "python"), names)
+    result, rule = names["result"], names["rule"]
+    assert result.summary["test_accuracy"] > 0.9 and len(result.metrics["val/accuracy"].dropna()) == 5
+    assert rule.network is names["network"] and type(rule).__name__ == "DTP"
+
+
+def test_the_commands_that_are_named_are_there():
+    """Of dtp itself; of those of train test_every_command_parses says more."""
+    named = {word for word in re.findall(r"(?:^|`)dtp ([a-z]+)", README, re.MULTILINE)}
+    assert {"train", "sweep", "search", "theory", "report", "slurm", "completion"} == named == set(COMMANDS)
 
 
 def test_the_listing_of_an_own_rule_trains(here):
