@@ -96,7 +96,8 @@ def load_rule(
         ) from error
     if noise := checkpoint.get("noise"):
         made.noise_streams.load_state_dict(noise[0])
-    return made.to(map_location).eval()
+    # Lightning has None for where the weights were, which are on the CPU by now.
+    return made.to(map_location or "cpu").eval()
 
 
 def _read(source: str | Path) -> tuple[Path, dict[str, Any]]:
@@ -127,7 +128,7 @@ def _tested_its_last(folder: Path) -> bool:
 def described(rule: Algorithm) -> dict[str, Any]:
     """What a rule can be made of again, in the types that a checkpoint may have; of its network only if that can be."""
     return {
-        "algo": _name(ALGORITHMS, type(rule), type(rule.options)),
+        "algo": ALGORITHMS.name_of(type(rule)),
         "options": _values(rule.options),
         "seed": rule.noise_streams.seed,
         "network": _of_network(rule.network),
@@ -140,7 +141,7 @@ def _of_network(network: Network) -> dict[str, Any] | None:
     if not made_alike or not dataclasses.is_dataclass(network.options) or task is None:
         return None
     return {
-        "model": _name(MODELS, type(network), type(network.options)),
+        "model": MODELS.name_of(type(network)),
         "options": _values(network.options),
         "input_shape": list(network.input_shape),
         "outputs": network.num_classes,
@@ -158,15 +159,6 @@ def _of_task(task: Classification) -> dict[str, Any] | None:
 
 def _values(options: Any) -> dict[str, Any]:
     return {name: plain(value) for name, value in dataclasses.asdict(options).items()}
-
-
-def _name(registry: Registry, cls: type, options: type) -> str:
-    """The name of a class on the command line."""
-    path = f"{cls.__module__}:{cls.__qualname__}"
-    for entry in registry.entries.values():
-        if entry.target == path and entry.options.rpartition(":")[2] == options.__name__:
-            return entry.name
-    return path
 
 
 # Shapes of the images, for checkpoints of earlier versions, which do not say them.

@@ -55,6 +55,11 @@ class Registry:
     def names(self) -> list[str]:
         return list(self.entries)
 
+    def name_of(self, cls: type) -> str:
+        """What ``cls`` is called on the command line: by a name of ours, or ``module:Class``."""
+        path = f"{cls.__module__}:{cls.__qualname__}"
+        return next((entry.name for entry in self.entries.values() if entry.target == path), path)
+
     def resolve(self, name: str, never_from: Sequence[Path] = ()) -> Entry:
         """Entry for ``name``: one of ours, or ``module:Class`` of the user, whose module is imported: it runs.
 

@@ -149,11 +149,10 @@ def _value(name: str, value: Any) -> Any:
 
 
 def _class_name(cls: type) -> str:
-    path = f"{cls.__module__}:{cls.__qualname__}"
-    names = [entry.name for registry in REGISTRIES for entry in registry.entries.values() if entry.target == path]
-    if "<locals>" in path:
+    if "<locals>" in cls.__qualname__:
         raise UserError(f"{cls.__qualname__}: expected a class of a module or notebook, found one within a function.")
-    return (names or [path])[0]
+    # Ours have a name in one of them.
+    return min((registry.name_of(cls) for registry in REGISTRIES), key=lambda name: ":" in name)
 
 
 @contextmanager
