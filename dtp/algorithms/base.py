@@ -295,7 +295,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
 
     def configure_optimizers(self):
         o = self.options
-        groups = layer_groups(self._trained_layers(), o.layer_lr, o.eps)
+        groups = self.forward_groups()
         lr, eps = (o.layer_lr or [o.lr])[0], (o.eps or [0.0])[0]
         self.forward_optimizer = make_optimizer(o.optimizer, groups, lr, o.momentum, o.weight_decay, o.beta2, eps)
         if len(self.forward_optimizer.param_groups) > 1:
@@ -353,6 +353,10 @@ class Algorithm(LightningModule, metaclass=RuleType):
         for number, schedule in enumerate(schedules):
             schedule.name = schedule.name or f"lr/forward{number + 1 if len(schedules) > 1 else ''}"
         return self._with_others(optimizers, schedules)
+
+    def forward_groups(self) -> list[Any]:
+        """What the forward optimizer steps: weights, or groups of them with rates and epsilons of their own."""
+        return layer_groups(self._trained_layers(), self.options.layer_lr, self.options.eps)
 
     def _trained_layers(self) -> dict[int, list[Tensor]]:
         """The trained forward weights by layer, where there are any."""

@@ -180,7 +180,7 @@ class DFA(LocalTargets):
 
     def _require_memory(self, needed: int) -> None:
         text = f"{needed / 2**20:.1f} MiB"
-        _say(f"dfa: the fixed maps ({self.options.dfa_form}) take {text}.")
+        say(f"{type(self).__name__.lower()}: the fixed maps ({self.options.dfa_form}) take {text}.")
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if needed > memory:
             less = "" if self.options.dfa_form == "broadcast" else "--dfa-form broadcast or "
@@ -191,5 +191,6 @@ class DFA(LocalTargets):
 
 
 @rank_zero_only
-def _say(text: str) -> None:
+def say(text: str) -> None:
+    """Print to the standard error of the first process."""
     print(text, file=sys.stderr)

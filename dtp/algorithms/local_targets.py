@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dtp.algorithms.base import Algorithm
+from dtp.algorithms.local_losses import LocalLosses
 from dtp.algorithms.options import TargetOptions
 from dtp.contracts import gradients, handed_back, require_loss_value, unedited
 from dtp.errors import UserError
@@ -44,7 +44,7 @@ class Activations:
         return Activations(s, contexts, [output.detach()[rows] for output in self.outputs])
 
 
-class LocalTargets(Algorithm):
+class LocalTargets(LocalLosses):
     """Template of the rules in which each layer learns from a target of its own.
 
     On every batch: activations; targets, from :meth:`first_target` downwards by :meth:`lower_target`; one step of the
@@ -105,9 +105,9 @@ class LocalTargets(Algorithm):
         """One step of the forward weights on the local losses."""
         self.step(self.forward_optimizer, self.forward_parameters, self._local_gradients(activations, targets, y))
 
-    def forward_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def losses(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         activations = self.activations(x)
-        return activations.logits, self._local_gradients(activations, self.targets(activations, y), y)
+        return activations.logits, self.local_losses(activations, self.targets(activations, y), y)
 
     def activations(self, x: Tensor, gradients: bool = True) -> Activations:
         """One forward pass in which every layer starts from a detached input."""
@@ -183,16 +183,6 @@ class LocalTargets(Algorithm):
 
     def gradient_scale(self, n: int) -> float:
         return 1.0 if self._learns_task(n) else self.options.beta * self.options.local_loss_scale
-
-    def loss_gradient(self, s: Tensor, y: Tensor, function=None) -> Tensor:
-        """Gradient of each sample's own task loss with respect to ``s`` (B, *shape), not divided by B.
-
-        ``function`` maps ``s`` to the output; None where ``s`` is the output. A constant.
-        """
-        s = s.detach().requires_grad_()
-        with torch.enable_grad():
-            loss = self.task_loss(s if function is None else function(s), y, reduction="sum")
-        return torch.autograd.grad(loss, s)[0]
 
     def _learns_task(self, n: int) -> bool:
         return n == self.network.depth and (n > self.top or self.options.output_loss == "task")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from dtp.modules import LocallyConnected2d
 
-Init = Literal["default", "xavier", "xavier-normal"]
+Init = Literal["default", "xavier", "xavier-normal", "kaiming"]
 
 
 def fans(operation: nn.Module) -> tuple[int, int]:
@@ -22,7 +22,12 @@ def fans(operation: nn.Module) -> tuple[int, int]:
 
 
 def deviation(fan_in: int, fan_out: int, init: Init) -> float:
-    """Standard deviation of forward weights: PyTorch's default 1 / sqrt(3 fan_in), Glorot's sqrt(2 / (in + out))."""
+    """Standard deviation of forward weights: PyTorch's default 1 / sqrt(3 fan_in), Glorot's sqrt(2 / (in + out)).
+
+    ``kaiming`` is He's of the transposed map, sqrt(2 / fan_out).
+    """
+    if init == "kaiming":
+        return math.sqrt(2 / fan_out)
     return 1 / math.sqrt(3 * fan_in) if init == "default" else math.sqrt(2 / (fan_in + fan_out))
 
 
@@ -30,7 +35,7 @@ def deviation(fan_in: int, fan_out: int, init: Init) -> float:
 def init_map(weight: Tensor, fan_in: int, fan_out: int, init: Init, generator: torch.Generator | None = None) -> Tensor:
     """Fill ``weight`` from the distribution of forward weights of these fans; returns it.
 
-    ``default`` and ``xavier`` are uniform, ``xavier-normal`` is Gaussian.
+    ``default``, ``xavier`` and ``kaiming`` are uniform, ``xavier-normal`` is Gaussian.
     """
     scale = deviation(fan_in, fan_out, init)
     if init == "xavier-normal":

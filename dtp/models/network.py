@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Size, Tensor, nn
@@ -134,6 +135,7 @@ def initialise(layer: nn.Module, init: str) -> None:
     fill = {
         "xavier": nn.init.xavier_uniform_,
         "xavier-normal": nn.init.xavier_normal_,
+        "kaiming": partial(nn.init.kaiming_uniform_, nonlinearity="relu"),
         "orthogonal": nn.init.orthogonal_,
     }[init]
     for module in layer.modules():

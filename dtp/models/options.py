@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 ActivationName = Literal["elu", "relu", "leaky-relu", "tanh", "sigmoid", "sl-relu"]
-Init = Literal["default", "xavier", "xavier-normal", "orthogonal"]
+Init = Literal["default", "xavier", "xavier-normal", "kaiming", "orthogonal"]
 
 
 @dataclass
@@ -15,8 +15,8 @@ class ModelOptions:
     activation: ActivationName = "elu"
     # Slope of leaky-relu below 0, and least slope of sl-relu; above 0 and below 1.
     leaky_slope: float = 0.01
-    # First weights: PyTorch's own, Glorot's uniform (xavier) or normal ones, or orthogonal matrices; all but PyTorch's
-    # own with biases of 0.
+    # First weights: PyTorch's own, Glorot's uniform (xavier) or normal ones, He's uniform ones for relu (kaiming), or
+    # orthogonal matrices; all but PyTorch's own with biases of 0.
     init: Init = "default"
 
 

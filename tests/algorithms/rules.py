@@ -29,6 +29,7 @@ class Facts:
         linear: options under which its gradients are means over the images, where they are not by nature.
         not_true: why the output layer's update is not backprop's, up to a factor; empty where it is.
         remembers: tensors of the rule that a batch changes besides weights.
+        apart: why its updates do not come near backprop's in training; empty where they do.
         single: whether its networks are of one layer.
         clips: whether it takes --clip-norm.
     """
@@ -46,6 +47,7 @@ class Facts:
     linear: dict[str, Any] = field(default_factory=dict)
     not_true: str = ""
     remembers: frozenset[str] = frozenset()
+    apart: str = ""
     single: bool = False
     clips: bool = True
 

@@ -11,6 +11,7 @@ import torch
 from dtp.algorithms import ALGORITHMS
 from dtp.algorithms.base import Algorithm
 from dtp.algorithms.feedback_alignment import WeightMirror
+from dtp.algorithms.local_losses import LocalLosses
 from dtp.algorithms.local_targets import LocalTargets
 from dtp.algorithms.target_propagation import TargetPropagation
 from dtp.cli import main
@@ -197,9 +198,10 @@ def test_its_gradients_are_means_over_the_batch(name, kind):
 
 @every_network
 def test_output_layer_learns_as_by_backprop_up_to_the_scale_that_the_rule_says(name, kind):
-    """Nearly every rule has the true error there; networks that settle have it for small gains only."""
+    """Nearly every rule has the true error there; networks that settle or are nudged have it for small gains only."""
     network = small_network(name, kind).double()
-    gain = {"gain": 1e-4} if "gain" in ALGORITHMS.resolve(name).load_options().__dataclass_fields__ else {}
+    fields = ALGORITHMS.resolve(name).load_options().__dataclass_fields__
+    gain = {field: 1e-4 for field in ("gain", "nudge") if field in fields}
     rule = make_trained(name, network, **gain).double()
     x, y = make_batch(network)
     found = update_alignment(rule, x, y)
@@ -290,15 +292,16 @@ def test_frozen_layers_stay_as_they_are_and_the_others_learn(name):
 def test_the_local_loss_of_a_layer_reaches_the_weights_of_that_layer_alone(name, kind):
     network = small_network(name, kind)
     rule = make_trained(name, network)
-    if not isinstance(rule, LocalTargets):
+    if not isinstance(rule, LocalLosses):
         # Such rules have no local losses; what they do instead is the next test's.
         return
     x, y = make_batch(network)
     x.requires_grad_()
-    activations = rule.activations(x)
-    losses = rule.local_losses(activations, rule.targets(activations, y), y)
+    _, losses = rule.losses(x, y)
     assert sorted(losses) == list(range(1, network.depth + 1))
-    everything = [x, *(p for p in rule.parameters() if p.requires_grad)]
+    # Of networks that learn in pairs, each loss reaches a layer of the other one too.
+    forward = [x, *network.parameters()] if facts(name).mirrors else [x, *rule.parameters()]
+    everything = [t for t in forward if t.requires_grad]
     for n, loss in losses.items():
         reached = torch.autograd.grad(loss, everything, allow_unused=True)
         own = {id(p) for p in network[n].parameters()}
@@ -349,7 +352,7 @@ def test_a_local_rule_either_has_local_losses_or_uses_no_gradients_at_all(name, 
         return
     network = small_network(name)
     rule = make_trained(name, network)
-    if isinstance(rule, LocalTargets):
+    if isinstance(rule, LocalLosses):
         return
 
     def refuse(*args, **kwargs):
@@ -536,4 +539,4 @@ def test_it_learns_digits_in_every_layer(name, here):
         assert not measured
         return
     _, last = measured
-    assert last and all(found < 80 for found in last.values()), last
+    assert last and (known.apart or all(found < 80 for found in last.values())), last

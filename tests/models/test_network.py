@@ -169,16 +169,21 @@ def test_default_weights_are_pytorchs_drawn_in_forward_order(name):
 
 
 @builders
-@pytest.mark.parametrize("init", ["xavier", "xavier-normal", "orthogonal"])
+@pytest.mark.parametrize("init", ["xavier", "xavier-normal", "kaiming", "orthogonal"])
 def test_every_network_honours_the_first_weights_asked_for(build, init):
     """Of every matrix, of filters, and of every position of locally connected layers by itself."""
+
+    def fans_of(outputs, inputs):
+        # That 2 / fans is the variance.
+        return inputs if init == "kaiming" else inputs + outputs
+
     matrices = []
     for module in build((3, 16, 16), 10, init=init).modules():
         if isinstance(module, LocallyConnected2d):
-            matrices += [(position, sum(position.shape)) for position in module.weight]
+            matrices += [(position, fans_of(*position.shape)) for position in module.weight]
         elif isinstance(module, nn.Linear | nn.Conv2d):
             places = module.weight[0, 0].numel()
-            matrices.append((module.weight.flatten(1), sum(module.weight.shape[:2]) * places))
+            matrices.append((module.weight.flatten(1), fans_of(*module.weight.shape[:2]) * places))
         if isinstance(module, nn.Linear | nn.Conv2d | LocallyConnected2d):
             assert module.bias is None or not module.bias.any()
     assert len(matrices) > 2
@@ -186,7 +191,7 @@ def test_every_network_honours_the_first_weights_asked_for(build, init):
         if init == "orthogonal":
             small = matrix if len(matrix) <= len(matrix.t()) else matrix.t()
             torch.testing.assert_close(small @ small.t(), torch.eye(len(small)), rtol=0, atol=1e-5)
-        elif init == "xavier":
+        elif init in ("xavier", "kaiming"):
             assert matrix.abs().max() <= (6 / fans) ** 0.5
     if init != "orthogonal":
         # All as one sample, each in units of its own deviation.
