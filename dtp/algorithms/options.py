@@ -541,3 +541,20 @@ class DenoisingAutoencoderOptions(TargetOptions):
     pixel_noise: float = option(0.3, least=0)
     # Standard deviation of the noise on the hidden units that the decoder sees, 0 or more.
     hidden_noise: float = option(0.3, least=0)
+
+
+@rule("drtp", "drtp:DRTP", "direct random target projection: labels in place of errors (Frenkel et al. 2021)")
+@dataclass
+class DRTPOptions(DFAOptions):
+    """Direct random target projection: fixed random maps from the label to each hidden layer."""
+
+    # Without effect, for no target is a step along a gradient: always 1.
+    beta: float = 1.0
+    # The output layer learns the task loss.
+    output_loss: Literal["task"] = "task"
+    # What the fixed maps project: the label (the rule), the sign of the output error (sDFA), or nothing, by which
+    # hidden layers stay as they are, but for --weight-decay: the control that every figure of this rule needs.
+    projected: Literal["label", "error-sign", "nothing"] = "label"
+    # Distribution of the fixed maps: He's by the units that they lead to (as the authors' code), PyTorch's own of a
+    # linear layer, or Glorot's, uniform or normal.
+    backward_init: Literal["kaiming", "default", "xavier", "xavier-normal"] = "kaiming"

@@ -115,6 +115,7 @@ RULES = {
         linear={"pixel_noise": 0.0, "hidden_noise": 0.0},
         not_true="its weights are those of the first layer too",
     ),
+    "drtp": Facts(93, 16),
 }
 
 

@@ -1,0 +1,70 @@
+"""Direct random target projection: hidden layers learn from the label."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dtp.algorithms.direct import DFA, say
+from dtp.algorithms.local_losses import function_place
+from dtp.algorithms.local_targets import Activations
+from dtp.algorithms.options import DRTPOptions
+from dtp.errors import UserError
+from dtp.feedback import layer_operations
+from dtp.precision import no_autocast
+
+
+class DRTP(DFA):
+    """Direct random target projection (Frenkel, Lefebvre, Bol 2021): direct feedback alignment by the label.
+
+    A hidden layer learns from t_n = s_n - B_n y with y one-hot, so that no output is needed to update it: W_n can
+    change as soon as s_n exists. The output layer learns the task loss. ``projected`` has the authors' two other cases,
+    the sign of the error (sDFA) and nothing (shallow), the control.
+
+    The signal B_n y does not fall as the output comes right. A nonlinearity that saturates is what stops weights from
+    growing; with others training diverges, the faster the deeper, and a warning says so. Updates align with backprop's
+    early in training and turn away from them later.
+
+    The authors' code sums over the batch in hidden layers, but takes means in the output layer (over classes too, for
+    binary cross-entropy): ``local_loss_scale`` of a batch's size, or rates by layer, stand for that. Its maps end
+    before the pooling of a convolution, ours behind it, as those of ``dfa``: fewer numbers.
+
+    Left out by the paper: nothing that matters here; the distribution of B_n is the code's (``backward_init``).
+    """
+
+    Options = DRTPOptions
+
+    def __init__(self, network, options: DRTPOptions | None = None, seed: int = 0):
+        super().__init__(network, options, seed)
+        if self.options.beta != 1:
+            raise UserError(
+                f"--beta: expected 1, for no target is a step along a gradient, found {self.options.beta}; leave it "
+                "out."
+            )
+        unbounded = [n for n in range(1, network.depth) if not _saturates(network[n])]
+        if unbounded and self.options.projected == "label":
+            say(
+                f"drtp: layer {unbounded[0]} has no nonlinearity that saturates, and the signal of this rule never "
+                "vanishes: weights will grow without bound; use --activation tanh or sigmoid."
+            )
+
+    def targets(self, activations: Activations, y: Tensor) -> dict[int, Tensor]:
+        N, s = self.network.depth, activations.s
+        with torch.no_grad(), no_autocast(s[0]):
+            signal = self.projected(s[N], y)
+            targets = {n - 1: s[n - 1] - self.feedback[n](signal) for n in range(2, N + 1)}
+            return targets | {N: self.first_target(activations, y)}
+
+    def projected(self, output: Tensor, y: Tensor) -> Tensor:
+        """What goes to the hidden layers, (B, classes), of the output (B, classes) and the goals."""
+        label = self.task.wanted(y, like=output)
+        if self.options.projected == "label":
+            return label
+        if self.options.projected == "error-sign":
+            return (self.task.view(output) - label).sign()
+        return torch.zeros_like(label)
+
+
+def _saturates(layer: nn.Module) -> bool:
+    place, ends = function_place(layer), torch.tensor([-1e6, 1e6])
+    return place is not None and bool(layer_operations(layer)[place](ends).abs().max() < 1e3)
