@@ -558,3 +558,17 @@ class DRTPOptions(DFAOptions):
     # Distribution of the fixed maps: He's by the units that they lead to (as the authors' code), PyTorch's own of a
     # linear layer, or Glorot's, uniform or normal.
     backward_init: Literal["kaiming", "default", "xavier", "xavier-normal"] = "kaiming"
+
+
+@rule("pepita", "pepita:PEPITA", "a second forward pass in place of the backward one (Dellaferrera, Kreiman 2022)")
+@dataclass
+class PEPITAOptions(AlgorithmOptions):
+    """Two forward passes, the second with the error added to the image."""
+
+    weight_decay: float = 0.0
+    lr_schedule: Literal["constant", "cosine", "step"] = "constant"
+    # Scale of the fixed map from the error to the image, above 0: uniform within this times sqrt(6 / pixels).
+    input_scale: float = 0.05
+    # Update of a convolution over the positions that share its weights: their mean (as published), or their sum divided
+    # by the square root of their number, or their sum.
+    positions: Literal["mean", "root", "sum"] = "mean"

@@ -18,7 +18,7 @@ from dtp.models.options import StochasticOptions
 from dtp.runs import newest_checkpoint
 from dtp.signals import stop_request
 from tests.algorithms.helpers import changed, make_trained, of_network, same, state
-from tests.algorithms.rules import NAMES
+from tests.algorithms.rules import NAMES, facts
 from tests.conftest import make_batch
 from tests.test_resume import assert_identical, stop_after
 
@@ -237,7 +237,7 @@ def test_measuring_angles_changes_nothing_and_gives_the_same_again(name):
     first = update_alignment(rule, x, y)
     torch.rand(3)
     second = update_alignment(rule, x, y)
-    assert first == second and first[3].distance < 1e-5
+    assert first == second and (first[3].distance < 1e-5 or facts(name).not_true)
     assert same(before, rule.state_dict()) and noise == rule.noise_streams.state_dict()
     torch.set_rng_state(randomness)
     update_alignment(rule, x, y)
