@@ -572,3 +572,33 @@ class PEPITAOptions(AlgorithmOptions):
     # Update of a convolution over the positions that share its weights: their mean (as published), or their sum divided
     # by the square root of their number, or their sum.
     positions: Literal["mean", "root", "sum"] = "mean"
+
+
+@rule("ccl", "ccl:CCL", "counter-current learning: a feedback network that reads the label (Kao, Hariharan 2024)")
+@dataclass
+class CCLOptions(AlgorithmOptions):
+    """Two networks that run against each other: images go up in one, classes go down in the other."""
+
+    tasks: ClassVar[tuple[str, ...]] = ("classification",)
+    lr: float = 1.0
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    lr_schedule: Literal["constant", "cosine", "step"] = "constant"
+    # What activations and class signals are compared by: inner products (inner, the code for fully connected networks),
+    # or cosines, with the decorrelation of images and of classes (cosine, for convolutions; needs --decorrelation).
+    similarity: Literal["inner", "cosine"] = "inner"
+    # Weight of the comparison, above 0.
+    correlation: float = 0.5
+    # Weight of the decorrelation with --similarity cosine, 0 or more. It pushes images of one class apart as well.
+    decorrelation: float = 0.5
+    # Leave images out of the hidden layers' losses whose class has a probability above 0.9.
+    flooding: bool = False
+    # Subtract from the gradient of each weight its mean over all but the output dimension.
+    centralise: bool = False
+    # Clip the norm of the gradient of each layer, forward and feedback, to this value; 0 for none. --clip-norm clips
+    # that of each whole network, as published.
+    layer_clip: float = 1.0
+    # Batches over which all losses rise to their full weight, 0 or more.
+    loss_warmup: int = 0
+    # Whether the feedback network learns; without, its random features are the control.
+    train_feedback: bool = True

@@ -118,6 +118,10 @@ RULES = {
     "drtp": Facts(93, 16),
     # Its usual perturbation hardly moves so few pixels.
     "pepita": Facts(92, 16, options={"input_scale": 1.0}, not_true="its layers learn in a pass with another input"),
+    # The losses of its usual layers are shorter, and not clipped to a fraction.
+    "ccl": Facts(
+        92, 16, options={"layer_clip": 0.0}, mirrors=True, apart="hidden layers learn what their class signals are"
+    ),
 }
 
 

@@ -1,0 +1,237 @@
+"""Counter-current learning: a feedback network that reads the label."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Size, Tensor, nn
+from torch.optim import Optimizer
+
+from dtp.algorithms.local_losses import LocalLosses, function_place
+from dtp.algorithms.options import CCLOptions
+from dtp.contracts import gradients
+from dtp.errors import UserError
+from dtp.feedback import FeedbackSettings, LinearMap, layer_operations
+from dtp.feedback.operations import operation_of
+from dtp.models.network import Network
+from dtp.modules import InnerFunction, ResidualUnit, SameConv2d
+from dtp.precision import full_precision
+from dtp.shapes import output_shape
+
+
+class CCL(LocalLosses):
+    """Counter-current learning (Kao and Hariharan 2024): images go up in one network, classes down in another::
+
+        a_0 = x,  a_n = F_n(a_{n-1});        b_N = the one-hot classes,  b_{n-1} = G_n(b_n)
+        L_n = (256 c / d_n) mean over images i, classes k of (<a_n^i, b_n^k> - T_ik)^2,    n = 0 .. N-1
+        L_N = cross-entropy(a_N, y)
+
+    with T_ik = 1 where image i is of class k, else 0, and every input of a layer a constant. L_n reaches F_n and
+    G_{n+1} and nothing else: the two networks learn to say the same of each class, layer by layer. All classes go down
+    once, whatever the batch. c is ``correlation``. With ``similarity`` cosine, the loss of the convolutional networks,
+    a and b are divided by their lengths, and L_n = c mean (a^ b^T - T)^2 + q (mean (a^ a^T - I)^2 + mean (b^ b^T -
+    I)^2), q being ``decorrelation``; that is no mean over images. There is no limit in which it is backprop.
+
+    G_n mirrors F_n with weights of its own and no biases: linear maps, convolutions of stride 1 behind nearest
+    upsampling, where F_n pools or strides, and the nonlinearity that made a_{n-1}. Both networks take the same steps,
+    in one optimizer, and each is clipped by itself.
+
+    The code is followed where the paper differs: it normalises all products and compares with the identity over the
+    batch. The authors clip the gradient of a whole network (``clip_norm``), which couples its layers; ``layer_clip``
+    does so layer by layer. Their rise of the losses counts batches of an epoch, ours (``loss_warmup``) of the run.
+
+    Left out by the paper: other layers than linear ones, convolutions and pooling. Normalisations and what layers draw
+    have no mirror.
+    """
+
+    Options = CCLOptions
+
+    def __init__(self, network: Network, options: CCLOptions | None = None, seed: int = 0):
+        super().__init__(network, options, seed)
+        o = self.options
+        for flag, ok, expected in (
+            ("correlation", 0 < o.correlation < math.inf, "a number above 0"),
+            ("decorrelation", 0 <= o.decorrelation < math.inf, "0 or more"),
+            ("layer_clip", o.layer_clip >= 0, "0 or more"),
+            ("loss_warmup", o.loss_warmup >= 0, "0 or more"),
+        ):
+            if not ok:
+                raise UserError(f"--{flag.replace('_', '-')}: expected {expected}, found {getattr(o, flag)}.")
+        self.feedback = nn.ModuleList(_mirror_of(n, network) for n in range(1, network.depth + 1))
+        self.feedback.to(next(network.parameters()).dtype).requires_grad_(o.train_feedback)
+
+    # --- the rule -----------------------------------------------------------------------------------------------------
+
+    def losses(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        logits, losses = self.all_losses(x, y)
+        # That of the image trains the feedback alone.
+        return logits, {n: loss for n, loss in losses.items() if n > 0}
+
+    def all_losses(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
+        """Logits (B, classes), detached, and L_n for n = 0..N."""
+        N = self.network.depth
+        a = [full_precision(x.detach())]
+        for layer in self.network:
+            a.append(full_precision(layer(a[-1].detach())))
+        b = self.class_signals(like=a[0])
+        match = F.one_hot(y, self.network.num_classes).to(a[N])
+        heard = torch.ones_like(match[:, :1])
+        if self.options.flooding:
+            certain = (a[N].detach().softmax(1) * match).sum(1, keepdim=True) > 0.9
+            heard = heard.masked_fill(certain, 0.0)
+        losses = {n: self.pair_loss(heard * a[n].flatten(1), b[n].flatten(1), match) for n in range(N)}
+        losses[N] = self.task_loss(a[N], y)
+        return a[N].detach(), {n: self._weight_of_losses * loss for n, loss in losses.items()}
+
+    def class_signals(self, like: Tensor) -> list[Tensor]:
+        """b_n for n = 0..N, (classes, *shape), in the type of ``like``; the graph of b_n reaches G_{n+1} alone."""
+        b = [torch.eye(self.network.num_classes).to(like)]
+        for mirror in reversed(self.feedback):
+            b.append(full_precision(mirror(b[-1].detach())))
+        return b[::-1]
+
+    def pair_loss(self, a: Tensor, b: Tensor, match: Tensor) -> Tensor:
+        """What layer n of both networks learns.
+
+        Args:
+            a: activations (B, d).
+            b: class signals (classes, d).
+            match: (B, classes), 1 where the image is of the class, else 0.
+        """
+        o = self.options
+        if o.similarity == "inner":
+            return 256 * o.correlation / a.shape[1] * (a @ b.t() - match).square().mean()
+        a, b = (signal / (signal.norm(dim=1, keepdim=True) + 1e-8) for signal in (a, b))
+        decorrelated = sum((s @ s.t() - torch.eye(len(s)).to(s)).square().mean() for s in (a, b))
+        return o.correlation * (a @ b.t() - match).square().mean() + o.decorrelation * decorrelated
+
+    def forward_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        logits, found = super().forward_gradients(x, y)
+        return logits, self._centred(found)
+
+    def training_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        logits, losses = self.all_losses(x, y)
+        weights = [*self.forward_parameters, *self.feedback_parameters]
+        found = gradients(self, self.network, sum(losses.values()), weights)
+        self.step(self.forward_optimizer, weights, self._centred(found))
+        self._batches_alone += 1
+        return logits, {}
+
+    def gradient_scale(self, n: int) -> float:
+        return self._weight_of_losses
+
+    @property
+    def _weight_of_losses(self) -> float:
+        warmup = self.options.loss_warmup
+        return min((self.batches_done + 1) / warmup, 1.0) if warmup else 1.0
+
+    def _centred(self, found: list[Tensor]) -> list[Tensor]:
+        if not self.options.centralise:
+            return found
+        return [g - g.flatten(1).mean(1).view(-1, *(1 for _ in g.shape[1:])) if g.dim() > 1 else g for g in found]
+
+    # --- both networks in one optimizer -------------------------------------------------------------------------------
+
+    @property
+    def feedback_parameters(self) -> list[Tensor]:
+        """The weights of the feedback network that are trained."""
+        return [parameter for parameter in self.feedback.parameters() if parameter.requires_grad]
+
+    def forward_groups(self) -> list[Any]:
+        groups = super().forward_groups()
+        if not isinstance(groups[0], dict):
+            groups = [{"params": groups}]
+        feedback = {"params": self.feedback_parameters, "lr": self.options.lr}
+        return [*groups, feedback] if self.feedback_parameters else groups
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        super().on_before_optimizer_step(optimizer)
+        o = self.options
+        if o.clip_norm > 0:
+            torch.nn.utils.clip_grad_norm_(self.feedback.parameters(), o.clip_norm)
+        if o.layer_clip > 0:
+            for layer in (*self.network, *self.feedback):
+                torch.nn.utils.clip_grad_norm_(layer.parameters(), o.layer_clip)
+
+    def feedback_weights(self) -> dict[int, list[tuple[Tensor, Tensor]]]:
+        pairs = {}
+        for n, mirror in enumerate(self.feedback, 1):
+            forward, back = (list(filter(_is_affine, part.modules())) for part in (self.network[n], mirror))
+            if len(forward) == len(back) == 1 and isinstance(forward[0], nn.Linear | nn.Conv2d):
+                weight = forward[0].weight.transpose(0, 1)
+                # A convolution is undone by one with its kernels turned round.
+                pairs[n] = [(back[0].weight, weight.flip(2, 3) if weight.dim() == 4 else weight)]
+        return pairs
+
+
+def _is_affine(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | nn.Conv2d)
+
+
+class _Unit(nn.Module):
+    """Mirror of a residual unit: the sum of those of its branches."""
+
+    def __init__(self, unit: ResidualUnit, shape: Size):
+        super().__init__()
+        self.branch, self.shortcut = (nn.Sequential(*_mirrors(part, shape)) for part in (unit.branch, unit.shortcut))
+
+    def forward(self, b: Tensor) -> Tensor:
+        return self.branch(b) + self.shortcut(b)
+
+
+def _mirror_of(n: int, network: Network) -> nn.Sequential:
+    """G_n: (classes, *shape of layer n) to (classes, *shape of layer n-1), with the nonlinearity that made a_{n-1}."""
+    try:
+        mirrors = _mirrors(network[n], network.shapes[n - 1])
+    except UserError as error:
+        raise UserError(f"Layer {n}: {error}") from error
+    place = function_place(network[n - 1]) if n > 1 else None
+    return nn.Sequential(*mirrors, *([] if place is None else [_copy(layer_operations(network[n - 1])[place])]))
+
+
+def _mirrors(layer: nn.Module, shape: Size) -> list[nn.Module]:
+    """What undoes the operations of ``layer``, whose input has ``shape``, from the last to the first."""
+    mirrors: list[nn.Module] = []
+    for module in layer_operations(layer):
+        below, shape = shape, output_shape(module, shape)
+        mirrors[:0] = _mirror(module, below, shape)
+    return mirrors
+
+
+def _mirror(module: nn.Module, below: Size, above: Size) -> list[nn.Module]:
+    """What brings signals of shape ``above`` back to shape ``below``; nothing for the layer's own nonlinearity."""
+    if isinstance(module, ResidualUnit):
+        return [_Unit(module, below)]
+    if isinstance(module, InnerFunction):
+        return [_copy(module.function)]
+    if isinstance(module, nn.Linear):
+        return [nn.Linear(module.out_features, module.in_features, bias=False)]
+    if isinstance(module, nn.Conv2d | SameConv2d):
+        conv = module.conv if isinstance(module, SameConv2d) else module
+        sizes = conv.out_channels, conv.in_channels, conv.kernel_size
+        wider = [] if below[1:] == above[1:] else [nn.Upsample(tuple(below[1:]))]
+        return [*wider, nn.Conv2d(*sizes, padding="same", dilation=conv.dilation, groups=conv.groups, bias=False)]
+    if next(module.parameters(), None) is not None:
+        made = operation_of(module).make_feedback(module, below, FeedbackSettings())
+        if isinstance(made, LinearMap):
+            return [made]
+        if below != above:
+            raise UserError(f"ccl knows no mirror of the layer type {type(module).__name__}; use another network.")
+    if below == above:
+        # A nonlinearity, a normalisation, or what is drawn.
+        return []
+    if below.numel() == above.numel():
+        return [nn.Unflatten(1, tuple(below))]
+    # Pooling, or a selection of the first units.
+    return [nn.Upsample(tuple(below[1:])) if len(below) == 3 else nn.ConstantPad1d((0, below[0] - above[0]), 0.0)]
+
+
+def _copy(function: nn.Module) -> nn.Module:
+    function = copy.deepcopy(function)
+    if getattr(function, "inplace", False):
+        function.inplace = False
+    return function
