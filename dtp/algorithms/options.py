@@ -602,3 +602,23 @@ class CCLOptions(AlgorithmOptions):
     loss_warmup: int = 0
     # Whether the feedback network learns; without, its random features are the control.
     train_feedback: bool = True
+
+
+@rule("dualprop", "dualprop:DualProp", "dual propagation: two states of each unit (Høier et al. 2023, 2024)")
+@dataclass
+class DualPropOptions(AlgorithmOptions):
+    """Dual propagation: the mean of a unit's two states is its activity, their difference its error."""
+
+    # Which form: that of the ICML 2024 paper, derived from a Lagrangian (lagrangian), or that of ICML 2023 (dyadic).
+    # They differ in which state has which share of the feedback, and are the same for --mix 0.5 and small --nudge.
+    form: Literal["lagrangian", "dyadic"] = "lagrangian"
+    # Weight alpha of the first state in the mean, from 0 to 1.
+    mix: float = 0.5
+    # Step beta of the output states along the loss gradient, above 0. Large steps depart from backprop; float32 rounds
+    # those below 1e-4 away.
+    nudge: float = 0.01
+    # Order of the updates: from the top down (bw), where one sweep reaches all layers; from the bottom up (fw, as in
+    # the code of 2024), where feedback comes down one layer in each; or down, and then up and down (fwbw).
+    order: Literal["bw", "fw", "fwbw"] = "bw"
+    # Sweeps, at least 1; fw needs as many as the network has layers.
+    sweeps: int = 1

@@ -122,6 +122,7 @@ RULES = {
     "ccl": Facts(
         92, 16, options={"layer_clip": 0.0}, mirrors=True, apart="hidden layers learn what their class signals are"
     ),
+    "dualprop": Facts(93.5, 16, not_local="feedback goes through the layers' own transposed Jacobians"),
 }
 
 

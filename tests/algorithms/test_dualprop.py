@@ -1,0 +1,234 @@
+"""Dual propagation against transcriptions of both papers' forms, and its limits."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from dtp.errors import UserError
+from tests.algorithms.helpers import make, relative
+from tests.algorithms.networks import Layers, linear_network, normalised_network, tanh_network
+from tests.conftest import make_batch
+
+
+def relu_network(*widths):
+    network = tanh_network(*widths)
+    for layer in list(network)[:-1]:
+        layer[-1] = nn.ReLU()
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+    return network
+
+
+def bp_gradients(network, x, y, loss=F.cross_entropy):
+    return torch.autograd.grad(loss(network(x), y), list(network.parameters()))
+
+
+def by_hand(network, x, y, f, form, alpha, beta, order, squared=False):
+    """The states of fully connected layers as the authors' code has them, and the gradients that follow."""
+    W = [m.weight.detach() for m in network.modules() if isinstance(m, nn.Linear)]
+    b = [m.bias.detach() for m in network.modules() if isinstance(m, nn.Linear)]
+    N, label = len(W), F.one_hot(y, len(W[-1])).double()
+    plus = [x.flatten(1)]
+    for n in range(N):
+        a = plus[-1] @ W[n].T + b[n]
+        plus.append(a if n == N - 1 else f(a))
+    minus, prediction = [s.clone() for s in plus], plus[-1].clone()
+
+    def slope(s):
+        return s - label if squared else s.softmax(1) - label
+
+    for n in order:
+        sbar = alpha * plus[n - 1] + (1 - alpha) * minus[n - 1]
+        ff = sbar @ W[n - 1].T + b[n - 1]
+        if n == N and form == "lagrangian":
+            plus[n], minus[n] = (
+                ff - (1 - alpha) * beta * slope(prediction),
+                ff + alpha * beta * slope(prediction),
+            )
+        elif n == N and squared:
+            # The minima of beta alpha |s - y|^2 / 2 + |s - ff|^2 / 2, and of the same with -beta (1 - alpha).
+            up, down = alpha * beta, -(1 - alpha) * beta
+            plus[n], minus[n] = (ff + up * label) / (1 + up), (ff + down * label) / (1 + down)
+        elif n == N:
+            plus[n], minus[n] = ff - alpha * beta * slope(ff), ff + (1 - alpha) * beta * slope(ff)
+        else:
+            fb = (plus[n + 1] - minus[n + 1]) @ W[n]
+            if form == "lagrangian":
+                plus[n], minus[n] = f(ff + (1 - alpha) * fb), f(ff - alpha * fb)
+            else:
+                plus[n], minus[n] = f(ff + alpha * fb), f(ff - (1 - alpha) * fb)
+    found = []
+    for n in range(1, N + 1):
+        sbar, delta = alpha * plus[n - 1] + (1 - alpha) * minus[n - 1], (plus[n] - minus[n]) / beta / len(x)
+        found += [-delta.T @ sbar, -delta.sum(0)]
+    return found
+
+
+ORDERS = {
+    ("bw", 1): [4, 3, 2, 1],
+    ("bw", 2): [4, 3, 2, 1] * 2,
+    ("fw", 4): [1, 2, 3, 4] * 4,
+    ("fwbw", 2): [4, 3, 2, 1, 1, 2, 3, 4, 4, 3, 2, 1],
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("form", ["lagrangian", "dyadic"])
+@pytest.mark.parametrize("loss", ["cross-entropy", "squared"])
+def test_gradients_equal_the_authors_updates_written_by_hand(loss, form, alpha, order):
+    network = relu_network(16, 12, 11, 10, 5)
+    x, y = make_batch(network)
+    rule = make("dualprop", network, loss=loss, form=form, mix=alpha, nudge=0.7, order=order[0], sweeps=order[1])
+    expected = by_hand(network, x, y, torch.relu, form, alpha, 0.7, ORDERS[order], squared=loss == "squared")
+    for ours, theirs in zip(rule.forward_gradients(x, y)[1], expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
+def test_it_is_backprop_in_a_linear_network_for_any_nudge(alpha):
+    network = linear_network(40, 64, 64, 64, 64, 10)
+    x, y = make_batch(network, size=64)
+    found = make("dualprop", network, mix=alpha, nudge=1.0).forward_gradients(x, y)[1]
+    for ours, theirs in zip(found, bp_gradients(network, x, y), strict=True):
+        assert relative(ours, theirs) < 1e-12
+
+
+@pytest.mark.parametrize("alpha, factor, tolerance", [(0.5, 100, 5), (0.0, 10, 0.5), (1.0, 10, 0.5)])
+def test_the_distance_to_backprop_falls_with_the_nudge_as_the_papers_say(alpha, factor, tolerance):
+    """Of second order for equal weights of the two states, else of first."""
+    network = tanh_network(40, 64, 64, 64, 64, 10)
+    x, y = make_batch(network, size=64)
+    true = bp_gradients(network, x, y)[0]
+    distances = [
+        relative(
+            make("dualprop", network, mix=alpha, nudge=nudge, order="fw", sweeps=16).forward_gradients(x, y)[1][0], true
+        )
+        for nudge in (0.1, 0.01)
+    ]
+    assert distances[0] / distances[1] == pytest.approx(factor, abs=tolerance)
+
+
+def test_sweeps_upwards_bring_feedback_down_one_layer_each():
+    network = tanh_network(16, 12, 11, 10, 9, 5)
+    x, y = make_batch(network)
+    for sweeps in range(1, 6):
+        rule = make("dualprop", network, order="fw", sweeps=5)
+        rule.options.sweeps = sweeps
+        found = rule.forward_gradients(x, y)[1][::2]
+        assert [bool(gradient.any()) for gradient in found] == [n > 5 - sweeps for n in range(1, 6)]
+    with pytest.raises(UserError, match="--sweeps: expected at least 5"):
+        make("dualprop", network, order="fw", sweeps=4)
+
+
+def test_both_forms_agree_at_equal_weights_up_to_the_square_of_the_nudge():
+    network = tanh_network(40, 64, 64, 64, 10)
+    x, y = make_batch(network, size=64)
+    distances = []
+    for nudge in (1.0, 0.1, 0.01):
+        found = [
+            make("dualprop", network, form=form, nudge=nudge, order="fw", sweeps=16).forward_gradients(x, y)[1]
+            for form in ("lagrangian", "dyadic")
+        ]
+        distances.append(relative(found[0][0], found[1][0]))
+    assert 0 < distances[2] < 1e-5 and distances[1] / distances[2] == pytest.approx(100, rel=0.1)
+
+
+def test_the_form_of_2024_is_the_nearer_to_backprop_at_unequal_weights_and_large_nudges():
+    network = relu_network(40, 64, 64, 64, 64, 10)
+    x, y = make_batch(network, size=64)
+    true = bp_gradients(network, x, y)[0]
+    for alpha in (0.0, 1.0):
+        distances = [
+            relative(
+                make("dualprop", network, form=form, mix=alpha, nudge=1.0, order="fw", sweeps=16).forward_gradients(
+                    x, y
+                )[1][0],
+                true,
+            )
+            for form in ("lagrangian", "dyadic")
+        ]
+        assert distances[0] < distances[1]
+
+
+class CNNForm(torch.autograd.Function):
+    """ReLU with the derivative of the convolutional networks of 2023: (relu(a + d) - relu(a - d)) / 2."""
+
+    @staticmethod
+    def forward(ctx, a):
+        ctx.save_for_backward(a)
+        return a.relu()
+
+    @staticmethod
+    def backward(ctx, d):
+        (a,) = ctx.saved_tensors
+        return ((a + d).relu() - (a - d).relu()) / 2
+
+
+def test_the_convolutional_networks_of_2023_are_one_sweep_down_with_a_nudge_of_two_over_the_batch():
+    class Their(nn.Module):
+        def forward(self, a):
+            return CNNForm.apply(a)
+
+    def layers(function):
+        return [
+            nn.Sequential(nn.Conv2d(2, 6, 3), function(), nn.MaxPool2d(2)),
+            nn.Sequential(nn.Conv2d(6, 8, 3), function()),
+            nn.Sequential(nn.Flatten(), nn.Linear(72, 20), function()),
+            nn.Sequential(nn.Linear(20, 5)),
+        ]
+
+    network = Layers(layers(nn.ReLU), (2, 12, 12)).double()
+    theirs = nn.Sequential(*(module for layer in layers(Their) for module in layer)).double()
+    for p, q in zip(theirs.parameters(), network.parameters(), strict=True):
+        p.data.copy_(q)
+    x, y = make_batch(network, size=20)
+    found = make("dualprop", network, form="dyadic", nudge=2 / len(x)).forward_gradients(x, y)[1]
+    expected = torch.autograd.grad(F.cross_entropy(theirs(x), y), list(theirs.parameters()))
+    for ours, wanted in zip(found, expected, strict=True):
+        # Their senders are the forward pass, ours the mean of the two states.
+        assert F.cosine_similarity(ours.flatten(), wanted.flatten(), dim=0) > 0.999
+    # The first layer's sender is the image in both.
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-9, atol=1e-12)
+
+
+def test_a_convolutional_network_with_pooling_comes_near_to_backprop(lenet):
+    lenet.double()
+    x, y = make_batch(lenet)
+    found = make("dualprop", lenet, nudge=1e-4).forward_gradients(x, y)[1]
+    for ours, theirs in zip(found, bp_gradients(lenet, x, y), strict=True):
+        assert relative(ours, theirs) < 1e-6
+
+
+def test_statistics_are_those_of_the_forward_pass_and_counted_once():
+    network = normalised_network().double()
+    rule = make("dualprop", network, order="fw", sweeps=3).double()
+    norm = next(m for m in network.modules() if isinstance(m, nn.BatchNorm2d))
+    rule.training_batch(*make_batch(network))
+    assert int(norm.num_batches_tracked) == 1
+
+
+def test_the_squared_loss_of_2023_is_longer_than_backprops_gradient_by_the_factor_it_says():
+    network = linear_network(16, 12, 5)
+    x, y = make_batch(network)
+    rule = make("dualprop", network, form="dyadic", loss="squared", nudge=1.0)
+    assert rule.gradient_scale(1) == pytest.approx(4 / 3)
+    true = bp_gradients(network, x, y, lambda output, y: rule.task_loss(output, y))
+    torch.testing.assert_close(rule.forward_gradients(x, y)[1][0], 4 / 3 * true[0], rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"mix": 1.5}, "--mix: expected a number from 0 to 1, found 1.5."),
+        ({"nudge": 0.0}, "--nudge: expected a number above 0, found 0.0."),
+        ({"sweeps": 0}, "--sweeps: expected at least 1, found 0."),
+        ({"form": "dyadic", "loss": "squared", "nudge": 2.0}, "--nudge: expected less than 1 / (1 - mix), 2"),
+    ],
+)
+def test_options_out_of_range_are_refused(changes, message):
+    with pytest.raises(UserError) as error:
+        make("dualprop", tanh_network(16, 12, 5), **changes)
+    assert str(error.value).startswith(message)
