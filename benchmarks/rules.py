@@ -4,8 +4,9 @@
     python benchmarks/rules.py --table                                      the Markdown table of the committed results
 
 The network is a multilayer perceptron of two hidden layers of 256 with tanh; each rule has the other options of its
-own preset, ``<algo>_mlp_mnist``. Settling networks have sigmoids, fw-dtp standardises and has no biases; gait, whose
-layers must be square, has leaky ReLU, a square output layer and the values of ``gait_square_digits``. One epoch is one
+own preset, ``<algo>_mlp_mnist``. Settling networks have sigmoids, fw-dtp standardises and has no biases, nor have
+pepita and ccl; gait, whose layers must be square, has leaky ReLU, a square output layer and the values of
+``gait_square_digits``. One epoch is one
 in which every forward weight sees every image: for rules that train the feedback in epochs of its own, those are
 counted in the time as well. Accuracy is of the last weights, on the test set; nothing was chosen by it. Backprop runs
 first, in the middle and last, and times are relative to the mean of its three.

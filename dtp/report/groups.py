@@ -64,6 +64,7 @@ FAMILIES = {
     "Difference reconstruction": ("drl", "ddtp-linear", "ddtp-rhl", "ddtp-control"),
     "Feedback does not learn": ("fw-dtp", "fa", "dfa", "usf", "brsf", "frsf"),
     "Mirroring, settling, exact inverses": ("kp", "wm", "chl", "generec", "gait"),
+    "Labels, second passes, pairs of states": ("drtp", "pepita", "ccl", "dualprop"),
 }
 OTHER = "Other rules"
 
