@@ -35,7 +35,7 @@ def commands():
                     yield pytest.param(words[1:], id=f"{name}: {' '.join(words)}")
 
 
-@pytest.mark.parametrize("words", commands())
+@pytest.mark.parametrize("words", list(commands()))
 def test_every_command_of_the_documentation_is_understood(words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -49,7 +49,7 @@ def test_every_command_of_the_documentation_is_understood(words, tmp_path, monke
         elif "--init-weights" not in rest:
             parse(rest)
     elif name == "sweep" and rest[0] != "my_sweep.yaml":
-        assert read_sweep(sweep_path(rest[0])).variants
+        assert read_sweep(sweep_path(rest[0])).points
     elif name == "theory":
         assert rest[0] in STUDIES
 
