@@ -41,6 +41,7 @@ def page(name: str, known: dict[str, Any]) -> str:
         f"```{{raw}} html\n{flow.svg(**fact['flow'])}\n```",
         f"*{flow.words(**fact['flow'])}*",
         _equations(fact.get("equations", [])),
+        f"```{{eval-rst}}\n.. autoclass:: {cls.__module__}.{cls.__name__}\n   :no-members:\n```",
         _commands(name),
         _cost(name),
         _figures(name),
