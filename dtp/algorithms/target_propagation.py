@@ -34,7 +34,7 @@ from dtp.feedback import (
     forward_with_context,
     require_known_operations,
 )
-from dtp.feedback.loop import Average, Gradients
+from dtp.feedback.loop import Average, Gradients, Step
 from dtp.models.network import Network
 from dtp.modules import LocallyConnected2d
 from dtp.precision import no_autocast
@@ -517,17 +517,19 @@ class RulePhase:
         ]
 
     def train(self, problems: Sequence[FeedbackProblem], average: Average | None) -> FeedbackResult:
-        rule = self.rule
-        # The literal engine is the specification: it also steps as every other optimizer of the project does.
-        direct = rule._steps_directly() and rule.options.engine != "literal"
-        step = None if direct else rule._step_through_strategy
-        return rule.engine.train(problems, rule.feedback_optimizers, step, average)
+        return self.rule.engine.train(problems, self.optimizers, self._step(), average)
 
-    def costs(self) -> dict[int, float]:
+    def _step(self) -> Step | None:
+        # The literal engine is the specification: it also steps as every other optimizer of the project does.
+        direct = self.rule._steps_directly() and self.rule.options.engine != "literal"
+        return None if direct else self.rule._step_through_strategy
+
+    def costs(self, shared: bool) -> dict[int, float]:
         streams = self.rule.noise_streams
         before = streams.state_dict()
         try:
-            return self.rule.engine.costs(self.problems(self.layers))
+            direct = self._step() is None and not shared
+            return self.rule.engine.costs(self.problems(self.layers), self.optimizers, direct)
         finally:
             streams.load_state_dict(before)
 

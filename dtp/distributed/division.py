@@ -33,8 +33,11 @@ class FeedbackPhase(Protocol):
     def train(self, problems: Sequence[FeedbackProblem], average: Average | None) -> FeedbackResult:
         """Train on some problems; ``average`` brings in the other ranks' part in the gradients of each iteration."""
 
-    def costs(self) -> dict[int, float]:
-        """Seconds that each layer takes in a batch, measured without changing anything."""
+    def costs(self, shared: bool) -> dict[int, float]:
+        """Seconds that each layer takes in a batch, measured without changing anything.
+
+        ``shared``: in the form in which several ranks share a layer, else in that of one rank alone.
+        """
 
 
 class Division:
@@ -101,8 +104,8 @@ class ByLayers(Division):
     """Every rank has all images and trains some of the feedback layers; then weights and states are exchanged.
 
     The noise is that of one process, and so are the weights, to rounding. The layers' costs are measured by rank 0 on
-    the first batch (in the reduced or literal form, also where they are then captured as graphs), and kept in
-    checkpoints: a run that goes on on as many ranks has the same assignment.
+    the first batch, in the form that they are then trained in (with teams in that of a team, which is not captured),
+    and kept in checkpoints: a run that goes on on as many ranks has the same assignment.
 
     Args:
         teams: whether several ranks may share costly layers, each on some rows of the batch (hybrid).
@@ -159,7 +162,7 @@ class ByLayers(Division):
 
     def _assign(self, phase: FeedbackPhase) -> None:
         if set(self.costs) != set(phase.layers):
-            self.costs = _of_first_rank(phase.costs)
+            self.costs = _of_first_rank(lambda: phase.costs(self.teams))
         if self.teams and (self.meeting is None or self.meeting_ranks != dist.get_world_size()):
             problems = phase.problems(phase.layers)
             seconds = time_average({problem.layer: problem.parameters for problem in problems})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,7 +12,7 @@ from torch.optim import Optimizer
 
 from dtp.errors import UserError
 from dtp.feedback.expected import train_in_expectation
-from dtp.feedback.graphs import RecursionGraph, cuda_graph, plain, train_feedback_in_graphs
+from dtp.feedback.graphs import RecursionGraph, cuda_graph, plain, time_graph, train_feedback_in_graphs
 from dtp.feedback.loop import (
     Average,
     FeedbackProblem,
@@ -104,21 +106,31 @@ class FeedbackEngine:
             others = self.train([p for p in problems if p.expected is None], optimizers, step, average)
             self.used = {**(self.used if others.losses else {}), **{p.layer: "expected" for p in expected}}
             return FeedbackResult({**others.losses, **known.losses}, {**others.steps, **known.steps})
-        device = problems[0].parameters[0].device
-        memory = self._memory_on(device)
-        engine = self.choose(device, step is None and average is None)
+        memory = self._memory_on(problems[0].parameters[0].device)
         self.used = {problem.layer: "literal" if problem.reduced is None else "reduced" for problem in problems}
-        if engine != "graph" or shared_weights(problems):
+        graphs = self._graphs_of(problems, optimizers, step is None and average is None)
+        if not graphs:
             return train_feedback(problems, step or steps_of(optimizers), memory, average)
-        graphs = {
-            problem.layer: self._graph(problem, optimizers[problem.layer])
-            for problem in problems
-            if problem.reduced is not None and capturable(optimizers[problem.layer])
-        }
         others = train_feedback([p for p in problems if p.layer not in graphs], steps_of(optimizers), memory)
         graphed = train_feedback_in_graphs([p for p in problems if p.layer in graphs], graphs, memory)
         self.used.update({n: "reduced" if graph.failed else "graph" for n, graph in graphs.items()})
         return FeedbackResult({**others.losses, **graphed.losses}, {**others.steps, **graphed.steps})
+
+    def _graphs_of(
+        self,
+        problems: Sequence[FeedbackProblem],
+        optimizers: dict[int, Optimizer],
+        direct: bool,
+    ) -> dict[int, RecursionGraph]:
+        """The graphs of the layers that are trained in one."""
+        engine = self.choose(problems[0].parameters[0].device, direct)
+        if engine != "graph" or shared_weights(problems):
+            return {}
+        return {
+            problem.layer: self._graph(problem, optimizers[problem.layer])
+            for problem in problems
+            if problem.reduced is not None and capturable(optimizers[problem.layer])
+        }
 
     def forget_graphs(self) -> None:
         """Drop all graphs: what they hold of the device is gone or free for others, and they are made anew when needed.
@@ -127,13 +139,32 @@ class FeedbackEngine:
         """
         self._graphs.clear()
 
-    def costs(self, problems: Sequence[FeedbackProblem]) -> dict[int, float]:
-        """Seconds that each problem takes in a batch without its steps, measured; see :func:`time_iterations`.
+    def costs(
+        self,
+        problems: Sequence[FeedbackProblem],
+        optimizers: dict[int, Optimizer],
+        direct: bool = True,
+    ) -> dict[int, float]:
+        """Seconds that each problem takes in a batch, measured in the form that :meth:`train` would take.
 
-        In the literal or reduced form, which leave nothing behind; a graph, whose capture takes steps and makes
-        optimizer states, takes less of what launches cost, so layers whose kernels are short weigh too much then.
+        Weights and states of optimizers are what they were. In the literal or reduced form the steps are left out, see
+        :func:`~dtp.feedback.loop.time_iterations`. Graphs are dropped: most layers will be others' to train.
+
+        Args:
+            problems, optimizers: as for :meth:`train`.
+            direct: whether neither ``step`` nor ``average`` will be given.
         """
-        return {p.layer: time_iterations(p, self._memory_on(p.parameters[0].device)) for p in problems}
+        if not problems:
+            return {}
+        memory = self._memory_on(problems[0].parameters[0].device)
+        graphs = self._graphs_of(problems, optimizers, direct)
+        costs = {p.layer: time_iterations(p, memory) for p in problems if p.layer not in graphs}
+        for problem in problems:
+            if problem.layer in graphs:
+                with _unchanged(optimizers[problem.layer], problem.parameters):
+                    costs[problem.layer] = time_graph(problem, graphs, memory)
+        self.forget_graphs()
+        return costs
 
     def _memory_on(self, device: torch.device) -> int:
         if self.memory or device.type != "cuda":
@@ -148,6 +179,31 @@ class FeedbackEngine:
             known = RecursionGraph(problem.parameters, optimizer, capture)
             self._graphs[problem.layer] = known
         return known
+
+
+@contextmanager
+def _unchanged(optimizer: Optimizer, parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Afterwards the parameters and their optimizer's state are what they were, at the same addresses."""
+    weights = [p.detach().clone() for p in parameters]
+    known = [p for p in parameters if p in optimizer.state]
+    states = {p: {name: (v, _copied(v)) for name, v in optimizer.state[p].items()} for p in known}
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, before in zip(parameters, weights, strict=True):
+                parameter.copy_(before)
+                optimizer.state.pop(parameter, None)
+                if parameter in states:
+                    optimizer.state[parameter] = {name: _restored(*pair) for name, pair in states[parameter].items()}
+
+
+def _copied(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def _restored(value: Any, before: Any) -> Any:
+    return value.copy_(before) if isinstance(value, Tensor) else before
 
 
 def _same(some: Sequence[Tensor], others: Sequence[Tensor]) -> bool:

@@ -7,6 +7,7 @@ its own. On a CPU the same code runs with the plain function in the place of the
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dtp.errors import UserError
-from dtp.feedback.loop import FeedbackProblem, FeedbackResult
+from dtp.feedback.loop import FeedbackProblem, FeedbackResult, wait_for
 from dtp.feedback.reduced import Constants, ReducedLDRL
 from dtp.feedback.steppers import Stepper, capturable_stepper, prepare_state
 
@@ -205,6 +206,17 @@ def train_feedback_in_graphs(
     for stream, current in streams:
         current.wait_stream(stream)
     return FeedbackResult(losses, {problem.layer: problem.iterations for problem in problems if problem.iterations})
+
+
+def time_graph(problem: FeedbackProblem, graphs: dict[int, RecursionGraph], memory: int) -> float:
+    """Seconds that a layer takes in a batch, captured beforehand. Its weights take the steps."""
+    # The first time plainly, and captured.
+    train_feedback_in_graphs([problem], graphs, memory)
+    wait_for(problem.parameters[0])
+    began = time.perf_counter()
+    train_feedback_in_graphs([problem], graphs, memory)
+    wait_for(problem.parameters[0])
+    return time.perf_counter() - began
 
 
 def even_parts(total: int, most: int) -> list[int]:

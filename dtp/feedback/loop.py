@@ -193,12 +193,12 @@ def time_iterations(problem: FeedbackProblem, memory: int = 1 << 26, iterations:
     few = replace(problem, iterations=min(iterations, problem.iterations), close=0.0)
     # The first ones find memory and choose algorithms.
     for _ in range(2):
-        _wait(problem.parameters[0])
+        wait_for(problem.parameters[0])
         began = time.perf_counter()
         source = _source(few, memory)
         while source() is not None:
             pass
-        _wait(problem.parameters[0])
+        wait_for(problem.parameters[0])
         seconds = time.perf_counter() - began
     return seconds * problem.iterations / few.iterations
 
@@ -207,6 +207,7 @@ def _source(problem: FeedbackProblem, memory: int) -> LiteralGradients | Reduced
     return LiteralGradients(problem) if problem.reduced is None else ReducedGradients(problem, memory)
 
 
-def _wait(tensor: Tensor) -> None:
+def wait_for(tensor: Tensor) -> None:
+    """Wait until all that was asked of the tensor's device is done."""
     if tensor.device.type == "cuda":
         torch.cuda.synchronize(tensor.device)

@@ -6,9 +6,10 @@ import torch
 
 from dtp.algorithms import DTP
 from dtp.algorithms.options import DTPOptions
+from dtp.algorithms.target_propagation import RulePhase
 from dtp.errors import UserError
 from dtp.feedback import ReducedLDRL
-from dtp.feedback.graphs import MOST_GRAPHS, RecursionGraph, even_parts, plain
+from dtp.feedback.graphs import MOST_GRAPHS, RecursionGraph, even_parts, plain, time_graph
 from dtp.feedback.steppers import capturable_stepper, prepare_state, stepper
 from dtp.models import LeNet
 from dtp.models.options import LeNetOptions
@@ -249,3 +250,33 @@ def test_graphs_of_many_batch_sizes_do_not_pile_up():
 
 def test_plain_gives_the_function_itself():
     assert plain(failing) is failing
+
+
+@pytest.mark.parametrize("options", [{}, {"feedback_optimizer": "adam", "feedback_lr": [1e-3]}])
+@pytest.mark.parametrize("batches", [0, 2])
+def test_layers_are_weighed_in_the_form_that_will_run_and_nothing_is_left_of_it(options, batches, monkeypatch):
+    """Replayed graphs take less of what launches cost, so that the reduced form would weigh small layers too much."""
+    timed = []
+    monkeypatch.setattr(
+        "dtp.feedback.engine.time_graph", lambda p, *given: timed.append(p.layer) or time_graph(p, *given)
+    )
+    weighed, other = (make_rule("graph", **options) for _ in range(2))
+    for rule in (weighed, other):
+        train(rule, batches)
+    states = [optimizer.state_dict() for optimizer in weighed.feedback_optimizers.values()]
+    states = [{k: {n: v.clone() for n, v in s.items()} for k, s in d["state"].items()} for d in states]
+    phase = RulePhase(weighed, weighed.activations(batch(weighed)[0]))
+    costs = phase.costs(shared=False)
+    assert timed == [2, 3, 4] and costs.keys() == {2, 3, 4} and min(costs.values()) > 0
+    found = [optimizer.state_dict()["state"] for optimizer in weighed.feedback_optimizers.values()]
+    for before, after in zip(states, found, strict=True):
+        assert before.keys() == after.keys()
+        assert all(torch.equal(v, after[k][n]) for k, s in before.items() for n, v in s.items())
+    assert not weighed.engine._graphs
+    # Where ranks share layers they are not captured.
+    with pytest.raises(UserError, match="several devices"):
+        phase.costs(shared=True)
+    weighed.engine.name = "auto"
+    assert phase.costs(shared=True).keys() == {2, 3, 4} and timed == [2, 3, 4]
+    weighed.engine.name = "graph"
+    assert torch.equal(train(weighed, 2), train(other, 2))
