@@ -60,12 +60,13 @@ cd "$(dirname "$0")/.." || exit 2
 out=${out:-$PWD/benchmarks/results/gpu}
 mkdir -p "$out" || fail "cannot write to $out; give another --out."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+for module in torch lightning simple_parsing torchvision torchmetrics; do
+    "$python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$module') is None)" 2>/dev/null ||
+        fail "the module $module is missing; install what setup.cfg lists."
+done
 if [ "$dry" = 0 ] && ! "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then
     fail "torch finds no GPU here; run it where nvidia-smi shows one, or --dry."
 fi
-for module in lightning simple_parsing torchvision torchmetrics; do
-    "$python" -c "import $module" 2>/dev/null || fail "the module $module is missing; install what pyproject.toml lists."
-done
 
 failed=()
 step() { # step NAME COMMAND...: within the time that the part has left, its output in NAME.log
@@ -79,12 +80,13 @@ step() { # step NAME COMMAND...: within the time that the part has left, its out
     echo "   $name: status $status, $((SECONDS - begin)) s: $(tail -n 1 "$out/$name.log" | cut -c1-300)"
 }
 
-# A little of everything where there is no GPU.
+# A little of everything where there is no GPU: of the feedback iterations too.
 vgg=(--model vgg --data cifar10 --shape 3 32 32)
 rounds=(--rounds 10)
-little=()
+little=() fewer=()
 if [ "$dry" = 1 ]; then
     rounds=(--rounds 1 --batch-size 4)
+    fewer=(-- --feedback-iterations 2)
     little=(--max-epochs 1 --limit-train-batches 2 --limit-val-batches 1 --diagnostics-every 0)
 fi
 tests=(tests/test_gpu.py tests/feedback/test_transmission.py)
@@ -115,19 +117,19 @@ part() {
             for form in "tf32:--tf32" "fp32:" "tf32-contiguous:--tf32 --contiguous"; do
                 read -ra words <<<"${form#*:}"
                 step "ratios-${form%%:*}" "$python" benchmarks/engines.py "${vgg[@]}" "${rounds[@]}" "${words[@]}" \
-                    --captured --output "$out/ratios-${form%%:*}.json"
+                    --captured --output "$out/ratios-${form%%:*}.json" "${fewer[@]}"
             done
             step ratios-mlp "$python" benchmarks/engines.py --model mlp --data mnist --shape 1 28 28 "${rounds[@]}" \
-                --captured --output "$out/ratios-mlp.json"
+                --captured --output "$out/ratios-mlp.json" "${fewer[@]}"
             step ratios-lenet "$python" benchmarks/engines.py --model lenet --data cifar10 --shape 3 32 32 "${rounds[@]}" \
-                --tf32 --captured --output "$out/ratios-lenet.json"
+                --tf32 --captured --output "$out/ratios-lenet.json" "${fewer[@]}"
             ;;
         profile)
             local engine some=()
             [ "$dry" = 0 ] || some=(--batches 1 --batch-size 4)
             for engine in bp reduced graph expected; do
                 step "profile-$engine" "$python" benchmarks/profile_step.py "${vgg[@]}" --engine "$engine" --tf32 \
-                    "${some[@]}" --output "$out/profile-$engine.json"
+                    "${some[@]}" --output "$out/profile-$engine.json" "${fewer[@]}"
             done
             ;;
         train)
@@ -154,7 +156,7 @@ part() {
             local shape=(--model vgg --data imagenet32 --shape 3 32 32 --classes 1000)
             [ "$dry" = 0 ] && shape+=(--batch-size 256)
             step imagenet32 "$python" benchmarks/engines.py "${shape[@]}" "${rounds[@]}" --tf32 \
-                --engines literal graph expected --output "$out/imagenet32.json"
+                --engines literal graph expected --captured --output "$out/imagenet32.json" "${fewer[@]}"
             ;;
         report) ;;
     esac
