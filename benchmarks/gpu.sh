@@ -62,7 +62,7 @@ mkdir -p "$out" || fail "cannot write to $out; give another --out."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 for module in torch lightning simple_parsing torchvision torchmetrics; do
     "$python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$module') is None)" 2>/dev/null ||
-        fail "the module $module is missing; install what setup.cfg lists."
+        fail "the module $module is missing; install what pyproject.toml lists."
 done
 if [ "$dry" = 0 ] && ! "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then
     fail "torch finds no GPU here; run it where nvidia-smi shows one, or --dry."

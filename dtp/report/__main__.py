@@ -1,4 +1,4 @@
-"""One page about many runs: python -m dtp.report RUNS... [--output FILE.md]."""
+"""One page about many runs: python -m dtp.report RUNS... [--output FILE.md]; or the board of all: --board RUNS..."""
 
 import sys
 

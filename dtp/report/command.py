@@ -1,4 +1,4 @@
-"""One page about many runs: dtp report RUNS... [--output FILE.md]."""
+"""One page about many runs: dtp report RUNS... [--output FILE.md]; or the board of all: --board RUNS..."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from dtp.errors import UserError
 
 # Not the name of the command, but of what earlier versions wrote too.
 JSON_MARK = "python -m dtp.report"
+BOARD = Path("benchmarks") / "results" / "board.json"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -37,7 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.add_argument(
-        "runs", nargs="+", type=Path, help="run folders, or folders that hold some: of a sweep, a search"
+        "runs", nargs="*", type=Path, help="run folders, or folders that hold some: of a sweep, a search"
     )
     parser.add_argument("--output", type=Path, help="the page (default: report.md in the folder given, or in this one)")
     parser.add_argument("--title", help="of the page (default: the name of the folder)")
@@ -50,11 +51,28 @@ def make_parser() -> argparse.ArgumentParser:
         help="take times from these runs of the same settings, short ones on a quiet machine, say",
     )
     parser.add_argument("--no-figures", action="store_true", help="tables alone")
+    board = parser.add_argument_group("the board of all figures")
+    board.add_argument(
+        "--board",
+        action="store_true",
+        help=f"add the runs, or files of results, to the board --json (default: {BOARD}) and write its page --output "
+        "(default: beside it); rows of the same settings are replaced",
+    )
+    board.add_argument("--images", default="", metavar="NAME", help="of the folder of images, for runs that read one")
+    board.add_argument("--date", default="", metavar="DAY", help="of results that do not say theirs")
+    board.add_argument("--note", default="", metavar="TEXT", help="to be said of the rows")
     return parser
 
 
 def _report(argv: Sequence[str]) -> int:
     options = make_parser().parse_args(argv)
+    if options.board:
+        return _board(options)
+    for flag in ("images", "date", "note"):
+        if getattr(options, flag):
+            raise UserError(f"--{flag}: expected together with --board, found it without.")
+    if not options.runs:
+        raise UserError("RUNS: expected run folders, found none (dtp report --help).")
     page: Path = options.output or (options.runs[0] if len(options.runs) == 1 else Path(".")) / "report.md"
     if page.suffix != ".md":
         raise UserError(f"--output {page}: expected the name of a Markdown file, which ends in .md.")
@@ -108,6 +126,31 @@ def _report(argv: Sequence[str]) -> int:
         raise UserError(f"{page}: cannot be written ({error}); give another --output.") from error
     finished = sum(run.state == "finished" for run in runs)
     print(f"{len(runs)} runs, {finished} finished, in {len(groups)} settings: {page}")
+    return 0
+
+
+def _board(options: argparse.Namespace) -> int:
+    from dtp.files import write_atomically
+    from dtp.report import board
+
+    path: Path = options.json or BOARD
+    page: Path = options.output or path.with_suffix(".md")
+    before = board.read_board(path)
+    _require_own(page, lambda text: text.startswith(board.MARK), "page")
+    rows = board.rows_of(options.runs, options.times or (), options.images, options.date, options.note)
+    if options.runs and not rows:
+        raise UserError(f"{options.runs[0]}: no finished run with a test accuracy found; nothing is added to {path}.")
+    after = board.merged(before, rows)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        page.parent.mkdir(parents=True, exist_ok=True)
+        lines = (json.dumps(row, ensure_ascii=False) for row in after)
+        write_atomically(path, "[\n" + ",\n".join(lines) + "\n]\n")
+        write_atomically(page, board.write_page(after, path.name))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error}); give another --json.") from error
+    ours = sum(row["ours"] is not None for row in after)
+    print(f"{len(rows)} rows of these runs; {len(after)} on the board, {ours} with figures of ours: {path}, {page}")
     return 0
 
 

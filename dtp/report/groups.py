@@ -395,10 +395,12 @@ def dataset(options: dict[str, Any], summary: dict[str, Any] | None = None) -> t
         return name, ""
     folder = PurePath(str(options.get("data_dir", ""))).name.lower().replace("-", "").replace("_", "")
     counts = None
-    if summary:
+    if summary and "train_images" in summary:
         counts = summary.get("train_images", 0) + summary.get("val_images", 0), summary.get("test_images", 0)
     size = options.get("image_size")
     if "cifar10" in folder.replace("cifar100", "") and size == 32 and counts in (None, (50000, 10000)):
+        if "lossless" in folder:
+            return "cifar10", ""
         what = (
             "CIFAR-10 recompressed as JPEG" if "jp" in folder else "CIFAR-10 from class folders, perhaps recompressed"
         )

@@ -344,7 +344,7 @@ def _nearest(study: Study, nearest: dict[int, list[Figure]]) -> list[str]:
             continue
         ours = _scaled(group.test, 100.0, 2)
         words = [
-            f"{_accuracy(figure)}: {figure.described}{_variant(figure)}{_theirs(figure)}, {figure.source}"
+            f"{_accuracy(figure)}: {figure.described}{variant(figure)}{_theirs(figure)}, {figure.source}"
             for figure in found[:MOST_NEAREST]
         ]
         more = [f"and {len(found) - MOST_NEAREST} more"] if len(found) > MOST_NEAREST else []
@@ -358,7 +358,7 @@ def _nearest(study: Study, nearest: dict[int, list[Figure]]) -> list[str]:
     return [text, "", *_table(["rule", "ours", "published"], rows)]
 
 
-def _variant(figure: Figure) -> str:
+def variant(figure: Figure) -> str:
     return f", {figure.options['schedule']}" if "schedule" in figure.options else ""
 
 
@@ -532,7 +532,7 @@ def _group_numbers(study: Study, group: Group, matches: Sequence[Match], nearest
             {
                 "source": figure.source,
                 "accuracy_percent": figure.accuracy,
-                "network": figure.described + _variant(figure),
+                "network": figure.described + variant(figure),
                 "budget": figure.budget,
             }
             for figure in nearest

@@ -183,7 +183,7 @@ def test_mistakes_are_told_in_one_sentence(runs, tmp_path, capsys):
     damaged = make_run(tmp_path / "damaged")
     (damaged / "metrics.csv").write_text("nothing\n")
     for words, said in (
-        ([], "Runs".lower()),
+        ([], "expected run folders"),
         ([str(tmp_path / "nowhere")], "no such folder"),
         ([str(tmp_path / "file")], "is a file"),
         ([str(tmp_path / "empty")], "no runs found"),
