@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -61,10 +63,17 @@ class GAIT(LocalTargets):
         step = self.gait_step ** (1 if normalised else max(self.network.depth - 1, 1))
         least = torch.finfo(self.dtype).eps
         if step < least:
-            raise UserError(
+            said = (
                 f"--gait-step: {self.gait_step:g} comes to a step of {step:.1e} in the lowest layer, and this "
-                f"precision rounds away what is below {least:.1e}; give a larger one, fewer layers"
-                f"{'' if normalised else ', --gait-targets normalised'} or --precision 64."
+                f"precision rounds away what is below {least:.1e}"
+            )
+            if self.dtype == torch.float64 and not normalised:
+                # What Dalm et al. show of original targets in six layers is just this.
+                warnings.warn(f"{said}; as published, the lowest layers learn nothing.", stacklevel=2)
+                return
+            raise UserError(
+                f"{said}; give a larger one, fewer layers{'' if normalised else ', --gait-targets normalised'} or "
+                "--precision 64."
             )
 
     def lower_target(self, n: int, targets: dict[int, Tensor], activations: Activations) -> Tensor:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dtp.algorithms import GAIT
+from dtp.algorithms.local_targets import LocalTargets
 from dtp.algorithms.options import GAITOptions
 from dtp.diagnostics.alignment import update_alignment
 from dtp.errors import UserError
@@ -489,6 +490,18 @@ def test_layers_without_a_nonlinearity_are_inverted_too():
     x, y = make_batch(network)
     for found, expected in zip(rule.forward_gradients(x, y)[1], backprop(rule, x, y), strict=True):
         assert relative(found, expected) < 1e-9
+
+
+def test_steps_that_a_precision_rounds_away_are_refused_but_as_published_said(monkeypatch):
+    """Original targets in float64 do not reach the lowest of seven layers, which is what Dalm et al. show of them."""
+    monkeypatch.setattr(LocalTargets, "on_fit_start", lambda rule: None)
+    with pytest.raises(UserError, match="--gait-step.*1.0e-18.*--gait-targets normalised or --precision 64"):
+        make(six_layers(), gait_targets="original").float().on_fit_start()
+    with pytest.warns(UserWarning, match="the lowest layers learn nothing"):
+        make(six_layers(), gait_targets="original").double().on_fit_start()
+    with pytest.raises(UserError, match="--gait-step"):
+        make(six_layers(), gait_step=1e-17).double().on_fit_start()
+    make(six_layers()).float().on_fit_start()
 
 
 @pytest.mark.parametrize("changes", [{"gait_step": -1.0}, {"gait_step": math.nan}, {"orthogonality": -1.0}])
