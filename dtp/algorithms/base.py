@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import math
@@ -178,7 +179,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
             self.scores = torch.nn.ModuleDict(
                 {
                     split: torch.nn.ModuleDict({name: metric.clone() for name, metric in named.items()})
-                    for split in ("train", "val", "test")
+                    for split in ("train_split", "val", "test")
                 }
             )
         if batch is not None:
@@ -592,7 +593,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
         with torch.no_grad():
             logits = full_precision(logits)
             loss = require_loss_value(self, "task_loss", self.task_loss(logits, y), trained=False)
-            for score in self.scores["train"].values() if self._own_metrics else ():
+            for score in self.scores["train_split"].values() if self._own_metrics else ():
                 score.update(self.task.scored(logits), y)
             return as_vector({"loss": loss, **self.task.training_scores(logits, y), **scalars})
 
@@ -657,7 +658,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
         self.check_finite()
         self._log_window()
         found = self._epoch_means.compute(over_ranks=self._shares > 1)
-        found |= self._computed_scores("train") if self._own_metrics else {}
+        found |= self._computed_scores("train_split") if self._own_metrics else {}
         means = {f"train/{name}_epoch": value for name, value in found.items()}
         # For callbacks, beside what they see of validation.
         self.log_dict({f"train/{name}": value for name, value in found.items()}, logger=False)
@@ -736,10 +737,10 @@ class Algorithm(LightningModule, metaclass=RuleType):
 
     # --- validation and test ----------------------------------------------------------------------------------------
 
-    def _evaluate(self, batch: Any, split: str) -> None:
+    def _evaluate(self, batch: Any, split: str, loader: int) -> None:
         x, y = self.taken(batch, training=False)
         logits = full_precision(self(x))
-        for score in self.scores[split].values():
+        for score in self._scores(split, loader).values():
             score.update(self.task.scored(logits), y)
         loss = require_loss_value(self, "task_loss", self.task_loss(logits, y), trained=False)
         self.log(f"{split}/loss", loss, batch_size=len(x), logger=self._returns_metrics, sync_dist=True)
@@ -749,10 +750,19 @@ class Algorithm(LightningModule, metaclass=RuleType):
         """Whether Lightning gives metrics to loggers and returns them: in ``validate`` and ``test``, not in ``fit``."""
         return self.trainer.state.fn != TrainerFn.FITTING
 
-    def _computed_scores(self, split: str) -> dict[str, float]:
+    def _scores(self, split: str, loader: int) -> torch.nn.ModuleDict:
+        """Metrics of one of several data loaders; those after the first are made as they come."""
+        name = f"{split}{loader or ''}"
+        if name not in self.scores:
+            self.scores[name] = copy.deepcopy(self.scores[split])
+            for score in self.scores[name].values():
+                score.reset()
+        return self.scores[name]
+
+    def _computed_scores(self, split: str, loader: int = 0) -> dict[str, float]:
         """The numbers of the metrics of a split, which begin anew."""
         found = {}
-        for name, score in self.scores[split].items():
+        for name, score in self._scores(split, loader).items():
             value = score.compute()
             if not is_number(value):
                 raise UserError(f"metrics: expected {name} to compute one number, found {shown(value)}; leave it out.")
@@ -761,25 +771,40 @@ class Algorithm(LightningModule, metaclass=RuleType):
         return found
 
     def _report_scores(self, split: str) -> None:
-        scores = {f"{split}/{name}": value for name, value in self._computed_scores(split).items()}
-        self.log_dict(scores, logger=self._returns_metrics)
+        batches = self.trainer.num_test_batches if split == "test" else self.trainer.num_val_batches
+        # As Lightning names the losses of several loaders.
+        places = [f"/dataloader_idx_{i}" for i in range(len(batches))] if len(batches) > 1 else [""]
+        scores = {
+            f"{split}/{name}{place}": value
+            for loader, place in enumerate(places)
+            for name, value in self._computed_scores(split, loader).items()
+        }
+        self.log_dict(scores, logger=self._returns_metrics, add_dataloader_idx=False)
         if not self._returns_metrics and not self.trainer.sanity_checking:
-            loss = self.trainer.callback_metrics.get(f"{split}/loss")
-            losses = {} if loss is None else {f"{split}/loss": float(loss)}
+            known, names = self.trainer.callback_metrics, [f"{split}/loss{place}" for place in places]
+            losses = {name: float(known[name]) for name in names if name in known}
             self.report({"epoch": float(self.current_epoch), **losses, **scores})
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        with self.randomness("val", batch_idx):
-            self._evaluate(batch, "val")
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        with self.randomness("val", batch_idx, *([dataloader_idx] if dataloader_idx else [])):
+            self._evaluate(batch, "val", dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
         self._report_scores("val")
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
-        with self.randomness("test", batch_idx):
-            self._evaluate(batch, "test")
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        with self.randomness("test", batch_idx, *([dataloader_idx] if dataloader_idx else [])):
+            self._evaluate(batch, "test", dataloader_idx)
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def on_test_epoch_end(self) -> None:
+        self._report_scores("test")
+
+    def report(self, metrics: dict[str, float]) -> None:
+        """Send metrics to every logger, at the present batch count."""
+        for logger in self.trainer.loggers:
+            logger.log_metrics(metrics, step=self.global_step)
+
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Outputs (B, K), of a batch as in training or of inputs alone."""
         x = batch if isinstance(batch, Tensor) else self._inputs(batch)
         with self.randomness("predict", batch_idx):
@@ -793,14 +818,6 @@ class Algorithm(LightningModule, metaclass=RuleType):
         if names and not any(name in batch for name in GOALS) and self._own_batch is None:
             return batch[names[0]]
         return (self._own_batch or self.batch)(batch)[0]
-
-    def on_test_epoch_end(self) -> None:
-        self._report_scores("test")
-
-    def report(self, metrics: dict[str, float]) -> None:
-        """Send metrics to every logger, at the present batch count."""
-        for logger in self.trainer.loggers:
-            logger.log_metrics(metrics, step=self.global_step)
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 

@@ -52,7 +52,9 @@ def draw_metrics(metrics: Mapping[str, Series], figure: Path) -> bool:
         return False
     columns = len(panels) if len(panels) < 4 else 2
     drawing, all_axes = new_figure(-(-len(panels) // columns), columns)
-    for axes, draw in zip(all_axes, panels, strict=True):
+    for axes in all_axes[len(panels) :]:
+        axes.set_axis_off()
+    for axes, draw in zip(all_axes, panels, strict=False):
         draw(axes)
         counted(axes, "batches")
         finish(axes)

@@ -1,0 +1,66 @@
+"""docs/python.md tells the truth: its listings run one after the other, as the cells of a notebook."""
+
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import dtp
+
+LISTINGS = dict(
+    re.findall(
+        r"<!-- (\w+) -->\n```python\n(.*?)```",
+        (Path(__file__).parent.parent / "docs" / "python.md").read_text(),
+        re.DOTALL,
+    )
+)
+
+
+def test_the_listings_run_one_after_the_other(here, capsys):
+    assert list(LISTINGS) == ["train", "measure", "callback", "own", "loop"]
+    cells: dict = {"__name__": "notebook"}
+    for name, listing in LISTINGS.items():
+        exec(compile(listing, f"docs/python.md: {name}", "exec"), cells)
+        if name == "measure":
+            assert "layer 3: " in capsys.readouterr().out
+        if name == "callback":
+            assert list(Path().rglob("training.png"))
+    assert isinstance(cells["rule"], dtp.DTP) and cells["scalars"]
+
+
+def clusters(n: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images of classes that no linear map of them can tell, but one of their absolute values."""
+    generator = torch.Generator().manual_seed(n)
+    y = torch.arange(n) % 2
+    x = 0.1 * torch.randn(n, 4, generator=generator)
+    sign = torch.sign(torch.randn(n, generator=generator))
+    x[:, 0] += torch.where(y == 1, 3 * sign, 0)
+    return x, y
+
+
+def test_probes_read_from_each_layer_what_a_linear_map_can_tell():
+    class Abs(nn.Module):
+        def forward(self, x):
+            return x.abs()
+
+    identity = nn.Linear(4, 4)
+    nn.init.eye_(identity.weight), nn.init.zeros_(identity.bias)
+    rule = dtp.BP(nn.Sequential(identity, Abs(), nn.Linear(4, 2)))
+    for kind in ("ridge", "logistic"):
+        found = dtp.linear_probes(rule, [clusters(400)], [clusters(300)], kind=kind)
+        assert set(found) == {0, 1, 2}
+        assert found[0] < 0.7 and found[1] > 0.95, kind
+
+
+def test_measuring_changes_nothing_and_knows_backprop_from_others():
+    network = nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Tanh(), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    rule = dtp.BP(network).eval()
+    before = {name: value.clone() for name, value in rule.state_dict().items()}
+    angles = dtp.alignment(rule, clusters(20))
+    dtp.linear_probes(rule, [clusters(20)], [clusters(20)])
+    assert all(found.angle < 1e-4 for found in angles.values()) and set(angles) == {1, 2}
+    assert not any(module.training for module in rule.modules())
+    assert all(torch.equal(before[name], value) for name, value in rule.state_dict().items())
+    fa = dtp.alignment(dtp.FA(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))), clusters(20))
+    assert fa[1].angle > 5 and fa[2].angle < 1e-4
