@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
+from dtp.errors import UserError
 from dtp.feedback.context import AffineContext, BranchesContext, DrawnContext, ShapeContext, SlopeContext
 from dtp.feedback.layers import feedback_of_operations, forward_with_context
 from dtp.feedback.operations import (
@@ -36,6 +37,7 @@ from dtp.modules import (
     Sign,
     SLReLU,
     Standardise,
+    Uncut,
     standardised,
 )
 
@@ -189,6 +191,10 @@ class Transmission(FeedbackOperation):
         return self.function(y)
 
 
+def _refuse_uncut(module: Uncut, in_shape: Size, settings: FeedbackSettings) -> FeedbackOperation:
+    raise UserError(module.refusal)
+
+
 def _inner_forward(
     module: InnerFunction, a: Tensor, given: SlopeContext | None, routing: Routing
 ) -> tuple[Tensor, SlopeContext]:
@@ -236,6 +242,7 @@ register_feedback(
     InnerFunction, lambda module, in_shape, settings: Gate(module.function, settings.gate), _inner_forward
 )
 register_feedback(Residual, ResidualFeedback, _residual_forward)
+register_feedback(Uncut, _refuse_uncut)
 register_feedback(FirstUnits, lambda module, in_shape, settings: FirstUnitsFeedback(), shape_forward)
 register_feedback(Standardise, lambda module, in_shape, settings: StandardiseAdjoint(), _standardise_forward)
 for _type in (SLReLU, nn.Sigmoid):

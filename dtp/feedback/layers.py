@@ -20,6 +20,7 @@ from dtp.feedback.operations import (
     operation_of,
     slope_of,
 )
+from dtp.modules import Uncut
 from dtp.shapes import output_shape
 
 # Feedback operations, each with the place of its context.
@@ -269,10 +270,15 @@ def _steps_back(n: int | None, layer: nn.Module, in_shape: Size, settings: Feedb
 
 
 def require_known_operations(n: int, layer: nn.Module) -> None:
-    """Raise UserError if layer n holds a type that :func:`forward_with_context` cannot evaluate."""
+    """Raise UserError if layer n holds a type that :func:`forward_with_context` cannot evaluate, or hides layers.
+
+    A first layer that could not be cut would need no feedback, and train all that is in it by backprop.
+    """
     for module in layer_operations(layer):
         try:
             operation_of(module)
+            if isinstance(module, Uncut) and module.hides_layers:
+                raise UserError(module.refusal)
         except UserError as error:
             raise UserError(f"Layer {n}: {error}") from error
 

@@ -4,7 +4,7 @@ The operations of the model are found by tracing it, functional ones included. A
 layer begins with an affine map (an operation with a weight matrix, or a residual unit) and takes everything up to the
 next one: normalisation, nonlinearity, pooling, dropout. A flatten right before an affine map begins its layer. Two
 chains that are added are a residual unit, one operation. A module in which anything else happens (a concatenation, a
-condition on values) stays one operation, :class:`Uncut`.
+condition on values) stays one operation, :class:`~dtp.modules.Uncut`.
 
 Modules are used as they are, never copied: what trains the layers trains the model.
 """
@@ -24,45 +24,14 @@ from torch import Size, Tensor, fx, nn
 
 from dtp.errors import UserError
 from dtp.feedback.layers import derive_feedback, has_hooks, layer_operations
-from dtp.feedback.operations import Elementwise, FeedbackSettings, is_elementwise, operation_of, register_feedback
+from dtp.feedback.operations import Elementwise, FeedbackSettings, is_elementwise, operation_of
 from dtp.models.network import Network
 from dtp.models.options import ModelOptions
-from dtp.modules import InnerFunction, Residual
+from dtp.modules import InnerFunction, Residual, Uncut
 from dtp.shapes import NotOneTensor, output_shape
 
 # Sides of square images that are tried where the network leaves the size open.
 _SIDES = (8, 28, 32, 64, 96, 224)
-
-
-class Uncut(nn.Module):
-    """A module that is one operation, for it could not be cut. Errors of ``fa`` and its kin go through it; targets of
-    rules with feedback layers do not.
-
-    Args:
-        module: of the user's model, called as it is.
-        name: where it is in the model.
-        reason: why it could not be cut.
-    """
-
-    def __init__(self, module: nn.Module, name: str, reason: str):
-        super().__init__()
-        self.module, self.name, self.reason = module, name, reason
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.module(x)
-
-
-def _refuse(uncut: Uncut, in_shape: Size, settings: FeedbackSettings):
-    kind = type(uncut.module).__name__
-    raise UserError(
-        f"{f'{uncut.name}, ' if uncut.name else ''}a {kind}, has no feedback: {uncut.reason}. Give the layers "
-        f"yourself, as a list in which it is not one operation; or register its feedback before, with "
-        f"dtp.feedback.register_feedback({kind}, make_feedback). Rules without feedback layers (fa, dfa, bp) take it "
-        "as it is."
-    )
-
-
-register_feedback(Uncut, _refuse)
 
 
 class CutNetwork(Network):
@@ -107,7 +76,8 @@ def as_network(model: nn.Module | Sequence[nn.Module], input_shape: Sequence[int
     """The layers of a model, as learning rules take them.
 
     A :class:`~dtp.models.network.Network` is returned as it is. An ``nn.Sequential`` or any other module is cut, see
-    this module's text; a list holds the layers themselves, each a module. Weights are those of the model, not copies.
+    this module's text; a list holds the layers themselves, each a module with weights. Weights are those of the model,
+    not copies.
 
     Args:
         model: maps (B, *input_shape) to (B, classes).
@@ -118,6 +88,8 @@ def as_network(model: nn.Module | Sequence[nn.Module], input_shape: Sequence[int
     Raises:
         UserError: the shape is needed, or does not fit; or something else than a network was given.
     """
+    # What torch.compile wraps.
+    model = getattr(model, "_orig_mod", model)
     if isinstance(model, Network):
         return model
     whole = isinstance(model, nn.Module)
@@ -126,11 +98,24 @@ def as_network(model: nn.Module | Sequence[nn.Module], input_shape: Sequence[int
         found = next((p for p in parts if not isinstance(p, nn.Module)), model)
         raise UserError(f"Expected a torch.nn.Module or a list of layers, each a torch.nn.Module, found {found!r}.")
     name = type(model).__name__ if whole else "The list of layers"
+    _require_weights(parts, whole, name)
     layers = _layers(operations(model)) if whole else [_one_layer(i, part) for i, part in enumerate(parts)]
     if isinstance(input_shape, Tensor):
         input_shape = input_shape.shape[1:]
     shape = Size(input_shape) if input_shape is not None else _told_shape(layers, name)
     return CutNetwork(layers, shape, model if whole else None, name)
+
+
+def _require_weights(parts: Sequence[nn.Module], whole: bool, name: str) -> None:
+    for part in parts:
+        parameters = list(part.parameters())
+        if any(isinstance(p, nn.parameter.UninitializedParameter) for p in parameters):
+            raise UserError(f"{name} has lazy modules, whose sizes are not known yet; call it on one batch before.")
+        if not parameters and not whole:
+            raise UserError(
+                f"A list holds whole layers, found {type(part).__name__}, which has no weights; put it into an "
+                "nn.Sequential with the layer that it belongs to, or give nn.Sequential(*layers), which is cut."
+            )
 
 
 def _listed(model: Any) -> list:
@@ -301,7 +286,7 @@ class _Chain:
                 return [module]
             reason = self.whole.get(node.target, "none is known for its type")
             name = ".".join(part for part in (self.name, _shown(node.target)) if part)
-            return [Uncut(module, name, reason)]
+            return [Uncut(module, name, reason, chosen=bool(self.name))]
         function = _METHODS.get(node.target) if node.op == "call_method" else node.target
         if _is_flatten(node):
             return [nn.Flatten()]

@@ -6,6 +6,7 @@ from dtp.modules.residual import InnerFunction, Residual, ResidualUnit
 from dtp.modules.same import SameConv2d
 from dtp.modules.stochastic import InputNoise, Probability, RandomOperation, Sample
 from dtp.modules.transposed import TransposedLinear
+from dtp.modules.uncut import Uncut
 from dtp.modules.units import FirstUnits, SLReLU, Standardise, standardised
 
 __all__ = [
@@ -23,5 +24,6 @@ __all__ = [
     "Sign",
     "Standardise",
     "TransposedLinear",
+    "Uncut",
     "standardised",
 ]

@@ -14,9 +14,9 @@ from dtp.errors import UserError
 from dtp.feedback import layer_operations, register_feedback
 from dtp.feedback.operations import PassThrough
 from dtp.models import MLP, Network
-from dtp.models.cutting import CutNetwork, Uncut, as_network, layers
+from dtp.models.cutting import CutNetwork, as_network, layers
 from dtp.models.options import MLPOptions
-from dtp.modules import InnerFunction, Residual
+from dtp.modules import InnerFunction, Residual, Uncut
 from tests.algorithms.helpers import changed, make, state
 
 from .slim import CLASSES, SIDES, torchvision_network
@@ -253,7 +253,7 @@ def test_functions_become_modules(name):
         ["Conv2d", "Tanh", "AvgPool2d", "Dropout"],
         ["Flatten", "Linear", "Tanh", "LeakyReLU"],
         ["Linear"],
-    ] or "Uncut" in str(kinds(network))
+    ]
     for mode in (True, False):
         network.train(mode), twin.train(mode)
         torch.manual_seed(0)
@@ -447,6 +447,38 @@ def test_a_model_that_does_not_give_one_tensor_is_refused():
         as_network(Two(3, 4), (3,))
 
 
+class Whole(nn.Module):
+    """A model of two layers that meet in a way of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.a(x) * self.b(x)
+
+
+def test_a_model_that_is_one_uncut_layer_is_no_network_for_rules_with_feedback():
+    """They would train it by backprop, and say nothing."""
+    network = as_network(Whole())
+    assert network.depth == 1 and not layers(Whole())[0].feedback.startswith("none")
+    with pytest.raises(UserError, match="Layer 1: a Whole, has no feedback: its forward has mul"):
+        DTP(network)
+    FA(network)
+
+
+def test_a_first_layer_may_be_what_the_user_says():
+    """Of a list; and a module with one weight matrix hides nothing."""
+    DTP(as_network([nn.Sequential(Whole(), nn.Tanh()), nn.Linear(3, 2)], (4,)))
+    DTP(as_network(nn.Sequential(OwnTensor(), nn.Tanh(), nn.Flatten(), nn.Linear(36, 3)), (4, 3, 3)))
+
+
+def test_a_compiled_model_is_cut_as_the_model():
+    model = readme_model()
+    network = as_network(torch.compile(model), (1, 8, 8))
+    assert network.model is model and network.depth == 3
+
+
 # --- lists of layers --------------------------------------------------------------------------------------------------
 
 
@@ -474,6 +506,16 @@ def test_modules_of_a_list_are_layers_made_of_their_operations():
 def test_something_else_is_refused(given):
     with pytest.raises(UserError, match="Expected a torch.nn.Module or a list of layers"):
         as_network(given)
+
+
+def test_a_list_holds_whole_layers():
+    with pytest.raises(UserError, match=r"whole layers, found Tanh, which has no weights; .*nn.Sequential\(\*layers\)"):
+        as_network([nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)])
+
+
+def test_lazy_modules_are_refused():
+    with pytest.raises(UserError, match="Sequential has lazy modules.*call it on one batch before"):
+        as_network(nn.Sequential(nn.LazyLinear(3)), (4,))
 
 
 # --- shapes -----------------------------------------------------------------------------------------------------------
