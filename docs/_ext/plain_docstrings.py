@@ -16,7 +16,7 @@ def escape(app: Sphinx, what: str, name: str, obj: object, options: object, line
         indent = len(line) - len(line.lstrip())
         if block is not None and line.strip() and indent <= block:
             block = None
-        if block is None and not line.lstrip().startswith((":", "..", "* ")):
+        if block is None and not line.lstrip().startswith(("..", "* ")):
             parts = _CODE.split(line)
             parts[::2] = [re.sub(r"(?<!\\)([*|])", r"\\\1", part) for part in parts[::2]]
             lines[i] = "".join(parts)
