@@ -299,9 +299,6 @@ class Algorithm(LightningModule, metaclass=RuleType):
         groups = self.forward_groups()
         lr, eps = (o.layer_lr or [o.lr])[0], (o.eps or [0.0])[0]
         self.forward_optimizer = make_optimizer(o.optimizer, groups, lr, o.momentum, o.weight_decay, o.beta2, eps)
-        if len(self.forward_optimizer.param_groups) > 1:
-            for n, group in zip(self._trained_layers(), self.forward_optimizer.param_groups, strict=True):
-                group["name"] = f"layer{n}"
         schedule = Schedule(make_schedule(self.forward_optimizer, o, self._epochs_to_come()), name="lr/forward")
         return self._with_others([self.forward_optimizer], [schedule])
 

@@ -144,8 +144,8 @@ class CCL(LocalLosses):
     def forward_groups(self) -> list[Any]:
         groups = super().forward_groups()
         if not isinstance(groups[0], dict):
-            groups = [{"params": groups}]
-        feedback = {"params": self.feedback_parameters, "lr": self.options.lr}
+            groups = [{"params": groups, "name": "forward"}]
+        feedback = {"params": self.feedback_parameters, "lr": self.options.lr, "name": "feedback"}
         return [*groups, feedback] if self.feedback_parameters else groups
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:

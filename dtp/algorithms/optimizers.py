@@ -126,7 +126,7 @@ def layer_groups(
     """
     if len(lr) < 2 and len(eps) < 2:
         return [parameter for parameters in layers.values() for parameter in parameters]
-    groups = [{"params": parameters} for parameters in layers.values()]
+    groups = [{"params": parameters, "name": f"layer{n}"} for n, parameters in layers.items()]
     for name, values in (("lr", lr), ("eps", eps)):
         for group, value in zip(groups, values if len(values) > 1 else values * len(groups), strict=False):
             group[name] = value
