@@ -777,6 +777,9 @@ class Algorithm(LightningModule, metaclass=RuleType):
             for name, value in self._computed_scores(split, loader).items()
         }
         self.log_dict(scores, logger=self._returns_metrics, add_dataloader_idx=False)
+        if self._returns_metrics:
+            # Lightning gives them to the loggers then; by its own count a checkpoint within an epoch is a batch behind.
+            self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
         if not self._returns_metrics and not self.trainer.sanity_checking:
             known, names = self.trainer.callback_metrics, [f"{split}/loss{place}" for place in places]
             losses = {name: float(known[name]) for name in names if name in known}
