@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dtp.algorithms.base import Algorithm as Algorithm
     from dtp.algorithms.bp import BP as BP
+    from dtp.algorithms.ccl import CCL as CCL
     from dtp.algorithms.contrastive import CHL as CHL
     from dtp.algorithms.contrastive import GeneRec as GeneRec
     from dtp.algorithms.denoising_autoencoder import DenoisingAutoencoder as DenoisingAutoencoder
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
     from dtp.algorithms.direct import DDTPControl as DDTPControl
     from dtp.algorithms.direct import DDTPLinear as DDTPLinear
     from dtp.algorithms.drl import DRL as DRL
+    from dtp.algorithms.drtp import DRTP as DRTP
     from dtp.algorithms.dtp import DTP as DTP
     from dtp.algorithms.dtp import ParallelDTP as ParallelDTP
+    from dtp.algorithms.dualprop import DualProp as DualProp
     from dtp.algorithms.feedback_alignment import BRSF as BRSF
     from dtp.algorithms.feedback_alignment import FA as FA
     from dtp.algorithms.feedback_alignment import FRSF as FRSF
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from dtp.algorithms.fw_dtp import FWDTP as FWDTP
     from dtp.algorithms.gait import GAIT as GAIT
     from dtp.algorithms.hybrid import Hybrid as Hybrid
+    from dtp.algorithms.pepita import PEPITA as PEPITA
     from dtp.algorithms.sdtp import AOSDTP as AOSDTP
     from dtp.algorithms.sdtp import SDTP as SDTP
     from dtp.algorithms.single_layer import Competitive as Competitive
