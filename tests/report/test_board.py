@@ -8,7 +8,7 @@ import pytest
 
 from dtp.config import PRESETS, read_yaml
 from dtp.report import board
-from dtp.report.__main__ import main
+from dtp.report.command import main
 from dtp.report.published import published
 from tests.report.folders import make_run
 
