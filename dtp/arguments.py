@@ -56,8 +56,11 @@ class _Parser(ArgumentParser):
         raise UserError(_one_sentence(message, self))
 
 
-def parse(argv: Sequence[str]) -> Config:
+def parse(argv: Sequence[str], own_classes: bool = True) -> Config:
     """The configuration that a command line means: preset, then file, then the words themselves.
+
+    Args:
+        own_classes: whether module:Class may be imported, which runs it: not where others have written the words.
 
     Raises:
         UserError: an unknown option or choice, no value or one of the wrong type, an unreadable or wrong file.
@@ -88,6 +91,8 @@ def parse(argv: Sequence[str]) -> Config:
         chosen[registry.flag] = str(first.get(registry.flag) or file_values.get(registry.flag) or named or default)
     if not trusts:
         _require_named_classes(first, files)
+    if not own_classes:
+        _require_ours(chosen)
     entries = {registry.flag: registry.resolve(chosen[registry.flag], run_folders) for registry in REGISTRIES}
     parser = _make_parser(entries)
     usual_task, tasks = _tasks(entries["algo"])
@@ -171,6 +176,12 @@ def _require_named_classes(first: dict[str, str | None], files: Sequence[tuple[s
                     f"{name}: names the class {found}, a program that the command line does not name; look at it, then "
                     f"give --{flag} {found} to run it, or --trust for all that the file names."
                 )
+
+
+def _require_ours(chosen: dict[str, str]) -> None:
+    for flag, name in chosen.items():
+        if ":" in name:
+            raise UserError(f"--{flag} {name}: names a class of somebody's own, a program, and nothing is run here")
 
 
 def _first_look(argv: Sequence[str]) -> tuple[dict[str, str | None], bool, bool]:

@@ -148,15 +148,23 @@ def _is_leftover(path: Path) -> bool:
 
 
 def _is_summary(found: Any) -> bool:
-    if not isinstance(found, dict) or not {"epochs", "steps", "test_loss"} <= set(found):
-        return False
+    return isinstance(found, dict) and {"epochs", "steps", "test_loss"} <= set(found) and has_kinds(found)
+
+
+def has_kinds(summary: dict[str, Any]) -> bool:
+    """Whether what a summary says is of the kinds that we write: numbers, texts."""
     kinds = {
-        int: ("epochs", "steps", "seed"),
+        int: ("epochs", "steps", "seed", "train_images", "val_images", "test_images"),
         int | float: ("wall_seconds", "feedback_seconds"),
-        int | float | None: ("test_loss", "test_accuracy", "val_accuracy"),
-        str: ("algo", "model", "data", "task", "result", "tested_weights", "command"),
+        int | float | None: (
+            "val_accuracy",
+            *(name for name in summary if name.startswith("test_") and name != "test_images"),
+        ),
+        str: ("algo", "model", "data", "task", "result", "tested_weights", "command", "finished"),
+        dict: ("versions",),
     }
-    return all(isinstance(found[name], kind) for kind, names in kinds.items() for name in names if name in found)
+    fit = all(isinstance(summary[name], kind) for kind, names in kinds.items() for name in names if name in summary)
+    return fit and all(isinstance(version, str) for version in summary.get("versions", {}).values())
 
 
 def _foreign(path: Path) -> NoReturn:

@@ -11,6 +11,7 @@ from dtp import commands
 from dtp.diagnostics.plots import read_metrics
 from dtp.errors import UserError
 from dtp.loggers import MetricsCSV
+from dtp.report.command import main as report_on
 from dtp.report.reading import read_run
 from dtp.runs import Run
 from dtp.search.study import best_value, read_study
@@ -38,6 +39,38 @@ def test_a_damaged_summary_is_told(tmp_path, text):
     (tmp_path / "summary.json").write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match="summary.json: is not a summary"):
         _ = Run(tmp_path).summary
+
+
+CONFIG = {"algo": "bp", "model": "mlp", "data": "digits", "seed": 0, "max_epochs": 1, "batch_size": 8}
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("summary", {"versions": "1"}),
+        ("summary", {"versions": {"commit": 1}}),
+        ("summary", {"wall_seconds": "long"}),
+        ("summary", {"test_accuracy": [1]}),
+        ("summary", {"test_top5": "high"}),
+        ("config", {"max_epochs": "many"}),
+        ("config", {"batch_size": None}),
+        ("config", {"seed": [1]}),
+        ("config", {"extra_feedback_epochs": -1}),
+        ("config", {"feedback_warmup_epochs": "x"}),
+    ],
+)
+def test_a_report_of_a_damaged_run_is_one_sentence(tmp_path, capsys, name, change):
+    def report(summary, config):
+        (tmp_path / "summary.json").write_text(json.dumps(summary))
+        (tmp_path / "config.yaml").write_text(json.dumps(config))
+        return report_on([str(tmp_path), "--no-figures"])
+
+    assert report(GOOD, CONFIG) == 0
+    capsys.readouterr()
+    changed = {"summary": GOOD, "config": CONFIG}
+    assert report(**{**changed, name: {**changed[name], **change}}) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path / name}") and "expected" in line
 
 
 @pytest.mark.parametrize("read", [read_metrics, lambda path: MetricsCSV(path.parent).resume_at(9)])

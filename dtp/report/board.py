@@ -20,27 +20,28 @@ from dtp.report.groups import FAMILIES, Group, Study, compare_costs, dataset, de
 from dtp.report.page import command_words, variant
 from dtp.report.published import Figure, differences, is_whole, matches, published
 from dtp.report.reading import RunRecord, read_runs
-from dtp.runs import saved_options
+from dtp.runs import has_kinds, saved_options
 
 # In the order in which they are saved. Accuracies in %, ``deviation`` over seeds in points, ``epochs`` of the forward
 # weights, ``cost`` of such an epoch relative to one of bp, null for what is not known.
-FIELDS = (
-    "rule",
-    "network",
-    "data",
-    "source",
-    "published",
-    "ours",
-    "deviation",
-    "seeds",
-    "epochs",
-    "published_epochs",
-    "cost",
-    "command",
-    "commit",
-    "date",
-    "note",
-)
+_NUMBER = int | float | None
+FIELDS = {
+    "rule": str,
+    "network": str,
+    "data": str,
+    "source": str,
+    "published": _NUMBER,
+    "ours": _NUMBER,
+    "deviation": _NUMBER,
+    "seeds": list,
+    "epochs": _NUMBER,
+    "published_epochs": _NUMBER,
+    "cost": _NUMBER,
+    "command": str,
+    "commit": str,
+    "date": str,
+    "note": str,
+}
 MARK = "<!-- made by python -m dtp.report --board -->"
 MISSING = "not run yet"
 Row = dict[str, Any]
@@ -57,13 +58,24 @@ def read_board(path: Path) -> list[Row]:
     """
     if not path.exists():
         return []
+    if not path.is_file():
+        raise UserError(f"{path}: expected a board, a JSON file, found something else; give another --json.")
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: expected a board, JSON of a list of rows ({error}); give another --json.") from error
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and set(row) == set(FIELDS) for row in rows):
-        raise UserError(f"{path}: expected a list of rows with {', '.join(FIELDS)}; give another --json.")
+    if not isinstance(rows, list) or not all(map(_is_row, rows)):
+        raise UserError(
+            f"{path}: expected a list of rows with {', '.join(FIELDS)}, numbers and texts; give another --json."
+        )
     return rows
+
+
+def _is_row(row: Any) -> bool:
+    if not isinstance(row, dict) or set(row) != set(FIELDS):
+        return False
+    finite = all(math.isfinite(value) for value in row.values() if isinstance(value, float))
+    return finite and all(isinstance(row[name], kind) for name, kind in FIELDS.items())
 
 
 def rows_of(
@@ -87,7 +99,13 @@ def rows_of(
         compare_costs(study)
     for study in found if timed else ():
         take_costs(study, timed)
-    return [row for study in found for group in study.groups for row in rows_of_group(study, group, date, note)]
+    rows = [row for study in found for group in study.groups for row in rows_of_group(study, group, date, note)]
+    for row in rows:
+        if not _is_row(row):
+            raise UserError(
+                f"{row['command']}: expected a finite test accuracy, found {row['ours']}; leave this run out."
+            )
+    return rows
 
 
 def merged(board: Iterable[Row], rows: Iterable[Row]) -> list[Row]:
@@ -236,7 +254,7 @@ def _kept(path: Path) -> list[RunRecord]:
     """The runs that a file of results is about; those whose commands this version does not know are left out."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: expected run folders or JSON of results ({error}).") from error
     records = []
     try:
@@ -296,10 +314,18 @@ def _of_report(group: dict[str, Any], run: dict[str, Any]) -> tuple[str, int, di
 
 def _record(path: Path, command: str, seed: int, summary: dict[str, Any]) -> RunRecord:
     """A run as its folder would have said it; presets stand for the values that they have today."""
-    command = command.replace("SEED", str(seed))
-    options = saved_options(parse(shlex.split(command)[2:])) | {"seed": seed}
+    try:
+        words = shlex.split(command.replace("SEED", str(seed)))[2:]
+    except ValueError as error:
+        raise UserError(f"is no line of a shell: {error}") from error
+    if {"--help", "-h"} & set(words):
+        raise UserError("asks for help alone")
+    options = saved_options(parse(words, own_classes=False)) | {"seed": seed}
     tested = "last" if options["test_weights"] == "last" else "best on validation"
     usual = {"tested_weights": tested, "epochs": options["max_epochs"], "steps": 0}
+    cost = summary.get("cost")
+    if not has_kinds({**summary, "seed": seed}) or not isinstance(cost, int | float | None):
+        raise TypeError("numbers and texts where they are expected")
     return RunRecord(
         folder=path,
         name=path.stem,

@@ -135,6 +135,8 @@ def _board(options: argparse.Namespace) -> int:
 
     path: Path = options.json or BOARD
     page: Path = options.output or path.with_suffix(".md")
+    if page.resolve() == path.resolve():
+        raise UserError(f"--output {page}: is the board itself; give another name for its page.")
     before = board.read_board(path)
     _require_own(page, lambda text: text.startswith(board.MARK), "page")
     rows = board.rows_of(options.runs, options.times or (), options.images, options.date, options.note)

@@ -202,7 +202,7 @@ class Group:
         found = [run.summary for run in self.finished]
         # Batches that were captured whole have no feedback phase that could be timed.
         timed = [s for s in found if s.get("wall_seconds") and not s.get("captured")]
-        return statistic(s["feedback_seconds"] / s["wall_seconds"] for s in timed)
+        return statistic(s.get("feedback_seconds", 0.0) / s["wall_seconds"] for s in timed)
 
     def angles(self, kind: str) -> dict[int, Statistic]:
         """The last ``update_angle`` or ``feedback_angle`` in degrees, by layer, over the runs that have ended."""

@@ -14,9 +14,18 @@ from typing import Any, Literal
 from dtp.config import read_yaml
 from dtp.errors import UserError
 from dtp.jobs import FAILURE_FILE
-from dtp.runs import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
+from dtp.runs import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, has_kinds
 
 FIRST_COLUMNS = ["epoch", "step"]
+# Options that are counted with, and the least that they can be.
+COUNTED = {
+    "max_epochs": 0,
+    "max_steps": -1,
+    "batch_size": 0,
+    "feedback_warmup_epochs": 0,
+    "extra_feedback_epochs": 0,
+    "seed": 0,
+}
 
 State = Literal["finished", "unfinished", "failed"]
 Row = dict[str, float]
@@ -139,6 +148,12 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
     for flag in ("algo", "model", "data", "seed") if config.is_file() else ():
         if flag not in options:
             raise UserError(f"{config}: expected the configuration of a run, found none of its {flag!r}; move it away.")
+    for option, least in COUNTED.items():
+        found = options.get(option, least)
+        if not (isinstance(found, int) and found >= least):
+            raise UserError(
+                f"{config}: {option}: expected a whole number of at least {least}, found {found!r}; move it away."
+            )
     summary = _summary(folder / SUMMARY_FILE)
     failure_file = folder / FAILURE_FILE
     failure = " ".join(_text(failure_file).split()) if failure_file.is_file() else ""
@@ -168,8 +183,10 @@ def _summary(path: Path) -> dict[str, Any]:
         summary = json.loads(_text(path))
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: is not the JSON of a summary ({error}); move it away.") from error
-    if not isinstance(summary, dict) or not all(isinstance(summary.get(name), int) for name in ("epochs", "steps")):
-        raise UserError(f"{path}: expected the summary of a run with its epochs and steps, found none; move it away.")
+    if not isinstance(summary, dict) or not {"epochs", "steps"} <= set(summary) or not has_kinds(summary):
+        raise UserError(
+            f"{path}: expected the summary of a run with its epochs and steps, found something else; move it away."
+        )
     return summary
 
 

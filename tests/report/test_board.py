@@ -1,6 +1,7 @@
 """The board: figures of runs beside the published ones, kept in one file that commands add to."""
 
 import json
+import os
 import statistics
 from pathlib import Path
 
@@ -147,3 +148,78 @@ def test_the_board_of_the_project_is_whole():
     assert len(ours(rows)) >= 60 and sum(len(set(row["seeds"])) >= 3 for row in ours(rows)) >= 30
     for row in ours(rows):
         assert 0 <= row["ours"] <= 100 and row["seeds"] and row["command"].startswith("python ") and row["date"]
+
+
+KEPT = {"command": "dtp train --algo bp --model mlp --data digits --seed SEED", "seed": 0, "test_accuracy": 0.5}
+
+
+def put_on_board(kept, path):
+    (path / "kept.json").write_text(kept if isinstance(kept, str) else json.dumps(kept))
+    return main(["--board", str(path / "kept.json"), "--json", str(path / "board.json")])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "dtp train --algo read_payload:X",
+        "dtp train --model read_payload:X",
+        "dtp train --config run",
+        "dtp train --config run --trust",
+        "dtp train --resume run --trust",
+        "dtp train --help",
+        "dtp train -h",
+        "dtp train 'x",
+    ],
+)
+def test_commands_in_files_of_results_run_nothing(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "read_payload.py").write_text("open('ran', 'w')\nclass X: pass\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("algo: bp\nmodel: mlp\ndata: read_payload:X\n")
+    assert put_on_board({**KEPT, "command": command}, tmp_path) == 2
+    assert "none of this version" in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "board.json").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"test_accuracy": "high"},
+        {"test_accuracy": float("nan")},
+        {"versions": "1"},
+        {"versions": {"commit": 3}},
+        {"times_bp": "x"},
+        {"epochs": "x"},
+        {"seed": []},
+    ],
+)
+def test_results_of_another_kind_are_told(change, tmp_path, capsys):
+    assert put_on_board({**KEPT, **change}, tmp_path) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ") and not (tmp_path / "board.json").exists()
+    assert put_on_board(KEPT, tmp_path) == 0
+
+
+def test_deep_nesting_is_told(tmp_path, capsys):
+    assert put_on_board(100_000 * "[", tmp_path) == 2
+    assert "expected run folders or JSON of results" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change", [{"ours": "x"}, {"seeds": None}, {"data": 3}, {"note": None}, {"cost": float("inf")}]
+)
+def test_rows_of_another_kind_are_told_and_kept(change, runs, tmp_path, capsys):
+    path = tmp_path / "board.json"
+    rows = added(runs, to=path)
+    path.write_text(json.dumps([{**rows[0], **change}, *rows[1:]]))
+    before = path.read_bytes()
+    assert main(["--board", str(runs), "--json", str(path)]) == 2
+    assert "expected a list of rows" in capsys.readouterr().err and path.read_bytes() == before
+
+
+def test_neither_a_pipe_nor_the_page_is_the_board(runs, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    assert main(["--board", str(runs), "--json", str(tmp_path / "pipe")]) == 2
+    assert "found something else" in capsys.readouterr().err
+    path = str(tmp_path / "new.json")
+    assert main(["--board", str(runs), "--json", path, "--output", path]) == 2
+    assert "is the board itself" in capsys.readouterr().err and not (tmp_path / "new.json").exists()
