@@ -50,6 +50,7 @@ from dtp.feedback.layers import has_hooks
 from dtp.feedback.noise import NoiseStreams, seeded_randomness
 from dtp.feedback.steppers import is_plain
 from dtp.loading import DESCRIPTION, described, load_rule
+from dtp.models.inputs import require_inputs
 from dtp.models.network import Network
 from dtp.modules import RandomOperation, Standardise
 from dtp.precision import full_precision
@@ -86,6 +87,8 @@ class Algorithm(LightningModule, metaclass=RuleType):
     capture_batches = False
     # Whether the rule follows the gradient of any loss of the outputs, so that a user may give one.
     learns_any_loss = True
+    # Whether the rule has something of the shapes of the network's activations, as feedback layers are.
+    made_for_shapes = False
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
@@ -133,6 +136,8 @@ class Algorithm(LightningModule, metaclass=RuleType):
         self._feedback_before = 0.0
         # Of a checkpoint within an epoch, what was added up in it until then.
         self._begun: dict[str, Any] | None = None
+        # Shapes and types of inputs that the network is known to take, in training or not.
+        self._known_inputs: set[tuple[Any, ...]] = set()
         self.scores = torch.nn.ModuleDict({split: self.task.scores() for split in ("val", "test")})
         for name, value in network.named_parameters():
             if value.dtype in (torch.float16, torch.bfloat16):
@@ -533,9 +538,11 @@ class Algorithm(LightningModule, metaclass=RuleType):
         """Inputs and the task's goals of what the data loader gives.
 
         Raises:
-            UserError: they are not two tensors, or no goals of the task.
+            UserError: they are not two tensors, none that the network takes, or no goals of the task.
         """
         x, y = self.unpacked(batch)
+        if training and self.made_for_shapes:
+            self._require_inputs(x, type(self).__name__)
         self.task.require_goals(x, y)
         return x, self.task.goal(x, y, training=training)
 
@@ -543,7 +550,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
         """What :meth:`batch`, or a function given in its place, takes out of a batch.
 
         Raises:
-            UserError: that is not two tensors.
+            UserError: that is not two tensors, or inputs that the network does not take.
         """
         found = (self._own_batch or self.batch)(batch)
         if not isinstance(found, tuple | list) or len(found) != 2 or not all(isinstance(t, Tensor) for t in found):
@@ -551,7 +558,14 @@ class Algorithm(LightningModule, metaclass=RuleType):
                 f"A batch must come to two tensors, inputs and goals, found {shown(found)}; mend the data, or the "
                 "function that is given as batch."
             )
+        self._require_inputs(found[0])
         return tuple(found)
+
+    def _require_inputs(self, x: Tensor, made_for_shapes: str = "") -> None:
+        kind = x.shape[1:], x.dtype, x.device.type, made_for_shapes
+        if kind not in self._known_inputs:
+            require_inputs(self.network, x, made_for_shapes)
+            self._known_inputs.add(kind)
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         x, y = self.taken(batch)
@@ -740,12 +754,12 @@ class Algorithm(LightningModule, metaclass=RuleType):
         for score in self._scores(split, loader).values():
             score.update(self.task.scored(logits), y)
         loss = require_loss_value(self, "task_loss", self.task_loss(logits, y), trained=False)
-        self.log(f"{split}/loss", loss, batch_size=len(x), logger=self._returns_metrics, sync_dist=True)
+        self.log(f"{split}/loss", loss, batch_size=len(x), logger=self._logged_by_lightning, sync_dist=True)
 
     @property
-    def _returns_metrics(self) -> bool:
-        """Whether Lightning gives metrics to loggers and returns them: in ``validate`` and ``test``, not in ``fit``."""
-        return self.trainer.state.fn != TrainerFn.FITTING
+    def _logged_by_lightning(self) -> bool:
+        """Whether Lightning gives metrics to loggers: in ``validate`` and ``test``; in ``fit`` :meth:`report` does."""
+        return self.trainer.state.fn != TrainerFn.FITTING and bool(self.trainer.loggers)
 
     def _scores(self, split: str, loader: int) -> torch.nn.ModuleDict:
         """Metrics of one of several data loaders; those after the first are made as they come."""
@@ -776,11 +790,11 @@ class Algorithm(LightningModule, metaclass=RuleType):
             for loader, place in enumerate(places)
             for name, value in self._computed_scores(split, loader).items()
         }
-        self.log_dict(scores, logger=self._returns_metrics, add_dataloader_idx=False)
-        if self._returns_metrics:
-            # Lightning gives them to the loggers then; by its own count a checkpoint within an epoch is a batch behind.
+        self.log_dict(scores, logger=self._logged_by_lightning, add_dataloader_idx=False)
+        if self._logged_by_lightning:
+            # By Lightning's own count a checkpoint within an epoch is a batch behind.
             self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
-        if not self._returns_metrics and not self.trainer.sanity_checking:
+        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
             known, names = self.trainer.callback_metrics, [f"{split}/loss{place}" for place in places]
             losses = {name: float(known[name]) for name in names if name in known}
             self.report({"epoch": float(self.current_epoch), **losses, **scores})
@@ -807,6 +821,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Outputs (B, K), of a batch as in training or of inputs alone."""
         x = batch if isinstance(batch, Tensor) else self._inputs(batch)
+        self._require_inputs(x)
         with self.randomness("predict", batch_idx):
             return full_precision(self(x))
 

@@ -18,6 +18,8 @@ class LocalLosses(Algorithm):
     No gradient crosses a layer boundary: a rule says in :meth:`losses` what each layer descends.
     """
 
+    made_for_shapes = True
+
     def losses(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         """What the layers descend on a batch.
 

@@ -63,7 +63,7 @@ class PEPITA(LocalLosses):
                     a, context = stages.affine(n, h[-1])
                     h.append(stages.function(n, a))
                     contexts.append(context)
-                below = x + self.feedback(self.loss_gradient(h[N], y))
+                below = x + self.feedback(self.loss_gradient(h[N], y)).view_as(x)
             for n in range(1, N + 1):
                 a, _ = stages.affine(n, below, contexts[n])
                 if n == N:

@@ -25,10 +25,10 @@ from torch import Size, Tensor, fx, nn
 from dtp.errors import UserError
 from dtp.feedback.layers import derive_feedback, has_hooks, layer_operations
 from dtp.feedback.operations import Elementwise, FeedbackSettings, is_elementwise, operation_of
+from dtp.models.inputs import DoesNotFit, kinds, shape_text, shapes_through
 from dtp.models.network import Network
 from dtp.models.options import ModelOptions
 from dtp.modules import InnerFunction, Residual, Uncut
-from dtp.shapes import NotOneTensor, output_shape
 
 # Sides of square images that are tried where the network leaves the size open.
 _SIDES = (8, 28, 32, 64, 96, 224)
@@ -48,8 +48,8 @@ class CutNetwork(Network):
         outputs = _shapes(layers, input_shape, name)[-1]
         if len(outputs) != 1:
             raise UserError(
-                f"{name} must put out one vector for each sample, found values of shape {_text(outputs)}; end it in "
-                "a linear layer, after a flatten."
+                f"{name} must put out one vector for each sample, found values of shape {shape_text(outputs)}; end it "
+                "in a linear layer, after a flatten."
             )
         super().__init__(ModelOptions(), input_shape, outputs[0])
 
@@ -91,6 +91,11 @@ def as_network(model: nn.Module | Sequence[nn.Module], input_shape: Sequence[int
     # What torch.compile wraps.
     model = getattr(model, "_orig_mod", model)
     if isinstance(model, Network):
+        if input_shape is not None and _given_shape(input_shape) != model.input_shape:
+            raise UserError(
+                f"input_shape: expected {tuple(model.input_shape)}, for which this {type(model).__name__} was made, "
+                f"found {tuple(_given_shape(input_shape))}; leave it out, or make the network for that shape."
+            )
         return model
     whole = isinstance(model, nn.Module)
     parts = [model] if whole else _listed(model)
@@ -100,9 +105,7 @@ def as_network(model: nn.Module | Sequence[nn.Module], input_shape: Sequence[int
     name = type(model).__name__ if whole else "The list of layers"
     _require_weights(parts, whole, name)
     layers = _layers(operations(model)) if whole else [_one_layer(i, part) for i, part in enumerate(parts)]
-    if isinstance(input_shape, Tensor):
-        input_shape = input_shape.shape[1:]
-    shape = Size(input_shape) if input_shape is not None else _told_shape(layers, name)
+    shape = _told_shape(layers, name) if input_shape is None else _given_shape(input_shape)
     return CutNetwork(layers, shape, model if whole else None, name)
 
 
@@ -443,17 +446,23 @@ def _module_of(function: Any, node: fx.Node) -> nn.Module | None:
 
 def _shapes(layers: Sequence[nn.Module], input_shape: Sequence[int], name: str) -> list[Size]:
     """Shape of one sample before the first layer and after each."""
-    shapes = [Size(input_shape)]
-    for number, layer in enumerate(layers, 1):
-        try:
-            shapes.append(output_shape(layer, shapes[-1]))
-        except (RuntimeError, ValueError, TypeError, NotOneTensor) as error:
-            raise UserError(
-                f"Samples of shape {_text(shapes[0])} do not fit {name}: layer {number} ({_kinds(layer)}) receives "
-                f"{_text(shapes[-1])} and cannot take it ({str(error).strip().partition(chr(10))[0]}); give the shape "
-                "of one sample as input_shape."
-            ) from error
-    return shapes
+    try:
+        return shapes_through(layers, input_shape)
+    except DoesNotFit as error:
+        raise UserError(
+            f"Samples of shape {shape_text(input_shape)} do not fit {name}: {error}; give the shape of one sample as "
+            "input_shape."
+        ) from error
+
+
+def _given_shape(given: Any) -> Size:
+    if isinstance(given, Tensor):
+        return given.shape[1:]
+    if not isinstance(given, Sequence) or not all(isinstance(size, int) and size > 0 for size in given):
+        raise UserError(
+            f"input_shape: expected the shape of one sample, such as (3, 32, 32), or a batch, found {given!r}."
+        )
+    return Size(given)
 
 
 def _told_shape(layers: Sequence[nn.Module], name: str) -> Size:
@@ -473,7 +482,9 @@ def _told_shape(layers: Sequence[nn.Module], name: str) -> Size:
             continue
         fitting.append(shape)
     if len(fitting) != 1:
-        found = f"several fit ({', '.join(map(_text, fitting))})" if fitting else "it cannot be told from the network"
+        found = (
+            f"several fit ({', '.join(map(shape_text, fitting))})" if fitting else "it cannot be told from the network"
+        )
         raise UserError(
             f"{name} needs the shape of one sample, for {found}; give input_shape, (3, 32, 32) for example, or cut "
             "it first: dtp.as_network(model, input_shape=(3, 32, 32))."
@@ -510,7 +521,7 @@ class LayerTable(list):
     def __str__(self) -> str:
         rows = [("layer", "modules", "in", "out", "parameters", "feedback")]
         for row in self:
-            sizes = _text(row.in_shape), _text(row.out_shape), f"{row.parameters:,}"
+            sizes = shape_text(row.in_shape), shape_text(row.out_shape), f"{row.parameters:,}"
             rows.append((str(row.layer), row.modules, *sizes, row.feedback))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
@@ -530,7 +541,7 @@ def layers(model: nn.Module | Sequence[nn.Module], input_shape: Sequence[int] | 
         shapes = tuple(network.shapes[number - 1]), tuple(network.shapes[number])
         count = sum(p.numel() for p in layer.parameters())
         feedback = "needs none" if number == 1 else _feedback_of(number, network)
-        rows.append(LayerRow(number, _kinds(layer), *shapes, count, feedback))
+        rows.append(LayerRow(number, kinds(layer), *shapes, count, feedback))
     return rows
 
 
@@ -544,11 +555,3 @@ def _feedback_of(number: int, network: Network) -> str:
     return ", ".join(
         type(o.function if isinstance(o, Elementwise) else o).__name__.removesuffix("Feedback") for o in made.operations
     )
-
-
-def _kinds(layer: nn.Module) -> str:
-    return ", ".join(type(m.module if isinstance(m, Uncut) else m).__name__ for m in layer_operations(layer))
-
-
-def _text(shape: Iterable[int]) -> str:
-    return "x".join(map(str, shape)) or "()"
