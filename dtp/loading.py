@@ -216,8 +216,8 @@ def _described_network(path: Path, found: dict[str, Any], trust: bool) -> Networ
     said = found["network"]
     if said is None:
         raise UserError(
-            f"{path}: does not describe its network, which is none of --model, or was trained by an earlier version; "
-            "give network=... with one like it."
+            f"{path}: does not describe its network, which was cut from a model of your own, or the file is of an "
+            "earlier version; give network=... with one like it."
         )
     cls = _class(MODELS, path, said["model"], trust)
     network = cls(_filled(cls.Options, said["options"]), said["input_shape"], said["outputs"])

@@ -28,7 +28,7 @@ class Classification:
     losses = ("cross-entropy", "squared", "binary-cross-entropy")
 
     def __init__(self, outputs: int):
-        self.outputs = outputs
+        self.outputs = self.classes = outputs
         self.top_k = 5 if outputs > 5 else 1
 
     def require_goals(self, x: Tensor, y: Tensor) -> None:
@@ -38,6 +38,13 @@ class Classification:
                 f"Expected labels for classification, int64 of shape ({len(x)},), found "
                 f"{str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}; mend the data, or give a loss for "
                 "goals of another kind (loss=function)."
+            )
+        # On a GPU the host would have to wait for them. What cross-entropy ignores is no class.
+        strange = y[(y >= self.classes) | ((y < 0) & (y != -100))] if y.device.type == "cpu" else y[:0]
+        if len(strange):
+            raise UserError(
+                f"Expected labels from 0 to {self.classes - 1}, for {self.classes} classes, found {int(strange[0])}; "
+                "mend the data, or give the network as many outputs as there are classes."
             )
 
     def goal(self, x: Tensor, y: Tensor, training: bool = True) -> Tensor:

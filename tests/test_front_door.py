@@ -175,3 +175,20 @@ def test_a_loss_of_each_sample_is_refused():
     rule = dtp.BP(plain(), loss=nn.CrossEntropyLoss(reduction="none"))
     with pytest.raises(UserError, match=r"loss: expected a function .* found the shape \(6,\)"):
         rule.forward_gradients(*batch())
+
+
+@pytest.mark.parametrize(("label", "told"), [(3, "found 3"), (-1, "found -1"), (2, None), (-100, None)])
+def test_labels_that_are_no_class_are_told(label, told):
+    rule = dtp.BP(nn.Linear(4, 3))
+    batch = torch.zeros(2, 4), torch.tensor([0, label])
+    if told:
+        with pytest.raises(UserError, match=f"Expected labels from 0 to 2, for 3 classes, {told}; mend"):
+            rule.taken(batch)
+    else:
+        rule.taken(batch)
+
+
+@pytest.mark.parametrize("seed", ["1", 1.5])
+def test_a_seed_is_a_whole_number(seed):
+    with pytest.raises(UserError, match="seed: expected a whole number, found "):
+        dtp.BP(nn.Linear(4, 3), seed=seed)

@@ -175,6 +175,12 @@ def test_validate_and_test_return_and_log_the_metrics(tmp_path):
     assert "test/accuracy" in Path(logger.log_dir, "metrics.csv").read_text()
 
 
+def test_without_a_logger_nothing_is_given_to_one(tmp_path):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*have no logger configured")
+        assert trainer(tmp_path).test(rule(), loader(), verbose=False)[0]["test/loss"] > 0
+
+
 @row("several loaders in `validate` and `test`")
 def test_several_loaders_have_metrics_of_their_own(tmp_path):
     module, (x, _) = rule(), images()

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
@@ -64,3 +65,9 @@ def test_measuring_changes_nothing_and_knows_backprop_from_others():
     assert all(torch.equal(before[name], value) for name, value in rule.state_dict().items())
     fa = dtp.alignment(dtp.FA(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))), clusters(20))
     assert fa[1].angle > 5 and fa[2].angle < 1e-4
+
+
+@pytest.mark.parametrize("measure", [dtp.alignment, lambda found, batch: dtp.linear_probes(found, [batch], [batch])])
+def test_a_network_alone_is_no_rule(measure):
+    with pytest.raises(dtp.UserError, match="expected a rule, found a value of type Linear; make one of a network"):
+        measure(nn.Linear(4, 2), clusters(20))

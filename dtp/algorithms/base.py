@@ -754,12 +754,13 @@ class Algorithm(LightningModule, metaclass=RuleType):
         for score in self._scores(split, loader).values():
             score.update(self.task.scored(logits), y)
         loss = require_loss_value(self, "task_loss", self.task_loss(logits, y), trained=False)
-        self.log(f"{split}/loss", loss, batch_size=len(x), logger=self._logged_by_lightning, sync_dist=True)
+        self.log(f"{split}/loss", loss, batch_size=len(x), logger=self._to_loggers, sync_dist=True)
 
     @property
-    def _logged_by_lightning(self) -> bool:
-        """Whether Lightning gives metrics to loggers: in ``validate`` and ``test``; in ``fit`` :meth:`report` does."""
-        return self.trainer.state.fn != TrainerFn.FITTING and bool(self.trainer.loggers)
+    def _to_loggers(self) -> bool | None:
+        """For ``self.log``: False in ``fit``, where :meth:`report` does it; in ``validate`` and ``test`` Lightning's
+        default, with which it returns the metrics and gives them to loggers where there are any."""
+        return False if self.trainer.state.fn == TrainerFn.FITTING else None
 
     def _scores(self, split: str, loader: int) -> torch.nn.ModuleDict:
         """Metrics of one of several data loaders; those after the first are made as they come."""
@@ -790,8 +791,8 @@ class Algorithm(LightningModule, metaclass=RuleType):
             for loader, place in enumerate(places)
             for name, value in self._computed_scores(split, loader).items()
         }
-        self.log_dict(scores, logger=self._logged_by_lightning, add_dataloader_idx=False)
-        if self._logged_by_lightning:
+        self.log_dict(scores, logger=self._to_loggers, add_dataloader_idx=False)
+        if self._to_loggers:
             # By Lightning's own count a checkpoint within an epoch is a batch behind.
             self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:

@@ -6,12 +6,14 @@ import dataclasses
 from abc import ABCMeta
 from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter, Signature
+from numbers import Integral
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torchmetrics import Metric
 
+from dtp.errors import UserError
 from dtp.fields import made
 from dtp.models.cutting import as_network
 
@@ -58,7 +60,9 @@ class RuleType(ABCMeta):
         if isinstance(loss, str):
             values["loss"] = loss
         options = made(cls.Options, options, values, cls.__name__)
-        seed = torch.initial_seed() if seed is None else seed
+        if not isinstance(seed, Integral | None):
+            raise UserError(f"seed: expected a whole number, found {seed!r}.")
+        seed = torch.initial_seed() if seed is None else int(seed)
         rule = super().__call__(as_network(network, input_shape), options, seed=seed)
         if own_loss is not None or metrics is not None or batch is not None:
             rule.use(own_loss, metrics, batch)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dtp.algorithms.base import Algorithm
+from dtp.contracts import shown
 from dtp.diagnostics.alignment import Alignment, update_alignment
 from dtp.errors import UserError
 from dtp.precision import full_precision
@@ -29,8 +30,9 @@ def alignment(rule: Algorithm, batch: Any) -> dict[int, Alignment]:
         By layer number, from 1, for the layers with trained weights.
 
     Raises:
-        UserError: the rule has no labels to compare by (``Competitive``), or the batch is none of its task.
+        UserError: no rule, or one that has no labels to compare by (``Competitive``), or the batch is none of its task.
     """
+    _require_rule("alignment", rule)
     if rule.task.name == "clustering":
         raise UserError(f"{type(rule).__name__} sorts into clusters without labels, from which backprop could learn.")
     with _mode(rule, training=True):
@@ -62,11 +64,12 @@ def linear_probes(
         By layer number, 0 to N, the share of test images that the probe names right, from 0 to 1.
 
     Raises:
-        UserError: no labels, another kind, or no batches.
+        UserError: no rule, no labels, another kind, or no batches.
     """
     # A second that importing dtp need not wait for.
     from sklearn.linear_model import LogisticRegression, RidgeClassifier
 
+    _require_rule("linear_probes", rule)
     if kind not in ("ridge", "logistic"):
         raise UserError(f"linear_probes: expected kind ridge or logistic, found {kind!r}.")
     if not penalty > 0:
@@ -85,6 +88,13 @@ def linear_probes(
         probe.fit((features - mean) / scale, labels)
         found[n] = float(probe.score((others - mean) / scale, wanted))
     return found
+
+
+def _require_rule(function: str, rule: Any) -> None:
+    if not isinstance(rule, Algorithm):
+        raise UserError(
+            f"{function}: expected a rule, found {shown(rule)}; make one of a network, such as dtp.BP(network)."
+        )
 
 
 @torch.no_grad()
