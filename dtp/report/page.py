@@ -64,7 +64,9 @@ def write_page(
     for study in studies:
         lines += [f"## {_plain(study.title)}", "", *_facts(study, timed), *_results(study, matches)]
         for name, caption in figures[id(study)]:
-            lines += [f"![{name}]({name})", "", caption, ""]
+            # What it shows, for those who do not see it.
+            shown = caption.partition(";")[0].partition(". ")[0].rstrip(".")
+            lines += [f"![{shown}]({name})", "", caption, ""]
         lines += _angles(study)
         lines += _published(study, matches)
         lines += _nearest(study, nearest)

@@ -1,6 +1,7 @@
 """The command: what the page says, that it is the same each time, and that nothing else is overwritten."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -98,7 +99,9 @@ def test_figures_are_on_the_page_and_lie_beside_it(runs, tmp_path):
     assert main([str(runs), "--output", str(tmp_path / "pages" / "mine.md")]) == 0
     page = (tmp_path / "pages" / "mine.md").read_text()
     pictures = {path.name for path in (tmp_path / "pages").glob("*.png")}
-    assert pictures and all(f"![{name}]({name})" in page for name in pictures)
+    shown = dict(re.findall(r"!\[([^\]]*)\]\((.+?)\)", page))
+    assert pictures and set(shown.values()) == pictures
+    assert not [words for words in shown if len(words.split()) < 5], "an alternative text that says what is seen"
 
 
 def test_the_numbers_are_those_of_the_page(runs):
