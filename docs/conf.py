@@ -6,8 +6,11 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE / "_ext")]
-# Notebooks run in processes of their own; one thread each keeps their times and figures alike everywhere.
+# Notebooks run in processes of their own, by this Python and on this checkout; one thread each keeps their times and
+# figures alike everywhere.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+os.environ["PYTHONPATH"] = os.pathsep.join((str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])))
 
 import dtp  # noqa: E402
 
@@ -21,6 +24,7 @@ extensions = [
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
+    "included_links",
     "mathml",
     "plain_docstrings",
     "rule_pages",
@@ -29,8 +33,17 @@ exclude_patterns = ["_build", "**/_*.md", "_ext", "**/.ipynb_checkpoints", "jupy
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "attrs_inline"]
 myst_heading_anchors = 3
+# Markdown of the results, by the page that includes it.
+included_pages = {
+    "../benchmarks/results/README.md": "results.md",
+    "../benchmarks/results/board.md": "board.md",
+    "../benchmarks/results/comparison.md": "comparison.md",
+}
 nb_execution_mode = "cache"
-nb_execution_timeout = 180
+# What notebooks write is not a part of the sources.
+nb_execution_in_temp = True
+# Of a cell, on a busy machine.
+nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_merge_streams = True
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import re
 import shlex
 from pathlib import Path
@@ -11,13 +12,21 @@ import yaml
 
 from dtp.algorithms import ALGORITHMS
 from dtp.arguments import parse
+from dtp.cli import main
+from dtp.data import DATA
+from dtp.models import MODELS
+from dtp.program import COMMANDS
+from dtp.report import command as report
+from dtp.search import command as search
+from dtp.slurm import __main__ as slurm
+from dtp.sweep import command as sweep
 from dtp.sweep.plan import read_sweep, sweep_path
 from dtp.theory.options import STUDIES
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = {str(path.relative_to(DOCS)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
 # Made when the site is built.
-MADE = {f"rules/{name}.md" for name in ALGORITHMS.names()} | {"rules/_table.md", "rules/_options.md"}
+MADE = {f"rules/{name}.md" for name in [*ALGORITHMS.names(), "_table", "_options", "_papers"]}
 PAGES = {name: text for name, text in PAGES.items() if name not in MADE and "_build" not in name}
 
 
@@ -27,37 +36,77 @@ def blocks(text, language):
 
 
 def commands():
+    """The words of each ``dtp`` in a block, or in a sentence where it stands without placeholders."""
     for name, text in PAGES.items():
-        for _, block in blocks(text, "bash"):
-            for line in block.splitlines():
-                words = shlex.split(line, comments=True)
-                if words[:1] == ["dtp"]:
-                    yield pytest.param(words[1:], id=f"{name}: {' '.join(words)}")
+        lines = [line for _, block in blocks(text, "bash") for line in block.splitlines()]
+        lines += [said for said in re.findall(r"`(dtp \w+ [^`]+)`", text) if not re.search(r"[A-Z]{2}|\.\.\.", said)]
+        for line in lines:
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["dtp"]:
+                yield pytest.param(words[1:], id=f"{name}: {' '.join(words)}")
+
+
+# What is to lie in files for commands that name them.
+OWN_RULE = blocks(PAGES["own-rule.md"], "python")[0][1]
+OWN_SWEEPS = {
+    "my_sweep.yaml": blocks(PAGES["experiments.md"], "yaml")[0][1],
+    "runs/two-rules.yaml": PAGES["notebooks/sweep.md"].split('"""')[1],
+}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
 
 
 @pytest.mark.parametrize("words", list(commands()))
-def test_every_command_of_the_documentation_is_understood(words, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(tmp_path)
-    name, rest = words[0], words[1:]
-    if name == "train" and "my_rule:LearnedHybrid" in rest:
-        (tmp_path / "my_rule.py").write_text(blocks(PAGES["own-rule.md"], "python")[0][1])
-    if name == "train" and "..." not in rest:
-        if "--help" in rest:
-            with pytest.raises(SystemExit):
-                parse(rest)
-        elif "--init-weights" not in rest:
+def test_every_command_of_the_documentation_is_understood(words, here):
+    name, rest = words[0], words[1 : words.index(">")] if ">" in words else words[1:]
+    if name == "--help":
+        return
+    assert name in COMMANDS
+    if "my_rule:LearnedHybrid" in rest:
+        (here / "my_rule.py").write_text(OWN_RULE)
+    if name == "train" and "--help" in rest:
+        with pytest.raises(SystemExit):
             parse(rest)
-    elif name == "sweep" and rest[0] != "my_sweep.yaml":
-        assert read_sweep(sweep_path(rest[0])).points
+    elif name == "train":
+        # A run that there is none of.
+        if "--init-weights" in rest:
+            del rest[(at := rest.index("--init-weights")) : at + 2]
+        parse(rest)
+    elif name == "search":
+        _, of_train = search.make_parser().parse_known_args(rest)
+        parse(of_train)
+    elif name == "sweep" and rest != ["--help"]:
+        options, of_train = sweep.make_parser().parse_known_args(rest)
+        for path, text in OWN_SWEEPS.items():
+            (here / path).parent.mkdir(exist_ok=True)
+            (here / path).write_text(text)
+        assert read_sweep(sweep_path(options.sweep)).points
+        parse(of_train)
     elif name == "theory":
         assert rest[0] in STUDIES
+    elif name == "report":
+        report.make_parser().parse_args(rest)
+    elif name == "slurm":
+        slurm.make_parser().parse_known_args(rest[: rest.index("--")] if "--" in rest else rest)
 
 
-def test_the_sweep_that_the_documentation_lists_is_one(tmp_path):
-    ((_, text),) = blocks(PAGES["experiments.md"], "yaml")
-    (tmp_path / "listed.yaml").write_text(text)
-    assert len(read_sweep(tmp_path / "listed.yaml").seeds) == 3
+def test_every_other_command_calls_a_file_that_is_there():
+    """Other lines of a block begin with a program of the repository, or a comment says why the block is not run."""
+    for name, text in PAGES.items():
+        for comment, block in blocks(text, "bash"):
+            if comment.startswith("% not run:"):
+                continue
+            for line in block.splitlines():
+                words = shlex.split(line, comments=True)
+                if words and words[0] != "dtp":
+                    files = [word for word in words if re.fullmatch(r"(benchmarks|slurm)/\w+\.(py|sh)", word)]
+                    assert files or "-m dtp train" in line, f"{name}: {line}"
+                    assert all((DOCS.parent / path).exists() for path in files), f"{name}: {line}"
 
 
 @pytest.fixture
@@ -85,6 +134,36 @@ def test_every_listing_of_the_documentation_runs_and_prints_what_it_shows(name, 
             assert text.split() == printed.split()
 
 
+def test_the_listing_of_an_own_rule_trains(here):
+    (here / "my_rule.py").write_text(OWN_RULE)
+    command = (
+        "--algo my_rule:LearnedHybrid --alpha 0.9 --model mlp --widths 32 32 --max-epochs 5 --batch-size 64 "
+        "--run-dir run"
+    )
+    assert main(command.split()) == 0
+    assert json.loads((here / "run" / "summary.json").read_text())["test_accuracy"] > 0.85
+
+
+def test_the_listing_of_an_own_rule_is_short_and_does_what_it_says(here):
+    import torch
+
+    from dtp.algorithms import BP
+    from dtp.models import MLP
+    from dtp.models.options import MLPOptions
+
+    text = OWN_RULE
+    assert len([line for line in text.splitlines() if line.strip()]) <= 22
+    (here / "my_exact_rule.py").write_text(text)
+    from my_exact_rule import LearnedHybrid
+
+    network = MLP(MLPOptions(widths=[8, 8], activation="tanh"), (1, 3, 3), 4).double()
+    x, y = torch.randn(5, 1, 3, 3, dtype=torch.float64), torch.randint(4, (5,))
+    _, backprop = BP(network).forward_gradients(x, y)
+    rule = LearnedHybrid(network, LearnedHybrid.Options(alpha=1.0, beta=0.3)).double()
+    for ours, theirs in zip(rule.forward_gradients(x, y)[1], backprop, strict=True):
+        torch.testing.assert_close(ours / 0.3, theirs, rtol=1e-10, atol=1e-14)
+
+
 @pytest.mark.parametrize("name", PAGES)
 def test_every_link_of_the_documentation_leads_somewhere(name):
     page = DOCS / name
@@ -106,3 +185,27 @@ def test_no_page_names_an_address_that_is_not_a_link():
     """Nothing of the site is fetched from elsewhere: scripts, fonts and pictures are its own."""
     for name, text in PAGES.items():
         assert not re.search(r"!\[[^\]]*\]\(https?:", text), name
+
+
+def test_every_choice_and_every_command_has_its_place():
+    for registry, page in ((MODELS, "networks.md"), (DATA, "data.md")):
+        for name in registry.names():
+            assert f"`{name}`" in PAGES[page]
+    named = {words.values[0][0] for words in commands()}
+    assert named >= set(COMMANDS) - {"completion"} and "dtp completion" in PAGES["start.md"]
+
+
+def test_files_and_folders_that_the_documentation_names_are_there():
+    for name, text in PAGES.items():
+        for path in re.findall(
+            r"(?:`|^    )((?:dtp|docs|benchmarks|slurm|tests)/[\w./-]*[\w/])(?=[`\s]| )", text, re.MULTILINE
+        ):
+            assert (DOCS.parent / path).exists(), f"{name} names {path}"
+
+
+def test_every_picture_has_an_alternative_text():
+    results = DOCS.parent / "benchmarks" / "results"
+    pages = PAGES | {path.name: path.read_text() for path in results.glob("*.md")}
+    for name, text in pages.items():
+        for words in re.findall(r"!\[([^\]]*)\]\(", text):
+            assert len(words.split()) >= 4, f"{name}: {words!r}"

@@ -1,4 +1,4 @@
-"""The README tells the truth: its commands are the ones that work, and its listing is a rule that trains."""
+"""The README tells the truth, on one screen: its commands are the ones that work, and its listing trains."""
 
 import json
 import re
@@ -11,9 +11,6 @@ import pytest
 
 from dtp.algorithms import ALGORITHMS
 from dtp.arguments import parse
-from dtp.cli import main
-from dtp.data import DATA
-from dtp.models import MODELS
 from dtp.program import COMMANDS
 
 ROOT = Path(__file__).parent.parent
@@ -28,9 +25,9 @@ def block(marker, language):
 
 
 def commands():
-    """Every ``dtp train`` line of the README, without comments."""
-    lines = [shlex.split(line, comments=True) for line in README.splitlines() if line.startswith("dtp train")]
-    return [line[2:] for line in lines]
+    """The words of every ``dtp train`` that the README names, in a block or in a sentence."""
+    found = re.findall(r"(?:^|`|/)dtp train([^`\n]*)", README, re.MULTILINE)
+    return [shlex.split(words, comments=True) for words in found]
 
 
 @pytest.fixture
@@ -101,8 +98,6 @@ def test_every_command_parses(command, here, capsys):
         with pytest.raises(SystemExit):
             parse(command)
         return
-    if "my_rule:LearnedHybrid" in command:
-        (here / "my_rule.py").write_text(block("own-rule", "python"))
     parse(command)
 
 
@@ -141,40 +136,14 @@ def test_the_commands_that_are_named_are_there():
     assert {"train", "sweep", "search", "theory", "report", "slurm", "completion"} == named == set(COMMANDS)
 
 
-def test_the_listing_of_an_own_rule_trains(here):
-    (here / "my_rule.py").write_text(block("own-rule", "python"))
-    command = (
-        "--algo my_rule:LearnedHybrid --alpha 0.9 --model mlp --widths 32 32 --max-epochs 5 --batch-size 64 "
-        "--run-dir run"
-    )
-    assert main(command.split()) == 0
-    assert json.loads((here / "run" / "summary.json").read_text())["test_accuracy"] > 0.85
+def test_every_rule_is_in_the_table():
+    for name in ALGORITHMS.names():
+        assert f"`{name}`" in README
 
 
-def test_the_listing_of_an_own_rule_is_short_and_does_what_it_says(here):
-    import torch
-
-    from dtp.algorithms import BP
-    from dtp.models import MLP
-    from dtp.models.options import MLPOptions
-
-    text = block("own-rule", "python")
-    assert len([line for line in text.splitlines() if line.strip()]) <= 22
-    (here / "my_exact_rule.py").write_text(text)
-    from my_exact_rule import LearnedHybrid
-
-    network = MLP(MLPOptions(widths=[8, 8], activation="tanh"), (1, 3, 3), 4).double()
-    x, y = torch.randn(5, 1, 3, 3, dtype=torch.float64), torch.randint(4, (5,))
-    _, backprop = BP(network).forward_gradients(x, y)
-    rule = LearnedHybrid(network, LearnedHybrid.Options(alpha=1.0, beta=0.3)).double()
-    for ours, theirs in zip(rule.forward_gradients(x, y)[1], backprop, strict=True):
-        torch.testing.assert_close(ours / 0.3, theirs, rtol=1e-10, atol=1e-14)
-
-
-def test_every_choice_is_in_the_tables():
-    for registry in (ALGORITHMS, MODELS, DATA):
-        for name in registry.names():
-            assert f"`{name}`" in README
+def test_it_is_short():
+    """One screen and the table of rules; the rest is on the pages of the documentation."""
+    assert len([line for line in README.splitlines() if not line.startswith("| `")]) <= 80
 
 
 def test_files_that_the_readme_names_exist():

@@ -19,7 +19,6 @@ from sphinx.errors import ExtensionError
 
 from dtp.algorithms import ALGORITHMS
 from dtp.config import PRESETS
-from dtp.report.published import published
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -41,7 +40,7 @@ def page(name: str, known: dict[str, Any]) -> str:
         f"```{{raw}} html\n{flow.svg(**fact['flow'])}\n```",
         f"*{flow.words(**fact['flow'])}*",
         _equations(fact.get("equations", [])),
-        f"```{{eval-rst}}\n.. autoclass:: {cls.__module__}.{cls.__name__}\n   :no-members:\n```",
+        f"```{{eval-rst}}\n.. autoclass:: {cls.__module__}.{cls.__name__}(network, **options)\n   :no-members:\n```",
         _commands(name),
         _cost(name),
         _figures(name),
@@ -102,49 +101,62 @@ def _cost(name: str) -> str:
     return "\n\n".join(lines)
 
 
+def _board() -> list[dict[str, Any]]:
+    return json.loads((RESULTS / "board.json").read_text(encoding="utf-8"))
+
+
 def _figures(name: str) -> str:
-    """Published figures, ours beside them where the board has them."""
-    board = RESULTS / "board.json"
-    rows = []
-    if board.exists():
-        for row in json.loads(board.read_text(encoding="utf-8")):
-            if row["rule"] == name:
-                rows.append(_board_row(row))
-    if not rows:
-        for figure in published():
-            if figure.rule == name:
-                rows.append(f"| {figure.data} | {figure.described} | {figure.source} | {figure.accuracy:g} % | | |")
+    """Published figures of a rule with ours beside them, then those that wait for one, then ours alone."""
+    rows = [row for row in _board() if row["rule"] == name]
     if not rows:
         return ""
+    rows.sort(key=lambda row: (row["published"] is None, row["ours"] is None))
     return "\n".join(
         [
             "## Figures",
             "",
-            "Test accuracies. Where ours is missing it has not been trained yet; what differs is on the"
-            " [board](../board.md).",
+            "Test accuracies. Where ours is missing it has not been trained yet. What differs between the two is on the"
+            " [board](../board.md), the command of each in [reproducing the papers](../papers.md).",
             "",
-            "| data | network | source | published | ours | seeds |",
-            "|---|---|---|---|---|---|",
-            *rows,
+            "| network | published | ours |",
+            "|---|---|---|",
+            *(_line(f"{row['data']}: {row['network']}", _published(row), _ours(row)) for row in rows),
         ]
     )
 
 
-def _board_row(row: dict[str, Any]) -> str:
-    def percent(value: float | None, deviation: float | None = None) -> str:
-        if value is None:
-            return ""
-        return f"{value:.2f} %" + (f" ± {deviation:.2f}" if deviation is not None else "")
+def _published(row: dict[str, Any]) -> str:
+    return "" if row["published"] is None else f"{row['published']:.2f} % ({row['source']})"
 
-    cells = [
-        row["data"],
-        row["network"],
-        row["source"] or "",
-        percent(row["published"]),
-        percent(row["ours"], row["deviation"]),
-        ", ".join(map(str, row["seeds"] or [])),
-    ]
-    return "| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |"
+
+def _ours(row: dict[str, Any]) -> str:
+    if row["ours"] is None:
+        return ""
+    deviation = "" if row["deviation"] is None else f" ± {row['deviation']:.2f}"
+    seeds = ", ".join(map(str, row["seeds"]))
+    return f"{row['ours']:.2f}{deviation} %" + (f" (seed {seeds})" if seeds else "")
+
+
+def _line(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _papers() -> str:
+    """Every published figure by its source, with ours and the command."""
+    by_source: dict[str, list[dict[str, Any]]] = {}
+    for row in _board():
+        if row["published"] is not None:
+            by_source.setdefault(row["source"], []).append(row)
+    parts = []
+    for source, rows in sorted(by_source.items()):
+        parts += [f"### {source}", "", "| rule, network | published | ours | command |", "|---|---|---|---|"]
+        for row in rows:
+            command = row["command"].replace("python main.py", "dtp train")
+            ours = _ours(row) or "not run yet"
+            what = f"`{row['rule']}`, {row['data']}: {row['network']}"
+            parts.append(_line(what, f"{row['published']:.2f} %", ours, f"`{command}`" if command else "none"))
+        parts.append("")
+    return "\n".join(parts)
 
 
 def _options(options: type) -> str:
@@ -193,6 +205,7 @@ def write(app: Sphinx) -> None:
         raise ExtensionError(f"docs/rules/rules.yaml: expected every rule and no other, found a difference: {missing}.")
     pages = {RULES / f"{name}.md": page(name, known) for name in ALGORITHMS.entries}
     pages[RULES / "_table.md"] = _table(known)
+    pages[RULES / "_papers.md"] = _papers()
     pages[RULES / "_options.md"] = _rows(ALGORITHMS.entries["bp"].load_options(), set())
     for path in RULES.glob("*.md"):
         if path not in pages and path.stem != "index":
