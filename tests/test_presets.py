@@ -59,6 +59,9 @@ def build(preset):
         model = dataclasses.replace(model, widths=[min(256, width) for width in model.widths])
     if hasattr(options, "feedback_iterations"):
         options = dataclasses.replace(options, feedback_iterations=[min(2, k) for k in options.feedback_iterations])
+    if hasattr(options, "skip_unsettled"):
+        # Under control through fresh feedback, few images settle in the time that they are given.
+        options = dataclasses.replace(options, skip_unsettled=False)
     if config.run.data in TRAINING_IMAGES:
         data = DATA.resolve(config.run.data).load()(dataclasses.replace(config.data, batch_size=4))
         number = TRAINING_IMAGES[config.run.data]

@@ -622,3 +622,98 @@ class DualPropOptions(AlgorithmOptions):
     order: Literal["bw", "fw", "fwbw"] = "bw"
     # Sweeps, at least 1; fw needs as many as the network has layers.
     sweeps: int = 1
+
+
+@dataclass
+class ControlOptions(TargetPropagationOptions):
+    """Deep feedback control: the controller, and how its maps to the layers, n = 1..N, learn."""
+
+    optimizer: OptimizerName = "adam"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    lr_schedule: Literal["constant", "cosine", "step"] = "constant"
+    beta: float = 0.1
+    output_loss: Literal["mse"] = "mse"
+    local_loss_scale: float = 2.0
+    feedback_optimizer: OptimizerName = "adam"
+    feedback_lr: list[float] = field(default_factory=lambda: [1e-3])
+    feedback_weight_decay: float = 1e-3
+    # Standard deviation of the noise on the feedback into each layer, 0 or more.
+    noise: list[float] = field(default_factory=lambda: [0.01])
+    # First feedback weights: random, the output layer's the identity; or transposed products of the forward weights
+    # above (symmetric), which with --feedback-iterations 0 is the published fixed feedback.
+    feedback_init: Literal["random", "symmetric"] = "random"
+    # Epochs after each epoch of the forward weights that train the feedback weights alone, 0 or more; they count
+    # towards --max-epochs. With 0, and no alternating schedule, every batch trains both.
+    extra_feedback_epochs: int = 0
+    # Without effect: maps from the output pass by residual units and pooling.
+    residual_gate: Literal["forward"] = "forward"
+    unpool: Literal["add"] = "add"
+    # Leak of the controller while the forward weights learn, above 0: at rest the error is alpha times the control.
+    alpha: float = 1e-3
+    # The same while the feedback weights learn, 0 or more.
+    feedback_alpha: float = 0.6
+    # Proportional part of the control while the feedback weights learn, 0 or more.
+    feedback_proportional: float = 0.15
+    # Step of the simulation in which the feedback weights learn, above 0; this and all times are in units of the
+    # controller's own time constant.
+    feedback_time_step: float = 0.002
+    # Times of that simulation, the start among them, at least 3.
+    feedback_time_steps: int = 50
+    # Time constant of the units in it, at least its step.
+    feedback_voltage_time: float = 0.006
+    # Time constant of the feedback that they receive in it, at least its step; 0 is the step itself.
+    feedback_apical_time: float = 0.3
+    # Least standard deviation by whose square the feedback's gradients are divided, above 0; as in the authors' code.
+    noise_floor: float = 0.01
+    # Learning rates of the feedback weights while they alone are trained at the start; left out: --feedback-lr.
+    warmup_feedback_lr: list[float] = field(default_factory=list)
+    # Standard deviations of the noise at that time; left out: --noise.
+    warmup_noise: list[float] = field(default_factory=list)
+    # Clip the norm of each weight's own gradient, forward and feedback, to this value; 0 for none.
+    clip_each: float = 0.0
+    # Residual, relative to the output's length, below which an image counts as settled, 0 or more.
+    settling_tolerance: float = 1e-5
+    # Leave out images that have not settled, or whose error is still above a quarter of what it was.
+    skip_unsettled: bool = False
+
+
+@dataclass
+class DynamicControlOptions(ControlOptions):
+    """The dynamics of the network under control."""
+
+    # Step of the simulation in which the forward weights learn, above 0.
+    time_step: float = 0.02
+    # Times of that simulation, the start among them, at least 3.
+    time_steps: int = 300
+    # Time constant of the units, at least the step.
+    voltage_time: float = 0.2
+    # Proportional part of the control, 0 or more.
+    proportional: float = 2.0
+    # Units hear the control of the present step, not that of the one before.
+    proactive: bool = False
+    # What leaks: the whole control (total, as in the authors' code) or its integral part (integral, as in the paper).
+    leak: Literal["total", "integral"] = "total"
+
+
+@rule("dfc", "feedback_control:DFC", "deep feedback control, learning all along the way (Meulemans et al. 2021)")
+@dataclass
+class DFCOptions(DynamicControlOptions):
+    """Deep feedback control: forward weights learn from the mean over the times of the simulation."""
+
+
+@rule("dfc-ss", "feedback_control:DFCSS", "the same, learning from its steady state (Meulemans et al. 2021)")
+@dataclass
+class DFCSSOptions(DynamicControlOptions):
+    """Deep feedback control at its steady state."""
+
+    # How that is found: by a few iterations (iterate), or as the end of the simulation (dynamics, as published).
+    steady_state: Literal["iterate", "dynamics"] = "iterate"
+    # Most iterations, at least 1; fewer where all images have settled.
+    settling_steps: int = 5
+
+
+@rule("dfc-ssa", "feedback_control:DFCSSA", "the same with the steady state linearised (Meulemans et al. 2021)")
+@dataclass
+class DFCSSAOptions(ControlOptions):
+    """Deep feedback control at its linearised steady state: one small linear system for each image."""

@@ -54,6 +54,7 @@ class Facts:
 
 SIGMOID = "--model mlp --widths 12 11 10 --activation sigmoid"
 ONE_LAYER = "--model mlp --widths"
+CONTROL = "the control of all layers shares the error out among them"
 TIED = "--model tied-autoencoder --hidden 12"
 
 RULES = {
@@ -123,6 +124,9 @@ RULES = {
         92, 16, options={"layer_clip": 0.0}, mirrors=True, apart="hidden layers learn what their class signals are"
     ),
     "dualprop": Facts(93.5, 16, not_local="feedback goes through the layers' own transposed Jacobians"),
+    "dfc": Facts(93, 20, options={"time_steps": 20, "feedback_time_steps": 10}, not_true=CONTROL),
+    "dfc-ss": Facts(92.5, 20, options={"feedback_time_steps": 10}, not_true=CONTROL),
+    "dfc-ssa": Facts(92.5, 20, options={"feedback_time_steps": 10}, not_true=CONTROL),
 }
 
 
