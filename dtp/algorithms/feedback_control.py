@@ -18,6 +18,7 @@ from dtp.algorithms.options import (
     DFCSSAOptions,
     DFCSSOptions,
     DynamicControlOptions,
+    StrongDFCOptions,
 )
 from dtp.algorithms.target_propagation import RulePhase, TargetPropagation, per_layer
 from dtp.errors import UserError
@@ -576,6 +577,110 @@ class DFCSS(DynamicControl):
         if self.options.steady_state == "dynamics":
             return self.last_moment(activations, error)
         return self.at_rest(activations, error, self.alpha, self.options.settling_steps, self.newton)
+
+
+class StrongDFC(DFCSS):
+    """DFC with strong control, Strong-DFC (Meulemans et al. 2022): the output is led to the label itself.
+
+    The error is e = y - p(r_N): p is the softmax (or what else the loss has), y the label, ``label_confidence`` for the
+    right class and the rest shared by the others. The feedback weights learn under the same error. ``steady_state``
+    iterate finds the root by Newton's iterations with halved steps; dynamics is the end of a simulation. In a single
+    phase one simulation with noise serves both kinds of weights: the noise goes through a low-pass filter, the forward
+    weights learn from the mean over all times, and the feedback weights from u less its running mean::
+
+        dQ_n = -(1 + tau_v / tau_eps)^(N-n) mean v_n^fb (u - <u>)^T / max(sigma_n, noise_floor)^2 - decay Q_n
+
+    Left out by the paper, or other than in it: those iterations; and with the published constants the simulation ends
+    long before rest, so that its update is that of a transient (``train/settling`` says how far).
+    """
+
+    Options = StrongDFCOptions
+    newton = True
+
+    def __init__(self, network: Network, options: StrongDFCOptions | None = None, seed: int = 0):
+        super().__init__(network, options, seed)
+        o = self.options
+        if o.beta != 1:
+            raise UserError(f"--beta: expected 1, for the target is the label itself, found {o.beta}; leave it out.")
+        if not 0 < o.label_confidence <= 1:
+            raise UserError(f"--label-confidence: expected a number above 0 and up to 1, found {o.label_confidence}.")
+        self._require_numbers(("noise_time", "filter_time"), above=0)
+        steps = max(o.time_step, o.feedback_time_step)
+        for flag in ("noise_time", "filter_time") if self.single_phase else ():
+            if getattr(o, flag) < steps:
+                raise UserError(
+                    f"--{flag.replace('_', '-')}: expected at least the steps of the simulations, {steps}, found "
+                    f"{getattr(o, flag)}."
+                )
+        if self.single_phase and (o.schedule == "alternating" or o.extra_feedback_epochs or o.feedback_apical_time):
+            raise UserError(
+                "--steady-state single-phase: expected both kinds of weights to learn in every batch, from feedback "
+                "that arrives at once; leave out --schedule alternating and --extra-feedback-epochs, and give "
+                "--feedback-apical-time 0."
+            )
+
+    @property
+    def single_phase(self) -> bool:
+        return self.options.steady_state == "single-phase"
+
+    def error(self, activations: Activations, y: Tensor) -> Error:
+        wanted, c = self.task.wanted(y, like=activations.s[-1]), self.options.label_confidence
+        if self.task.name == "classification" and self.task.outputs > 1:
+            wanted = c * wanted + (1 - c) / (self.task.outputs - 1) * (1 - wanted)
+        if self.task.name == "classification" and self.options.loss != "binary-cross-entropy":
+            linear = self.options.loss == "squared"
+            return lambda output: wanted - (output if linear else output.softmax(1))
+        return lambda output: wanted - output.sigmoid()
+
+    def feedback_error(self, activations: Activations, y: Tensor | None) -> Error:
+        if y is None:
+            raise UserError(f"feedback_phase of {type(self).__name__} needs the labels, found none; give them as y.")
+        return self.error(activations, y)
+
+    def controlled(self, activations: Activations, error: Error) -> Controlled:
+        if not self.single_phase:
+            return super().controlled(activations, error)
+        noise = self.feedback_noise_of(self.controller, lambda n, like: self.draw(n, len(like), like))
+        return self.over_time(activations, error, self.controller, self.alpha, noise)
+
+    def forward_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
+        # In a single phase it draws noise.
+        before = self.noise_streams.state_dict()
+        try:
+            return super().forward_gradients(x, y)
+        finally:
+            self.noise_streams.load_state_dict(before)
+
+    def training_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        if not self.single_phase or self.turns() != (True, True):
+            return super().training_batch(x, y)
+        activations = self.activations(x, gradients=False)
+        targets = self.targets(activations, y)
+        with no_autocast(activations.s[0]):
+            scalars = self._train_feedback(ControlPhase(self, activations, y, targets.correlations))
+        self.forward_step(activations, targets, y)
+        self._batches_alone += 1
+        return activations.logits, {**scalars, **self.settling(targets)}
+
+    def feedback_noise_of(self, controller: Controller, draw: Noise) -> Noise:
+        if not self.single_phase:
+            return super().feedback_noise_of(controller, draw)
+        part = controller.time_step / self.options.noise_time
+        scales, states = {n: self.noise_scale(n) for n in self.feedback.numbers}, {}
+
+        def filtered(n: int, like: Tensor) -> Tensor:
+            fresh = part / math.sqrt(controller.time_step) * draw(n, like)
+            states[n] = fresh + (1 - part) * states.get(n, 0)
+            return scales[n] * states[n]
+
+        return filtered
+
+    def correlator(self, controller: Controller) -> Correlator:
+        if not self.single_phase:
+            return super().correlator(controller)
+        grows, N = 1 + controller.voltage_time / self.options.noise_time, self.network.depth
+        factors = {n: grows ** (N - n) * self._precision(n) for n in self.feedback.numbers}
+        return Correlator(factors, controller.time_step / self.options.filter_time)
 
 
 class DFCSSA(FeedbackControl):

@@ -717,3 +717,24 @@ class DFCSSOptions(DynamicControlOptions):
 @dataclass
 class DFCSSAOptions(ControlOptions):
     """Deep feedback control at its linearised steady state: one small linear system for each image."""
+
+
+@rule(
+    "strong-dfc", "feedback_control:StrongDFC", "DFC with the label as target, strong control (Meulemans et al. 2022)"
+)
+@dataclass
+class StrongDFCOptions(DFCSSOptions):
+    """Deep feedback control whose output is led to the label itself."""
+
+    # Without effect, for the target is the label itself: always 1.
+    beta: float = 1.0
+    # How the network under control is found: by a few iterations (iterate), as the end of a simulation (dynamics), or
+    # by one with noise, from which forward and feedback weights learn at once (single-phase).
+    steady_state: Literal["iterate", "dynamics", "single-phase"] = "iterate"
+    settling_steps: int = 15
+    # Target of the right class, above 0 and up to 1; the others share what is left.
+    label_confidence: float = 0.99
+    # Time constant of the filter of the noise in a single phase, at least the step.
+    noise_time: float = 0.07
+    # Time constant of the running mean that is taken off the control in a single phase, at least the step.
+    filter_time: float = 0.5

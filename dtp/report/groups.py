@@ -63,7 +63,7 @@ FAMILIES = {
     "Feedback learns to invert": ("tp", "vanilla-dtp", "sdtp", "ao-sdtp", "hybrid"),
     "Difference reconstruction": ("drl", "ddtp-linear", "ddtp-rhl", "ddtp-control"),
     "Feedback does not learn": ("fw-dtp", "fa", "dfa", "usf", "brsf", "frsf"),
-    "Feedback control": ("dfc", "dfc-ss", "dfc-ssa"),
+    "Feedback control": ("dfc", "dfc-ss", "dfc-ssa", "strong-dfc"),
     "Mirroring, settling, exact inverses": ("kp", "wm", "chl", "generec", "gait"),
     "Labels, second passes, pairs of states": ("drtp", "pepita", "ccl", "dualprop"),
 }

@@ -32,6 +32,7 @@ class Facts:
         apart: why its updates do not come near backprop's in training; empty where they do.
         single: whether its networks are of one layer.
         clips: whether it takes --clip-norm.
+        feedback_sees_goals: whether its feedback weights learn from the goals too.
     """
 
     accuracy: float
@@ -50,6 +51,7 @@ class Facts:
     apart: str = ""
     single: bool = False
     clips: bool = True
+    feedback_sees_goals: bool = False
 
 
 SIGMOID = "--model mlp --widths 12 11 10 --activation sigmoid"
@@ -127,6 +129,7 @@ RULES = {
     "dfc": Facts(93, 20, options={"time_steps": 20, "feedback_time_steps": 10}, not_true=CONTROL),
     "dfc-ss": Facts(92.5, 20, options={"feedback_time_steps": 10}, not_true=CONTROL),
     "dfc-ssa": Facts(92.5, 20, options={"feedback_time_steps": 10}, not_true=CONTROL),
+    "strong-dfc": Facts(93.5, 20, options={"feedback_time_steps": 10}, not_true=CONTROL, feedback_sees_goals=True),
 }
 
 

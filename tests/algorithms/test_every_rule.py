@@ -246,9 +246,9 @@ def test_a_feedback_phase_leaves_forward_weights_bit_identical_and_without_gradi
     network = small_network(name, kind)
     rule = make_trained(name, network)
     before = state(rule)
-    x, _ = make_batch(network)
+    x, y = make_batch(network)
     if isinstance(rule, TargetPropagation):
-        rule.feedback_phase(rule.activations(x))
+        rule.feedback_phase(rule.activations(x), *([y] if facts(name).feedback_sees_goals else []))
     elif isinstance(rule, WeightMirror):
         rule.mirror()
     after = changed(before, rule.state_dict())

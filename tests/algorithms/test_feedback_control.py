@@ -6,15 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from dtp.algorithms.feedback_control import DFC, DFCSS, DFCSSA
-from dtp.algorithms.options import DFCOptions, DFCSSAOptions, DFCSSOptions
+from dtp.algorithms.feedback_control import DFC, DFCSS, DFCSSA, StrongDFC
+from dtp.algorithms.options import DFCOptions, DFCSSAOptions, DFCSSOptions, StrongDFCOptions
 from dtp.errors import UserError
 from dtp.models.network import initialise
 from tests.algorithms.helpers import angle, changed, of_network, relative, state
 from tests.algorithms.networks import Layers, linear_network, shipped_network, tanh_network
 from tests.conftest import make_batch
 
-OPTIONS = {DFC: DFCOptions, DFCSS: DFCSSOptions, DFCSSA: DFCSSAOptions}
+OPTIONS = {DFC: DFCOptions, DFCSS: DFCSSOptions, DFCSSA: DFCSSAOptions, StrongDFC: StrongDFCOptions}
 ALPHA, GAIN = 0.05, 2.0
 # Published for MNIST (Meulemans et al. 2021), in which the feedback weights learn.
 PUBLISHED = {
@@ -213,6 +213,25 @@ def test_the_linearised_state_is_the_solution_with_the_jacobian_of_the_forward_p
     assert float(found.eigenvalue) == pytest.approx(float(torch.linalg.eigvals(eigenvalues).real.min()))
 
 
+@pytest.mark.parametrize("alpha", [1.0, 1e-3, 7.6e-6])
+def test_strong_control_is_found_by_damped_iterations(tanh, alpha):
+    rule = make(StrongDFC, tanh, alpha=alpha, feedback_init="symmetric", settling_tolerance=1e-12)
+    x, y = batch(tanh, 32)
+    found = rule.targets(rule.activations(x, gradients=False), y)
+    wanted = torch.full((32, 5), 0.01 / 4, dtype=torch.float64).scatter_(1, y[:, None], 0.99)
+    assert (found[3].softmax(1) + alpha * found.u - wanted).norm(dim=1).max() < 1e-10
+    assert found.settled.all() == (alpha < 0.1)
+
+
+def test_strong_control_at_rest_is_the_end_of_its_dynamics(tanh):
+    options = {"alpha": 0.1, "feedback_init": "symmetric"}
+    fast = make(StrongDFC, tanh, settling_tolerance=0, **options)
+    slow = make(StrongDFC, tanh, steady_state="dynamics", time_steps=3000, time_step=0.05, proportional=0.0, **options)
+    x, y = batch(tanh, 4)
+    a = fast.activations(x, gradients=False)
+    assert relative(fast.targets(a, y).u, slow.targets(a, y).u) < 1e-8
+
+
 def test_weak_control_through_transposed_jacobians_is_backprop(tanh):
     x, y = batch(tanh, 1)
     rule = make(DFCSSA, tanh, alpha=1e4)
@@ -300,6 +319,49 @@ def test_the_feedbacks_gradients_are_the_correlations_of_the_dynamics_as_they_ar
         assert relative(a, b) < 1e-9
 
 
+def test_in_a_single_phase_one_simulation_with_filtered_noise_serves_both_kinds_of_weights(tanh):
+    scales, options = (0.03, 0.02, 0.04), {"steady_state": "single-phase", "feedback_apical_time": 0.0}
+    options |= {"noise": list(scales), "time_steps": 12, "time_step": 0.02, "alpha": 0.1, "label_confidence": 0.9}
+    rule, twin = (make(StrongDFC, tanh, seed=4, **options) for _ in range(2))
+    twin.feedback.load_state_dict(rule.feedback.state_dict())
+    x, y = batch(tanh, 3)
+    c = rule.controller
+    draws = white(twin, c, 3)
+    keep, slow = c.time_step / 0.07, c.time_step / 0.5
+    weights, maps = [torch.zeros_like(w) for w in matrices(rule)[0]], [torch.zeros_like(w) for w in matrices(rule)[2]]
+    f = functions(rule)
+    for i, image in enumerate(x.flatten(1)):
+        filtered, noise = [torch.zeros(size, dtype=torch.float64) for size in (15, 15, 5)], []
+        for step in draws:
+            filtered = [
+                keep / math.sqrt(c.time_step) * xi[i] + (1 - keep) * n for xi, n in zip(step, filtered, strict=True)
+            ]
+            noise.append([s * n for s, n in zip(scales, filtered, strict=True)])
+        wanted = torch.full((5,), 0.1 / 4, dtype=torch.float64)
+        wanted[y[i]] = 0.9
+        history = literal(rule, image, lambda r, w=wanted: w - r.softmax(0), c, noise=noise)
+        for _, v, v_ff, _, r in history:
+            for n in range(3):
+                teaching = 2 * (f[n](v[n]) - f[n](v_ff[n])) / (len(history) * 3)
+                weights[n] -= torch.outer(teaching, r[n])
+        running = history[1][0]
+        for k, (before, after) in enumerate(zip(history, history[1:], strict=False)):
+            running = after[0] if k == 0 else running + slow * (after[0] - running)
+            for n in range(3):
+                grows = (1 + c.voltage_time / 0.07) ** (2 - n)
+                pair = torch.outer(before[3][n], after[0] - running)
+                maps[n] += grows / scales[n] ** 2 * pair / (3 * (len(history) - 1))
+    found = {True: [], False: []}
+    rule.step = lambda optimizer, parameters, gradients: found[optimizer is rule.forward_optimizer].extend(gradients)
+    asked = rule.forward_gradients(x, y)[1]
+    rule.training_batch(x, y)
+    for a, b, again in zip(found[True][::2], weights, asked[::2], strict=True):
+        # Asking for them before drew nothing.
+        assert relative(a, b) < 1e-9 and torch.equal(a, again)
+    for a, b in zip(found[False], maps, strict=True):
+        assert relative(a, b) < 1e-9
+
+
 def test_feedback_learns_a_damped_pseudo_inverse_and_leaves_the_forward_weights_alone(linear):
     rule = make(DFCSSA, linear, feedback_lr=[0.02], **PUBLISHED)
     J = controlled_jacobian(rule, torch.zeros(20, dtype=torch.float64))
@@ -376,6 +438,17 @@ def test_the_warm_up_has_rates_and_noise_of_its_own(tanh, monkeypatch):
         assert all(o.param_groups[0]["lr"] == rate for o in rule.feedback_optimizers.values())
 
 
+def test_each_weights_own_gradient_is_clipped(tanh):
+    plain = {"optimizer": "sgd", "lr": 1.0, "momentum": 0.0}
+    plain |= {"feedback_optimizer": "sgd", "feedback_lr": [1.0], "feedback_momentum": 0.0, "feedback_weight_decay": 0.0}
+    rule = make(StrongDFC, tanh, clip_each=1e-3, feedback_time_steps=5, **plain)
+    before = state(rule)
+    rule.training_batch(*batch(tanh))
+    after = rule.state_dict()
+    assert all((after[name] - before[name]).norm() < 1.0001e-3 for name in before)
+    assert sum((after[name] - before[name]).norm() > 0.99e-3 for name in before) > 6
+
+
 # --- other networks ---------------------------------------------------------------------------------------------------
 
 
@@ -418,6 +491,14 @@ def test_the_control_leads_any_network_to_its_target(model):
         (DFCSSA, {"feedback_apical_time": 1e-4}, "--feedback-apical-time: expected at least --feedback-time-step"),
         (DFCSSA, {"feedback_alpha": -1.0}, "--feedback-alpha: expected 0 or more"),
         (DFCSS, {"settling_steps": 0}, "--settling-steps: expected at least 1"),
+        (StrongDFC, {"beta": 0.5}, "--beta: expected 1"),
+        (StrongDFC, {"label_confidence": 1.5}, "--label-confidence: expected"),
+        (StrongDFC, {"steady_state": "single-phase"}, "--steady-state single-phase: expected"),
+        (
+            StrongDFC,
+            {"steady_state": "single-phase", "feedback_apical_time": 0.0, "noise_time": 1e-3},
+            "--noise-time: expected at least the steps",
+        ),
     ],
 )
 def test_bad_values_get_one_sentence(tanh, kind, options, message):
