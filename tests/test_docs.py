@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import dtp
 from dtp.algorithms import ALGORITHMS
 from dtp.arguments import parse
 from dtp.cli import main
@@ -26,7 +27,7 @@ from dtp.theory.options import STUDIES
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = {str(path.relative_to(DOCS)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
 # Made when the site is built.
-MADE = {f"rules/{name}.md" for name in [*ALGORITHMS.names(), "_table", "_options", "_papers"]}
+MADE = {f"rules/{name}.md" for name in [*ALGORITHMS.names(), "_table", "_classes", "_options", "_papers"]}
 PAGES = {name: text for name, text in PAGES.items() if name not in MADE and "_build" not in name}
 
 
@@ -209,3 +210,10 @@ def test_every_picture_has_an_alternative_text():
     for name, text in pages.items():
         for words in re.findall(r"!\[([^\]]*)\]\(", text):
             assert len(words.split()) >= 4, f"{name}: {words!r}"
+
+
+def test_every_public_name_has_its_place():
+    """Of rules the pages that are made from their registry, of all else the page of the API."""
+    rules = {entry.load().__name__ for entry in ALGORITHMS.entries.values()}
+    for name in set(dtp._names()) - rules:
+        assert f":: dtp.{name}\n" in PAGES["api.md"], name

@@ -40,7 +40,7 @@ def page(name: str, known: dict[str, Any]) -> str:
         f"```{{raw}} html\n{flow.svg(**fact['flow'])}\n```",
         f"*{flow.words(**fact['flow'])}*",
         _equations(fact.get("equations", [])),
-        f"```{{eval-rst}}\n.. autoclass:: {cls.__module__}.{cls.__name__}(network, **options)\n   :no-members:\n```",
+        f"```{{eval-rst}}\n.. autoclass:: dtp.{cls.__name__}(network, **options)\n   :no-members:\n```",
         _commands(name),
         _cost(name),
         _figures(name),
@@ -188,6 +188,14 @@ def _table(known: dict[str, Any]) -> str:
     return "\n".join(["| rule | | source |", "|---|---|---|", *rows]) + "\n"
 
 
+def _classes() -> str:
+    """The class of each rule, with its page, for the page of the API."""
+    rows = [
+        f"| `dtp.{entry.load().__name__}` | [`{name}`](rules/{name}.md) |" for name, entry in ALGORITHMS.entries.items()
+    ]
+    return "\n".join(["| class | rule |", "|---|---|", *rows]) + "\n"
+
+
 def _cite(sources: list[dict[str, str]]) -> str:
     if not sources:
         return ""
@@ -205,6 +213,7 @@ def write(app: Sphinx) -> None:
         raise ExtensionError(f"docs/rules/rules.yaml: expected every rule and no other, found a difference: {missing}.")
     pages = {RULES / f"{name}.md": page(name, known) for name in ALGORITHMS.entries}
     pages[RULES / "_table.md"] = _table(known)
+    pages[RULES / "_classes.md"] = _classes()
     pages[RULES / "_papers.md"] = _papers()
     pages[RULES / "_options.md"] = _rows(ALGORITHMS.entries["bp"].load_options(), set())
     for path in RULES.glob("*.md"):
