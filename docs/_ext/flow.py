@@ -11,7 +11,7 @@ COLUMNS = 4
 _WAY = {
     "layers": "from each layer to the one below",
     "output": "from the output straight to every layer",
-    "labels": "from the label straight to every layer",
+    "labels": "straight to every layer",
     "input": "from the output to the input, whose second pass the layers compare with the first",
     "both": "through the layers both ways until they settle",
     "none": "nowhere: each layer learns from what it sees",
@@ -58,8 +58,10 @@ def svg(carries: str, way: str, through: str, note: str = "") -> str:
         for n in range(COLUMNS - 1, 1, -1):
             parts.append(_arrow(x[n] - SIZE, BOTTOM, x[n - 1] + SIZE, BOTTOM, style, f"G<tspan {_SUB}>{n}</tspan>"))
     elif way in ("output", "labels"):
+        # Labels come from beside the network, not from its output.
+        start = (out, BOTTOM + SIZE) if way == "output" else (out + 62, (TOP + BOTTOM) / 2 + 12)
         for n in range(1, COLUMNS - 1):
-            parts.append(_curve(out, BOTTOM + SIZE, x[n], BOTTOM + SIZE, style, 26 + 22 * (COLUMNS - 2 - n)))
+            parts.append(_curve(*start, x[n], BOTTOM + SIZE, style, 26 + 22 * (COLUMNS - 2 - n)))
     elif way == "input":
         parts.append(_curve(out, BOTTOM + SIZE, x[0], BOTTOM + SIZE, style, 48))
     elif way == "both":
@@ -106,7 +108,7 @@ def _arrow(x1: float, y1: float, x2: float, y2: float, kind: str, label: str) ->
 
 def _curve(x1: float, y1: float, x2: float, y2: float, kind: str, depth: float) -> str:
     return (
-        f'<path class="line {kind}" d="M{x1} {y1} C{x1} {y1 + depth} {x2} {y2 + depth} {x2} {y2}" '
+        f'<path class="line {kind}" d="M{x1} {y1} C{x1} {y2 + depth} {x2} {y2 + depth} {x2} {y2}" '
         f'marker-end="url(#head-{kind})"/>'
     )
 
