@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import safetensors.torch
+import safetensors
 import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -32,7 +32,7 @@ from dtp.runs import (
     resume_words,
     saved_options,
 )
-from dtp.sealed import Damaged, require_whole, save_sealed
+from dtp.sealed import Damaged, require_whole, save_sealed, sealed_tensors, whole_tensors
 from dtp.signals import Stopped, stop_request
 
 
@@ -436,12 +436,15 @@ def weights_as_bytes(network: torch.nn.Module) -> bytes:
         name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, value in network.state_dict().items()
     }
-    return safetensors.torch.save(tensors, metadata={"format": "pt"})
+    return sealed_tensors(tensors)
 
 
 def _saved_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return safetensors.torch.load_file(path)
+        weights, sealed = whole_tensors(path)
+        if not sealed and process_rank() == 0:
+            print(f"warning: {path}: carries no digest, so that damage to it may not be noticed.", file=sys.stderr)
+        return weights
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error}); mend its permissions.") from error
     except (safetensors.SafetensorError, ValueError, KeyError) as error:

@@ -1,19 +1,22 @@
-"""Archives that carry a digest of all their bytes, so that no damage passes for other weights.
+"""Files that carry a digest of all their bytes, so that no damage passes for other weights: archives, safetensors.
 
 torch writes a zip archive and reads it without comparing its checksums, which would not cover all of it anyway. Here
 the SHA-256 of the file stands at its end, as the comment of the archive: one file under one or several names, written
-or not, and one that torch and zip programs read as ever.
+or not, and one that torch and zip programs read as ever. Files of safetensors, a format that checks nothing but sizes,
+have it among their metadata, taken of the file with zeros in its place.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import struct
 import zipfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import safetensors.torch
 import torch
 
 # The last record of an archive: 22 bytes that end with the length of the comment, and the comment.
@@ -22,6 +25,11 @@ _NAME = b"sha256 "
 _COMMENT_SIZE = len(_NAME) + 2 * hashlib.sha256().digest_size
 _LENGTH = struct.pack("<H", _COMMENT_SIZE)
 _BLOCK = 1 << 20
+
+
+# The entry of the metadata, which are the first in the header; the header's length stands before it.
+_ENTRY, _HEADER_LENGTH = re.compile(rb'"sha256":"(.{64})"', re.DOTALL), 8
+_ZEROS = "0" * 64
 
 
 class Damaged(ValueError):
@@ -74,6 +82,33 @@ def _compare_checksums(file: BinaryIO) -> None:
         raise Damaged(str(error)) from error
     if bad:
         raise Damaged(f"the checksum of {bad} is another one")
+
+
+def sealed_tensors(tensors: dict[str, torch.Tensor]) -> bytes:
+    """Tensors in the format of safetensors, with the digest. They have to be contiguous, and share no memory."""
+    content = safetensors.torch.save(tensors, metadata={"format": "pt", "sha256": _ZEROS})
+    return content.replace(_ZEROS.encode(), hashlib.sha256(content).hexdigest().encode(), 1)
+
+
+def whole_tensors(path: Path) -> tuple[dict[str, torch.Tensor], bool]:
+    """The tensors of a safetensors file, and whether it has the digest; a file of other programs has none.
+
+    Raises:
+        Damaged: any bit is not as :func:`sealed_tensors` wrote it.
+        safetensors.SafetensorError: it is no such file.
+        OSError: the file cannot be read.
+    """
+    content = path.read_bytes()
+    (length,) = struct.unpack("<Q", content[:_HEADER_LENGTH].ljust(_HEADER_LENGTH, b"\0"))
+    entry = _ENTRY.search(content, _HEADER_LENGTH, _HEADER_LENGTH + min(length, len(content)))
+    if entry:
+        first, after = entry.span(1)
+        digest = hashlib.sha256(memoryview(content)[:first])
+        digest.update(_ZEROS.encode())
+        digest.update(memoryview(content)[after:])
+        if digest.hexdigest().encode() != entry[1]:
+            raise Damaged("its bytes do not have the digest that it was written with")
+    return safetensors.torch.load(content), entry is not None
 
 
 class _Digested:

@@ -5,8 +5,10 @@ import zipfile
 
 import pytest
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
-from dtp.sealed import Damaged, require_whole, save_sealed
+from dtp.sealed import Damaged, require_whole, save_sealed, sealed_tensors, whole_tensors
 
 CONTENT = {"weights": torch.arange(3000.0), "step": 7, "small": [torch.ones(3), "text"]}
 
@@ -57,3 +59,38 @@ def test_files_of_earlier_versions_are_read_and_their_checksums_compared(tmp_pat
     path.write_bytes(whole)
     with pytest.raises(Damaged, match="checksum"):
         require_whole(path)
+
+
+# --- safetensors ------------------------------------------------------------------------------------------------------
+
+TENSORS = {"layers.0.weight": torch.arange(60.0).reshape(6, 10), "layers.0.bias": torch.ones(6), "n": torch.tensor(3)}
+
+
+def test_other_programs_read_sealed_tensors(tmp_path):
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(sealed_tensors(TENSORS))
+    found, sealed = whole_tensors(path)
+    assert sealed
+    for read in (found, load_file(path)):
+        assert read.keys() == TENSORS.keys() and all(torch.equal(read[name], TENSORS[name]) for name in read)
+    with safe_open(path, "pt") as file:
+        assert file.metadata()["format"] == "pt"
+
+
+def test_every_bit_that_flips_in_sealed_tensors_is_noticed(tmp_path):
+    """Of the name of the digest in its absence: a file of another program has none."""
+    path = tmp_path / "a.safetensors"
+    whole = sealed_tensors(TENSORS)
+    for place in range(len(whole)):
+        for bit in range(8):
+            flipped = bytearray(whole)
+            flipped[place] ^= 1 << bit
+            path.write_bytes(flipped)
+            try:
+                found, sealed = whole_tensors(path)
+            except (Damaged, SafetensorError):
+                continue
+            assert not sealed and all(torch.equal(found[name], TENSORS[name]) for name in TENSORS)
+    path.write_bytes(whole[:-1])
+    with pytest.raises((Damaged, SafetensorError)):
+        whole_tensors(path)
