@@ -70,6 +70,19 @@ def load_rule(
         UserError: as there, and for a checkpoint of another rule.
     """
     path, checkpoint = _read(source)
+    try:
+        # Lightning has None for where the weights were, which are on the CPU by now.
+        return _made_of(cls, path, checkpoint, network, trust, changes).to(map_location or "cpu").eval()
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        raise UserError(
+            f"{path}: nothing can be made of what it says ({type(error).__name__}: {error}); give a checkpoint of a "
+            "run, or of a rule of this package."
+        ) from error
+
+
+def _made_of(
+    cls: type[Algorithm], path: Path, checkpoint: dict[str, Any], network: Any, trust: bool, changes: dict[str, Any]
+) -> Algorithm:
     found = checkpoint.get(DESCRIPTION) or _described_by_configuration(checkpoint)
     if not isinstance(found, dict):
         raise UserError(
@@ -96,8 +109,7 @@ def load_rule(
         ) from error
     if noise := checkpoint.get("noise"):
         made.noise_streams.load_state_dict(noise[0])
-    # Lightning has None for where the weights were, which are on the CPU by now.
-    return made.to(map_location or "cpu").eval()
+    return made
 
 
 def _read(source: str | Path) -> tuple[Path, dict[str, Any]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import lightning.pytorch as pl
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, TensorDataset
 
 import dtp
@@ -205,6 +205,33 @@ def test_what_is_no_run_is_told_in_a_sentence(tmp_path):
         dtp.load("weights.safetensors")
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"algo": 3},
+        {"network": {"input_shape": "ab"}},
+        {"network": {"task": None}},
+        {"network": {"options": {"activation": "none such"}}},
+    ],
+)
+def test_a_description_of_another_kind_is_told(run, change):
+    def changed(checkpoint):
+        said = checkpoint["description"]
+        checkpoint["description"] = {**said, **change, "network": {**said["network"], **change.get("network", {})}}
+
+    with pytest.raises(UserError, match="old.ckpt: nothing can be made of what it says"):
+        dtp.load(saved_again(run / "checkpoints" / "best.ckpt", changed))
+
+
+@pytest.mark.parametrize(
+    "change", [{"state_dict": [1]}, {"state_dict": {"a": 1}}, {"noise": [3]}, {"description": [1]}]
+)
+def test_a_checkpoint_of_another_kind_is_told(run, change):
+    source = saved_again(run / "checkpoints" / "best.ckpt", lambda checkpoint: checkpoint.update(change))
+    with pytest.raises(UserError, match="old.ckpt: "):
+        dtp.load(source)
+
+
 def test_a_damaged_checkpoint_of_a_run_is_passed_over(capsys):
     folder = trained()
     best = open(f"{folder}/checkpoints/best.ckpt", "r+b")
@@ -252,6 +279,20 @@ def test_a_folder_with_the_weights_alone_will_do(tmp_path, capsys, run):
     assert main([*SHORT, "--max-epochs", "1", "--init-weights", "kept", "--run-dir", "next"]) == 0
     with pytest.raises(UserError, match="no checkpoint there, though weights.safetensors is there"):
         dtp.load("kept")
+
+
+def test_a_bit_that_flips_in_the_weights_is_noticed(run, capsys):
+    content = bytearray((run / "weights.safetensors").read_bytes())
+    content[-1] ^= 1
+    Path("flipped.safetensors").write_bytes(content)
+    expected = "--init-weights flipped.safetensors: is damaged or no safetensors file"
+    fails(capsys, [*SHORT, "--init-weights", "flipped.safetensors", "--run-dir", "next"], expected)
+
+
+def test_weights_of_other_programs_start_a_run_and_are_said_to_be_unchecked(run, capsys):
+    save_file(load_file(run / "weights.safetensors"), "theirs.safetensors")
+    assert main([*SHORT, "--max-epochs", "1", "--init-weights", "theirs.safetensors", "--run-dir", "next"]) == 0
+    assert "theirs.safetensors: carries no digest" in capsys.readouterr().err
 
 
 def test_damaged_weights_are_told(tmp_path, capsys):
