@@ -120,10 +120,11 @@ class Sweep:
             extra: options of the command line, which beat those of the file.
 
         Raises:
-            UserError: two settings become the same by these.
+            UserError: two settings become the same by these; or the file alone names a class of somebody's own.
         """
         seen: dict[str, str] = {}
         for point in self.points:
+            self._require_named_classes(point, extra or {})
             options = repr(sorted({**point.options, **(extra or {})}.items()))
             if options in seen:
                 raise UserError(
@@ -138,6 +139,15 @@ class Sweep:
             for seed in self.seeds
             for point in self.points
         }
+
+    def _require_named_classes(self, point: Point, extra: dict[str, Any]) -> None:
+        for flag in ("algo", "model", "data"):
+            found = str(point.options.get(flag, ""))
+            if ":" in found and not {flag, "trust"} & set(extra):
+                raise UserError(
+                    f"{self.name}: names the class {found}, a program that the command line does not name; look at it, "
+                    "then give --trust to import and run what the sweep names."
+                )
 
 
 def sweep_path(name: str) -> Path:
@@ -251,9 +261,10 @@ def _listed(value: Any) -> tuple[Any, ...]:
 
 def _options(path: Path, part: str, content: Any) -> dict[str, Any]:
     options = {name.replace("-", "_"): value for name, value in _mapping(path, part, content).items()}
-    for name in ("seed", "run_dir", "resume"):
+    for name in ("seed", "run_dir", "resume", "trust"):
         if name in options:
-            why = "give seeds as a list, seeds: [0, 1]" if name == "seed" else "the sweep itself sets it"
+            usual = "it belongs on the command line" if name == "trust" else "the sweep itself sets it"
+            why = "give seeds as a list, seeds: [0, 1]" if name == "seed" else usual
             raise UserError(f"{path}: {part}: expected no {name!r}, for {why}.")
     for name, value in options.items():
         if value is None:

@@ -113,6 +113,16 @@ def test_a_value_that_begins_as_an_option_does_is_refused(tmp_path):
         job.config()
 
 
+def test_a_class_that_the_file_alone_names_is_asked_about(tmp_path):
+    sweep = sweep_of(tmp_path, "base: {algo: 'mine:Own'}\nvariants: {a: {lr: 1.0}, b: {lr: 2.0}}\n")
+    with pytest.raises(UserError, match="names the class mine:Own, a program.*--trust"):
+        sweep.jobs(tmp_path)
+    for extra in ({"trust": []}, {"algo": "mine:Own"}, {"algo": "bp"}):
+        assert len(sweep.jobs(tmp_path, extra)) == 2
+    with pytest.raises(UserError, match="expected no 'trust', for it belongs on the command line"):
+        sweep_of(tmp_path, "base: {trust: true}\n")
+
+
 def test_settings_that_a_command_makes_the_same_are_refused(tmp_path):
     sweep = sweep_of(tmp_path)
     with pytest.raises(UserError, match="found 'dtp, widths 8' and 'dtp, widths 2 x 8' the same; leave options out"):
