@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dtp.arguments import parse
+from dtp.commands import look_for_modules_here
 from dtp.distributed import watch
 from dtp.errors import NO_ROOM, UserError, told_by_the_system
 from dtp.runs import process_rank
@@ -31,7 +32,7 @@ def _main(argv: list[str]) -> int:
     # torch logs in its own words, and with its own call stack, that a rank has gone; we say it in one sentence.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
-        _look_for_modules_here()
+        look_for_modules_here()
         config = parse(argv)
         # Only now: importing torch takes seconds, and --help and wrong options should not wait for it.
         from dtp.training import train
@@ -71,16 +72,6 @@ def _main(argv: list[str]) -> int:
             why = "the connection to another rank broke, and all ranks are still there; go on with --resume auto."
             return watch.end(1, f"{traceback.format_exc()}error: {why}", lost_connection=True)
         return watch.end(1, f"{traceback.format_exc()}error: {_whose_defect(error, _own_classes(argv))}")
-
-
-def _look_for_modules_here() -> None:
-    """A user's own rule lies in a file where the command is typed."""
-    try:
-        here = os.getcwd()
-    except OSError as error:
-        raise UserError("The current folder is no longer there; go to one that is, and start again.") from error
-    if here not in sys.path:
-        sys.path.insert(0, here)
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -55,15 +55,31 @@ def _printable(word: str) -> str:
     return word if _is_one_line(word) else ascii(word)
 
 
+def look_for_modules_here() -> None:
+    """Find a user's own classes where the command is typed; after all that is installed, and not in a run folder.
+
+    There may be files of others, which must not take the place of a library that a command imports.
+
+    Raises:
+        UserError: the current folder has been removed.
+    """
+    from dtp.runs import lies_in_run_folder
+
+    try:
+        here = os.getcwd()
+    except OSError as error:
+        raise UserError("The current folder is no longer there; go to one that is, and start again.") from error
+    if here not in sys.path and not lies_in_run_folder(Path(here)):
+        sys.path.append(here)
+
+
 def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """What ``command`` returns for ``argv``; 2 after a mistake of the user, which is printed in one sentence.
 
     75 where a signal stopped it, 130 for Ctrl-C. Unexpected errors pass.
     """
-    if os.getcwd() not in sys.path:
-        # A user's own rule lies in a file where the command is typed.
-        sys.path.insert(0, os.getcwd())
     try:
+        look_for_modules_here()
         require_words(argv)
         return command(argv)
     except UserError as error:

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from types import FrameType
 
@@ -47,6 +48,7 @@ def program(argv: Sequence[str] | None = None) -> int:
 
     Signals are handled before anything else is imported, which takes seconds, and until the end.
     """
+    _leave_here()
     stop_request.begin()
     # One of several processes has others to tell.
     stop_request.starting = not {"RANK", "LOCAL_RANK", "SLURM_PROCID"} & set(os.environ)
@@ -62,6 +64,7 @@ def program(argv: Sequence[str] | None = None) -> int:
 
 def command(module: str, argv: Sequence[str] | None = None) -> int:
     """The same for ``main`` of another module, where only Ctrl-C has to be answered: other signals end it."""
+    _leave_here()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
     status = 1
@@ -73,6 +76,14 @@ def command(module: str, argv: Sequence[str] | None = None) -> int:
     finally:
         _end(status, [signal.SIGINT])
     return status
+
+
+def _leave_here() -> None:
+    """Import no library from the current folder, where python -m looks first; commands add it at the end."""
+    # Of a current folder that has been removed, commands say so.
+    with suppress(OSError):
+        if not sys.flags.safe_path and sys.path[:1] in ([""], [os.getcwd()]):
+            del sys.path[0]
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

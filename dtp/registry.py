@@ -10,7 +10,10 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -88,7 +91,8 @@ class Registry:
 
     def _user_entry(self, path: str) -> Entry:
         try:
-            found = import_object(path)
+            with _here_first():
+                found = import_object(path)
         except SystemExit as error:
             raise UserError(
                 f"--{self.flag} {path}: its file ended the program as it was imported (sys.exit({error.code!r})); "
@@ -161,12 +165,27 @@ def import_object(path: str) -> Any:
     return found
 
 
+@contextmanager
+def _here_first() -> Iterator[None]:
+    """Have a user's own module in the current folder go before an installed one of its name."""
+    here = os.getcwd()
+    if here not in sys.path:
+        # A run folder, or whoever calls us looks elsewhere.
+        yield
+        return
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
 def _run_folder_of(module: str, others: Sequence[Path]) -> Path | None:
     """The run folder, or one of ``others``, that ``module`` would be imported from; nothing is imported to find out."""
     from dtp.runs import is_run_folder
 
     others = [folder.resolve() for folder in others]
-    path: list[str] | None = None
+    path: list[str] | None = [os.getcwd(), *sys.path]
     for part in module.split("."):
         # Each part as if it stood alone: importlib's own search through a dotted name imports all but the last.
         try:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtp.arguments import REGISTRIES, parse
+from dtp.commands import look_for_modules_here
 from dtp.config import Config, as_arguments
 from dtp.distributed import watch
 from dtp.errors import UserError
@@ -136,6 +137,9 @@ def as_words(options: dict[str, Any]) -> list[str]:
 def _value(name: str, value: Any) -> Any:
     if isinstance(value, type):
         return _class_name(value)
+    if isinstance(value, str) and value in ("", "-h"):
+        # The second would ask for help.
+        raise UserError(f"{name}: expected a value, found {value!r}; give one, or None to leave it out.")
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -179,11 +183,10 @@ def _as_before() -> Iterator[None]:
             stack.callback(logger.setLevel, logger.level)
         # Lightning's seed for the workers of loaders, and what our processes tell each other.
         stack.callback(_restore_environment, dict(os.environ))
-        here = os.getcwd()
-        if here not in sys.path:
-            # A user's own rule lies in a file of the current folder.
-            sys.path.insert(0, here)
-            stack.callback(sys.path.remove, here)
+        before = list(sys.path)
+        look_for_modules_here()
+        if sys.path != before:
+            stack.callback(sys.path.remove, sys.path[-1])
         yield
 
 

@@ -279,8 +279,13 @@ def is_run_folder(folder: Path) -> bool:
         return False
     is_configuration = all(any(line.startswith(f"{name}:") for line in lines) for name in ("algo", "model", "data"))
     # A file of options may be called so, too, and lie beside the user's own classes.
-    beside = (CHECKPOINTS, METRICS_FILE, SUMMARY_FILE, LOCK_FILE)
+    beside = (CHECKPOINTS, METRICS_FILE, SUMMARY_FILE, LOCK_FILE, FAILURE_FILE)
     return is_configuration and any((folder / name).exists() for name in beside)
+
+
+def lies_in_run_folder(folder: Path) -> bool:
+    """Whether ``folder`` is a run folder, or lies in one."""
+    return any(map(is_run_folder, (folder, *folder.parents)))
 
 
 def saved_config_of(resume: str) -> Path | None:

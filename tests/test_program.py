@@ -8,6 +8,7 @@ import pytest
 
 import dtp
 from dtp.program import COMMANDS, console
+from tests.report.folders import make_run
 from tests.runs import ROOT, SHORT
 
 PYTHON = [sys.executable, "-c", "import sys; from dtp.program import console; sys.exit(console())"]
@@ -92,3 +93,22 @@ def test_without_its_library_completion_says_what_to_install(monkeypatch, capsys
     assert "pip install 'targetprop[completion]'" in capsys.readouterr().err
     assert console(["completion", "fish"]) == 2
     assert "expected one of bash, zsh, tcsh, found fish" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("start", [[*PYTHON, "report"], [sys.executable, "-m", "dtp.report"]])
+def test_no_library_is_imported_from_the_run_folder_that_is_read(start, tmp_path):
+    make_run(tmp_path / "run")
+    for name in ("yaml", "numpy", "matplotlib"):
+        (tmp_path / "run" / f"{name}.py").write_text("open('ran', 'w')")
+    done = run(".", cwd=tmp_path / "run", command=start)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "report.md").is_file() and not (tmp_path / "run" / "ran").exists()
+
+
+@pytest.mark.parametrize("start", [[*PYTHON, "train"], [sys.executable, "-m", "dtp", "train"]])
+def test_a_users_own_module_goes_before_an_installed_one_of_its_name_and_libraries_before_theirs(start, tmp_path):
+    (tmp_path / "wave.py").write_text("from dtp.algorithms import BP\nclass Own(BP): pass\n")
+    (tmp_path / "yaml.py").write_text("open('ran', 'w')")
+    done = run("--algo", "wave:Own", "--help", cwd=tmp_path, command=start)
+    assert done.returncode == 0 and "rule wave:Own" in done.stdout, done.stderr
+    assert not (tmp_path / "ran").exists()

@@ -70,6 +70,11 @@ def test_words_are_those_of_the_command_line():
     words = "--algo bp --model mlp --widths 3 4 --lr 0.5 --tf32 false --run-dir a".split()
     assert as_words({**options, "init_weights": None, "run_dir": Path("a")}) == words
     assert as_words({"widths": []}) == ["--widths"]
+    for name in ("algo", "run_dir", "resume", "init_weights"):
+        with pytest.raises(UserError, match=f"{name}: expected a value, found ''"):
+            as_words({name: ""})
+    with pytest.raises(UserError, match="lr: expected a value, found '-h'"):
+        as_words({"lr": "-h"})
     assert as_words({"model": Deep}) == ["--model", f"{__name__}:Deep"]
 
 
