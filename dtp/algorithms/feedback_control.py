@@ -146,15 +146,10 @@ class FeedbackControl(TargetPropagation):
                 f"--noise-samples: expected 1, found {o.noise_samples}; longer simulations (--feedback-time-steps) "
                 "see more noise."
             )
-        self._require_numbers(
-            ("feedback_alpha", "feedback_proportional", "feedback_apical_time", "settling_tolerance", "clip_each"),
-            least=0,
-        )
-        self._require_numbers(("alpha", "feedback_time_step", "feedback_voltage_time", "noise_floor"), above=0)
-        self._require_steps("feedback_time_steps", "feedback_time_step", "feedback_voltage_time")
+        self._require_steps("feedback_time_step", "feedback_voltage_time")
         numbers = self.trained_feedback
-        self.warmup_feedback_lr = per_layer("warmup-feedback-lr", o.warmup_feedback_lr or o.feedback_lr, numbers, 0)
-        self.warmup_noise = per_layer("warmup-noise", o.warmup_noise or o.noise, numbers, 0)
+        self.warmup_feedback_lr = per_layer("warmup-feedback-lr", o.warmup_feedback_lr or o.feedback_lr, numbers)
+        self.warmup_noise = per_layer("warmup-noise", o.warmup_noise or o.noise, numbers)
 
     # --- hooks --------------------------------------------------------------------------------------------------------
 
@@ -489,17 +484,8 @@ class FeedbackControl(TargetPropagation):
 
     # --- mistakes -----------------------------------------------------------------------------------------------------
 
-    def _require_numbers(self, names: Sequence[str], least: float = -math.inf, above: float = -math.inf) -> None:
-        for name in names:
-            value = getattr(self.options, name)
-            if not (least <= value < math.inf and value > above):
-                bound = f"{least} or more" if above == -math.inf else f"a number above {above}"
-                raise UserError(f"--{name.replace('_', '-')}: expected {bound}, found {value}.")
-
-    def _require_steps(self, steps: str, step: str, voltage: str) -> None:
+    def _require_steps(self, step: str, voltage: str) -> None:
         o = self.options
-        if getattr(o, steps) < 3:
-            raise UserError(f"--{steps.replace('_', '-')}: expected at least 3, found {getattr(o, steps)}.")
         for time in (voltage, voltage.replace("voltage", "apical")):
             if 0 < getattr(o, time, 0) < getattr(o, step):
                 raise UserError(
@@ -515,9 +501,7 @@ class DynamicControl(FeedbackControl):
 
     def __init__(self, network: Network, options: DynamicControlOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
-        self._require_numbers(("proportional",), least=0)
-        self._require_numbers(("time_step", "voltage_time"), above=0)
-        self._require_steps("time_steps", "time_step", "voltage_time")
+        self._require_steps("time_step", "voltage_time")
 
     @property
     def controller(self) -> Controller:
@@ -568,11 +552,6 @@ class DFCSS(DynamicControl):
     Options = DFCSSOptions
     newton = False
 
-    def __init__(self, network: Network, options: DFCSSOptions | None = None, seed: int = 0):
-        super().__init__(network, options, seed)
-        if self.options.settling_steps < 1:
-            raise UserError(f"--settling-steps: expected at least 1, found {self.options.settling_steps}.")
-
     def controlled(self, activations: Activations, error: Error) -> Controlled:
         if self.options.steady_state == "dynamics":
             return self.last_moment(activations, error)
@@ -602,9 +581,6 @@ class StrongDFC(DFCSS):
         o = self.options
         if o.beta != 1:
             raise UserError(f"--beta: expected 1, for the target is the label itself, found {o.beta}; leave it out.")
-        if not 0 < o.label_confidence <= 1:
-            raise UserError(f"--label-confidence: expected a number above 0 and up to 1, found {o.label_confidence}.")
-        self._require_numbers(("noise_time", "filter_time"), above=0)
         steps = max(o.time_step, o.feedback_time_step)
         for flag in ("noise_time", "filter_time") if self.single_phase else ():
             if getattr(o, flag) < steps:

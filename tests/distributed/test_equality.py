@@ -32,10 +32,17 @@ class SharedNoise(NoiseStreams):
         whole = super().normal(n, (shape[0] * self.shares, *shape[1:]), scale, like)
         return whole.unflatten(0, (samples, -1))[:, self.share :: self.shares].flatten(0, 1)
 
+    def normals(self, n, shapes, scale, likes, times):
+        if times == len(shapes) == 1:
+            return super().normals(n, shapes, scale, likes, times)
+        pairs = list(zip(shapes, likes, strict=True))
+        drawn = [[self.normal(n, shape, scale, like) for shape, like in pairs] for _ in range(times)]
+        return [torch.cat(parts) for parts in zip(*drawn, strict=True)]
+
 
 def _batches(network):
     torch.manual_seed(5)
-    shape, classes = network.input_shape, network.num_classes
+    shape, classes = network.input_shape, getattr(network.task, "classes", network.num_classes)
     return [
         (torch.randn(IMAGES, *shape, dtype=torch.float64), torch.randint(classes, (IMAGES,))) for _ in range(BATCHES)
     ]
