@@ -15,7 +15,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join((str(HERE.parent), *filter(None, [os.
 import dtp  # noqa: E402
 
 project = "dtp"
-author = "the dtp developers"
+author = copyright = "the dtp developers"
 version = release = dtp.__version__
 
 extensions = [
@@ -52,6 +52,8 @@ autodoc_typehints = "signature"
 autodoc_default_options = {"members": True, "show-inheritance": True}
 # Their docstrings are their own libraries', with references into documentation that is not here.
 autodoc_inherit_docstrings = False
+# Sources of names where they are defined; pages of sources link back by one name of a module alone.
+viewcode_follow_imported_members = False
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True

@@ -1,4 +1,4 @@
-"""Check a built site: every link within it leads to a page, a file or a place, and nothing is fetched from outside.
+"""Check a built site: links lead to a page, a file or a place, nothing is fetched from outside, pictures have words.
 
 python docs/_ext/links.py SITE
 """
@@ -18,6 +18,7 @@ class Page(HTMLParser):
         super().__init__()
         self.links: list[tuple[str, str, str]] = []
         self.places: set[str] = set()
+        self.silent: list[str] = []
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -26,13 +27,16 @@ class Page(HTMLParser):
                 self.links.append((tag, name, value))
             if name in ("id", "name") and value:
                 self.places.add(value)
+        if tag == "img" and not (dict(attrs).get("alt") or "").strip():
+            self.silent.append(dict(attrs).get("src") or "")
 
 
 def mistakes(site: Path) -> list[str]:
-    """One line for each link that leads nowhere or loads something from outside; and for a first page that is heavy."""
+    """One line for each link that leads nowhere or loads from outside, silent picture, and for a heavy first page."""
     pages = {path: Page(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
     found = []
     for path, page in pages.items():
+        found += [f"{path.relative_to(site)}: {picture} has no alternative text" for picture in page.silent]
         for tag, name, value in page.links:
             parts = urlsplit(value)
             if parts.scheme or parts.netloc:

@@ -36,11 +36,12 @@ def page(name: str, known: dict[str, Any]) -> str:
     entry, fact = ALGORITHMS.entries[name], known["rules"][name]
     cls = entry.load()
     parts = [
-        f"# `{name}`\n\n**{entry.summary[:1].upper()}{entry.summary[1:]}**",
+        f"# `{name}`\n\n**{entry.summary[:1].upper()}{entry.summary[1:]}**\n\n"
+        f"`--algo {name}` on the command line, `dtp.{cls.__name__}` in Python.",
         f"```{{raw}} html\n{flow.svg(**fact['flow'])}\n```",
         f"*{flow.words(**fact['flow'])}*",
         _equations(fact.get("equations", [])),
-        f"```{{eval-rst}}\n.. autoclass:: dtp.{cls.__name__}(network, **options)\n   :no-members:\n```",
+        f"```{{eval-rst}}\n.. autoclass:: {cls.__module__}.{cls.__name__}(network, **options)\n   :no-members:\n```",
         _commands(name),
         _cost(name),
         _figures(name),
