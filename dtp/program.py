@@ -38,7 +38,8 @@ def console(argv: Sequence[str] | None = None) -> int:
         from dtp.registry import did_you_mean
 
         hint = f"dtp train {name} ..." if name.startswith("-") else "dtp --help lists them"
-        print(f"error: dtp {name}: no such command{did_you_mean(name, COMMANDS)} ({hint}).", file=sys.stderr)
+        shown = name if name and name.isprintable() else repr(name)
+        print(f"error: dtp {shown}: no such command{did_you_mean(name, COMMANDS)} ({hint}).", file=sys.stderr)
         return 2
     return command(COMMANDS[name][0], words[1:])
 

@@ -45,8 +45,13 @@ def test_every_command_has_a_help_that_says_how_it_is_called(name, capsys):
 
 
 def test_an_unknown_command_is_one_sentence(capsys):
-    for words, expected in (("tran", "did you mean train?"), ("--algo bp", "(dtp train --algo ...)")):
-        assert console(words.split()) == 2
+    for words, expected in (
+        (["tran"], "did you mean train?"),
+        (["--algo", "bp"], "(dtp train --algo ...)"),
+        (["tr\nain"], "'tr\\nain'"),
+        ([""], "dtp ''"),
+    ):
+        assert console(words) == 2
         error = capsys.readouterr().err
         assert expected in error and error.count("\n") == 1
 
