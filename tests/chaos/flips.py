@@ -15,8 +15,11 @@ from tests.chaos.kills import command, end_state, identical, start, wait
 
 
 def regions(path: Path) -> dict[str, list[tuple[int, int]]]:
-    """The byte ranges (first, after the last) of a checkpoint, which is a zip archive, by what lies there."""
+    """The byte ranges (first, after the last) of a checkpoint, a zip archive, or of safetensors, by what lies there."""
     size = path.stat().st_size
+    if path.suffix == ".safetensors":
+        begin = 8 + struct.unpack("<Q", path.read_bytes()[:8])[0]
+        return {"headers": [(0, begin)], "tensors": [(begin, size)]}
     found: dict[str, list[tuple[int, int]]] = {"headers": [], "pickle": [], "tensors": [], "other records": []}
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         for record in archive.infolist():
@@ -44,7 +47,7 @@ def flip_bits(flips: int, seed: int, here: Path) -> dict[str, Any]:
     """Flip that many bits, one file and one region after the other, each in a fresh copy of a run.
 
     Files: the newest checkpoint of a run that was stopped, the best weights of one that is yet to be tested, and a
-    checkpoint that another run starts from (--init-weights).
+    checkpoint and a file of weights that another run starts from (--init-weights).
 
     Returns:
         Counts: flips; noticed (the run says so, and goes on from what is whole or refuses); harmless (nothing is said,
@@ -69,21 +72,28 @@ def flip_bits(flips: int, seed: int, here: Path) -> dict[str, Any]:
             done["wrong"].append(f"a run that nobody damaged failed; see {log}")
             return done
     # By file: whose copy is damaged, and the run that one without damage would equal.
-    files = {"newest checkpoint": (stopped, whole), "best weights": (whole, whole), "--init-weights": (whole, started)}
+    files = {
+        "newest checkpoint": (stopped, whole),
+        "best weights": (whole, whole),
+        "--init-weights": (whole, started),
+        "--init-weights weights.safetensors": (whole, started),
+    }
     for number in range(flips):
         file = list(files)[number % len(files)]
         source, expected = files[file]
         damaged, log = here / f"flip-{number}", here / f"flip-{number}.log"
         shutil.copytree(source, damaged)
         (damaged / "summary.json").unlink()
-        path = damaged / "checkpoints" / "best.ckpt" if file == "best weights" else newest_checkpoint(damaged)
+        others = {"best weights": "checkpoints/best.ckpt", "--init-weights weights.safetensors": "weights.safetensors"}
+        path = damaged / others[file] if file in others else newest_checkpoint(damaged)
         places = regions(path)
-        region = list(places)[number % len(places)]
+        region = list(places)[number // len(files) % len(places)]
         first, after = draw.choice(places[region])
         byte, bit = draw.randrange(first, after), draw.randrange(8)
         flip(path, byte, bit)
-        folder = here / f"flip-{number}-started" if file == "--init-weights" else damaged
-        more = ["--init-weights", str(path)] if file == "--init-weights" else ["--resume", "auto"]
+        starts_another = expected == started
+        folder = here / f"flip-{number}-started" if starts_another else damaged
+        more = ["--init-weights", str(path)] if starts_another else ["--resume", "auto"]
         status = wait(start([*words, *more, "--run-dir", str(folder)], log))
         said = log.read_text(errors="replace")
         told = "warning: " in said or (status == 2 and "error: " in said)
