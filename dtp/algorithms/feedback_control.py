@@ -246,12 +246,13 @@ class FeedbackControl(TargetPropagation):
         for step in range(steps):
             # Settled images stay where they are, whatever the others of the batch do.
             moving = (miss.norm(dim=1) > enough) | (step == 0)
-            if not moving.any():
+            if step and not moving.any():
                 break
             if step == 0 or newton:
                 matrix = -self._sensitivity(lambda v: error(self.controlled_pass(v, first, a).rates[-1]), u)
                 damped = matrix + alpha * torch.eye(u.shape[1]).to(u)
-                factors = torch.linalg.lu_factor(damped)
+                # The other one looks at the device for a matrix without inverse.
+                factors = torch.linalg.lu_factor_ex(damped)[:2]
             direction = torch.linalg.lu_solve(*factors, miss[:, :, None])[:, :, 0] * moving[:, None]
             length, found = torch.ones_like(u[:, :1]), u + direction
             for _ in range(HALVINGS):
@@ -551,6 +552,11 @@ class DFCSS(DynamicControl):
 
     Options = DFCSSOptions
     newton = False
+
+    @property
+    def waits(self) -> str:
+        iterates = self.options.steady_state == "iterate"
+        return "whether all images have settled is looked at in every iteration" if iterates else ""
 
     def controlled(self, activations: Activations, error: Error) -> Controlled:
         if self.options.steady_state == "dynamics":
