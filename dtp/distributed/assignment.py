@@ -23,12 +23,14 @@ class Assignment:
         ranks: how many there are; some may have nothing to do.
         teams: disjoint in ranks and in layers; all layers are in one.
         meeting: what a team of several ranks spends in a batch on averaging gradients, in the same unit.
+        shared: what the layers take in the form in which several ranks share them; None for ``costs``.
     """
 
     costs: dict[int, float]
     ranks: int
     teams: tuple[Team, ...]
     meeting: float = 0.0
+    shared: dict[int, float] | None = None
 
     @property
     def owners(self) -> dict[int, int]:
@@ -42,7 +44,8 @@ class Assignment:
     @property
     def time(self) -> float:
         """Until the last team is done, in the unit of the costs."""
-        return max((_time(self.costs, team.layers, len(team.ranks), self.meeting) for team in self.teams), default=0.0)
+        teams = ((team.layers, len(team.ranks)) for team in self.teams)
+        return max((_time(self.costs, *team, self.meeting, self.shared) for team in teams), default=0.0)
 
     @property
     def balance(self) -> float:
@@ -70,28 +73,42 @@ def by_layer(costs: dict[int, float], ranks: int) -> Assignment:
     return _assignment(costs, ranks, [(layers, 1) for layers in bins if layers], 0.0)
 
 
-def hybrid(costs: dict[int, float], ranks: int, meeting: float = 0.0) -> Assignment:
-    """Layers on teams of one or more ranks: those that are done first, by the costs and by that of meeting."""
+def hybrid(
+    costs: dict[int, float], ranks: int, meeting: float = 0.0, shared: dict[int, float] | None = None
+) -> Assignment:
+    """Layers on teams of one or more ranks: those that are done first, by the costs and by that of meeting.
+
+    ``shared`` are the costs of layers on teams of several, where those train them in another form.
+    """
     plans = []
     for count in range(1, min(ranks, len(costs)) + 1):
         # Not always all ranks: one more in a team brings less than its meetings cost where these are dear.
         for used in range(count, ranks + 1):
             # Sizes follow loads and loads follow sizes: begin with single ranks and widen the slowest team.
-            bins = _bins(costs, [1] * count)
-            for _ in range(3):
-                sizes = _sizes([sum(costs[n] for n in layers) for layers in bins], used)
-                plans.append(list(zip(bins, sizes, strict=True)))
-                bins = _bins(costs, sizes)
-                plans.append(list(zip(bins, sizes, strict=True)))
+            for loads in (costs,) if shared is None else (costs, shared):
+                bins = _bins(loads, [1] * count)
+                for _ in range(3):
+                    sizes = _sizes([sum(loads[n] for n in layers) for layers in bins], used)
+                    plans.append(list(zip(bins, sizes, strict=True)))
+                    bins = _bins(loads, sizes)
+                    plans.append(list(zip(bins, sizes, strict=True)))
     plans = [[(layers, size) for layers, size in plan if layers] for plan in plans]
     if not plans:
-        return Assignment(costs, ranks, (), meeting)
-    best = min(plans, key=lambda plan: (max(_time(costs, *team, meeting) for team in plan), -len(plan)))
-    return _assignment(costs, ranks, best, meeting)
+        return Assignment(costs, ranks, (), meeting, shared)
+    best = min(plans, key=lambda plan: (max(_time(costs, *team, meeting, shared) for team in plan), -len(plan)))
+    return _assignment(costs, ranks, best, meeting, shared)
 
 
-def _time(costs: dict[int, float], layers: Iterable[int], size: int, meeting: float) -> float:
-    return sum(costs[n] for n in layers) / size + (meeting if size > 1 else 0.0)
+def _time(
+    costs: dict[int, float],
+    layers: Iterable[int],
+    size: int,
+    meeting: float,
+    shared: dict[int, float] | None,
+) -> float:
+    if size == 1:
+        return sum(costs[n] for n in layers)
+    return sum((shared or costs)[n] for n in layers) / size + meeting
 
 
 def _bins(costs: dict[int, float], sizes: list[int]) -> list[list[int]]:
@@ -147,12 +164,18 @@ def _sizes(loads: list[float], ranks: int) -> list[int]:
     return sizes
 
 
-def _assignment(costs: dict[int, float], ranks: int, plan: list[tuple[list[int], int]], meeting: float) -> Assignment:
+def _assignment(
+    costs: dict[int, float],
+    ranks: int,
+    plan: list[tuple[list[int], int]],
+    meeting: float,
+    shared: dict[int, float] | None = None,
+) -> Assignment:
     teams, first = [], 0
     for layers, size in sorted(plan):
         teams.append(Team(tuple(range(first, first + size)), tuple(layers)))
         first += size
-    return Assignment(costs, ranks, tuple(teams), meeting)
+    return Assignment(costs, ranks, tuple(teams), meeting, shared)
 
 
 def _spans(ranks: tuple[int, ...]) -> str:

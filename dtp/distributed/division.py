@@ -104,8 +104,8 @@ class ByLayers(Division):
     """Every rank has all images and trains some of the feedback layers; then weights and states are exchanged.
 
     The noise is that of one process, and so are the weights, to rounding. The layers' costs are measured by rank 0 on
-    the first batch, in the form that they are then trained in (with teams in that of a team, which is not captured),
-    and kept in checkpoints: a run that goes on on as many ranks has the same assignment.
+    the first batch, in the form that one rank trains them in, and with teams also in that of a team, which is not
+    captured. They are kept in checkpoints: a run that goes on on as many ranks has the same assignment.
 
     Args:
         teams: whether several ranks may share costly layers, each on some rows of the batch (hybrid).
@@ -117,7 +117,9 @@ class ByLayers(Division):
         self.teams, self.say, self.timeout = teams, say, timeout
         # Ranks of a team meet in each iteration.
         self.each_iteration = teams
+        # By layer, of one rank alone; and of ranks that share it, with teams.
         self.costs: dict[int, float] = {}
+        self.shared_costs: dict[int, float] = {}
         # Seconds that a batch's meetings cost a team, and of how many ranks that was measured.
         self.meeting: float | None = None
         self.meeting_ranks = 0
@@ -162,7 +164,9 @@ class ByLayers(Division):
 
     def _assign(self, phase: FeedbackPhase) -> None:
         if set(self.costs) != set(phase.layers):
-            self.costs = _of_first_rank(lambda: phase.costs(self.teams))
+            self.costs = _of_first_rank(lambda: phase.costs(False))
+        if self.teams and set(self.shared_costs) != set(phase.layers):
+            self.shared_costs = _of_first_rank(lambda: phase.costs(True))
         if self.teams and (self.meeting is None or self.meeting_ranks != dist.get_world_size()):
             problems = phase.problems(phase.layers)
             seconds = time_average({problem.layer: problem.parameters for problem in problems})
@@ -170,7 +174,10 @@ class ByLayers(Division):
             self.meeting_ranks = dist.get_world_size()
         ranks = dist.get_world_size()
         # A team must leave each of its ranks an image.
-        plan = hybrid(self.costs, min(ranks, phase.images), self.meeting) if self.teams else by_layer(self.costs, ranks)
+        if self.teams:
+            plan = hybrid(self.costs, min(ranks, phase.images), self.meeting, self.shared_costs)
+        else:
+            plan = by_layer(self.costs, ranks)
         self.assignment = replace(plan, ranks=ranks)
         for team in self.assignment.teams:
             if len(team.ranks) > 1:
@@ -203,10 +210,16 @@ class ByLayers(Division):
         return [merged]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"costs": self.costs, "meeting": self.meeting, "meeting_ranks": self.meeting_ranks}
+        return {
+            "costs": self.costs,
+            "shared_costs": self.shared_costs,
+            "meeting": self.meeting,
+            "meeting_ranks": self.meeting_ranks,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.costs, self.meeting = dict(state.get("costs", {})), state.get("meeting")
+        self.costs, self.shared_costs = dict(state.get("costs", {})), dict(state.get("shared_costs", {}))
+        self.meeting = state.get("meeting")
         self.meeting_ranks = state.get("meeting_ranks", 0)
         self.begin()
 

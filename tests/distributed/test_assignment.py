@@ -68,6 +68,17 @@ def test_where_meeting_costs_more_than_it_brings_layers_are_not_shared():
     assert team.ranks == (0, 1) and team.layers == (2, 3, 4, 5, 6)
 
 
+def test_a_layer_that_is_quicker_on_one_rank_is_shared_only_where_that_is_quicker_still():
+    alone = {2: 1.0, 3: 1.0}
+    # Two ranks share a layer in a form that takes four times as long: each has one alone.
+    apart = hybrid(alone, 2, 0.0, {2: 4.0, 3: 4.0})
+    assert all(len(team.ranks) == 1 for team in apart.teams) and apart.time == 1.0
+    # Twice as long on eight ranks: four of them halve what one takes.
+    (first, second) = hybrid(alone, 8, 0.0, {2: 2.0, 3: 2.0}).teams
+    assert len(first.ranks) == len(second.ranks) == 4
+    assert hybrid(alone, 8, 0.0, {2: 2.0, 3: 2.0}).time == pytest.approx(0.5)
+
+
 @pytest.mark.parametrize("meeting", [0.0, 0.05, 0.2, 1.0])
 @pytest.mark.parametrize("costs", COSTS.values(), ids=COSTS)
 def test_teams_are_never_slower_than_single_ranks(costs, meeting):

@@ -222,11 +222,11 @@ def test_layers_on_ranks_may_stop_early_as_one_process_does(distance, init, tmp_
     assert all(torch.equal(rank[name], alone[name]) for rank in found for name in alone)
 
 
-def _team_of_all(costs, ranks, meeting):
+def _team_of_all(costs, ranks, meeting, shared):
     return Assignment(costs, ranks, (Team(tuple(range(ranks)), tuple(costs)),))
 
 
-def _first_alone_others_together(costs, ranks, meeting):
+def _first_alone_others_together(costs, ranks, meeting, shared):
     first, *others = costs
     return Assignment(costs, ranks, (Team((0,), (first,)), Team(tuple(range(1, ranks)), tuple(others))))
 
