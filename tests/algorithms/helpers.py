@@ -47,9 +47,8 @@ def make_trained(name: str, network: Network, seed: int = 3, **changes) -> Algor
     With the options that the table of the rules has for small networks.
     """
     scheduled = "schedule" in ALGORITHMS.resolve(name).load_options().__dataclass_fields__
-    return make(
-        name, network, seed, **({"schedule": "sequential"} if scheduled else {}), **facts(name).options, **changes
-    )
+    usual = {"schedule": "sequential"} if scheduled else {}
+    return make(name, network, seed, **{**usual, **facts(name).options, **changes})
 
 
 def state(module: nn.Module) -> dict[str, Tensor]:
