@@ -29,7 +29,7 @@ def test_without_noise_the_feedback_reconstructs_the_activations_themselves(name
     assert any(not torch.equal(a, b) for a, b in zip(before, rule.feedback[n].parameters(), strict=True))
 
 
-@pytest.mark.parametrize("name", sorted(set(TRAINED) - set(RECONSTRUCT)))
+@pytest.mark.parametrize("name", [name for name in TRAINED if ALGORITHMS.resolve(name).load().needs_noise])
 def test_rules_that_learn_from_the_noise_refuse_to_go_without(name, mlp):
     with pytest.raises(UserError, match="--noise: expected values above 0, found 0.0"):
         make(name, mlp, noise=[0.0])
