@@ -24,7 +24,16 @@ def escape(app: Sphinx, what: str, name: str, obj: object, options: object, line
             block = indent
 
 
+def join(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Put back before its colon what napoleon has taken for the type of a property."""
+    kind = next((line for line in lines if line.startswith(":type: ")), None)
+    if what in ("attribute", "property") and kind:
+        lines.remove(kind)
+        lines[0] = f"{kind.removeprefix(':type: ')}: {lines[0]}"
+
+
 def setup(app: Sphinx) -> dict:
     # Before napoleon, which makes markup of the sections.
     app.connect("autodoc-process-docstring", escape, priority=300)
+    app.connect("autodoc-process-docstring", join, priority=800)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
