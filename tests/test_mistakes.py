@@ -203,7 +203,12 @@ def test_a_folder_with_epochs_or_another_process_in_it_is_not_begun_anew(tmp_pat
     folder = tmp_path / "run"
     command = [*SHORT, "--run-dir", str(folder)]
     assert main(command) == 0
-    for path in (*(folder / "checkpoints").iterdir(), folder / "summary.json", folder / "training.png"):
+    for path in (
+        *(folder / "checkpoints").iterdir(),
+        folder / "summary.json",
+        folder / "training.png",
+        folder / "weights.safetensors",
+    ):
         path.unlink()
     before = contents(folder)
     fails(capsys, command, "is not empty")
@@ -289,10 +294,10 @@ OWN = {
     ),
     "network with an unknown type in layer 1": (
         "class Own(Network):\n    'Mine.'\n    def make_layers(self):\n"
-        "        yield nn.Sequential(nn.Flatten(), nn.Linear(self.features, 7), nn.GELU())\n"
+        "        yield nn.Sequential(nn.Flatten(), nn.Linear(self.features, 7), nn.PReLU())\n"
         "        yield nn.Sequential(nn.Linear(7, 10))",
         "--model own_part:Own",
-        "Layer 1: No feedback is known for the layer type GELU",
+        "Layer 1: No feedback is known for the layer type PReLU",
     ),
     "rule with a target of another shape": (
         "class Own(DTP):\n    'Mine.'\n    def lower_target(self, n, targets, activations):\n"

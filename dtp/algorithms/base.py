@@ -792,7 +792,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
             for name, value in self._computed_scores(split, loader).items()
         }
         self.log_dict(scores, logger=self._to_loggers, add_dataloader_idx=False)
-        if self._to_loggers:
+        if self.trainer.state.fn != TrainerFn.FITTING:
             # By Lightning's own count a checkpoint within an epoch is a batch behind.
             self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
