@@ -88,8 +88,9 @@ class TargetPropagation(LocalTargets):
         self.engine.choose(self.device, self._steps_directly())
         self._check_probes()
         self._tracking = numbers if o.feedback_tracking == "kolen-pollack" else []
+        weights = self.feedback_weights() if self._tracking else {}
         for n in self._tracking:
-            pairs = self.feedback_weights().get(n, [])
+            pairs = weights.get(n, [])
             if not pairs or not all(isinstance(feedback, nn.Parameter) for feedback, _ in pairs):
                 raise UserError(
                     f"--feedback-tracking: expected feedback weights of the shape of the transposed forward ones, "
@@ -304,7 +305,8 @@ class TargetPropagation(LocalTargets):
     @contextmanager
     def _tracked(self) -> Iterator[None]:
         """Move the feedback weights as the forward weights move within, where ``feedback_tracking`` says so."""
-        pairs = [pair for n in self._tracking for pair in self.feedback_weights().get(n, ())]
+        weights = self.feedback_weights() if self._tracking else {}
+        pairs = [pair for n in self._tracking for pair in weights[n]]
         before = [forward.detach().clone() for _, forward in pairs]
         yield
         with torch.no_grad():
