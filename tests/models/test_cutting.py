@@ -48,19 +48,23 @@ def readme_model() -> nn.Sequential:
 # --- the same numbers and the same weights ----------------------------------------------------------------------------
 
 
+def require_the_same_pass(network, model, x):
+    """In training and in evaluation, what is drawn included."""
+    for mode in (True, False):
+        network.train(mode), model.train(mode)
+        torch.manual_seed(0)
+        expected = model(x)
+        torch.manual_seed(0)
+        assert torch.equal(network(x), expected)
+
+
 @torchvision_networks
 def test_forward_pass_of_torchvision_networks_is_their_own(name):
     """In training and in evaluation, running statistics and draws of dropout included."""
     model = torchvision_network(name)
     twin = copy.deepcopy(model)
     network = as_network(model, (3, SIDES[name], SIDES[name]))
-    x = images(name)
-    for mode in (True, False):
-        twin.train(mode), network.train(mode)
-        torch.manual_seed(1)
-        expected = twin(x)
-        torch.manual_seed(1)
-        assert torch.equal(network(x), expected)
+    require_the_same_pass(network, twin, images(name))
     theirs, ours = twin.state_dict(), network.model.state_dict()
     assert theirs.keys() == ours.keys() and all(torch.equal(theirs[key], ours[key]) for key in theirs)
 
@@ -254,12 +258,7 @@ def test_functions_become_modules(name):
         ["Flatten", "Linear", "Tanh", "LeakyReLU"],
         ["Linear"],
     ]
-    for mode in (True, False):
-        network.train(mode), twin.train(mode)
-        torch.manual_seed(0)
-        expected = twin(x)
-        torch.manual_seed(0)
-        assert torch.equal(network(x), expected)
+    require_the_same_pass(network, twin, x)
 
 
 class Mean(nn.Module):
@@ -384,12 +383,7 @@ def test_a_module_that_cannot_be_cut_stays_one_operation(kind):
     network = as_network(model, (1, 6, 6))
     assert kinds(network) == [["Conv2d", "Tanh"], ["Uncut", "Tanh"], ["Flatten", "Linear", "Tanh"], ["Linear"]]
     assert isinstance(network[2][0].module, kind)
-    for mode in (True, False):
-        network.train(mode), twin.train(mode)
-        torch.manual_seed(0)
-        expected = twin(x)
-        torch.manual_seed(0)
-        assert torch.equal(network(x), expected)
+    require_the_same_pass(network, twin, x)
 
 
 @pytest.mark.parametrize("kind", UNCUT, ids=lambda kind: kind.__name__)
