@@ -2,7 +2,7 @@
 
 import sys
 
-from dtp.program import program
+from dtp.cli.program import program
 
 if __name__ == "__main__":
     sys.exit(program())

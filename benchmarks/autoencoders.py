@@ -95,7 +95,7 @@ def summary(name: str, folder: Path) -> dict | None:
 
 def draw_curves(runs: dict[str, Path]) -> None:
     """Reconstruction error of the training batches against batches, by rule."""
-    from dtp.diagnostics.figures import color, counted, finish, legend_beside, new_figure, plot_line, save_figure
+    from dtp.plots.style import color, counted, finish, legend_beside, new_figure, plot_line, save_figure
 
     figure, (axes,) = new_figure(1, 1, (6.4, 3.4))
     for i, (rule, folder) in enumerate(runs.items()):
@@ -116,9 +116,9 @@ def draw_reconstructions(runs: dict[str, Path], mnist: str) -> None:
     """Test images above what each rule's network makes of them, with the weights that were tested."""
     import torch
 
-    from dtp.arguments import parse
+    from dtp.cli.arguments import parse
     from dtp.diagnostics.images import draw_rows
-    from dtp.training import build
+    from dtp.run.training import build
 
     rows = {}
     for rule, folder in runs.items():

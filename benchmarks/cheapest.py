@@ -26,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from dtp.arguments import parse
+from dtp.cli.arguments import parse
 from dtp.models import MODELS
 
 HERE = Path(__file__).parent

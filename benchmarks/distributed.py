@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dtp.algorithms.target_propagation import TargetPropagation
 from dtp.distributed.averaging import GradientAverage
 from dtp.distributed.division import ByImages, ByImagesOncePerBatch, ByLayers, Division
-from dtp.memory import keep_freed_memory
+from dtp.system.memory import keep_freed_memory
 
 
 class Naive(ByImages):

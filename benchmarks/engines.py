@@ -30,10 +30,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from dtp.algorithms import ALGORITHMS, DTP
 from dtp.algorithms.base import Algorithm
 from dtp.algorithms.captured import PLAIN, CapturedBatches
-from dtp.arguments import parse
+from dtp.cli.arguments import parse
 from dtp.feedback import forward_with_context, ldrl_loss
-from dtp.memory import keep_freed_memory
 from dtp.models import MODELS
+from dtp.system.memory import keep_freed_memory
 
 CAPTURED = ", captured"
 UNITS = {"published": 8, "literal": 7, "reduced": 4, "graph": 4, "expected": 0}

@@ -150,7 +150,7 @@ part() {
             place=$(data_of "$2")
             [ -n "$place" ] || fail "sweep $2: expected --cifar DIR or --mnist DIR with its images, found none."
             read -ra place <<<"$place"
-            OMP_NUM_THREADS=1 step "sweep-$2" "$python" -m dtp.sweep "$2" --jobs "$jobs" "${place[@]}" --tf32 "${little[@]}"
+            OMP_NUM_THREADS=1 step "sweep-$2" "$python" -m dtp sweep "$2" --jobs "$jobs" "${place[@]}" --tf32 "${little[@]}"
             ;;
         imagenet32)
             local shape=(--model vgg --data imagenet32 --shape 3 32 32 --classes 1000)

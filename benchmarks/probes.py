@@ -26,11 +26,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dtp.algorithms import DTP
-from dtp.arguments import parse
+from dtp.cli.arguments import parse
 from dtp.data import DATA
-from dtp.memory import keep_freed_memory
 from dtp.models import VGG
-from dtp.provenance import hardware, versions
+from dtp.run.provenance import hardware, versions
+from dtp.system.memory import keep_freed_memory
 
 PROBES = "--algo dtp --model vgg --data cifar10 --probes"
 REFERENCE_SEED, OTHER_SEED = 1000, 1001

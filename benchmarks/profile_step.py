@@ -19,7 +19,7 @@ import torch
 from engines import UNITS, make, synchronize
 from torch.profiler import ProfilerActivity, profile
 
-from dtp.memory import keep_freed_memory
+from dtp.system.memory import keep_freed_memory
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from dtp.algorithms import ALGORITHMS  # noqa: E402
 from dtp.algorithms.options import SingleLayerOptions  # noqa: E402
-from dtp.arguments import parse  # noqa: E402
+from dtp.cli.arguments import parse  # noqa: E402
 
 RESULT = HERE / "results" / "rules.json"
 # Where a rule cannot have the very same network.

@@ -34,7 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dtp.algorithms.target_propagation import RulePhase
 from dtp.distributed.assignment import Assignment, by_layer, hybrid
 from dtp.feedback.loop import time_iterations
-from dtp.memory import keep_freed_memory
+from dtp.system.memory import keep_freed_memory
 
 RANKS = [1, 2, 4, 8, 16, 32, 64]
 MODES = ["data", "layer", "hybrid", "expected"]

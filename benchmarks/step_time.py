@@ -15,7 +15,7 @@ import torch
 from rules import deep_rules
 
 from dtp.algorithms import ALGORITHMS
-from dtp.arguments import parse
+from dtp.cli.arguments import parse
 from dtp.models import MODELS
 
 

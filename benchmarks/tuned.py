@@ -5,7 +5,7 @@
     python benchmarks/tuned.py --study cifar10 --data imagefolder --data-dir DIR --jobs 2
     python benchmarks/tuned.py --study mnist --data-dir DIR --rules bp dtp --limit-train-batches 5 --runs runs/dry
 
-Protocol: a sequential search (TPE, ten random trials first) of the rule's own domain (dtp/search/spaces), judged by the
+Protocol: a sequential search (TPE, ten random trials first) of the rule's own domain, judged by the
 validation images alone; the best setting is trained with three seeds, and its weights that are best on validation are
 tested once. mnist and fashion-mnist: 784-256-256-10, tanh, batches of 128, 20 trials of 3 epochs, then 20 epochs.
 cifar10: LeNet, 10 trials of 2 epochs, then 10 epochs, for the rules that take convolutions, dtp sampled and expected.
@@ -35,7 +35,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from dtp.algorithms import ALGORITHMS  # noqa: E402
-from dtp.search.space import space_path  # noqa: E402
+from dtp.experiments.search.space import space_path  # noqa: E402
 
 SHARED = "--batch-size 128 --val-size 5000 --normalisation standard --precision 32"
 MLP = f"--model mlp --widths 256 256 --activation tanh --init xavier --last-hidden-bias true {SHARED}"
@@ -105,7 +105,7 @@ def main() -> None:
         preset = folder / "best" / f"{name}.yaml"
         preset.parent.mkdir(parents=True, exist_ok=True)
         search = [
-            *("-m dtp.search --sampler sequential --sampler-seed 0 --diagnostics-every 0").split(),
+            *("-m dtp search --sampler sequential --sampler-seed 0 --diagnostics-every 0").split(),
             *("--trials", str(options.trials or study["trials"]), "--jobs", str(options.jobs)),
             *("--max-epochs", str(factor * study["epochs"]), "--study", str(folder / "search" / name)),
             *("--space", str(widened(rule, folder)), *data, *own, "--lr-schedule", "constant", *words),
@@ -120,10 +120,17 @@ def main() -> None:
         "figure": {"kind": "final", "metric": "test/accuracy"},
     }
     sweep.write_text("# " + (__doc__ or "").splitlines()[0] + "\n" + yaml.safe_dump(content, sort_keys=False))
-    python("-m", "dtp.sweep", str(sweep), "--output", str(folder / "final"), "--jobs", str(options.jobs), *words)
+    python("-m", "dtp", "sweep", str(sweep), "--output", str(folder / "final"), "--jobs", str(options.jobs), *words)
     report = folder / "report.md"
     python(
-        "-m", "dtp.report", str(folder / "final"), "--output", str(report), "--json", str(report.with_suffix(".json"))
+        "-m",
+        "dtp",
+        "report",
+        str(folder / "final"),
+        "--output",
+        str(report),
+        "--json",
+        str(report.with_suffix(".json")),
     )
     trials = {name: spread(folder / "search" / name / "study.json") for name in variants}
     (folder / "trials.json").write_text(json.dumps(trials, indent=1) + "\n")

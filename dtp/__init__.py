@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from dtp.diagnostics.measures import alignment as alignment
     from dtp.diagnostics.measures import linear_probes as linear_probes
     from dtp.errors import UserError as UserError
-    from dtp.loading import load as load
     from dtp.models.cutting import as_network as as_network
     from dtp.models.cutting import layers as layers
     from dtp.models.discrete import Discrete as Discrete
@@ -64,7 +63,8 @@ if TYPE_CHECKING:
     from dtp.models.stochastic import Stochastic as Stochastic
     from dtp.models.tied_autoencoder import TiedAutoencoder as TiedAutoencoder
     from dtp.models.vgg import VGG as VGG
-    from dtp.running import train as train
+    from dtp.run.from_python import train as train
+    from dtp.run.loading import load as load
 
 __version__ = "0.1.0"
 
@@ -76,8 +76,8 @@ _FUNCTIONS = {
     "as_network": "dtp.models.cutting:as_network",
     "layers": "dtp.models.cutting:layers",
     "linear_probes": "dtp.diagnostics.measures:linear_probes",
-    "load": "dtp.loading:load",
-    "train": "dtp.running:train",
+    "load": "dtp.run.loading:load",
+    "train": "dtp.run.from_python:train",
 }
 
 

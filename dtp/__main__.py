@@ -2,7 +2,7 @@
 
 import sys
 
-from dtp.program import COMMANDS, console, program
+from dtp.cli.program import COMMANDS, console, program
 
 if __name__ == "__main__":
     named = len(sys.argv) > 1 and sys.argv[1] in (*COMMANDS, "--version")

@@ -247,3 +247,17 @@ def _number(where: str, hint: type, value: Any) -> int | float:
         return value
     # NumPy's, which the files of a run would not know.
     return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+PRECISIONS = {"32": "32-true", "32-true": "32-true", "64": "64-true", "64-true": "64-true", "bf16-mixed": "bf16-mixed"}
+
+
+def require_precision(precision: str) -> None:
+    """Raise UserError for a precision in which the rules do not hold."""
+    if "16" in precision and not precision.startswith("bf16"):
+        raise UserError(
+            f"--precision {precision}: float16 is refused, for its loss scale changes between the optimizers of "
+            "one batch and spoils the feedback weights; use bf16-mixed or 32."
+        )
+    if precision not in PRECISIONS:
+        raise UserError(f"--precision: expected one of 32, 64, bf16-mixed; found {precision!r}.")

@@ -9,7 +9,7 @@ import torch
 
 from dtp.models import MLP, LeNet, Network
 from dtp.models.options import LeNetOptions, MLPOptions
-from dtp.signals import STOP_SIGNALS, stop_request
+from dtp.system.signals import STOP_SIGNALS, stop_request
 
 # For this process, and for the processes that tests start: the tensors of the tests are small, and threads
 # that wait for each other on a busy machine would cost far more than they bring.

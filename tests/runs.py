@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from dtp.cli import main
+from dtp.cli.train import main
 
 ROOT = Path(__file__).parent.parent
 # Ten batches per epoch.

@@ -12,17 +12,17 @@ import yaml
 
 import dtp
 from dtp.algorithms import ALGORITHMS
-from dtp.arguments import parse
-from dtp.cli import main
+from dtp.cli.arguments import parse
+from dtp.cli.program import COMMANDS
+from dtp.cli.train import main
 from dtp.data import DATA
+from dtp.experiments.report import command as report
+from dtp.experiments.search import command as search
+from dtp.experiments.sweep import command as sweep
+from dtp.experiments.sweep.plan import read_sweep, sweep_path
+from dtp.experiments.theory.options import STUDIES
 from dtp.models import MODELS
-from dtp.program import COMMANDS
-from dtp.report import command as report
-from dtp.search import command as search
 from dtp.slurm import __main__ as slurm
-from dtp.sweep import command as sweep
-from dtp.sweep.plan import read_sweep, sweep_path
-from dtp.theory.options import STUDIES
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = {str(path.relative_to(DOCS)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dtp.algorithms import ALGORITHMS
-from dtp.arguments import parse
+from dtp.cli.arguments import parse
 from dtp.errors import UserError
 from dtp.fields import Iterations, Range, checked, made, option, range_of
 

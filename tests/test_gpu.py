@@ -11,7 +11,7 @@ from dtp.algorithms import DTP
 from dtp.algorithms.captured import CapturedBatches
 from dtp.algorithms.metrics import RunningMeans, as_vector
 from dtp.algorithms.options import DTPOptions
-from dtp.cli import main
+from dtp.cli.train import main
 from dtp.feedback import (
     Context,
     FeedbackSettings,
@@ -22,7 +22,7 @@ from dtp.feedback import (
 )
 from dtp.models import LeNet
 from dtp.models.options import LeNetOptions
-from dtp.runs import newest_checkpoint
+from dtp.run.folder import newest_checkpoint
 from tests.conftest import make_batch
 from tests.runs import ROOT
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from dtp.checkpoints import Checkpoints
-from dtp.cli import main
+from dtp.cli.train import main
 from dtp.data import DATA
-from dtp.files import write_atomically
-from dtp.runs import Run, newest_checkpoint
-from dtp.signals import Interrupted
+from dtp.run.checkpoints import Checkpoints
+from dtp.run.folder import Run, newest_checkpoint
+from dtp.system.files import write_atomically
+from dtp.system.signals import Interrupted
 from tests.runs import ROOT, SHORT, contents, fails, rows
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -181,7 +181,7 @@ def test_a_start_that_came_to_nothing_is_begun_anew_in_its_folder(resume, tmp_pa
         def full(*args):
             raise OSError(28, "No space left on device")
 
-        patch.setattr("dtp.runs.write_atomically", full)
+        patch.setattr("dtp.run.folder.write_atomically", full)
         fails(capsys, command, "No space left on device")
     assert {path.name for path in folder.iterdir()} == {".lock", "checkpoints"}
     with monkeypatch.context() as patch:

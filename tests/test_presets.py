@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from dtp.algorithms import ALGORITHMS
-from dtp.arguments import parse
-from dtp.config import PRESETS, preset_origin
+from dtp.cli.arguments import parse
+from dtp.cli.config import PRESETS, preset_origin
 from dtp.data import DATA
 from dtp.models import MODELS
+from dtp.run.training import make_task
 from dtp.tasks import Classification
-from dtp.training import make_task
 
 SHAPES = {
     "digits": ((1, 8, 8), 10),
@@ -92,7 +92,7 @@ def test_it_says_where_its_values_come_from(preset):
 def test_a_variant_does_not_depend_on_the_plain_preset(preset, monkeypatch):
     """Which would be read first, and could leave values of its own."""
     with_plain = parsed(preset).as_dict()
-    monkeypatch.setattr("dtp.arguments.preset_path", lambda **names: None)
+    monkeypatch.setattr("dtp.cli.arguments.preset_path", lambda **names: None)
     assert parsed(preset).as_dict() == with_plain
 
 

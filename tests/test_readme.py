@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from dtp.algorithms import ALGORITHMS
-from dtp.arguments import parse
-from dtp.program import COMMANDS
+from dtp.cli.arguments import parse
+from dtp.cli.program import COMMANDS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

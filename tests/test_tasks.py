@@ -10,10 +10,10 @@ from sklearn.metrics import normalized_mutual_info_score
 from torch.nn.functional import binary_cross_entropy, cross_entropy, one_hot
 
 from dtp.algorithms import ALGORITHMS
-from dtp.arguments import parse
-from dtp.cli import main
+from dtp.cli.arguments import parse
+from dtp.cli.train import main
+from dtp.run.training import build
 from dtp.tasks import NMI, Autoencoder, Classification, Clustering, Purity
-from dtp.training import build
 from tests.runs import SHORT, contents, fails, rows
 
 pytestmark = pytest.mark.usefixtures("here")

@@ -18,7 +18,7 @@ from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
 from dtp.algorithms import ALGORITHMS
-from dtp.config import PRESETS
+from dtp.cli.config import PRESETS
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]

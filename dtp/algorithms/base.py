@@ -31,7 +31,6 @@ from dtp.algorithms.optimizers import layer_groups, make_optimizer, make_schedul
 from dtp.algorithms.options import AlgorithmOptions
 from dtp.algorithms.schedules import Schedule, parsed
 from dtp.algorithms.timing import PhaseTimer
-from dtp.config import PRECISIONS, require_precision
 from dtp.contracts import (
     handed_back,
     is_number,
@@ -44,16 +43,18 @@ from dtp.contracts import (
 from dtp.data.sampler import TrainingBatches
 from dtp.distributed.averaging import average_tensors
 from dtp.distributed.division import Division
-from dtp.distributed.strategy import FeedbackDDPStrategy, training_share
+from dtp.distributed.shares import training_share
+from dtp.distributed.strategy import FeedbackDDPStrategy
 from dtp.errors import Diverged, UserError
 from dtp.feedback.layers import has_hooks
 from dtp.feedback.noise import NoiseStreams, seeded_randomness
 from dtp.feedback.steppers import is_plain
-from dtp.loading import DESCRIPTION, described, load_rule
+from dtp.fields import PRECISIONS, require_precision
 from dtp.models.inputs import require_inputs
+from dtp.models.modules import RandomOperation, Standardise
 from dtp.models.network import Network
-from dtp.modules import RandomOperation, Standardise
-from dtp.precision import full_precision
+from dtp.models.precision import full_precision
+from dtp.run.loading import DESCRIPTION, described, load_rule
 from dtp.tasks import Classification, OwnLoss, require_loss
 
 _UNDIVIDED = Division()

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from dtp.algorithms.base import Algorithm
 from dtp.contracts import gradients, require_loss_value
-from dtp.precision import full_precision
+from dtp.models.precision import full_precision
 
 
 class BP(Algorithm):

@@ -17,10 +17,10 @@ from dtp.contracts import gradients
 from dtp.errors import UserError
 from dtp.feedback import FeedbackSettings, LinearMap, layer_operations
 from dtp.feedback.operations import operation_of
+from dtp.models.modules import InnerFunction, ResidualUnit, SameConv2d
 from dtp.models.network import Network
-from dtp.modules import InnerFunction, ResidualUnit, SameConv2d
-from dtp.precision import full_precision
-from dtp.shapes import output_shape
+from dtp.models.precision import full_precision
+from dtp.models.shapes import output_shape
 
 
 class CCL(LocalLosses):

@@ -13,7 +13,7 @@ from dtp.algorithms.options import CHLOptions, ContrastiveOptions, GeneRecOption
 from dtp.errors import UserError
 from dtp.feedback import is_elementwise, layer_operations
 from dtp.models.network import Network
-from dtp.precision import full_precision, no_autocast
+from dtp.models.precision import full_precision, no_autocast
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from dtp.algorithms.local_targets import Activations, LocalTargets
 from dtp.algorithms.options import DenoisingAutoencoderOptions
 from dtp.errors import UserError
 from dtp.feedback import Context, layer_operations
+from dtp.models.modules import TransposedLinear
 from dtp.models.network import Network
-from dtp.modules import TransposedLinear
-from dtp.precision import full_precision
+from dtp.models.precision import full_precision
 
 
 @dataclass(frozen=True)

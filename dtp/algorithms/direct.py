@@ -15,8 +15,8 @@ from dtp.algorithms.target_propagation import TargetPropagation
 from dtp.errors import UserError
 from dtp.feedback import FeedbackNetwork, drl_loss, layer_operations, repeat_samples
 from dtp.feedback.direct import BroadcastMap, DirectMap, kernel_positions
-from dtp.modules import SameConv2d
-from dtp.shapes import output_shape
+from dtp.models.modules import SameConv2d
+from dtp.models.shapes import output_shape
 
 
 class DDTPLinear(TargetPropagation):

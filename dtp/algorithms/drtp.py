@@ -11,7 +11,7 @@ from dtp.algorithms.local_targets import Activations
 from dtp.algorithms.options import DRTPOptions
 from dtp.errors import UserError
 from dtp.feedback import layer_operations
-from dtp.precision import no_autocast
+from dtp.models.precision import no_autocast
 
 
 class DRTP(DFA):

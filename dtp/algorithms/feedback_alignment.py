@@ -14,7 +14,7 @@ from dtp.feedback.backward import BackwardMaps, Carried
 from dtp.feedback.initial import deviation, fans, init_map
 from dtp.feedback.noise import seeded_generator
 from dtp.models.network import Network
-from dtp.precision import full_precision, no_autocast
+from dtp.models.precision import full_precision, no_autocast
 
 
 class FA(Algorithm):

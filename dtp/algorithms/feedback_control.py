@@ -28,8 +28,8 @@ from dtp.feedback.direct import DirectMap
 from dtp.feedback.losses import per_sample_dot
 from dtp.feedback.operations import operation_of
 from dtp.models.network import Network
-from dtp.precision import no_autocast
-from dtp.shapes import output_shape
+from dtp.models.precision import no_autocast
+from dtp.models.shapes import output_shape
 
 # The error (B, K) that the controller sees, of the output (B, K).
 Error = Callable[[Tensor], Tensor]

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from dtp.algorithms.local_targets import Activations, LocalTargets
 from dtp.algorithms.options import FWDTPOptions
 from dtp.feedback import FeedbackSettings, derive_feedback
+from dtp.models.modules import Standardise, standardised
 from dtp.models.network import Network
-from dtp.modules import Standardise, standardised
 
 
 class FWDTP(LocalTargets):

@@ -12,8 +12,8 @@ from dtp.algorithms.local_targets import Activations, LocalTargets
 from dtp.algorithms.options import GAITOptions
 from dtp.errors import UserError
 from dtp.feedback import layer_operations
+from dtp.models.modules import FirstUnits, SLReLU
 from dtp.models.network import Network
-from dtp.modules import FirstUnits, SLReLU
 
 _STEPS = {"normalised": 1e-4, "original": 1e-3}
 

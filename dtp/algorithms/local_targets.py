@@ -14,7 +14,7 @@ from dtp.contracts import gradients, handed_back, require_loss_value, unedited
 from dtp.errors import UserError
 from dtp.feedback import Context, DrawnContext, forward_with_context, per_sample_dot
 from dtp.feedback.context import BranchesContext
-from dtp.precision import full_precision, no_autocast
+from dtp.models.precision import full_precision, no_autocast
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dtp.precision import has_float64
+from dtp.models.precision import has_float64
 
 
 class RunningMeans:

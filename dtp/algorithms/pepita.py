@@ -13,7 +13,7 @@ from dtp.errors import UserError
 from dtp.feedback import per_sample_dot
 from dtp.feedback.direct import DirectMap
 from dtp.models.network import Network
-from dtp.precision import full_precision, no_autocast
+from dtp.models.precision import full_precision, no_autocast
 
 
 class PEPITA(LocalLosses):

@@ -8,8 +8,8 @@ from dtp.algorithms.options import AOSDTPOptions, SDTPOptions
 from dtp.algorithms.vanilla_dtp import VanillaDTP
 from dtp.errors import UserError
 from dtp.feedback import FeedbackNetwork, layer_operations
+from dtp.models.modules import RandomOperation
 from dtp.models.network import Network
-from dtp.modules import RandomOperation
 
 
 class SDTP(VanillaDTP):

@@ -9,12 +9,12 @@ from torch.optim import Optimizer
 from dtp.algorithms.base import Algorithm
 from dtp.algorithms.options import CompetitiveOptions, DeltaOptions, HebbOptions, SingleLayerOptions
 from dtp.distributed.averaging import average_tensors
-from dtp.distributed.strategy import training_share
+from dtp.distributed.shares import training_share
 from dtp.errors import UserError
 from dtp.feedback import layer_operations
 from dtp.feedback.noise import seeded_generator
 from dtp.models.network import Network
-from dtp.precision import full_precision, no_autocast
+from dtp.models.precision import full_precision, no_autocast
 
 # What a rule remembers of a batch, by name.
 Seen = dict[str, Tensor]

@@ -35,9 +35,9 @@ from dtp.feedback import (
     require_known_operations,
 )
 from dtp.feedback.loop import Average, Gradients, Step
+from dtp.models.modules import LocallyConnected2d
 from dtp.models.network import Network
-from dtp.modules import LocallyConnected2d
-from dtp.precision import no_autocast
+from dtp.models.precision import no_autocast
 
 
 class TargetPropagation(LocalTargets):

@@ -17,7 +17,7 @@ from dtp.data.pca import Projection, fit_projection
 from dtp.data.sampler import OrderedBatches, TrainingBatches
 from dtp.data.split import SplitKind, count_held_out, split_indices
 from dtp.data.statistics import STATISTICS, Statistics, compute_statistics, used_statistics
-from dtp.distributed.strategy import evaluation_share, training_share
+from dtp.distributed.shares import evaluation_share, training_share
 from dtp.errors import UserError
 
 Part = tuple[Images, np.ndarray]

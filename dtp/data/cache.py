@@ -7,8 +7,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from dtp.errors import UserError, user_path
-from dtp.files import temporary_beside
-from dtp.locks import locked
+from dtp.system.files import temporary_beside
+from dtp.system.locks import locked
 
 
 def data_folder(name: str) -> Path:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dtp.algorithms.base import Algorithm
 from dtp.contracts import handed_back, is_number, require_mapping
 from dtp.feedback import FeedbackLayer, NoiseStreams
-from dtp.precision import full_precision
+from dtp.models.precision import full_precision
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from torch import Tensor
 from dtp.algorithms.base import Algorithm
 from dtp.diagnostics.alignment import feedback_alignment, update_alignment
 from dtp.diagnostics.measures import linear_probes
-from dtp.diagnostics.plots import Series, draw_metrics, read_metrics
-from dtp.loggers import log_figure
+from dtp.plots.run import Series, draw_metrics, read_metrics
+from dtp.run.loggers import log_figure
 
 
 class AlignmentCallback(Callback):

@@ -13,11 +13,11 @@ from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 
 from dtp.algorithms.base import Algorithm
-from dtp.diagnostics.figures import DPI, save_figure
 from dtp.feedback import layer_operations
-from dtp.loggers import log_figure
 from dtp.models.network import Network
-from dtp.precision import full_precision
+from dtp.models.precision import full_precision
+from dtp.plots.style import DPI, save_figure
+from dtp.run.loggers import log_figure
 
 # Grey levels; more would only make larger files.
 LEVELS = 32

@@ -14,7 +14,7 @@ from dtp.algorithms.base import Algorithm
 from dtp.contracts import shown
 from dtp.diagnostics.alignment import Alignment, update_alignment
 from dtp.errors import UserError
-from dtp.precision import full_precision
+from dtp.models.precision import full_precision
 
 
 def alignment(rule: Algorithm, batch: Any) -> dict[int, Alignment]:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dtp.shapes import channels_last
+from dtp.models.shapes import channels_last
 
 Gradients = dict[int, tuple[Tensor, ...]]
 # (place of the parameter, name, shape, dtype, whether on the host) of each tensor in an optimizer's state.

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.strategies.launchers import subprocess_script
 
-from dtp.config import RunOptions
+from dtp.cli.config import RunOptions
 from dtp.distributed import watch
 from dtp.distributed.strategy import FeedbackDDPStrategy
 from dtp.errors import UserError

@@ -77,20 +77,6 @@ class FeedbackDDPStrategy(DDPStrategy):
             self._averages = True
 
 
-def training_share(trainer: Any) -> tuple[int, int]:
-    """This process's share of the training images: (share, number of shares); (0, 1) without a trainer."""
-    strategy = getattr(trainer, "strategy", None)
-    if isinstance(strategy, FeedbackDDPStrategy):
-        return strategy.training_share
-    return evaluation_share(trainer)
-
-
-def evaluation_share(trainer: Any) -> tuple[int, int]:
-    """This process's share of the images that are evaluated, as :func:`training_share`."""
-    shares = getattr(trainer, "distributed_sampler_kwargs", None) or {}
-    return shares.get("rank", 0), shares.get("num_replicas", 1)
-
-
 StrategyRegistry.register(
     FeedbackDDPStrategy.strategy_name,
     FeedbackDDPStrategy,

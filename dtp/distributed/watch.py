@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NoReturn
 
-from dtp.signals import stop_request
+from dtp.system.signals import stop_request
 
 PERIOD = 1.0
 # Without a sign of life for so many seconds, a rank counts as gone...

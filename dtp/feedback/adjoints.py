@@ -26,7 +26,7 @@ from dtp.feedback.operations import (
     shape_forward,
     slope_of,
 )
-from dtp.modules import (
+from dtp.models.modules import (
     FirstUnits,
     InnerFunction,
     LocallyConnected2d,

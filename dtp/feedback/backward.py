@@ -11,7 +11,7 @@ from torch import Size, Tensor, nn
 
 from dtp.errors import UserError
 from dtp.feedback.operations import FeedbackSettings, LinearMap, operation_of
-from dtp.shapes import meta_batch, meta_state
+from dtp.models.shapes import meta_batch, meta_state
 
 
 @dataclass(frozen=True)

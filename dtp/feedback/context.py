@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Size, Tensor
 
-from dtp.shapes import channels_last
+from dtp.models.shapes import channels_last
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Size, Tensor, nn
 
 from dtp.feedback.initial import init_map
 from dtp.feedback.operations import FeedbackSettings, operation_of
-from dtp.modules import SameConv2d
+from dtp.models.modules import SameConv2d
 
 
 class DirectMap(nn.Module):

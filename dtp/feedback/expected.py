@@ -60,8 +60,8 @@ from dtp.feedback.operations import (
 )
 from dtp.feedback.reduced import ReducedLDRL
 from dtp.feedback.steppers import is_plain, prepare_state, steps_of
-from dtp.modules import LocallyConnected2d, SameConv2d
-from dtp.precision import full_precision, has_float64
+from dtp.models.modules import LocallyConnected2d, SameConv2d
+from dtp.models.precision import full_precision, has_float64
 
 
 class NotExpected(NotReducible):

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from dtp.modules import LocallyConnected2d
+from dtp.models.modules import LocallyConnected2d
 
 Init = Literal["default", "xavier", "xavier-normal", "kaiming"]
 

@@ -20,8 +20,8 @@ from dtp.feedback.operations import (
     operation_of,
     slope_of,
 )
-from dtp.modules import Uncut
-from dtp.shapes import output_shape
+from dtp.models.modules import Uncut
+from dtp.models.shapes import output_shape
 
 # Feedback operations, each with the place of its context.
 Steps = list[tuple[FeedbackOperation, int | None]]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dtp.shapes import channels_last
+from dtp.models.shapes import channels_last
 
 
 class NoiseStreams:

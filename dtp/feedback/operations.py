@@ -32,8 +32,8 @@ from dtp.feedback.context import (
     SlopeContext,
     SwitchesContext,
 )
-from dtp.precision import full_precision
-from dtp.shapes import channels_last
+from dtp.models.precision import full_precision
+from dtp.models.shapes import channels_last
 
 Routing = Literal["noisy", "fixed"]
 

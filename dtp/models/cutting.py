@@ -4,7 +4,7 @@ The operations of the model are found by tracing it, functional ones included. A
 layer begins with an affine map (an operation with a weight matrix, or a residual unit) and takes everything up to the
 next one: normalisation, nonlinearity, pooling, dropout. A flatten right before an affine map begins its layer. Two
 chains that are added are a residual unit, one operation. A module in which anything else happens (a concatenation, a
-condition on values) stays one operation, :class:`~dtp.modules.Uncut`.
+condition on values) stays one operation, :class:`~dtp.models.modules.Uncut`.
 
 Modules are used as they are, never copied: what trains the layers trains the model.
 """
@@ -26,9 +26,9 @@ from dtp.errors import UserError
 from dtp.feedback.layers import derive_feedback, has_hooks, layer_operations
 from dtp.feedback.operations import Elementwise, FeedbackSettings, is_elementwise, operation_of
 from dtp.models.inputs import DoesNotFit, kinds, shape_text, shapes_through
+from dtp.models.modules import InnerFunction, Residual, Uncut
 from dtp.models.network import Network
 from dtp.models.options import ModelOptions
-from dtp.modules import InnerFunction, Residual, Uncut
 
 # Sides of square images that are tried where the network leaves the size open.
 _SIDES = (8, 28, 32, 64, 96, 224)

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from torch import nn
 
 from dtp.errors import UserError
+from dtp.models.modules import Sign
 from dtp.models.network import Network, require_positive
 from dtp.models.options import DiscreteOptions
-from dtp.modules import Sign
 
 
 class Discrete(Network):

@@ -9,9 +9,9 @@ from torch import Size, Tensor, nn
 
 from dtp.errors import UserError
 from dtp.feedback.layers import layer_operations
+from dtp.models.modules import Uncut
 from dtp.models.network import Network
-from dtp.modules import Uncut
-from dtp.shapes import NotOneTensor, output_shape
+from dtp.models.shapes import NotOneTensor, output_shape
 
 
 class DoesNotFit(Exception):

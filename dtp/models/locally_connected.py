@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from torch import nn
 
 from dtp.errors import UserError
+from dtp.models.modules import LocallyConnected2d, SameConv2d
 from dtp.models.network import Network, require_positive
 from dtp.models.options import LocallyConnectedOptions
-from dtp.modules import LocallyConnected2d, SameConv2d
 
 
 class LocallyConnected(Network):

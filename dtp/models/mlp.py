@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 from torch import nn
 
+from dtp.models.modules import Standardise
 from dtp.models.network import Network, require_positive
 from dtp.models.options import MLPOptions
-from dtp.modules import Standardise
 
 
 class MLP(Network):

@@ -10,9 +10,9 @@ from torch import Size, Tensor, nn
 
 from dtp.contracts import handed_back, require_layer
 from dtp.errors import UserError
+from dtp.models.modules import LocallyConnected2d, SLReLU
 from dtp.models.options import ModelOptions
-from dtp.modules import LocallyConnected2d, SLReLU
-from dtp.shapes import NotOneTensor, output_shape
+from dtp.models.shapes import NotOneTensor, output_shape
 from dtp.tasks import Classification
 
 ACTIVATIONS: dict[str, Callable[[float], nn.Module]] = {

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from torch import nn
 
 from dtp.errors import UserError
+from dtp.models.modules import FirstUnits
 from dtp.models.network import Network, require_positive
 from dtp.models.options import SquareOptions
-from dtp.modules import FirstUnits
 
 
 class Square(Network):

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from dtp.errors import UserError
+from dtp.models.modules import InputNoise, Probability, Sample
 from dtp.models.network import Network, require_positive
 from dtp.models.options import StochasticOptions
-from dtp.modules import InputNoise, Probability, Sample
-from dtp.precision import full_precision
+from dtp.models.precision import full_precision
 
 
 class Stochastic(Network):

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from torch import nn
 
 from dtp.errors import UserError
+from dtp.models.modules import TransposedLinear
 from dtp.models.network import Network, require_positive
 from dtp.models.options import TiedAutoencoderOptions
-from dtp.modules import TransposedLinear
 
 
 class TiedAutoencoder(Network):

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
-from dtp.commands import command_line, run_command
+from dtp.cli.commands import command_line, run_command
 from dtp.errors import UserError
 from dtp.slurm import names, script
 

@@ -108,7 +108,7 @@ dtp_search() {
     dtp_enter
     local run_dir=${DTP_RUN_DIR:-runs/${SLURM_JOB_NAME:-search}-${SLURM_ARRAY_JOB_ID:-$job}}
     local -a command=(
-        python -m dtp.search
+        python -m dtp search
         --study "$run_dir"
         ${DTP_DATA_DIR:+--data-dir "$DTP_DATA_DIR"}
         ${extra[@]+"${extra[@]}"}
@@ -127,7 +127,7 @@ dtp_sweep() {
     dtp_enter
     local run_dir=${DTP_RUN_DIR:-runs/${SLURM_JOB_NAME:-sweep}-${SLURM_ARRAY_JOB_ID:-$job}}
     local -a command=(
-        python -m dtp.sweep "$name"
+        python -m dtp sweep "$name"
         --output "$run_dir"
         ${DTP_DATA_DIR:+--data-dir "$DTP_DATA_DIR"}
         ${extra[@]+"${extra[@]}"}

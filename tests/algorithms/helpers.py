@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from dtp.algorithms import ALGORITHMS
 from dtp.algorithms.base import Algorithm
-from dtp.arguments import parse
+from dtp.cli.arguments import parse
 from dtp.models import MODELS, LeNet, Network
 from dtp.models.options import LeNetOptions
 from dtp.tasks import Autoencoder, Classification, Clustering

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dtp.arguments import parse
+from dtp.cli.arguments import parse
 from dtp.models import MODELS, Network
 from dtp.models.options import ModelOptions
 

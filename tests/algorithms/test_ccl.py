@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dtp.cli import main
+from dtp.cli.train import main
 from dtp.errors import UserError
 from tests.algorithms.helpers import changed, make, of_network, state
 from tests.algorithms.networks import Layers, shipped_network

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dtp.cli import main
+from dtp.cli.train import main
 from dtp.diagnostics.alignment import feedback_alignment, update_alignment
 from dtp.errors import UserError
 from dtp.models import MLP

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from dtp.algorithms import BP
-from dtp.arguments import parse
+from dtp.cli.arguments import parse
 from dtp.errors import UserError
 from dtp.feedback import direct as maps
 from dtp.feedback import forward_with_context

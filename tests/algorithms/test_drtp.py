@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dtp.cli import main
+from dtp.cli.train import main
 from dtp.errors import UserError
 from dtp.models import LeNet
 from dtp.models.options import LeNetOptions

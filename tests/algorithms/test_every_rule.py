@@ -14,17 +14,17 @@ from dtp.algorithms.feedback_alignment import WeightMirror
 from dtp.algorithms.local_losses import LocalLosses
 from dtp.algorithms.local_targets import LocalTargets
 from dtp.algorithms.target_propagation import TargetPropagation
-from dtp.cli import main
+from dtp.cli.train import main
 from dtp.diagnostics.alignment import update_alignment
 from dtp.errors import UserError
 from dtp.feedback import noise
-from dtp.runs import newest_checkpoint
-from dtp.signals import stop_request
+from dtp.run.folder import newest_checkpoint
+from dtp.system.signals import stop_request
 from tests.algorithms.helpers import changed, make, make_trained, of_network, same, small_network, state
 from tests.algorithms.networks import shipped_network
 from tests.algorithms.rules import CASES, NAMES, RULES, facts
 from tests.conftest import make_batch
-from tests.test_resume import assert_identical, stop_after
+from tests.run.test_resume import assert_identical, stop_after
 
 every_rule = pytest.mark.parametrize("name", NAMES)
 every_network = pytest.mark.parametrize("name, kind", CASES)

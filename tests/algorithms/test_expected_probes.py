@@ -14,13 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dtp.algorithms import BP, DTP
 from dtp.algorithms.local_targets import Activations
 from dtp.algorithms.options import DTPOptions
-from dtp.arguments import parse
-from dtp.cli import main
+from dtp.cli.arguments import parse
+from dtp.cli.train import main
 from dtp.errors import UserError
 from dtp.feedback import Context, forward_with_context
 from dtp.models import LeNet
 from dtp.models.options import LeNetOptions
-from dtp.runs import newest_checkpoint
+from dtp.run.folder import newest_checkpoint
 from tests.algorithms.helpers import changed, make, relative, same, state
 from tests.algorithms.networks import Layers, normalised_network, shipped_network, tanh_network
 from tests.conftest import make_batch

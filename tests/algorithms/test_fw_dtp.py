@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dtp.arguments import parse
+from dtp.cli.arguments import parse
 from dtp.errors import UserError
 from dtp.models import MODELS
 from tests.algorithms.helpers import make, same, state

@@ -13,9 +13,9 @@ from dtp.algorithms.options import GAITOptions
 from dtp.diagnostics.alignment import update_alignment
 from dtp.errors import UserError
 from dtp.models import MLP, Square
+from dtp.models.modules import FirstUnits
 from dtp.models.network import Network
 from dtp.models.options import MLPOptions, ModelOptions, SquareOptions
-from dtp.modules import FirstUnits
 from tests.algorithms.helpers import relative, state
 from tests.conftest import make_batch
 

@@ -5,7 +5,7 @@ from torch import nn
 
 from dtp.algorithms.local_targets import evaluate_purely
 from dtp.feedback import forward_with_context
-from dtp.modules import Residual
+from dtp.models.modules import Residual
 
 
 def test_what_is_evaluated_again_draws_what_it_drew_within_residual_units_too():

@@ -8,7 +8,7 @@ from torch import nn
 
 from dtp.algorithms import FA, SDTP
 from dtp.algorithms.base import Algorithm
-from dtp.cli import main
+from dtp.cli.train import main
 from dtp.errors import UserError
 from dtp.feedback.direct import BroadcastMap
 from dtp.models import LocallyConnected

@@ -7,7 +7,7 @@ import torch
 
 from dtp.algorithms.optimizers import LeeRMSprop, make_optimizer, make_schedule
 from dtp.algorithms.options import AlgorithmOptions
-from dtp.arguments import parse
+from dtp.cli.arguments import parse
 from dtp.errors import UserError
 from tests.algorithms.helpers import make, state
 from tests.conftest import make_batch

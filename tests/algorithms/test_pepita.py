@@ -5,10 +5,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dtp.cli import main
+from dtp.cli.train import main
 from dtp.diagnostics.alignment import feedback_alignment
 from dtp.errors import UserError
-from dtp.modules import RandomOperation
+from dtp.models.modules import RandomOperation
 from tests.algorithms.helpers import angle, make, relative, state
 from tests.algorithms.networks import Layers, normalised_network, tanh_network
 from tests.conftest import make_batch

@@ -5,12 +5,12 @@ import torch
 from torch import nn
 
 from dtp.algorithms import BP
-from dtp.cli import main
+from dtp.cli.train import main
 from dtp.models import MLP
 from dtp.models.options import MLPOptions
-from dtp.runs import newest_checkpoint
-from dtp.signals import stop_request
-from tests.test_resume import assert_identical, stop_after
+from dtp.run.folder import newest_checkpoint
+from dtp.system.signals import stop_request
+from tests.run.test_resume import assert_identical, stop_after
 
 FILE = """
 from torch import nn

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from dtp.algorithms.base import Algorithm
 from dtp.algorithms.local_targets import LocalTargets
-from dtp.arguments import parse
+from dtp.cli.arguments import parse
 from dtp.errors import UserError
 from tests.algorithms.helpers import make, same, state
 from tests.algorithms.networks import linear_network, tanh_network

@@ -8,7 +8,7 @@ from dtp.algorithms import BP, DTP, TP
 from dtp.algorithms.local_targets import LocalTargets
 from dtp.algorithms.options import DTPOptions, TPOptions
 from dtp.algorithms.target_propagation import TargetPropagation
-from dtp.cli import main
+from dtp.cli.train import main
 from dtp.diagnostics.alignment import update_alignment
 from dtp.feedback import FeedbackNetwork
 from dtp.models import LeNet

@@ -14,7 +14,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch  # noqa: E402
 
-import dtp.training  # noqa: E402, F401
+import dtp.run.training  # noqa: E402, F401
 from tests.chaos.flips import flip_bits  # noqa: E402
 from tests.chaos.full_disk import fill_disks  # noqa: E402
 from tests.chaos.judge import judge_mistake, judge_own  # noqa: E402

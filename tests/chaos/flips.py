@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from dtp.runs import newest_checkpoint
+from dtp.run.folder import newest_checkpoint
 from tests.chaos.kills import command, end_state, identical, start, wait
 
 

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-from dtp.cli import main
+from dtp.cli.train import main
 from tests.chaos.mistakes import Mistake, prepare
 from tests.chaos.own import IMPORTS, Own
 

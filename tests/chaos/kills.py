@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from dtp.algorithms import ALGORITHMS
-from dtp.cli import main
-from dtp.runs import newest_checkpoint
+from dtp.cli.train import main
+from dtp.run.folder import newest_checkpoint
 from tests.algorithms.rules import facts
 
 # Seconds after which a run hangs.

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dtp.cli import main
+from dtp.cli.train import main
 from dtp.data import imagefolder
 from dtp.data.imagefolder import ImageFolderData, decode
 from dtp.data.options import ImageFolderOptions

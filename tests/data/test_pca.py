@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from dtp.cli import main
+from dtp.cli.train import main
 from dtp.data.on_device import DeviceBatches
 from dtp.data.options import DataOptions
 from dtp.data.pca import fit_projection

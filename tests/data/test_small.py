@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from dtp.cli import main
+from dtp.cli.train import main
 from dtp.data.imagefolder import ImageFolderData
 from dtp.data.options import DataOptions, ImageFolderOptions
 from dtp.data.small import CIFAR10, CIFAR100, KMNIST, MNIST, Digits, FashionMNIST

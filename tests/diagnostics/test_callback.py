@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from dtp.algorithms import BP, DTP
 from dtp.algorithms.options import AlgorithmOptions, DTPOptions
 from dtp.diagnostics.callback import AlignmentCallback
-from dtp.loggers import MetricsCSV
 from dtp.models import MLP, Network
 from dtp.models.options import MLPOptions
+from dtp.run.loggers import MetricsCSV
 
 BATCHES = 3
 

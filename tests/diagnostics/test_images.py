@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dtp.cli import main
+from dtp.cli.train import main
 from dtp.diagnostics.images import draw_filters, draw_reconstructions, draw_rows, first_filters
 from dtp.models import MLP, LeNet, LocallyConnected
 from dtp.models.options import LeNetOptions, LocallyConnectedOptions, MLPOptions

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from dtp.config import RunOptions
+from dtp.cli.config import RunOptions
 from dtp.distributed.devices import choose_devices
 from dtp.errors import UserError
 from tests.runs import ROOT, SHORT

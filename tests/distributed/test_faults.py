@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from dtp.distributed.watch import SUSPICIOUS_LIMIT, is_lost_connection
-from dtp.runs import newest_checkpoint
+from dtp.run.folder import newest_checkpoint
 from tests.runs import rows
 
 ROOT = Path(__file__).parent.parent.parent
@@ -207,7 +207,7 @@ def test_a_rank_with_another_command_or_without_a_file_ends_all(argument, messag
     script.write_text(
         "import os, sys\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
-        "from dtp.cli import main\n"
+        "from dtp.cli.train import main\n"
         f"own = [{argument!r}] if os.environ['RANK'] == '1' else []\n"
         "sys.exit(main([*sys.argv[1:], *own]))\n"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dtp.cli import main
+from dtp.cli.train import main
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -19,7 +19,7 @@ from dtp.feedback import (
     ldrl_loss,
     train_feedback,
 )
-from dtp.modules import FirstUnits, LocallyConnected2d, SameConv2d, SLReLU, Standardise
+from dtp.models.modules import FirstUnits, LocallyConnected2d, SameConv2d, SLReLU, Standardise
 
 MAPS = (2, 7, 6)
 

@@ -10,7 +10,7 @@ from dtp.diagnostics.alignment import feedback_alignment, update_alignment
 from dtp.feedback import FeedbackSettings, derive_feedback, forward_with_context, ldrl_loss
 from dtp.feedback.adjoints import ResidualFeedback
 from dtp.models import ConvNet, LocallyConnected, ResNet18, Square
-from dtp.modules import FirstUnits, InnerFunction, LocallyConnected2d, ResidualUnit, SameConv2d, Standardise
+from dtp.models.modules import FirstUnits, InnerFunction, LocallyConnected2d, ResidualUnit, SameConv2d, Standardise
 from tests.feedback.helpers import storages, undo
 
 

@@ -19,7 +19,15 @@ from dtp.feedback import (
 )
 from dtp.feedback.expected import _elu
 from dtp.feedback.operations import ConvFeedback, LinearFeedback
-from dtp.modules import FirstUnits, InnerFunction, LocallyConnected2d, ResidualUnit, SameConv2d, SLReLU, Standardise
+from dtp.models.modules import (
+    FirstUnits,
+    InnerFunction,
+    LocallyConnected2d,
+    ResidualUnit,
+    SameConv2d,
+    SLReLU,
+    Standardise,
+)
 
 from .helpers import LAYERS, MAPS, Task, conv, norm, relative_difference, undo
 

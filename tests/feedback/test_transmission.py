@@ -15,7 +15,7 @@ from dtp.feedback import (
     reconstruction_loss,
 )
 from dtp.feedback.noise import seeded_randomness
-from dtp.modules import InputNoise, Probability, Sample, Sign
+from dtp.models.modules import InputNoise, Probability, Sample, Sign
 from tests.feedback.helpers import relative_difference
 
 CPU = torch.device("cpu")

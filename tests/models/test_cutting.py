@@ -15,8 +15,8 @@ from dtp.feedback import layer_operations, register_feedback
 from dtp.feedback.operations import PassThrough
 from dtp.models import MLP, Network
 from dtp.models.cutting import CutNetwork, as_network, layers
+from dtp.models.modules import InnerFunction, Residual, Uncut
 from dtp.models.options import MLPOptions
-from dtp.modules import InnerFunction, Residual, Uncut
 from tests.algorithms.helpers import changed, make, state
 
 from .slim import CLASSES, SIDES, torchvision_network

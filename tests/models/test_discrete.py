@@ -5,12 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from dtp.algorithms import BP, VanillaDTP
-from dtp.arguments import parse
+from dtp.cli.arguments import parse
 from dtp.diagnostics.alignment import update_alignment
 from dtp.errors import UserError
 from dtp.models import MLP, Discrete
+from dtp.models.modules import Sign
 from dtp.models.options import DiscreteOptions, MLPOptions
-from dtp.modules import Sign
 from tests.algorithms.helpers import changed, make_trained, of_network, state
 from tests.algorithms.rules import NAMES
 from tests.conftest import make_batch

@@ -20,9 +20,9 @@ from dtp.models import (
     Stochastic,
     TiedAutoencoder,
 )
+from dtp.models.modules import LocallyConnected2d, ResidualUnit, SameConv2d, SLReLU
 from dtp.models.network import ACTIVATIONS, initialise
 from dtp.models.options import ModelOptions
-from dtp.modules import LocallyConnected2d, ResidualUnit, SameConv2d, SLReLU
 
 # Small networks of every kind, made with these options besides.
 KINDS = {

@@ -10,7 +10,7 @@ from torch import nn
 import dtp.models
 from dtp.errors import UserError
 from dtp.models import MLP, MODELS, VGG, ConvNet, LeNet, LocallyConnected, Network, ResNet18, ResNet34, Square
-from dtp.modules import LocallyConnected2d, SameConv2d
+from dtp.models.modules import LocallyConnected2d, SameConv2d
 
 
 def parameters(network: nn.Module) -> int:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dtp.shapes import output_shape
+from dtp.models.shapes import output_shape
 
 
 @pytest.mark.parametrize(

@@ -9,18 +9,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from dtp.algorithms import BP, VanillaDTP
-from dtp.arguments import parse
-from dtp.cli import main
+from dtp.cli.arguments import parse
+from dtp.cli.train import main
 from dtp.diagnostics.alignment import update_alignment
 from dtp.errors import UserError
 from dtp.models import Stochastic
 from dtp.models.options import StochasticOptions
-from dtp.runs import newest_checkpoint
-from dtp.signals import stop_request
+from dtp.run.folder import newest_checkpoint
+from dtp.system.signals import stop_request
 from tests.algorithms.helpers import changed, make_trained, of_network, same, state
 from tests.algorithms.rules import NAMES, facts
 from tests.conftest import make_batch
-from tests.test_resume import assert_identical, stop_after
+from tests.run.test_resume import assert_identical, stop_after
 
 exact = {"rtol": 1e-10, "atol": 1e-12}
 # As for the network with signs; the auxiliary outputs of ao-sdtp would see other samples than the output.

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dtp.algorithms import BP
-from dtp.cli import main
+from dtp.cli.train import main
 from dtp.errors import UserError
 from dtp.models import TiedAutoencoder
 from dtp.models.options import TiedAutoencoderOptions

@@ -1,0 +1,1 @@
+"""The command line: words, presets and help become one configuration. Imports no torch."""

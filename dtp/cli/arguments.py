@@ -1,0 +1,359 @@
+"""The command line as a configuration: parsing, merging, help and error messages. Imports no torch."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import shutil
+import textwrap
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+from simple_parsing import ArgumentGenerationMode, ArgumentParser, ConflictResolution
+from simple_parsing.docstring import get_attribute_docstring
+from simple_parsing.wrappers.field_wrapper import DashVariant
+
+from dtp.algorithms import ALGORITHMS
+from dtp.cli.commands import command_line, require_words
+from dtp.cli.config import (
+    PRESETS,
+    Config,
+    RunOptions,
+    as_arguments,
+    check_run_options,
+    config_path,
+    preset_choices,
+    preset_origin,
+    preset_path,
+    read_yaml,
+)
+from dtp.data import DATA
+from dtp.errors import UserError, user_path
+from dtp.fields import checked, wrong_choice, wrong_type
+from dtp.models import MODELS
+from dtp.registry import Entry, did_you_mean
+from dtp.run.folder import saved_config_of
+from dtp.run.provenance import masked
+
+REGISTRIES = (ALGORITHMS, MODELS, DATA)
+
+
+# Values, not options, as argparse would have those with an exponent.
+_NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-inf(inity)?$|-nan$", re.IGNORECASE)
+
+
+class _Parser(ArgumentParser):
+    """simple-parsing's parser, whose mistakes are one sentence and an exception instead of an exit."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings)
+        self._negative_number_matcher = _NEGATIVE
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(_one_sentence(message, self))
+
+
+def parse(argv: Sequence[str], own_classes: bool = True) -> Config:
+    """The configuration that a command line means: preset, then file, then the words themselves.
+
+    Args:
+        own_classes: whether module:Class may be imported, which runs it: not where others have written the words.
+
+    Raises:
+        UserError: an unknown option or choice, no value or one of the wrong type, an unreadable or wrong file.
+        SystemExit: ``--help``, after printing it.
+    """
+    require_words(argv)
+    first, wants_help, trusts = _first_look(argv)
+    # The configuration of a run that is resumed by its path, then the file the user names.
+    files: list[tuple[str, dict[str, Any]]] = []
+    run_folders: list[Path] = []
+    if first["resume"] not in (None, "auto"):
+        saved = saved_config_of(str(user_path(first["resume"])))
+        if saved is not None:
+            files.append((str(saved), read_yaml(saved)))
+            run_folders.append(saved.parent)
+            _require_same_names(first, *files[0])
+    if first["config"]:
+        path = config_path(first["config"])
+        files.append((f"--config {first['config']}", read_yaml(path)))
+        if path != user_path(first["config"]):
+            run_folders.append(path.parent)
+    file_values = {name: value for _, values in files for name, value in values.items()}
+    implied = preset_choices(first["config"] or "")
+    chosen = {}
+    for registry in REGISTRIES:
+        default = RunOptions.__dataclass_fields__[registry.flag].default
+        named = implied.get(registry.flag)
+        chosen[registry.flag] = str(first.get(registry.flag) or file_values.get(registry.flag) or named or default)
+    if not trusts:
+        _require_named_classes(first, files)
+    if not own_classes:
+        _require_ours(chosen)
+    entries = {registry.flag: registry.resolve(chosen[registry.flag], run_folders) for registry in REGISTRIES}
+    parser = _make_parser(entries)
+    usual_task, tasks = _tasks(entries["algo"])
+    task = str(first["task"] or file_values.get("task") or "auto")
+    task = usual_task if task == "auto" else task
+
+    sources: list[tuple[str, list[str]]] = _usual_loss(task, entries["algo"])
+    origins = []
+    preset = preset_path(**chosen, task="" if task == usual_task else task)
+    if preset is not None:
+        sources.append((f"preset {preset.name}", as_arguments(read_yaml(preset), empty=True)))
+        origins.append(f"preset {preset.stem}: {preset_origin(preset)}")
+    for name, values in files:
+        for key in ("config", "resume", "trust"):
+            if values.get(key):
+                raise UserError(
+                    f"{name}: --{key} belongs on the command line, not into a file; take {key!r} out of it."
+                )
+        _require_values(name, values, entries)
+        sources.append((name, as_arguments(values, empty=True)))
+        origins.append(f"file {name.removeprefix('--config ')}")
+    if wants_help:
+        defaults = _parse_checked(parser, [word for _, words in sources for word in words], entries)
+        # Whoever reads only the beginning (head, less) has read enough.
+        with suppress(BrokenPipeError):
+            print(_manual(entries, defaults), flush=True)
+        raise SystemExit(0)
+    for name, words in sources:
+        try:
+            _parse_checked(parser, words, entries)
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from error
+    # Alone first: a stray word at its beginning would become a value of the last option of the file.
+    _parse_checked(parser, list(argv), entries)
+    sources.append(("command line", list(argv)))
+    parsed = _parse_checked(parser, [word for _, words in sources for word in words], entries)
+    if argv:
+        origins.append("command line: " + " ".join(map(masked, argv)))
+    home = {name: str(user_path(value)) for name in ("run_dir", "resume") if (value := getattr(parsed.run, name))}
+    run = dataclasses.replace(parsed.run, **chosen, **home, task=task)
+    if task != "clustering" and run.clusters != RunOptions().clusters:
+        raise UserError(f"--clusters: expected --task clustering, found {task}; leave it out.")
+    if task not in tasks:
+        known = " or ".join(tasks)
+        raise UserError(f"--task {task}: --algo {chosen['algo']} is for {known}; choose another rule or task.")
+    check_run_options(run)
+    for options in (run, parsed.algo, parsed.model, parsed.data):
+        checked(options)
+    return Config(run, parsed.algo, parsed.model, parsed.data, tuple(origins))
+
+
+def _require_values(name: str, values: dict[str, Any], entries: dict[str, Entry]) -> None:
+    """Raise UserError for an option that a file gives no value (null), unless none is what it has by default."""
+    may_be_none = {
+        field.name
+        for cls in _option_classes(entries).values()
+        for field in dataclasses.fields(cls)
+        if field.default is None
+    }
+    for option, value in values.items():
+        if value is None and option not in may_be_none:
+            raise UserError(f"{name}: {option}: expected a value, found none (null); give one, or take the line out.")
+
+
+def _require_same_names(first: dict[str, str | None], saved: str, values: dict[str, Any]) -> None:
+    for flag in ("algo", "model", "data"):
+        if first[flag] and first[flag] != values.get(flag):
+            raise UserError(
+                f"--resume: {saved} was made with --{flag} {values.get(flag)}, not {first[flag]}; leave --{flag} out, "
+                "or start a new run."
+            )
+
+
+def _require_named_classes(first: dict[str, str | None], files: Sequence[tuple[str, dict[str, Any]]]) -> None:
+    """Raise UserError if a class of somebody's own, which is a program, is named by a file alone."""
+    for flag in (registry.flag for registry in REGISTRIES if not first[registry.flag]):
+        named = [(name, str(values[flag])) for name, values in files if values.get(flag)]
+        for name, found in named[-1:]:
+            if ":" in found:
+                raise UserError(
+                    f"{name}: names the class {found}, a program that the command line does not name; look at it, then "
+                    f"give --{flag} {found} to run it, or --trust for all that the file names."
+                )
+
+
+def _require_ours(chosen: dict[str, str]) -> None:
+    for flag, name in chosen.items():
+        if ":" in name:
+            raise UserError(f"--{flag} {name}: names a class of somebody's own, a program, and nothing is run here")
+
+
+def _first_look(argv: Sequence[str]) -> tuple[dict[str, str | None], bool, bool]:
+    """The options that decide which others exist, whether help is wanted, and whether classes in files are trusted."""
+    look = _plain_parser()
+    for flag in ("algo", "model", "data", "task", "config", "resume"):
+        look.add_argument(f"--{flag}")
+    look.add_argument("-h", "--help", action="store_true")
+    look.add_argument("--trust", nargs="?", const="true", default="false")
+    known, _ = look.parse_known_args(list(argv))
+    values = vars(known)
+    return values, values.pop("help"), values.pop("trust").lower() in ("true", "yes", "t", "y", "1")
+
+
+def _plain_parser() -> argparse.ArgumentParser:
+    class Parser(argparse.ArgumentParser):
+        error = _Parser.error
+
+    return Parser(add_help=False, allow_abbrev=False)
+
+
+def _tasks(rule: Entry) -> tuple[str, tuple[str, ...]]:
+    """The usual task of a rule, and all that it can be used for."""
+    tasks = getattr(rule.load_options(), "tasks", ("classification", "autoencoder"))
+    return tasks[0], tasks
+
+
+def _usual_loss(task: str, rule: Entry) -> list[tuple[str, list[str]]]:
+    """What stands for ``--loss`` where the task is not the one of the options' defaults; everything else beats it."""
+    loss = next((field for field in dataclasses.fields(rule.load_options()) if field.name == "loss"), None)
+    fits = loss is not None and "squared" in str(loss.type)
+    return [("--task autoencoder", ["--loss", "squared"])] if task == "autoencoder" and fits else []
+
+
+def _option_classes(entries: dict[str, Entry]) -> dict[str, type]:
+    return {"run": RunOptions, **{flag: entry.load_options() for flag, entry in entries.items()}}
+
+
+def _make_parser(entries: dict[str, Entry]) -> _Parser:
+    classes = _option_classes(entries)
+    owners: dict[str, str] = {}
+    for flag, cls in classes.items():
+        undecorated = "__annotations__" in vars(cls) and "__dataclass_fields__" not in vars(cls)
+        if not dataclasses.is_dataclass(cls) or undecorated:
+            raise UserError(f"--{flag} {entries[flag].name}: its class Options must be decorated with @dataclass.")
+        for field in dataclasses.fields(cls):
+            if owners.setdefault(field.name, flag) != flag:
+                raise UserError(
+                    f"The options of --{flag} {entries[flag].name} and of the {owners[field.name]} both define "
+                    f"{field.name!r}; rename the field in the class of your own."
+                )
+    parser = _Parser(
+        prog=command_line("train"),
+        add_help=False,
+        allow_abbrev=False,
+        add_option_string_dash_variants=DashVariant.UNDERSCORE_AND_DASH,
+        conflict_resolution=ConflictResolution.NONE,
+        argument_generation_mode=ArgumentGenerationMode.FLAT,
+    )
+    for flag, cls in classes.items():
+        parser.add_arguments(cls, flag)
+    return parser
+
+
+def _parse_checked(parser: _Parser, words: list[str], entries: dict[str, Entry]) -> argparse.Namespace:
+    parsed, unknown = parser.parse_known_args(words)
+    if unknown:
+        raise UserError(_unknown_option(unknown, parser, entries))
+    return parsed
+
+
+def _unknown_option(unknown: list[str], parser: argparse.ArgumentParser, entries: dict[str, Entry]) -> str:
+    flags, called = [word for word in unknown if word.startswith("--")], command_line("train")
+    if not flags:
+        return f"Unexpected word {unknown[0]!r}; options begin with two dashes ({called} --help lists them)."
+    flag = flags[0].partition("=")[0]
+    name = flag[2:].replace("-", "_")
+    for registry in REGISTRIES:
+        having = [entry.name for entry in registry.entries.values() if _has_option(entry, name)]
+        if having:
+            return (
+                f"{flag} is an option of --{registry.flag} {', '.join(having)}, not of "
+                f"--{registry.flag} {entries[registry.flag].name}."
+            )
+    known = {
+        "--" + option.lstrip("-").replace("_", "-") for action in parser._actions for option in action.option_strings
+    }
+    return f"Unknown option {flag}{did_you_mean(flag, sorted(known))} ({called} --help lists all)."
+
+
+def _has_option(entry: Entry, name: str) -> bool:
+    return name in entry.load_options().__dataclass_fields__
+
+
+def _one_sentence(message: str, parser: argparse.ArgumentParser) -> str:
+    """argparse's message in our form: what was expected, what was found."""
+    match = re.match(r"argument (\S+?)(?:, |/|:)", message)
+    flag = "--" + match.group(1).lstrip("-").replace("_", "-") if match else ""
+    if choice := re.search(r"invalid choice: '?([^' ]*)'? \(choose from (.*)\)", message):
+        choices = [word.strip(" '") for word in choice.group(2).split(",")]
+        return str(wrong_choice(flag, choice.group(1), choices))
+    if boolean := re.search(r"[Bb]oolean value expected.*'(.*)'", message):
+        return str(wrong_type(flag or "An option", "bool", repr(boolean.group(1))))
+    if value := re.search(r"invalid (\S+) value: (.*)", message):
+        return str(wrong_type(flag, value.group(1).strip("'").removeprefix("_parse_"), value.group(2)))
+    if "expected" in message and match:
+        return f"{flag}: {message.partition(': ')[2]}, found none."
+    return message[0].upper() + message[1:] + "."
+
+
+# --- the manual -------------------------------------------------------------------------------------------------------
+
+
+def _manual(entries: dict[str, Entry], defaults: argparse.Namespace) -> str:
+    width = min(shutil.get_terminal_size().columns, 110)
+    algo, model, data = (entries[flag].name for flag in ("algo", "model", "data"))
+    called = command_line("train")
+    blocks = [
+        "Train a deep network by target propagation or a relative of it.",
+        f"usage: {called} [--algo NAME] [--model NAME] [--data NAME] [options]",
+        _wrap(
+            "Values come from the preset of the three names where one exists, then from --config, then from the "
+            "command line; each beats the one before. Dashes and underscores in option names mean the same. Lists are "
+            "separated by spaces. The options of a rule, network or dataset are shown for the chosen ones: here "
+            f"--algo {algo} --model {model} --data {data}, with their defaults; for others add those names to --help.",
+            width,
+        ),
+    ]
+    for registry, title in zip(REGISTRIES, ("rules", "networks", "datasets"), strict=True):
+        lines = [f"{title} (--{registry.flag}):"]
+        lines += [f"  {entry.name:<16}{entry.summary}" for entry in registry.entries.values()]
+        blocks.append("\n".join(lines))
+    titles = {"run": "run", "algo": f"rule {algo}", "model": f"network {model}", "data": f"dataset {data}"}
+    for flag, cls in _option_classes(entries).items():
+        blocks.append(_describe(titles[flag], cls, getattr(defaults, flag), width))
+    presets = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
+    blocks.append("presets:\n" + textwrap.indent(_wrap(presets, width - 2), "  "))
+    blocks.append(
+        "examples:\n"
+        f"  {called}                                            digits, under a minute\n"
+        f"  {called} --algo bp                                  the same by backprop\n"
+        f"  {called} --algo dtp --model vgg --data imagenet32   the published experiment\n"
+        f"  {called} --resume auto                              go on where it was stopped"
+    )
+    return "\n\n".join(blocks)
+
+
+def _describe(title: str, cls: type, values: Any, width: int) -> str:
+    lines = [f"{title}: {(cls.__doc__ or '').strip().partition(chr(10))[0]}"]
+    for field in dataclasses.fields(cls):
+        doc = get_attribute_docstring(cls, field.name)
+        text = " ".join((doc.comment_above or doc.docstring_below or doc.comment_inline).split())
+        default = as_arguments({field.name: getattr(values, field.name)})[1:]
+        if default:
+            text += f" (default: {' '.join(default)})"
+        lines.append(f"  --{field.name.replace('_', '-')} {_type_words(field.type)}")
+        lines.append(textwrap.indent(_wrap(text, width - 6), " " * 6))
+    return "\n".join(lines)
+
+
+def _type_words(annotation: Any) -> str:
+    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", None) or str(annotation)
+    if "Literal" in str(annotation):
+        return "{" + ",".join(re.findall(r"'([^']+)'", str(annotation))) + "}"
+    plain = str(annotation) if "[" in str(annotation) else text
+    many = plain.startswith(("list", "typing.List"))
+    kind = next((word for key, word in _KINDS.items() if key in plain), "WORD")
+    return f"{kind} ..." if many else kind
+
+
+_KINDS = {"bool": "true|false", "int": "INT", "Iterations": "INT|inf", "float": "NUMBER", "str": "WORD"}
+
+
+def _wrap(text: str, width: int) -> str:
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)

@@ -1,0 +1,102 @@
+"""What all commands have in common: how they are called, and from words to an exit status. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import sys
+import unicodedata
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from dtp.errors import UserError, told_by_the_system
+from dtp.system.signals import Interrupted, Stopped
+
+
+def command_words(name: str) -> list[str]:
+    """How the user starts the command ``name`` (train, sweep, ...), for messages and records: ``dtp NAME``.
+
+    From a checkout that is not installed, main.py trains.
+    """
+    ours = Path(__file__).parents[2] / "main.py"
+    started = name == "train" and sys.argv and Path(sys.argv[0]).resolve() == ours.resolve()
+    return ["python", "main.py"] if started else ["dtp", name]
+
+
+def command_line(name: str) -> str:
+    """:func:`command_words` as text."""
+    return " ".join(command_words(name))
+
+
+def require_words(argv: Sequence[str]) -> None:
+    """Raise UserError for an empty word, which an unset variable of the shell gives, or one that no line of text holds.
+
+    The words of a command are kept in files, a line for each command.
+    """
+    flag = "An argument"
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if word.startswith("--") and len(word) > 2:
+            flag = name
+        if not word or (equals and not value and word.startswith("--")):
+            raise UserError(f"{_printable(flag)}: expected a value, found an empty text; give one, or leave it out.")
+        if not _is_one_line(word):
+            raise UserError(
+                f"{_printable(flag)}: expected text of one line, found {_printable(word)}; leave out line breaks and "
+                "control characters, and where there are other letters than English ones, set LC_ALL=C.UTF-8."
+            )
+
+
+def _is_one_line(word: str) -> bool:
+    # Control characters, surrogates (what is left of bytes that are no text), separators of lines and paragraphs.
+    return not any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in word)
+
+
+def _printable(word: str) -> str:
+    return word if _is_one_line(word) else ascii(word)
+
+
+def look_for_modules_here() -> None:
+    """Find a user's own classes where the command is typed; after all that is installed, and not in a run folder.
+
+    There may be files of others, which must not take the place of a library that a command imports.
+
+    Raises:
+        UserError: the current folder has been removed.
+    """
+    from dtp.run.folder import lies_in_run_folder
+
+    try:
+        here = os.getcwd()
+    except OSError as error:
+        raise UserError("The current folder is no longer there; go to one that is, and start again.") from error
+    if here not in sys.path and not lies_in_run_folder(Path(here)):
+        sys.path.append(here)
+
+
+def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """What ``command`` returns for ``argv``; 2 after a mistake of the user, which is printed in one sentence.
+
+    75 where a signal stopped it, 130 for Ctrl-C. Unexpected errors pass.
+    """
+    try:
+        look_for_modules_here()
+        require_words(argv)
+        return command(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.status
+    except (Interrupted, KeyboardInterrupt):
+        print("Interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        why = told_by_the_system(error)
+        if not why:
+            raise
+        print(f"error: {why}", file=sys.stderr)
+        return 2

@@ -1,0 +1,300 @@
+"""Options of a run, and how presets, files and the command line become one configuration. Imports no torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from dtp.cli.commands import command_line
+from dtp.errors import UserError, user_path
+from dtp.fields import require_precision
+from dtp.registry import did_you_mean
+
+# Of a YAML file. Ours have a few kilobytes.
+MOST_BYTES, MOST_VALUES = 2**20, 100_000
+PRESETS = Path(__file__).parents[1] / "presets"
+
+
+@dataclass
+class RunOptions:
+    """What is trained, for how long, on what, and where the results go."""
+
+    # Learning rule (listed above), or your own as module:Class.
+    algo: str = "dtp"
+    # Network (listed above), or your own as module:Class.
+    model: str = "mlp"
+    # Dataset (listed above), or your own as module:Class.
+    data: str = "digits"
+    # What the network is trained to do: name classes, put out its input again (as many outputs as the image has pixels,
+    # with a sigmoid), or sort images into clusters without labels; auto is what the rule is for.
+    task: Literal["auto", "classification", "autoencoder", "clustering"] = "auto"
+    # Outputs of the network with --task clustering, at least 1.
+    clusters: int = 10
+    # Run folder, checkpoint or file of weights (safetensors) of another network whose weights this one starts from, in
+    # the layers where both have the same name and shape: an auto-encoder's to be tuned for classes, say.
+    init_weights: str = ""
+    # YAML file with any of these options, or the name of a preset. It beats the preset; the command line beats it.
+    config: str = ""
+    # Epochs (passes over the training set) to train in all, at least 1.
+    max_epochs: int = 20
+    # Batches to train in all, whatever the number of optimizer steps in a batch; -1 for no such limit.
+    max_steps: int = -1
+    # Seed of the first weights, the order of the images, their augmentation and the noise; from 0 to 2^32 - 1.
+    seed: int = 0
+    # Devices per machine: a number of GPUs (or of processes on a CPU), or auto for all GPUs. Under srun and torchrun
+    # leave it and --num-nodes out: they are what those have started.
+    devices: str = "1"
+    # Machines. Start one process per device on each, with srun or torchrun.
+    num_nodes: int = 1
+    # How several devices work together: feedback-ddp averages gradients at every optimizer step; auto is that for
+    # several devices and none for one.
+    strategy: Literal["auto", "feedback-ddp"] = "auto"
+    # How several devices divide the training of feedback weights: data gives each a share of every batch; layer gives
+    # each the whole batch and some of the feedback layers, balanced by measured cost; hybrid gives costly layers
+    # several devices.
+    feedback_parallel: Literal["data", "layer", "hybrid"] = "data"
+    # With --feedback-parallel data: average the gradients in every step of the feedback weights, or, as an
+    # approximation that communicates less, the weights and optimizer states once per batch.
+    feedback_sync: Literal["step", "batch"] = "step"
+    # Kind of device; auto takes a GPU where there is one.
+    accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto"
+    # Floating-point numbers: 32 (bits), 64, or bf16-mixed: bfloat16 in the forward phase, 32 bits in the feedback
+    # phase.
+    precision: str = "32"
+    # Let matrix products and convolutions of 32 bits use TensorFloat32 on GPUs that have it: faster, 10-bit mantissa.
+    tf32: bool = False
+    # Use only operations that give the same numbers, bit for bit, each time: slower on a GPU, and an error where torch
+    # has no such operation; a CPU uses no others anyway.
+    deterministic: bool = False
+    # Capture a whole batch as one CUDA graph where the rule does the same on every batch (bp and dtp, by SGD on one
+    # GPU, with layers of torch and of this project): auto does so, no does not. The noise is the same either way. What
+    # the feedback phase takes is then not measured apart.
+    capture: Literal["auto", "no"] = "auto"
+    # Order of convolution weights and maps in memory: channels innermost (channels-last) or each map whole
+    # (contiguous); auto is channels-last for networks with convolutions. The noise is drawn in that order too.
+    memory_format: Literal["auto", "contiguous", "channels-last"] = "auto"
+    # Folder of this run. Left out: a new one, runs/ALGO_MODEL_DATA/DATE-seedSEED.
+    run_dir: str = ""
+    # Go on with an interrupted run: auto continues the newest run of the same configuration (or the one in --run-dir),
+    # or starts; a run folder or a checkpoint file continues that one with its own configuration.
+    resume: str = ""
+    # Import the classes (module:Class) that a resumed run or a --config file names and the command line does not. They
+    # are programs, and run with your rights: look at them first.
+    trust: bool = False
+    # Where metrics go besides metrics.csv; wandb is online when logged in and offline otherwise.
+    logger: Literal["csv", "wandb"] = "csv"
+    # Training batches per epoch: a count (10) or a fraction with a point (0.1).
+    limit_train_batches: str = "1.0"
+    # Validation batches per epoch: a count (10) or a fraction with a point (0.1); 0 for no validation.
+    limit_val_batches: str = "1.0"
+    # Batches between two rows of training metrics, at least 1.
+    log_every: int = 50
+    # Batches between two checkpoints within an epoch; 0 for one at each end of an epoch only.
+    checkpoint_every: int = 0
+    # Epochs between two measurements of angles (feedback to forward weights, update to backprop's); 0 for none.
+    diagnostics_every: int = 1
+    # Weights that are tested once at the end: those of the best validation accuracy (or loss, for other tasks), or
+    # the last.
+    test_weights: Literal["best", "last"] = "best"
+    # Print the network and its feedback layers at the start.
+    verbose: bool = False
+
+
+def check_run_options(run: RunOptions) -> None:
+    """Raise UserError for a value of the run options that is out of range."""
+    for name, least in (("max_epochs", 1), ("clusters", 1), ("num_nodes", 1), ("log_every", 1), ("seed", 0)):
+        if getattr(run, name) < least:
+            flag = name.replace("_", "-")
+            raise UserError(f"--{flag}: expected a whole number of at least {least}, found {getattr(run, name)}.")
+    for name in ("checkpoint_every", "diagnostics_every"):
+        if getattr(run, name) < 0:
+            raise UserError(f"--{name.replace('_', '-')}: expected 0 or more, found {getattr(run, name)}.")
+    if run.max_steps < 1 and run.max_steps != -1:
+        raise UserError(f"--max-steps: expected at least 1, or -1 for no limit, found {run.max_steps}.")
+    if run.seed >= 2**32:
+        raise UserError(f"--seed: expected a whole number below 2^32, found {run.seed}.")
+    require_precision(run.precision)
+    if run.feedback_sync == "batch" and run.feedback_parallel != "data":
+        raise UserError(
+            f"--feedback-sync batch: expected --feedback-parallel data, found {run.feedback_parallel}, which exchanges "
+            "weights once per batch by itself; leave one of the two out."
+        )
+    if run.devices != "auto" and not (run.devices.isdigit() and int(run.devices) >= 1):
+        raise UserError(f"--devices: expected a whole number of at least 1, or auto, found {run.devices!r}.")
+    parse_limit("limit-train-batches", run.limit_train_batches, least=1)
+    parse_limit("limit-val-batches", run.limit_val_batches, least=0)
+
+
+def parse_limit(flag: str, text: str, least: int) -> int | float:
+    """A number of batches: an int for a count, a float from 0 to 1 for a fraction of the epoch."""
+    try:
+        value = float(text) if "." in text or "e" in text.lower() else int(text)
+    except ValueError:
+        value = -1
+    if isinstance(value, int) and value >= least or isinstance(value, float) and 0 < value <= 1:
+        return value
+    raise UserError(
+        f"--{flag}: expected a count of at least {least}, or a fraction up to 1.0 written with a point; found {text!r}."
+    )
+
+
+@dataclass(frozen=True)
+class Config:
+    """One resolved configuration.
+
+    Attributes:
+        run, algo, model, data: the dataclasses of options, filled in.
+        origins: where values came from, in words, lowest priority first.
+    """
+
+    run: RunOptions
+    algo: Any
+    model: Any
+    data: Any
+    origins: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """All options, flat, by name."""
+        return {**asdict(self.run), **asdict(self.data), **asdict(self.model), **asdict(self.algo)}
+
+
+def preset_path(algo: str, model: str, data: str, task: str = "") -> Path | None:
+    """The shipped preset of these three, if there is one; ``task`` where it is not the usual one of the rule."""
+    path = PRESETS / f"{'_'.join(filter(None, (algo, model, data, task)))}.yaml"
+    return path if path.is_file() else None
+
+
+def preset_choices(name: str) -> dict[str, str]:
+    """The rule, network and dataset that the name of a shipped preset stands for; empty for any other name."""
+    stem = name.removesuffix(".yaml")
+    if "/" in name or Path(name).exists() or not (PRESETS / f"{stem}.yaml").is_file():
+        return {}
+    return dict(zip(("algo", "model", "data"), stem.split("_"), strict=False))
+
+
+def config_path(name: str) -> Path:
+    """The file that ``--config name`` means: a path, or the name of a preset.
+
+    Raises:
+        UserError: neither exists.
+    """
+    path = user_path(name)
+    if path.is_dir() and (path / "config.yaml").is_file():
+        # A run folder: its configuration.
+        return path / "config.yaml"
+    if path.is_file():
+        return path
+    shipped = PRESETS / f"{name.removesuffix('.yaml')}.yaml"
+    if shipped.is_file():
+        return shipped
+    names = [preset.stem for preset in PRESETS.glob("*.yaml")]
+    raise UserError(
+        f"--config {name}: no such file, nor a preset of that name{did_you_mean(name, names)}; "
+        f"give the path of a YAML file, or a preset's name ({command_line('train')} --help lists them)."
+    )
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Options in a YAML file, names with underscores.
+
+    Raises:
+        UserError: the file cannot be read, is not YAML, or is not a flat mapping of options.
+    """
+    _, values = load_yaml(path)
+    if values is None:
+        return {}
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise UserError(f"{path}: expected lines of the form 'option: value', found {type(values).__name__}.")
+    for key, value in values.items():
+        items = value if isinstance(value, list) else [value]
+        if any(isinstance(item, dict | list) for item in items):
+            raise UserError(f"{path}: expected a single value or a flat list for {key!r}, found {repr(value)[:100]}.")
+    values = {key.replace("-", "_"): value for key, value in values.items()}
+    try:
+        as_arguments(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return values
+
+
+def load_yaml(path: Path) -> tuple[str, Any]:
+    """The text of a YAML file, and what it says.
+
+    Raises:
+        UserError: the file cannot be read, is too large, or is not YAML.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(MOST_BYTES + 1).decode()
+        if len(text) > MOST_BYTES:
+            raise UserError(f"{path}: expected a file of at most {MOST_BYTES} bytes, found a larger one.")
+        return text, yaml.load(text, Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error}).") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # The last two of numbers and dates that are none, and of lists in lists in lists.
+        raise UserError(f"{path}: is not valid YAML ({' '.join(str(error).split())}).") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's own, for plain values, with a limit to what aliases make of a small file."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None:
+            self._count(node, {})
+        return node
+
+    def _count(self, node: yaml.Node, counts: dict[yaml.Node, int]) -> int:
+        """How many values a node stands for, once all its aliases are written out."""
+        if node not in counts:
+            # One that holds itself is found here again, and is too many.
+            counts[node] = MOST_VALUES + 1
+            below = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+            parts = () if isinstance(node, yaml.ScalarNode) else below
+            counts[node] = 1 + sum(self._count(part, counts) for part in parts)
+        if counts[node] > MOST_VALUES:
+            raise yaml.YAMLError(f"more than {MOST_VALUES} values once its aliases are written out")
+        return counts[node]
+
+
+def as_arguments(values: dict[str, Any], empty: bool = False) -> list[str]:
+    """The command line that says the same as ``values``, so that files and flags share a parser; None is left out.
+
+    Args:
+        empty: keep empty texts, which say "none" in a file. A command line has no word for that but to say nothing.
+
+    Raises:
+        UserError: a name that no option has, or a value that would be taken for an option.
+    """
+    arguments = []
+    for key, value in values.items():
+        if value is None or (value == "" and not empty):
+            continue
+        words = [_word(item) for item in (value if isinstance(value, list) else [value])]
+        if not re.fullmatch(r"\w[\w-]*", key):
+            raise UserError(f"expected names of options, found {key!r}; write lines of the form 'option: value'.")
+        if odd := [word for word in words if word.startswith("--")]:
+            raise UserError(f"{key}: expected a value, found {odd[0]!r}, which begins as options do; take it out.")
+        arguments += [f"--{key.replace('_', '-')}", *words]
+    return arguments
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return repr(value) if isinstance(value, float) else str(value)
+
+
+def preset_origin(path: Path) -> str:
+    """The comment lines at the top of a preset: where its values come from."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        lines.append(line.lstrip("# ").strip())
+    return " ".join(lines)

@@ -1,0 +1,1 @@
+"""Many runs: sweeps, searches, reports, and the theorems of the papers."""

@@ -1,0 +1,348 @@
+"""Many runs, each a process of its own: several at once, none twice, and none lost. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from dtp.cli.arguments import parse
+from dtp.cli.config import Config, as_arguments, read_yaml
+from dtp.errors import UserError
+from dtp.run.folder import CONFIG_FILE, FAILURE_FILE, Run, require_same_configuration, write_failure
+from dtp.system.locks import try_lock
+from dtp.system.signals import Interrupted, Stopped, stop_request
+
+PERIOD = 0.1
+# Processes that a person can mean to start.
+MOST_AT_ONCE = 1000
+# After a signal, a run writes a checkpoint at the end of its batch; longer than this it may not take. Less than the 90
+# seconds that the scripts for SLURM have.
+PATIENCE = 60.0
+
+# finished: it has its summary. failed: it diverged, which would only happen again, or it never began, for a mistake in
+# its options or data. broken: in another way, so that it may go on the next time. elsewhere: another process is at it.
+# waiting: not begun.
+State = Literal["finished", "failed", "broken", "elsewhere", "waiting"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is to be: ``options`` of dtp train by name, and the run folder that it gets.
+
+    What it prints goes to ``FOLDER.log``, beside the folder.
+    """
+
+    folder: Path
+    options: dict[str, Any]
+
+    @property
+    def words(self) -> list[str]:
+        """The options as words of the command line, without the folder."""
+        return as_arguments(self.options)
+
+    @property
+    def log(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    @property
+    def failure(self) -> str:
+        """Why the run diverged, or could not begin; empty if it did not fail so."""
+        path = self.folder / FAILURE_FILE
+        return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it has been trained at all; if not, it failed by what may be elsewhere today, such as its data."""
+        return (self.folder / CONFIG_FILE).is_file()
+
+    def config(self) -> Config:
+        """The configuration that its options mean.
+
+        Raises:
+            UserError: they mean none; or the folder holds a run of another configuration.
+        """
+        config = parse(self.words)
+        saved = self.folder / CONFIG_FILE
+        if saved.is_file():
+            values = read_yaml(saved)
+            try:
+                require_same_configuration(self.folder, values, config)
+            except UserError as error:
+                raise UserError(str(error).replace("--run-dir", "folder for them all")) from error
+            self._require_same_test(values, config)
+        return config
+
+    def _require_same_test(self, saved: dict[str, Any], config: Config) -> None:
+        """Raise UserError if the finished run has been trained longer, or chosen otherwise, than is asked for."""
+        summary, run = Run(self.folder).summary, config.run
+        if summary is None:
+            return
+        for name in ("test_weights", "limit_val_batches"):
+            if name in saved and saved[name] != getattr(run, name):
+                flag = name.replace("_", "-")
+                raise UserError(
+                    f"{self.folder}: has finished with --{flag} {saved[name]}, found {getattr(run, name)}; give "
+                    "another folder for them all."
+                )
+        if summary["epochs"] > run.max_epochs or 0 < run.max_steps < summary["steps"]:
+            raise UserError(
+                f"{self.folder}: has finished after {summary['epochs']} epochs ({summary['steps']} batches), more than "
+                "are asked for; give another folder for them all."
+            )
+
+    def is_finished(self, config: Config) -> bool:
+        """Whether its run has been trained for as long as ``config`` says, and tested."""
+        summary, run = Run(self.folder).summary, config.run
+        return summary is not None and (summary["epochs"] >= run.max_epochs or 0 < run.max_steps <= summary["steps"])
+
+
+def run_jobs(
+    jobs: Iterable[Job],
+    parallel: int = 0,
+    again: bool = False,
+    tell: Callable[[str], None] = lambda text: print(text, flush=True),
+    ended: Callable[[Job, State], None] = lambda job, state: None,
+) -> dict[Path, State]:
+    """Run what has not finished, ``parallel`` processes at a time, and say what has become of each, by folder.
+
+    A run that was interrupted goes on where it was. Several calls, on one machine or on machines that share the
+    folders, divide the runs among them. Where there are GPUs each process gets one of them; elsewhere they share the
+    cores. SIGTERM, SIGUSR1 and Ctrl-C stop the runs at the end of their batch, with a checkpoint. Where the first two
+    cannot begin for one and the same reason, such as missing data, the others are left alone.
+
+    Args:
+        jobs: a sequence, of which all is checked before anything begins; or an iterator, which is asked for the next
+            job when there is a process for it, and so may make it up from what has ended before.
+        parallel: 0 for one for each GPU, or for each core where there is no GPU.
+        again: whether to try those again that have failed in training, by their own fault.
+        tell: takes a line for each run that begins or ends.
+        ended: is called with each job and its state as soon as that is known.
+
+    Raises:
+        UserError: options that mean no configuration, or a folder with a run of another one; before it begins.
+        Stopped: a signal came; the runs are stopped.
+    """
+    listed = list(jobs) if isinstance(jobs, Sequence) else []
+    configs = {job.folder: job.config() for job in listed}
+    for job in listed:
+        # A damaged summary, say, is better found now.
+        job.is_finished(configs[job.folder])
+    gpus = visible_gpus()
+    parallel = parallel or len(gpus) or available_cores()
+    states: dict[Path, State] = dict.fromkeys(configs, "waiting")
+    free = [gpus[i % len(gpus)] if gpus else "" for i in range(parallel)]
+    running: dict[Path, _Process] = {}
+    # Why runs could not begin, as long as none could.
+    excuses: list[str] | None = []
+    waiting, more = iter(jobs), True
+
+    def end(job: Job, state: State) -> None:
+        states[job.folder] = state
+        ended(job, state)
+
+    with _signals_set_a_flag():
+        try:
+            while (more or running) and stop_request.signum is None:
+                while more and free and stop_request.signum is None:
+                    job = next(waiting, None)
+                    if job is None:
+                        more = False
+                        break
+                    config = configs[job.folder] if job.folder in configs else job.config()
+                    claim = _claim(job)
+                    if claim is None:
+                        end(job, "elsewhere")
+                    elif job.is_finished(config):
+                        claim.close()
+                        end(job, "finished")
+                    elif job.failure and job.has_begun and not again:
+                        claim.close()
+                        end(job, "failed")
+                    else:
+                        states[job.folder] = "waiting"
+                        running[job.folder] = _Process(job, claim, free.pop(), max(1, available_cores() // parallel))
+                        tell(f"{_place(job, listed)} begins")
+                for folder, process in list(running.items()):
+                    if process.has_ended():
+                        del running[folder]
+                        free.append(process.gpu)
+                        state, text = process.outcome()
+                        tell(f"{_place(process.job, listed)} {text}")
+                        end(process.job, state)
+                        if excuses is not None:
+                            excuses = None if process.job.has_begun else [*excuses, process.job.failure]
+                if more and excuses and len(excuses) > 1 and len(set(excuses)) == 1:
+                    more = False
+                    tell("The others would fail alike, and are not begun.")
+                time.sleep(PERIOD if running else 0)
+            if stop_request.signum is not None:
+                for process in _stop(running.values()):
+                    state, text = process.outcome()
+                    tell(f"{_place(process.job, listed)} {text}")
+                    end(process.job, state)
+                done = sum(state == "finished" for state in states.values())
+                raise Stopped(
+                    f"Stopped by {stop_request.name}; {done} of {len(states)} runs have finished. The same command "
+                    "goes on."
+                )
+        except Interrupted:
+            # The second Ctrl-C: no checkpoints.
+            raise
+        except BaseException:
+            _stop(running.values())
+            raise
+        finally:
+            for process in running.values():
+                process.kill()
+    return states
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def visible_gpus() -> list[str]:
+    """What CUDA_VISIBLE_DEVICES would call each GPU that this process may use."""
+    if "CUDA_VISIBLE_DEVICES" in os.environ:
+        return [name for name in os.environ["CUDA_VISIBLE_DEVICES"].split(",") if name.strip() not in ("", "-1")]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    asked = subprocess.run(["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True)
+    return asked.stdout.split() if asked.returncode == 0 else []
+
+
+def last_line(log: Path, begin: int = 0) -> str:
+    """The last line that a run printed, or its last error: its result, or why it ended.
+
+    Args:
+        begin: where in the file to begin, in bytes.
+    """
+    try:
+        text = log.read_bytes()[begin:].decode(errors="replace")
+    except OSError:
+        return ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    return (errors or lines or [""])[-1]
+
+
+class _Process:
+    """A run in a process of its own, which nobody else starts while ``claim`` is open."""
+
+    def __init__(self, job: Job, claim: IO[str], gpu: str, threads: int):
+        self.job, self.claim, self.gpu = job, claim, gpu
+        write_failure(job.folder, "")
+        environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+        if gpu:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
+        # What a launcher told this process is not for its children: each is a run on its own.
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"):
+            environment.pop(name, None)
+        environment["PYTHONPATH"] = os.pathsep.join(
+            [str(Path(__file__).parents[2]), *filter(None, [environment.get("PYTHONPATH")])]
+        )
+        command = [sys.executable, "-m", "dtp", *job.words, "--run-dir", str(job.folder), "--resume", "auto"]
+        self._log_before = job.log.stat().st_size if job.log.exists() else 0
+        with job.log.open("ab") as log:
+            # In a session of its own, so that a Ctrl-C reaches it through us, once.
+            # It holds the claim too: should we be killed, it goes on, and nobody else may start it.
+            self._process = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                env=environment,
+                start_new_session=True,
+                pass_fds=[claim.fileno()],
+            )
+
+    @property
+    def status(self) -> int | None:
+        return self._process.returncode
+
+    def has_ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def outcome(self) -> tuple[State, str]:
+        """What has become of it, and in words."""
+        status, said = self.status, last_line(self.job.log, self._log_before)
+        state: State = "broken"
+        text = f"ended with status {status}: {said} ({self.job.log})"
+        if status == 0:
+            state, text = "finished", _result(Run(self.job.folder).summary or {})
+        elif status == 2 and (self.job.failure or not self.job.has_begun):
+            # A run that diverges has noted so itself. With other mistakes, a full disk say, it may go on another time.
+            state, text = "failed", f"failed: {said.removeprefix('error: ')}"
+            if not self.job.failure:
+                self.job.folder.mkdir(parents=True, exist_ok=True)
+                write_failure(self.job.folder, said.removeprefix("error: "))
+        self.claim.close()
+        return state, text
+
+    def ask_to_stop(self) -> None:
+        if not self.has_ended():
+            self._process.send_signal(signal.SIGTERM)
+
+    def wait(self, until: float) -> None:
+        try:
+            self._process.wait(max(0.0, until - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+    def kill(self) -> None:
+        if not self.has_ended():
+            self._process.kill()
+            self._process.wait()
+        self.claim.close()
+
+
+def _stop(processes: Iterable[_Process]) -> list[_Process]:
+    """Have them write their checkpoints and end; returns those that have come to an end of their own instead."""
+    until = time.monotonic() + PATIENCE
+    processes = list(processes)
+    for process in processes:
+        process.ask_to_stop()
+    for process in processes:
+        process.wait(until)
+    return [process for process in processes if process.status in (0, 1, 2)]
+
+
+def _claim(job: Job) -> IO[str] | None:
+    """Keep other processes from starting ``job`` until the returned file is closed; None if one has."""
+    try:
+        job.folder.parent.mkdir(parents=True, exist_ok=True)
+        return try_lock(job.folder.with_name(f".{job.folder.name}.claim"))
+    except OSError as error:
+        raise UserError(
+            f"{job.folder.parent}: cannot be written ({error.strerror}); give a folder that can."
+        ) from error
+
+
+@contextmanager
+def _signals_set_a_flag() -> Iterator[None]:
+    with stop_request.handled():
+        stop_request.training = True
+        try:
+            yield
+        finally:
+            stop_request.training = False
+
+
+def _result(summary: dict[str, Any]) -> str:
+    return f"has finished: {summary['result']}" if "result" in summary else "has finished"
+
+
+def _place(job: Job, jobs: Sequence[Job]) -> str:
+    """How the lines call a run: its place in the list, and its folder below what all have in common."""
+    place = "/".join(job.folder.parts[-2:])
+    return f"[{[other.folder for other in jobs].index(job.folder) + 1}/{len(jobs)}] {place}" if jobs else place

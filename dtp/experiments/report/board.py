@@ -1,0 +1,409 @@
+"""The board: one row for every figure, published or ours, kept in a JSON file and shown as a page. Imports no torch.
+
+Rows come from run folders, and from files of results that were kept where run folders were not: those of sweeps
+(results.json), of this command (--json) and summaries of single runs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from dtp.cli.arguments import parse
+from dtp.errors import UserError
+from dtp.experiments.report.groups import (
+    FAMILIES,
+    Group,
+    Study,
+    compare_costs,
+    dataset,
+    describe_data,
+    studies,
+    take_costs,
+)
+from dtp.experiments.report.page import command_words, variant
+from dtp.experiments.report.published import Figure, differences, is_whole, matches, published
+from dtp.experiments.report.reading import RunRecord, read_runs
+from dtp.run.folder import has_kinds, saved_options
+
+# In the order in which they are saved. Accuracies in %, ``deviation`` over seeds in points, ``epochs`` of the forward
+# weights, ``cost`` of such an epoch relative to one of bp, null for what is not known.
+_NUMBER = int | float | None
+FIELDS = {
+    "rule": str,
+    "network": str,
+    "data": str,
+    "source": str,
+    "published": _NUMBER,
+    "ours": _NUMBER,
+    "deviation": _NUMBER,
+    "seeds": list,
+    "epochs": _NUMBER,
+    "published_epochs": _NUMBER,
+    "cost": _NUMBER,
+    "command": str,
+    "commit": str,
+    "date": str,
+    "note": str,
+}
+MARK = "<!-- made by python -m dtp.report --board -->"
+MISSING = "not run yet"
+Row = dict[str, Any]
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
+
+
+def read_board(path: Path) -> list[Row]:
+    """The rows of a board; none where there is no such file.
+
+    Raises:
+        UserError: the file is no board.
+    """
+    if not path.exists():
+        return []
+    if not path.is_file():
+        raise UserError(f"{path}: expected a board, a JSON file, found something else; give another --json.")
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: expected a board, JSON of a list of rows ({error}); give another --json.") from error
+    if not isinstance(rows, list) or not all(map(_is_row, rows)):
+        raise UserError(
+            f"{path}: expected a list of rows with {', '.join(FIELDS)}, numbers and texts; give another --json."
+        )
+    return rows
+
+
+def _is_row(row: Any) -> bool:
+    if not isinstance(row, dict) or set(row) != set(FIELDS):
+        return False
+    finite = all(math.isfinite(value) for value in row.values() if isinstance(value, float))
+    return finite and all(isinstance(row[name], kind) for name, kind in FIELDS.items())
+
+
+def rows_of(
+    paths: Sequence[Path], times: Sequence[Path] = (), images: str = "", date: str = "", note: str = ""
+) -> list[Row]:
+    """A row for each setting of the finished classification runs in ``paths``, and each published figure it has.
+
+    Args:
+        paths: folders that hold runs, or files of results.
+        times: of runs that times are taken from, of the same settings.
+        images: name of the folder of images, for runs that read one.
+        date: of results that do not say theirs.
+        note: said of every row.
+
+    Raises:
+        UserError: a path holds no results.
+    """
+    found = studies([_renamed(run, images) for run in _records(paths)])
+    timed = studies([_renamed(run, images) for run in _records(times)])
+    for study in timed or found:
+        compare_costs(study)
+    for study in found if timed else ():
+        take_costs(study, timed)
+    rows = [row for study in found for group in study.groups for row in rows_of_group(study, group, date, note)]
+    for row in rows:
+        if not _is_row(row):
+            raise UserError(
+                f"{row['command']}: expected a finite test accuracy, found {row['ours']}; leave this run out."
+            )
+    return rows
+
+
+def merged(board: Iterable[Row], rows: Iterable[Row]) -> list[Row]:
+    """The board with ``rows``: in place of those of the same setting, and every published figure that has none."""
+    kept = {_key(row): row for row in board if row["ours"] is not None}
+    kept.update({_key(row): row for row in rows})
+    having = {_figure_key(row) for row in kept.values()}
+    lacking = (row for row in map(_missing, published()) if _figure_key(row) not in having)
+    return sorted([*kept.values(), *{_figure_key(row): row for row in lacking}.values()], key=_order)
+
+
+def _key(row: Row) -> tuple:
+    return *_figure_key(row), row["command"]
+
+
+def _figure_key(row: Row) -> tuple:
+    network = row["network"] if row["source"] else ""
+    return row["rule"], row["data"], row["source"], row["published"], network
+
+
+def _order(row: Row) -> tuple:
+    rules = [rule for rules in FAMILIES.values() for rule in rules]
+    place = rules.index(row["rule"]) if row["rule"] in rules else len(rules)
+    return (
+        row["data"],
+        not row["source"],
+        row["source"],
+        row["network"],
+        place,
+        row["rule"],
+        row["published"] or 0,
+        -(row["epochs"] or 0),
+        row["command"],
+    )
+
+
+def rows_of_group(study: Study, group: Group, date: str = "", note: str = "") -> list[Row]:
+    """The rows of one setting: for each published figure that it has, or one of its own."""
+    if study.task != "classification" or not group.finished:
+        return []
+    found = [(match.figure, match.ours, match.notes) for match in matches(group)]
+    if not found and group.test is not None:
+        figure = _of_another_network(group)
+        said = (f"another network: theirs {figure.described}", *differences(group, figure)) if figure else ()
+        test = group.test
+        scaled = (100 * value for value in (test.mean, test.deviation) if value is not None)
+        mean, deviation = [*scaled, None][:2]
+        return [_row(group, figure, mean, deviation, said, date, note)]
+    return [_row(group, figure, ours.mean, ours.deviation, said, date, note) for figure, ours, said in found]
+
+
+def _of_another_network(group: Group) -> Figure | None:
+    """A published figure whose network --model cannot make, but whose preset with its other values the group has."""
+    data, _ = dataset(group.options, group.finished[0].summary)
+    for figure in published():
+        if figure.network is None and figure.preset and (figure.rule, figure.data) == (group.rule, data):
+            if not any("other values than" in said or "not known to us" in said for said in differences(group, figure)):
+                return figure
+    return None
+
+
+def _row(
+    group: Group, figure: Figure | None, mean: float, deviation: float | None, said: Sequence[str], date: str, note: str
+) -> Row:
+    runs, options = group.finished, group.options
+    data, remark = dataset(options, runs[0].summary)
+    notes = list(said)
+    if figure is None:
+        if not is_whole(options.get("limit_train_batches")):
+            notes.append(f"limited to --limit-train-batches {options['limit_train_batches']} of an epoch")
+        if remark:
+            notes.append(remark.partition(",")[0].removeprefix("ours "))
+    ended = len(group.runs) - len(runs)
+    notes += [f"{ended} of {len(group.runs)} runs unfinished or failed"] if ended else []
+    notes += [note] if note else []
+    costs = [group.costs["epoch"].mean] if "epoch" in group.costs else []
+    costs += [run.summary["cost"] for run in runs if run.summary.get("cost")]
+    passes = sorted(set(group.passes))
+    return {
+        "rule": group.rule,
+        "network": figure.described + variant(figure) if figure and figure.network is not None else group.network,
+        "data": figure.data if figure else data or describe_data(options),
+        "source": _source(figure) if figure else "",
+        "published": figure.accuracy if figure else None,
+        "ours": round(mean, 2),
+        "deviation": None if deviation is None else round(deviation, 2),
+        "seeds": [run.seed for run in runs],
+        "epochs": passes[0] if len(passes) == 1 else None,
+        "published_epochs": figure.budget["epochs"] if figure else None,
+        "cost": float(f"{costs[0]:.3g}") if costs else None,
+        "command": _command(runs[0]),
+        "commit": " ".join(_distinct(run.summary.get("versions", {}).get("commit", "") for run in runs)),
+        "date": max((str(run.summary.get("finished", ""))[:10] for run in runs), default="") or date,
+        "note": "; ".join(dict.fromkeys(notes)),
+    }
+
+
+def _source(figure: Figure) -> str:
+    return figure.source + (f", top {figure.top}" if figure.top != 1 else "")
+
+
+def _missing(figure: Figure) -> Row:
+    notes = [MISSING]
+    if figure.network is None:
+        notes.append("--model cannot make this network")
+    if not figure.preset:
+        notes.append("their values are not known to us")
+    return {
+        **dict.fromkeys(FIELDS),
+        "rule": figure.rule,
+        "network": figure.described + variant(figure),
+        "data": figure.data,
+        "source": _source(figure),
+        "published": figure.accuracy,
+        "seeds": [],
+        "published_epochs": figure.budget["epochs"],
+        "command": f"python main.py --config {figure.preset} --seed SEED" if figure.preset else "",
+        "commit": "",
+        "date": "",
+        "note": "; ".join([*notes, *figure.notes]),
+    }
+
+
+def _command(run: RunRecord) -> str:
+    """The command of the first start, for any seed."""
+    words = shlex.split(next(iter(command_words(run)), ""))
+    if "--seed" in words[:-1]:
+        words[words.index("--seed") + 1] = "SEED"
+    return shlex.join(words)
+
+
+def _distinct(values: Iterable[str]) -> list[str]:
+    return [value for value in dict.fromkeys(values) if value]
+
+
+# --- results that were kept without their run folders -----------------------------------------------------------------
+
+
+def _records(paths: Sequence[Path]) -> list[RunRecord]:
+    folders = [path for path in paths if not path.is_file()]
+    files = [record for path in paths if path.is_file() for record in _kept(path)]
+    return [*(read_runs(folders) if folders else []), *files]
+
+
+def _kept(path: Path) -> list[RunRecord]:
+    """The runs that a file of results is about; those whose commands this version does not know are left out."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: expected run folders or JSON of results ({error}).") from error
+    records = []
+    try:
+        for command, seed, summary in _entries(content):
+            try:
+                records.append(_record(path, command, seed, summary))
+            except UserError as error:
+                print(
+                    f"{path}: left out, for its command is none of this version: {command} ({error})", file=sys.stderr
+                )
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path}: expected the results of a sweep, a report or runs, found another file (without {error})."
+        ) from error
+    return records
+
+
+def _entries(content: Any) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """Command, seed and summary of each run in a file of results."""
+    if isinstance(content, list):
+        yield from ((e["command"], e["seed"], {**e, "steps": e["batches"]}) for e in content)
+    elif "settings" in content:
+        for setting in content["settings"]:
+            yield from _of_sweep(content, setting)
+    elif "studies" in content:
+        for group in (group for study in content["studies"] for group in study["groups"]):
+            yield from (_of_report(group, run) for run in group["runs"] if run["test"] is not None)
+    else:
+        entries = [content] if "command" in content else content.values()
+        yield from ((e["command"], e["seed"], {**e, "cost": e.get("times_bp")}) for e in entries)
+
+
+def _of_sweep(content: dict[str, Any], setting: dict[str, Any]) -> list[tuple[str, int, dict[str, Any]]]:
+    if "test/accuracy" not in setting["last"]:
+        return []
+    values = setting["last"]["test/accuracy"]["values"]
+    shared = {name: content[name] for name in ("device", "threads", "versions")}
+    shared |= {"epochs": setting["epochs"], "steps": setting["batches"]}
+    return [
+        (setting["command"], seed, {**shared, "test_accuracy": value})
+        for seed, value in zip(setting["seeds"], values, strict=True)
+    ]
+
+
+def _of_report(group: dict[str, Any], run: dict[str, Any]) -> tuple[str, int, dict[str, Any]]:
+    cost, about = group["relative_to_bp"].get("epoch"), run["about"]
+    summary = {
+        group["measure"]: run["test"],
+        **{name: run[name] for name in ("epochs", "steps")},
+        "versions": about,
+        "device": about["device"],
+        "threads": about["threads"],
+        "cost": cost["mean"] if cost else None,
+    }
+    return run["commands"][0], run["seed"], summary
+
+
+def _record(path: Path, command: str, seed: int, summary: dict[str, Any]) -> RunRecord:
+    """A run as its folder would have said it; presets stand for the values that they have today."""
+    try:
+        words = shlex.split(command.replace("SEED", str(seed)))[2:]
+    except ValueError as error:
+        raise UserError(f"is no line of a shell: {error}") from error
+    if {"--help", "-h"} & set(words):
+        raise UserError("asks for help alone")
+    options = saved_options(parse(words, own_classes=False)) | {"seed": seed}
+    tested = "last" if options["test_weights"] == "last" else "best on validation"
+    usual = {"tested_weights": tested, "epochs": options["max_epochs"], "steps": 0}
+    cost = summary.get("cost")
+    if not has_kinds({**summary, "seed": seed}) or not isinstance(cost, int | float | None):
+        raise TypeError("numbers and texts where they are expected")
+    return RunRecord(
+        folder=path,
+        name=path.stem,
+        state="finished",
+        options=options,
+        commands=(command,),
+        rows=(),
+        summary=usual | summary,
+        failure="",
+    )
+
+
+def _renamed(run: RunRecord, images: str) -> RunRecord:
+    """``run`` with the name of its folder of images, where it reads one."""
+    if not images or run.options.get("data") != "imagefolder":
+        return run
+    return RunRecord(**{**vars(run), "options": {**run.options, "data_dir": images}})
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+def write_page(rows: Sequence[Row], json_name: str) -> str:
+    """The board as Markdown, by dataset."""
+    ours = [row for row in rows if row["ours"] is not None]
+    three = sum(len(set(row["seeds"])) >= 3 for row in ours)
+    figures = [row for row in rows if row["source"]]
+    lines = [
+        MARK,
+        "# Board",
+        "",
+        f"{len(rows)} rows: {len(ours)} with figures of ours, {three} of them over three seeds or more; "
+        f"{sum(row['ours'] is None for row in figures)} published figures without one. Test accuracy in %, mean ± "
+        "deviation over seeds. Epochs are those that train the forward weights; cost is that of such an epoch, with "
+        f"the feedback epochs that belong to it, relative to `bp`. Commands, commits and dates are in [{json_name}]"
+        f"({json_name}). A figure is to be compared with the published one only as far as the note allows.",
+        "",
+        "    python -m dtp.report --board RUNS     # adds runs, or replaces those of the same settings",
+        "",
+    ]
+    for data in dict.fromkeys(row["data"] for row in rows):
+        lines += [f"## {data}", ""]
+        lines += [
+            "| rule | network | source | published | ours | seeds | epochs | theirs | cost | note |",
+            "|---" * 10 + "|",
+        ]
+        lines += [_line(row) for row in rows if row["data"] == data] + [""]
+    return "\n".join(lines)
+
+
+def _line(row: Row) -> str:
+    ours = "" if row["ours"] is None else f"{row['ours']:.2f}"
+    if row["deviation"] is not None:
+        ours += f" ± {row['deviation']:.2f}"
+    published_ = "" if row["published"] is None else f"{row['published']:g}"
+    cells = [
+        f"`{row['rule']}`",
+        row["network"],
+        row["source"],
+        published_,
+        ours,
+        ", ".join(map(str, row["seeds"])),
+        _number(row["epochs"]),
+        _number(row["published_epochs"]),
+        _number(row["cost"]),
+        row["note"],
+    ]
+    return "| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or not math.isfinite(value) else f"{value:g}"

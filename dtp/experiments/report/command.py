@@ -1,0 +1,184 @@
+"""One page about many runs: dtp report RUNS... [--output FILE.md]; or the board of all: --board RUNS..."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from dtp.cli.commands import command_line, run_command
+from dtp.errors import UserError
+
+# Not the name of the command, but of what earlier versions wrote too.
+JSON_MARK = "python -m dtp.report"
+BOARD = Path("benchmarks") / "results" / "board.json"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[0].upper()}{message[1:]} (dtp report --help).")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status, as dtp train's."""
+    return run_command(_report, sys.argv[1:] if argv is None else argv)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=command_line("report"),
+        description="One page about many runs: accuracies over seeds beside those of the papers, time relative to "
+        "backprop, angles to backprop, figures, and where every number comes from.",
+        epilog="Runs that differ in their seeds alone are averaged. The page and its figures are replaced when it is "
+        "run again; nothing else is overwritten.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "runs", nargs="*", type=Path, help="run folders, or folders that hold some: of a sweep, a search"
+    )
+    parser.add_argument("--output", type=Path, help="the page (default: report.md in the folder given, or in this one)")
+    parser.add_argument("--title", help="of the page (default: the name of the folder)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there as well")
+    parser.add_argument(
+        "--times",
+        nargs="+",
+        type=Path,
+        metavar="RUNS",
+        help="take times from these runs of the same settings, short ones on a quiet machine, say",
+    )
+    parser.add_argument("--no-figures", action="store_true", help="tables alone")
+    board = parser.add_argument_group("the board of all figures")
+    board.add_argument(
+        "--board",
+        action="store_true",
+        help=f"add the runs, or files of results, to the board --json (default: {BOARD}) and write its page --output "
+        "(default: beside it); rows of the same settings are replaced",
+    )
+    board.add_argument("--images", default="", metavar="NAME", help="of the folder of images, for runs that read one")
+    board.add_argument("--date", default="", metavar="DAY", help="of results that do not say theirs")
+    board.add_argument("--note", default="", metavar="TEXT", help="to be said of the rows")
+    return parser
+
+
+def _report(argv: Sequence[str]) -> int:
+    options = make_parser().parse_args(argv)
+    if options.board:
+        return _board(options)
+    for flag in ("images", "date", "note"):
+        if getattr(options, flag):
+            raise UserError(f"--{flag}: expected together with --board, found it without.")
+    if not options.runs:
+        raise UserError("RUNS: expected run folders, found none (dtp report --help).")
+    page: Path = options.output or (options.runs[0] if len(options.runs) == 1 else Path(".")) / "report.md"
+    if page.suffix != ".md":
+        raise UserError(f"--output {page}: expected the name of a Markdown file, which ends in .md.")
+
+    from dtp.experiments.report.groups import compare_costs, studies, take_costs
+    from dtp.experiments.report.page import MARK, numbers, write_page
+    from dtp.experiments.report.published import matches, nearest
+    from dtp.experiments.report.reading import read_runs
+    from dtp.system.files import write_atomically
+
+    runs = read_runs(options.runs)
+    _require_own(page, lambda text: text.startswith(MARK), "page")
+    if options.json:
+        _require_own(options.json, _is_own_json, "JSON")
+    found, timed_runs = studies(runs), read_runs(options.times) if options.times else []
+    timed = studies(timed_runs)
+    for study in timed or found:
+        compare_costs(study)
+    for study in found if timed else ():
+        take_costs(study, timed)
+    groups = [group for study in found for group in study.groups]
+    matched, near = {id(g): matches(g) for g in groups}, {id(g): nearest(g) for g in groups}
+    figures, drawn = {}, []
+    names = [_slug(study.title) for study in found]
+    before = page.read_text(encoding="utf-8") if page.is_file() else ""
+    if not options.no_figures:
+        from dtp.experiments.report.figures import drawings
+    for study, name in zip(found, names, strict=True):
+        figures[id(study)] = []
+        for drawing in [] if options.no_figures else drawings(study):
+            parts = [page.stem, *([name] if len(found) > 1 else []), drawing.kind]
+            png = page.with_name("-".join(parts) + ".png")
+            if png.exists() and f"({png.name})" not in before:
+                raise UserError(f"{png}: exists, and is no figure of {page}; move it away, or give another --output.")
+            figures[id(study)].append((png.name, drawing.caption))
+            drawn.append((drawing, png))
+    title = options.title or options.runs[0].resolve().name
+    words = ["dtp report", *map(_name, options.runs)]
+    command = " ".join([*words, *(["--times", *map(_name, options.times)] if options.times else [])])
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+        # The page first: it says whose the figures are.
+        write_atomically(page, write_page(title, command, runs, found, matched, near, figures, timed, timed_runs))
+        for drawing, png in drawn:
+            drawing.draw(png)
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            content = numbers(title, command, runs, found, matched, near, timed_runs)
+            write_atomically(options.json, json.dumps(content, indent=1) + "\n")
+    except OSError as error:
+        raise UserError(f"{page}: cannot be written ({error}); give another --output.") from error
+    finished = sum(run.state == "finished" for run in runs)
+    print(f"{len(runs)} runs, {finished} finished, in {len(groups)} settings: {page}")
+    return 0
+
+
+def _board(options: argparse.Namespace) -> int:
+    from dtp.experiments.report import board
+    from dtp.system.files import write_atomically
+
+    path: Path = options.json or BOARD
+    page: Path = options.output or path.with_suffix(".md")
+    if page.resolve() == path.resolve():
+        raise UserError(f"--output {page}: is the board itself; give another name for its page.")
+    before = board.read_board(path)
+    _require_own(page, lambda text: text.startswith(board.MARK), "page")
+    rows = board.rows_of(options.runs, options.times or (), options.images, options.date, options.note)
+    if options.runs and not rows:
+        raise UserError(f"{options.runs[0]}: no finished run with a test accuracy found; nothing is added to {path}.")
+    after = board.merged(before, rows)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        page.parent.mkdir(parents=True, exist_ok=True)
+        lines = (json.dumps(row, ensure_ascii=False) for row in after)
+        write_atomically(path, "[\n" + ",\n".join(lines) + "\n]\n")
+        write_atomically(page, board.write_page(after, path.name))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error}); give another --json.") from error
+    ours = sum(row["ours"] is not None for row in after)
+    print(f"{len(rows)} rows of these runs; {len(after)} on the board, {ours} with figures of ours: {path}, {page}")
+    return 0
+
+
+def _name(folder: Path) -> str:
+    """A folder as the page calls it: nothing of where this machine has it."""
+    return folder.resolve().name if folder.is_absolute() or ".." in folder.parts or folder == Path() else str(folder)
+
+
+def _slug(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+
+
+def _require_own(path: Path, is_own, what: str) -> None:
+    if not path.exists():
+        return
+    try:
+        own = path.is_file() and is_own(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError):
+        own = False
+    if not own:
+        raise UserError(f"{path}: exists, and is no {what} of this command; move it away, or give another name.")
+
+
+def _is_own_json(text: str) -> bool:
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(content, dict) and content.get("made_by") == JSON_MARK

@@ -1,0 +1,611 @@
+"""Runs that differ in their seeds alone, and what they come to: results, angles, time relative to backprop."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import PurePath
+from typing import Any
+
+from dtp.algorithms import ALGORITHMS
+from dtp.cli.config import RunOptions
+from dtp.data import DATA
+from dtp.experiments.report.reading import RunRecord
+from dtp.models import MODELS
+from dtp.run.folder import NOT_SAVED
+
+# What is not part of a configuration whose runs are averaged: the seed, where data lie, how a run is watched.
+NOT_COMPARED = {
+    "seed",
+    "data_dir",
+    "data_on_device",
+    "num_workers",
+    "accelerator",
+    "logger",
+    "log_every",
+    "checkpoint_every",
+    "diagnostics_every",
+    "verbose",
+}
+# What two runs of one setting may have otherwise where one was made to measure the times of the other.
+NOT_TIMED = {
+    "max_epochs",
+    "max_steps",
+    "limit_train_batches",
+    "limit_val_batches",
+    "test_weights",
+    "val_size",
+    "split_seed",
+    "lr_period",
+}
+# What of a network does not count among its sizes: nearly the same work with any value.
+NOT_A_SIZE = {"activation", "leaky_slope", "init", "bias", "standardise", "batch_statistics_at_test"}
+# What a run and the backprop runs that it is compared with must share for times to mean something.
+SAME_MACHINE = {"device": "device", "threads": "threads", "world_size": "number of devices"}
+SAME_WORK = {
+    "data": "data",
+    "image_size": "image size",
+    "pca": "principal components",
+    "task": "task",
+    "batch_size": "batch size",
+    "precision": "precision",
+    "tf32": "tf32",
+}
+
+# Rules that are drawn together.
+FAMILIES = {
+    "Backprop": ("bp",),
+    "Feedback learns to transpose": ("dtp", "parallel-dtp"),
+    "Feedback learns to invert": ("tp", "vanilla-dtp", "sdtp", "ao-sdtp", "hybrid"),
+    "Difference reconstruction": ("drl", "ddtp-linear", "ddtp-rhl", "ddtp-control"),
+    "Feedback does not learn": ("fw-dtp", "fa", "dfa", "usf", "brsf", "frsf"),
+    "Feedback control": ("dfc", "dfc-ss", "dfc-ssa", "strong-dfc"),
+    "Mirroring, settling, exact inverses": ("kp", "wm", "chl", "generec", "gait"),
+    "Labels, second passes, pairs of states": ("drtp", "pepita", "ccl", "dualprop"),
+}
+OTHER = "Other rules"
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What the runs of a task are judged by.
+
+    Attributes:
+        test: name in the summary.
+        validation: column of the metrics.
+        title: in words.
+        unit: of the numbers shown.
+        scale: of the numbers shown, relative to those saved.
+        higher: whether more is better.
+        digits: after the point.
+    """
+
+    test: str
+    validation: str
+    title: str
+    unit: str
+    scale: float
+    higher: bool
+    digits: int
+
+
+MEASURES = {
+    "classification": Measure("test_accuracy", "val/accuracy", "accuracy", "%", 100.0, True, 2),
+    "autoencoder": Measure("test_mse", "val/mse", "mean square error of a pixel", "", 1.0, False, 5),
+    "clustering": Measure("test_purity", "val/purity", "purity of clusters", "%", 100.0, True, 2),
+}
+LOSS = Measure("test_loss", "val/loss", "loss", "nats", 1.0, False, 4)
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """Mean of numbers, and their standard deviation if there are two or more."""
+
+    mean: float
+    deviation: float | None
+    values: tuple[float, ...]
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+
+def statistic(values: Iterable[float | None]) -> Statistic | None:
+    """Of the numbers among ``values``; None if there are none."""
+    found = tuple(value for value in values if value is not None)
+    if not found:
+        return None
+    return Statistic(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, found)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """The end of an epoch that trained forward weights, and what went before it since the last such epoch.
+
+    Attributes:
+        number: how many such epochs there have been, 1, 2, ...
+        seconds: of the training batches up to here, those of feedback alone among them.
+        validation: the task's measure on the validation set, or None.
+    """
+
+    number: int
+    seconds: float
+    validation: float | None
+
+
+@dataclass
+class Group:
+    """Runs of one configuration, in the order of their seeds.
+
+    Attributes:
+        options: the configuration of the first.
+        label: what sets it apart from the other groups of its study, in a few words; filled in by :func:`studies`.
+        costs: what :func:`compare_costs` found: batch, epoch and wall, each relative to backprop.
+        notes: what a reader must know to judge the row; filled in by those who know.
+    """
+
+    runs: list[RunRecord]
+    options: dict[str, Any]
+    label: str = ""
+    costs: dict[str, Statistic] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def rule(self) -> str:
+        return str(self.options["algo"])
+
+    @property
+    def family(self) -> str:
+        return next((family for family, rules in FAMILIES.items() if self.rule in rules), OTHER)
+
+    @property
+    def finished(self) -> list[RunRecord]:
+        return [run for run in self.runs if run.state == "finished"]
+
+    @cached_property
+    def task(self) -> str:
+        return task_of(self.options, self.runs)
+
+    @cached_property
+    def measure(self) -> Measure:
+        measure = MEASURES.get(self.task, LOSS)
+        lacking = self.finished and all(run.summary.get(measure.test) is None for run in self.finished)
+        return LOSS if lacking else measure
+
+    @property
+    def network(self) -> str:
+        """In words: mlp 256-256 tanh."""
+        return describe_network(self.options)
+
+    @cached_property
+    def test(self) -> Statistic | None:
+        return self.of_summaries(self.measure.test)
+
+    def of_summaries(self, name: str) -> Statistic | None:
+        return statistic(run.summary.get(name) for run in self.finished)
+
+    @property
+    def passes(self) -> list[int]:
+        """Epochs that trained the forward weights, of each run."""
+        return [forward_passes(self.options, run) for run in self.finished or self.runs]
+
+    @cached_property
+    def images_per_second(self) -> Statistic | None:
+        found = [(trained_images(run), training_seconds(run)) for run in self.finished or self.runs]
+        return statistic(images / seconds for images, seconds in found if seconds > 0)
+
+    @cached_property
+    def feedback_share(self) -> Statistic | None:
+        found = [run.summary for run in self.finished]
+        # Batches that were captured whole have no feedback phase that could be timed.
+        timed = [s for s in found if s.get("wall_seconds") and not s.get("captured")]
+        return statistic(s.get("feedback_seconds", 0.0) / s["wall_seconds"] for s in timed)
+
+    def angles(self, kind: str) -> dict[int, Statistic]:
+        """The last ``update_angle`` or ``feedback_angle`` in degrees, by layer, over the runs that have ended."""
+        found = [run.last_layers(kind) for run in self.finished or self.runs]
+        layers = sorted({layer for angles in found for layer in angles})
+        return {layer: statistic(angles.get(layer) for angles in found) for layer in layers}
+
+    def course(self, run: RunRecord) -> list[Pass]:
+        return course(self.options, run, self.measure)
+
+
+@dataclass
+class Study:
+    """Groups on one dataset with one task: what belongs into one table and one set of figures."""
+
+    data: str
+    task: str
+    groups: list[Group]
+
+    @property
+    def title(self) -> str:
+        task = "" if self.task == "classification" else f", {self.task}"
+        return f"{self.data}{task}"
+
+
+# --- grouping ---------------------------------------------------------------------------------------------------------
+
+
+def studies(runs: Sequence[RunRecord]) -> list[Study]:
+    """Runs that have a configuration, grouped and sorted: studies by name, groups by family, rule and label."""
+    groups: dict[str, Group] = {}
+    for run in runs:
+        if run.options:
+            options = with_defaults(run.options)
+            key = json.dumps(_compared(options), sort_keys=True, default=str)
+            groups.setdefault(key, Group([], options)).runs.append(run)
+    found: dict[tuple[str, str], Study] = {}
+    for group in groups.values():
+        # Sorting keeps the order of names among runs of one seed.
+        group.runs.sort(key=lambda run: run.seed or 0)
+        data = describe_data(group.options)
+        found.setdefault((data, group.task), Study(data, group.task, [])).groups.append(group)
+    order = [rule for rules in FAMILIES.values() for rule in rules]
+    for study in found.values():
+        _label(study.groups)
+        study.groups.sort(
+            key=lambda group: (
+                order.index(group.rule) if group.rule in order else len(order),
+                group.rule,
+                _natural_label(group),
+            )
+        )
+    return [found[key] for key in sorted(found)]
+
+
+def _natural_label(group: Group) -> tuple:
+    return len(group.label), group.label
+
+
+def with_defaults(options: dict[str, Any]) -> dict[str, Any]:
+    """``options`` as a version with all of today's options would have saved them.
+
+    So runs made before an option existed stay together with those made after, and without options that have gone.
+    """
+    known: dict[str, Any] = {}
+    entries = [registry.entries.get(str(options[registry.flag])) for registry in (ALGORITHMS, MODELS, DATA)]
+    if None in entries:
+        # A rule, network or dataset of the user's, which is a program, and nothing that is read here is run: as saved.
+        return dict(options)
+    for cls in (RunOptions, *(entry.load_options() for entry in entries)):
+        for option in dataclasses.fields(cls):
+            if option.default is not dataclasses.MISSING:
+                known[option.name] = option.default
+            elif option.default_factory is not dataclasses.MISSING:
+                known[option.name] = option.default_factory()
+    for name in NOT_SAVED:
+        known.pop(name, None)
+    saved = {
+        name: value
+        for name, value in options.items()
+        # None is what an option was whose kind has changed since.
+        if (value is not None if name in known else value not in (None, 0, "", []))
+    }
+    return {**known, **saved}
+
+
+def _compared(options: dict[str, Any]) -> dict[str, Any]:
+    kept = {name: value for name, value in options.items() if name not in NOT_COMPARED}
+    kept["task"] = task_of(options)
+    if _reads_folder(options):
+        # Another folder is another dataset; where it lies says nothing.
+        kept["data_dir"] = PurePath(str(options.get("data_dir", ""))).name
+    return kept
+
+
+def _reads_folder(options: dict[str, Any]) -> bool:
+    return options["data"] == "imagefolder" or ":" in str(options["data"])
+
+
+def task_of(options: dict[str, Any], runs: Sequence[RunRecord] = ()) -> str:
+    """classification, autoencoder or clustering: as the runs say, else as the options and the rule do."""
+    said = next((run.summary["task"] for run in runs if run.summary.get("task")), options.get("task", "auto"))
+    if said != "auto":
+        return str(said)
+    rule = ALGORITHMS.entries.get(str(options["algo"]))
+    return getattr(rule.load_options(), "tasks", ("classification",))[0] if rule else "classification"
+
+
+def _label(groups: Sequence[Group]) -> None:
+    """Give each group its rule as label, and what sets it apart where several have the same."""
+    for rule in sorted({group.rule for group in groups}):
+        same = [group for group in groups if group.rule == rule]
+        compared = [_compared(group.options) for group in same]
+        names = sorted({name for options in compared for name in options})
+        differing = [name for name in names if len({json.dumps(o.get(name), default=str) for o in compared}) > 1]
+        for group, options in zip(same, compared, strict=True):
+            group.label = rule
+            if differing and len(differing) <= 3:
+                words = ", ".join(f"{name.replace('_', ' ')} {shown(options.get(name))}" for name in differing)
+                group.label = f"{rule} ({words})"
+            elif differing:
+                group.label = f"{rule} ({_folder_name(group)})"
+    seen: dict[str, int] = {}
+    for group in groups:
+        seen[group.label] = seen.get(group.label, 0) + 1
+        if seen[group.label] > 1:
+            group.label += f" #{seen[group.label]}"
+
+
+def _folder_name(group: Group) -> str:
+    """The folder that the runs of a group share, or that of its only run."""
+    run = group.runs[0]
+    return run.folder.parent.name if run.folder.name.startswith("seed") else run.folder.name
+
+
+def shown(value: Any) -> str:
+    """A value of an option, as a person would write it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        if len(value) > 2 and value.count(value[0]) == len(value):
+            return f"{len(value)}x{shown(value[0])}"
+        return "-".join(shown(item) for item in value) or "none"
+    return f"{value:.4g}" if isinstance(value, float) else "unset" if value in (None, "") else str(value)
+
+
+# --- in words ---------------------------------------------------------------------------------------------------------
+
+
+def model_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of ``options`` that belong to the network; none for a network of the user's, which is not imported."""
+    network = MODELS.entries.get(str(options["model"]))
+    fields = dataclasses.fields(network.load_options()) if network else ()
+    return {option.name: options[option.name] for option in fields if option.name in options}
+
+
+def describe_network(options: dict[str, Any]) -> str:
+    """The network in words: its sizes, its nonlinearity, and what else is not as usual."""
+    model = str(options["model"])
+    own = model_options(options)
+    sizes = [f"{name} {shown(own[name])}" for name in ("kernels", "channels", "strides") if name in own]
+    widths = own.get("widths", own.get("hidden"))
+    if widths not in (None, []):
+        sizes.append(shown(widths))
+    elif widths == [] and "widths" in own:
+        sizes.append("one layer")
+    usual = MODELS.entries[model].load_options() if own else None
+    more = []
+    if own.get("bias") is False:
+        more.append("no biases")
+    if own.get("standardise", "none") != "none":
+        more.append(f"standardise {own['standardise']}")
+    if own.get("batch_norm"):
+        more.append("batch normalisation")
+    if usual is not None and own.get("outputs") is not None and "outputs" in own:
+        more.append("square output" if own["outputs"] == 0 else f"{own['outputs']} outputs")
+    return " ".join([model, *sizes, *([str(own["activation"])] if "activation" in own else []), *more])
+
+
+def dataset(options: dict[str, Any], summary: dict[str, Any] | None = None) -> tuple[str, str]:
+    """Which known dataset the images are, and what must be said of them.
+
+    Class folders are taken for CIFAR-10 or ImageNet where their name and, in a summary, their numbers of images say so.
+    The name is empty for images that are none, or no whole images.
+    """
+    name = str(options["data"])
+    if options.get("pca"):
+        return "", f"ours the first {options['pca']} principal components"
+    if name != "imagefolder":
+        return name, ""
+    folder = PurePath(str(options.get("data_dir", ""))).name.lower().replace("-", "").replace("_", "")
+    counts = None
+    if summary and "train_images" in summary:
+        counts = summary.get("train_images", 0) + summary.get("val_images", 0), summary.get("test_images", 0)
+    size = options.get("image_size")
+    if "cifar10" in folder.replace("cifar100", "") and size == 32 and counts in (None, (50000, 10000)):
+        if "lossless" in folder:
+            return "cifar10", ""
+        what = (
+            "CIFAR-10 recompressed as JPEG" if "jp" in folder else "CIFAR-10 from class folders, perhaps recompressed"
+        )
+        return "cifar10", f"ours {what}, theirs the original"
+    if "imagenet" in folder and size == 224 and (counts is None or counts[0] > 1_200_000):
+        return "imagenet", ""
+    return "", ""
+
+
+def describe_data(options: dict[str, Any]) -> str:
+    """The dataset in words."""
+    name = str(options["data"])
+    if _reads_folder(options):
+        name = f"{PurePath(str(options.get('data_dir', ''))).name or name} ({name})"
+        if options.get("image_size"):
+            name += f", {options['image_size']} pixels"
+    return f"{name}, {options['pca']} principal components" if options.get("pca") else name
+
+
+# --- epochs and seconds -----------------------------------------------------------------------------------------------
+
+
+def trains_forward(options: dict[str, Any], epoch: int) -> bool:
+    """Whether epoch 0, 1, ... of a run trains the forward weights, or those of the feedback alone."""
+    epoch -= int(options.get("feedback_warmup_epochs") or 0)
+    if epoch < 0:
+        return False
+    if options.get("schedule") == "alternating":
+        return epoch % 2 == 1
+    return epoch % (1 + int(options.get("extra_feedback_epochs") or 0)) == 0
+
+
+def forward_passes(options: dict[str, Any], run: RunRecord) -> int:
+    """Epochs of a run that trained the forward weights; one that was cut short counts."""
+    return sum(trains_forward(options, epoch) for epoch in range(run.epochs))
+
+
+def course(options: dict[str, Any], run: RunRecord, measure: Measure) -> list[Pass]:
+    """What a run had come to at the end of each epoch that trained its forward weights."""
+    passes, seconds, before = [], 0.0, 0.0
+    for row, rate in run.column("train/images_per_second"):
+        seconds += _seconds(run, row["step"] - before, rate)
+        before = row["step"]
+        if trains_forward(options, int(row["epoch"])):
+            passes.append(Pass(len(passes) + 1, seconds, row.get(measure.validation)))
+    return passes
+
+
+def training_seconds(run: RunRecord) -> float:
+    """Seconds of the training batches, without validation, angles and checkpoints."""
+    seconds = before = 0.0
+    for row, rate in run.column("train/images_per_second"):
+        seconds += _seconds(run, row["step"] - before, rate)
+        before = row["step"]
+    return seconds
+
+
+def trained_images(run: RunRecord) -> float:
+    """Images that the batches of :func:`training_seconds` had, each as often as it was seen."""
+    last = max((row["step"] for row, _ in run.column("train/images_per_second")), default=0.0)
+    return last * run.options.get("batch_size", 0)
+
+
+def _seconds(run: RunRecord, batches: float, rate: float) -> float:
+    return batches * run.options.get("batch_size", 0) / rate if rate > 0 else 0.0
+
+
+# --- cost relative to backprop ----------------------------------------------------------------------------------------
+
+COSTS: dict[str, Callable[[dict[str, Any], RunRecord], float]] = {
+    "batch": lambda options, run: training_seconds(run) / max(run.steps, 1),
+    "epoch": lambda options, run: training_seconds(run) / max(forward_passes(options, run), 1),
+    "wall": lambda options, run: run.summary.get("wall_seconds", 0.0),
+}
+
+
+def compare_costs(study: Study) -> None:
+    """Fill in the costs of each group relative to the backprop runs of the same work on the same machine, or say why
+    there are none."""
+    baselines = [group for group in study.groups if group.rule == "bp" and group.finished]
+    for group in study.groups:
+        if not group.finished:
+            continue
+        ratios: dict[str, list[float]] = {name: [] for name in COSTS}
+        used: list[Group] = []
+        for run in group.finished:
+            same = _baseline(group, run, baselines)
+            if same is None:
+                continue
+            baseline, runs = same
+            used.append(baseline)
+            for name, cost in COSTS.items():
+                theirs = statistics.fmean(cost(baseline.options, other) for other in runs)
+                if theirs > 0 and (name != "epoch" or group.passes[0]):
+                    ratios[name].append(cost(group.options, run) / theirs)
+        group.costs = {name: statistic(found) for name, found in ratios.items() if found}
+        if not used:
+            group.notes.append("time not comparable: " + _why_not(group, baselines))
+            continue
+        if len(used) < len(group.finished):
+            group.notes.append(
+                f"time of {len(used)} of {len(group.finished)} runs; no `bp` on the device of the others"
+            )
+        group.notes.extend(_differences(group, used[0]))
+
+
+def take_costs(study: Study, timed: Sequence[Study]) -> None:
+    """Fill in the costs of each group from those of the same setting in ``timed``, runs made to measure times.
+
+    Of a batch and of an epoch alone: the whole runs are not of one length.
+    """
+    measured = {_timed_key(group): group for other in timed for group in other.groups if group.finished}
+    for group in study.groups:
+        other = measured.get(_timed_key(group))
+        if other is None:
+            group.notes.append("time not comparable: no run of this setting among those that times are of")
+            continue
+        group.costs = {name: cost for name, cost in other.costs.items() if name != "wall"}
+        group.notes += [note for note in other.notes if note.startswith("time")]
+
+
+def _timed_key(group: Group) -> str:
+    kept = {name: value for name, value in _compared(group.options).items() if name not in NOT_TIMED}
+    return json.dumps(kept, sort_keys=True, default=str)
+
+
+def unsteadiness(study: Study) -> tuple[Group, float] | None:
+    """The group whose epochs of one kind took the most different times on one machine, and the longest over the
+    shortest; None where no times are compared. First epochs, which prepare much, do not count."""
+    found = []
+    for group in study.groups:
+        times: dict[Any, list[float]] = {}
+        for run in group.finished if group.costs else ():
+            seen: set[bool] = set()
+            for row, rate in run.column("train/images_per_second"):
+                kind = trains_forward(group.options, int(row["epoch"]))
+                if kind in seen and rate > 0:
+                    times.setdefault((kind, *_machine(run).values()), []).append(1 / rate)
+                seen.add(kind)
+        found += [(group, max(values) / min(values)) for values in times.values()]
+    return max(found, key=lambda item: item[1], default=None)
+
+
+def _baseline(group: Group, run: RunRecord, baselines: Sequence[Group]) -> tuple[Group, list[RunRecord]] | None:
+    """The backprop group most like ``group`` of those of the same work, and its runs on the same machine."""
+    found = []
+    for baseline in baselines:
+        runs = [other for other in baseline.finished if _machine(other) == _machine(run)]
+        if runs and _work(baseline) == _work(group):
+            own, other = _compared(group.options), _compared(baseline.options)
+            alike = sum(own.get(name) == value for name, value in other.items())
+            found.append((group is baseline, alike, baseline, runs))
+    if not found:
+        return None
+    *_, baseline, runs = max(found, key=lambda item: item[:2])
+    return baseline, runs
+
+
+def _machine(run: RunRecord) -> dict[str, Any]:
+    return {name: run.summary.get(name) for name in SAME_MACHINE}
+
+
+def _sizes(options: dict[str, Any]) -> dict[str, Any]:
+    own = {name: value for name, value in model_options(options).items() if name not in NOT_A_SIZE}
+    return {"model": options["model"], **own}
+
+
+def _work(group: Group) -> dict[str, Any]:
+    options = {**group.options, "task": group.task, "data": describe_data(group.options)}
+    return {**_sizes(options | {"data": group.options["data"]}), **{name: options.get(name) for name in SAME_WORK}}
+
+
+def _why_not(group: Group, baselines: Sequence[Group]) -> str:
+    """What the nearest backprop group has otherwise."""
+    if not baselines:
+        return "no finished `bp` run on these images"
+    words = []
+    for baseline in baselines:
+        ours, theirs = _work(group), _work(baseline)
+        differing = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
+        named = list(dict.fromkeys(SAME_WORK.get(name, "network") for name in differing))
+        machines = [_machine(run) for run in baseline.finished]
+        first = _machine(group.finished[0])
+        if first not in machines:
+            named += [words for name, words in SAME_MACHINE.items() if machines[0][name] != first[name]]
+        words.append(named)
+    nearest = min(words, key=len)
+    return f"no `bp` run of the same {', '.join(nearest)}"
+
+
+def _differences(group: Group, baseline: Group) -> list[str]:
+    """What must be said of a comparison of times that is made nevertheless."""
+    notes = []
+    ours, theirs = model_options(group.options), model_options(baseline.options)
+    other = [
+        f"{name.replace('_', ' ')} {shown(theirs.get(name))}"
+        for name in ("activation", "bias", "standardise")
+        if ours.get(name) != theirs.get(name)
+    ]
+    if other:
+        notes.append(f"time against `bp` with {', '.join(other)}")
+    budgets = [sorted({(n, run.steps) for n, run in zip(g.passes, g.finished, strict=True)}) for g in (group, baseline)]
+    passes = [{n for n, _ in budget} for budget in budgets]
+    if passes[0] != passes[1]:
+        counts = [" or ".join(str(n) for n in sorted(found)) for found in passes]
+        notes.append(f"wall time of {counts[0]} epochs of forward training against {counts[1]} of `bp`")
+    return notes

@@ -1,0 +1,252 @@
+"""What the papers report, and how it compares with ours: ``published.yaml``. Imports no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dtp.algorithms import ALGORITHMS
+from dtp.cli.config import PRESETS, read_yaml
+from dtp.experiments.report.groups import Group, Statistic, dataset, describe_network, model_options, shown
+from dtp.models import MODELS
+
+FILE = Path(__file__).parent / "published.yaml"
+# What of a network's options does not make it another network.
+NOT_THE_NETWORK = {"init", "leaky_slope", "batch_statistics_at_test"}
+# Options of presets that are compared in notes of their own, or not at all.
+NOT_A_VALUE = {"max_epochs", "batch_size", "val_size", "image_size"}
+# As many options that differ from a preset are named.
+MOST_NAMED = 6
+SELECTIONS = {"test": "the best test result of all epochs", "validation": "best on validation", "last": "the last"}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One published result.
+
+    Attributes:
+        source: who, and where.
+        rule, data, model: as --algo, --data and --model; ``imagenet`` stands for that at 224 pixels.
+        options: those of the rule that must agree.
+        network: those of the model; None where --model cannot make it.
+        described: the network in words.
+        top: 1 or 5, of the accuracy.
+        accuracy: in %.
+        deviation: over their seeds, in points, if they say so.
+        budget: epochs (of the forward weights), train_images, batch_size, selection; None for what they do not say.
+        pretrained: whether they started from trained weights.
+        preset: the name of that with their values, if any.
+        notes: what else must be said.
+    """
+
+    source: str
+    rule: str
+    data: str
+    model: str
+    options: dict[str, Any]
+    network: dict[str, Any] | None
+    described: str
+    top: int
+    accuracy: float
+    deviation: float | None
+    budget: dict[str, Any]
+    pretrained: bool
+    preset: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Match:
+    """A published result of the same rule, network and dataset as a group, and all that is not the same."""
+
+    figure: Figure
+    ours: Statistic
+    notes: tuple[str, ...]
+
+    @property
+    def difference(self) -> float:
+        """Ours less theirs, in points."""
+        return self.ours.mean - self.figure.accuracy
+
+
+@cache
+def published() -> tuple[Figure, ...]:
+    """All published results, in the order of the file."""
+    content = yaml.safe_load(FILE.read_text(encoding="utf-8"))
+    figures = []
+    for table in content["tables"]:
+        top, _, kind = table["metric"].rpartition(" ")
+        for row in table["rows"]:
+            network = table["network"]
+            described = table.get("described") or describe_network(_all_options(table["model"], network))
+            figures.append(
+                Figure(
+                    source=content["sources"][table["source"]]["name"],
+                    rule=row["rule"],
+                    data=table["data"],
+                    model=table["model"],
+                    options=row.get("options", {}),
+                    network=network,
+                    described=described,
+                    top=5 if top else 1,
+                    accuracy=row["value"] if kind == "accuracy" else round(100 - row["value"], 4),
+                    deviation=row.get("deviation"),
+                    budget=table["budget"],
+                    pretrained=row.get("pretrained", False),
+                    preset=row.get("preset", ""),
+                    notes=tuple(note for note in (table.get("note"), row.get("note")) if note),
+                )
+            )
+    return tuple(figures)
+
+
+def _all_options(model: str, network: dict[str, Any]) -> dict[str, Any]:
+    """The options of a network with the usual values of those not given; null ones are left out."""
+    usual = _usual(model)
+    return {"model": model, **{name: value for name, value in (usual | network).items() if value is not None}}
+
+
+@cache
+def _usual_options(model: str) -> tuple[tuple[str, Any], ...]:
+    if model not in MODELS.entries:
+        return ()
+    options = MODELS.entries[model].load_options()()
+    return tuple(dataclasses.asdict(options).items())
+
+
+def _usual(model: str) -> dict[str, Any]:
+    return dict(_usual_options(model))
+
+
+def matches(group: Group) -> list[Match]:
+    """Published results of the very rule, network and dataset of a finished group, with all that differs in words."""
+    found = []
+    for figure in _of_same_rule(group):
+        if not is_network(figure, group.options) or bool(group.options.get("init_weights")) != figure.pretrained:
+            continue
+        ours = group.of_summaries("test_accuracy" if figure.top == 1 else f"test_top{figure.top}")
+        if ours is not None:
+            percent = Statistic(
+                100 * ours.mean,
+                None if ours.deviation is None else 100 * ours.deviation,
+                tuple(100 * value for value in ours.values),
+            )
+            found.append(Match(figure, percent, tuple(differences(group, figure))))
+    return found
+
+
+def nearest(group: Group) -> list[Figure]:
+    """Published results of the same rule on the same dataset with another network of the kind, for orientation."""
+    if matches(group):
+        return []
+    return [figure for figure in _of_same_rule(group) if figure.model == group.options["model"]]
+
+
+def _of_same_rule(group: Group) -> list[Figure]:
+    if group.task != "classification" or not group.finished:
+        return []
+    data, _ = dataset(group.options, group.finished[0].summary)
+    return [
+        figure
+        for figure in published()
+        if figure.rule == group.rule
+        and figure.data == data
+        and all(group.options.get(name) == value for name, value in figure.options.items())
+    ]
+
+
+def is_network(figure: Figure, options: dict[str, Any]) -> bool:
+    """Whether ``options`` make the network of a published result."""
+    if figure.network is None or options["model"] != figure.model:
+        return False
+    wanted = _usual(figure.model) | figure.network
+    own = model_options(options)
+    return bool(own) and all(
+        value is None or own.get(name) == value for name, value in wanted.items() if name not in NOT_THE_NETWORK
+    )
+
+
+def differences(group: Group, figure: Figure) -> list[str]:
+    """In words, all in which a group differs from a published result besides the seeds."""
+    notes, budget, options = [], figure.budget, group.options
+    ours, batch = sorted(set(group.passes)), options.get("batch_size")
+    epochs = " or ".join(map(str, ours))
+    if budget["epochs"] is None:
+        notes.append(f"ours {_count(epochs, 'epoch')}, theirs not stated")
+    elif ours != [budget["epochs"]]:
+        notes.append(f"ours {_count(epochs, 'epoch')}, theirs {budget['epochs']}")
+    if not is_whole(options.get("limit_train_batches")):
+        notes.append(f"ours limited to --limit-train-batches {options['limit_train_batches']} of an epoch")
+    if (options.get("max_steps") or -1) > 0:
+        steps = max(run.steps for run in group.finished)
+        notes.append(f"ours stopped after {steps} batches")
+    images = sorted({run.summary["train_images"] for run in group.finished if run.summary.get("train_images")})
+    if budget["train_images"] and images and images != [budget["train_images"]]:
+        notes.append(f"ours {' or '.join(f'{n:,}' for n in images)} training images, theirs {budget['train_images']:,}")
+    if budget["batch_size"] and batch != budget["batch_size"]:
+        notes.append(f"ours batches of {batch}, theirs of {budget['batch_size']}")
+    notes.extend(_selection(group, budget["selection"]))
+    _, said = dataset(options, group.finished[0].summary)
+    if said:
+        notes.append(said)
+    notes.extend(_values(group, figure))
+    notes.extend(figure.notes)
+    return notes
+
+
+def is_whole(limit: Any) -> bool:
+    """Whether ``--limit-train-batches`` leaves the epoch whole."""
+    return limit is None or str(limit) == "1.0"
+
+
+def _count(number: str, what: str) -> str:
+    return f"{number} {what}{'' if number == '1' else 's'}"
+
+
+def _selection(group: Group, theirs: str | None) -> list[str]:
+    """How the tested weights were chosen, where it is not the same."""
+    kinds = {
+        "validation" if "validation" in str(run.summary.get("tested_weights")) else "last" for run in group.finished
+    }
+    if kinds == {theirs}:
+        return []
+    ours = " or ".join(SELECTIONS[kind] for kind in sorted(kinds))
+    return [f"tested weights: ours {ours}, theirs {SELECTIONS[theirs] if theirs else 'not stated'}"]
+
+
+def _values(group: Group, figure: Figure) -> list[str]:
+    """Values of the preset that stands for the publication which a group does not have."""
+    path = PRESETS / f"{figure.preset}.yaml"
+    if not figure.preset or not path.is_file():
+        return ["hyper-parameters of ours, for theirs are not known to us"]
+    usual = dataclasses.asdict(ALGORITHMS.resolve(figure.rule).load_options()())
+    preset = read_yaml(path)
+    network = model_options(group.options)
+    wanted = {**usual, **preset}
+    differing = [
+        f"{name.replace('_', ' ')} {shown(group.options.get(name))} for {shown(value)}"
+        for name, value in wanted.items()
+        if name not in NOT_A_VALUE
+        and (name not in network or name in NOT_THE_NETWORK)
+        and not _same(group.options.get(name), value)
+    ]
+    if not differing:
+        return []
+    more = f" and {len(differing) - MOST_NAMED} more" if len(differing) > MOST_NAMED else ""
+    return [f"other values than {figure.preset}: {', '.join(differing[:MOST_NAMED])}{more}"]
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, int | float) and isinstance(theirs, int | float):
+        return float(ours) == float(theirs)
+    if isinstance(ours, list) and isinstance(theirs, list):
+        # One value stands for all layers.
+        length = max(len(ours), len(theirs))
+        ours, theirs = (v * length if len(v) == 1 else v for v in (ours, theirs))
+        return len(ours) == len(theirs) and all(map(_same, ours, theirs))
+    return ours == theirs

@@ -1,0 +1,240 @@
+"""Search for hyper-parameters: dtp search --algo sdtp --data mnist --trials 60. See --help."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, get_args
+
+from dtp.cli.arguments import parse
+from dtp.cli.commands import command_line, command_words, run_command
+from dtp.cli.config import Config, as_arguments, parse_limit
+from dtp.errors import UserError
+from dtp.experiments.jobs import MOST_AT_ONCE, run_jobs
+from dtp.experiments.search.preset import write_preset
+from dtp.experiments.search.space import Space, read_space, space_path
+from dtp.experiments.search.study import (
+    OBJECTIVES,
+    SAMPLERS,
+    STUDY_FILE,
+    Settings,
+    Study,
+    Trial,
+    TrialState,
+    best_trial,
+    result_of,
+    shown,
+)
+from dtp.fields import MOST_OFTEN
+from dtp.run.folder import MAY_DIFFER, saved_options
+from dtp.run.provenance import recorded
+
+SEARCHES = Path("runs") / "search"
+# By task. Clusters are chosen without labels.
+USUAL_OBJECTIVE = {"classification": "val/accuracy", "autoencoder": "val/mse", "clustering": "val/loss"}
+SHOWN = 5
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: 0, or 1 where trials broke off, besides those of dtp train."""
+    return run_command(_search, list(sys.argv[1:] if argv is None else argv))
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse's, whose mistakes are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message.removeprefix('argument ')}.")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=command_line("search"),
+        description="Search for hyper-parameters: many short runs with values drawn from the domain of a rule, judged "
+        "by the best validation accuracy over their epochs. The same command goes on where it was stopped; started "
+        "several times at once, on one machine or several, it divides the trials.",
+        epilog="All other options are those of dtp train, are the same in all trials, and beat the domain: --algo sdtp "
+        "--model mlp --data mnist --max-epochs 5 --seed 1. The domains of our rules: "
+        "dtp/experiments/search/spaces.",
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, width=100),
+    )
+    parser.add_argument("--trials", type=int, default=60, help="trials in all, over all processes (default: 60)")
+    parser.add_argument(
+        "--sampler",
+        choices=SAMPLERS,
+        default="random",
+        help="random: each trial on its own; sequential: from what the trials before have found (default: random)",
+    )
+    parser.add_argument("--sampler-seed", type=int, default=0, help="seed of the values that are drawn (default: 0)")
+    parser.add_argument(
+        "--random-first", type=int, default=10, help="sequential: trials at first that are random (default: 10)"
+    )
+    parser.add_argument("--objective", choices=OBJECTIVES, help="default: val/accuracy, or what the task has instead")
+    parser.add_argument(
+        "--space", default="", metavar="FILE", help="domain, a YAML file or one of our rules (default: the rule's own)"
+    )
+    parser.add_argument(
+        "--study", type=Path, metavar="DIR", help="folder of the trials (default: runs/search/ALGO_MODEL_DATA)"
+    )
+    parser.add_argument(
+        "--store",
+        default="",
+        metavar="FILE|URL",
+        help="where the processes of a study meet: a file on a disk they share, or a database such as "
+        "sqlite:///study.db (default: a file in the folder)",
+    )
+    parser.add_argument("--jobs", type=int, default=0, help="trials at once (default: one for each GPU, or core)")
+    parser.add_argument(
+        "--write-preset", type=Path, metavar="FILE", help="write the best configuration, for dtp train --config FILE"
+    )
+    parser.add_argument(
+        "--wandb-sweep", type=Path, metavar="FILE", help="write the search as a W&B sweep and run nothing"
+    )
+    parser.add_argument(
+        "--draw", type=Path, nargs="+", metavar="STUDY", help="draw these studies side by side and run nothing"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="PNG", help="with --draw: the figure; the numbers go beside it, as JSON"
+    )
+    return parser
+
+
+def _search(argv: Sequence[str]) -> int:
+    options, words = make_parser().parse_known_args(argv)
+    if options.draw:
+        if words:
+            raise UserError(f"--draw: expected studies alone, found {words[0]!r}.")
+        return _draw(options.draw, options.output)
+    if options.output:
+        raise UserError("--output: expected --draw with it; the figure of a single study lies in its folder.")
+    for name, least, most in (
+        ("trials", 1, MOST_OFTEN),
+        ("jobs", 0, MOST_AT_ONCE),
+        ("sampler_seed", 0, 2**32 - 1),
+        ("random_first", 1, MOST_OFTEN),
+    ):
+        if not least <= (found := getattr(options, name)) <= most:
+            expected = f"at least {least}" if found < least else f"at most {most}"
+            raise UserError(f"--{name.replace('_', '-')}: expected a whole number of {expected}, found {found}.")
+    # Where something must not be overwritten, say so before hours are spent.
+    for flag, path in (("write-preset", options.write_preset), ("wandb-sweep", options.wandb_sweep)):
+        if path is not None and path.exists():
+            raise UserError(f"--{flag} {path}: exists already, and nothing is overwritten; give another name.")
+    config, given = _given(words)
+    space = _space(options.space, config, given, words)
+    objective = options.objective or USUAL_OBJECTIVE.get(config.run.task, "val/accuracy")
+    if options.wandb_sweep:
+        from dtp.experiments.search.wandb_sweep import write_wandb_sweep
+
+        write_wandb_sweep(options.wandb_sweep, space, given, objective, options.sampler, options.trials)
+        print(f"{options.wandb_sweep} written; start it with: wandb sweep {options.wandb_sweep}")
+        return 0
+    settings = Settings(
+        options={
+            name: value
+            for name, value in saved_options(parse([*as_arguments(space.fixed), *words])).items()
+            if name not in space.parameters and name not in MAY_DIFFER - {"max_steps", "limit_val_batches"}
+        },
+        space=space.as_dict(),
+        objective=objective,
+        sampler=options.sampler,
+        sampler_seed=options.sampler_seed,
+        random_first=options.random_first if options.sampler == "sequential" else 0,
+    )
+    folder = options.study or SEARCHES / _usual_name(config)
+    study = Study(folder, options.store, settings, space, given, recorded([*command_words("search"), *argv]))
+    # The study says by itself what becomes of trials, and says nothing of their tests.
+    run_jobs(study.jobs(options.trials), options.jobs, tell=lambda text: None, ended=study.ended)
+    return _conclude(study, options.write_preset)
+
+
+def _given(words: Sequence[str]) -> tuple[Config, dict[str, Any]]:
+    """The configuration that the words mean, and the options that they name, by name."""
+    config = parse(words)
+    names = [word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--") and len(word) > 2]
+    for name in ("run_dir", "resume"):
+        if name in names:
+            raise UserError(f"--{name.replace('_', '-')}: expected not here, for each trial has a folder of its own.")
+    if parse_limit("limit-val-batches", config.run.limit_val_batches, least=0) == 0:
+        raise UserError("--limit-val-batches: expected at least 1, for trials are judged by their validation, found 0.")
+    values = config.as_dict()
+    # --noverbose is --verbose false.
+    names = [name if name in values else name.removeprefix("no") for name in names]
+    # Rule, network and dataset always: a preset of all three sets the rest.
+    return config, {name: values[name] for name in dict.fromkeys(["algo", "model", "data", *names])}
+
+
+def _space(name: str, config: Config, given: dict[str, Any], words: Sequence[str]) -> Space:
+    """The domain, without the options that the command line sets, and known to fit the rule."""
+    path = space_path(name, config.run.algo)
+    whole = read_space(path)
+    for corner in whole.corners():
+        try:
+            parse([*as_arguments({**whole.fixed, **corner}), *words])
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+    space = whole.without(given)
+    if not space.parameters:
+        raise UserError(f"{path}: nothing is left to be searched: the command line sets {', '.join(whole.parameters)}.")
+    return space
+
+
+def _conclude(study: Study, preset: Path | None) -> int:
+    """Say what was found, draw it, and write the preset."""
+    trials, objective = study.trials(), study.settings.objective
+    best = best_trial(trials, objective)
+    print(_table(trials, objective))
+    running = sum(trial.state == "running" for trial in trials) - len(study.broken)
+    if running:
+        print(f"{running} of {len(trials)} trials are run elsewhere.")
+    if study.broken:
+        print(f"{len(study.broken)} broke off; the same command goes on with them: {study.broken[0].log}")
+    if best is not None:
+        # Looked at for this one alone, after it was chosen.
+        print(f"Best: {study.folder / best.folder}, {result_of(study.folder / best.folder).get('result', '')}")
+        if preset is not None:
+            write_preset(preset, study, best)
+            print(f"{preset} written; train with: {command_line('train')} --config {preset}")
+        from dtp.experiments.search.figure import draw_studies
+
+        with study.locked():
+            draw_studies([study.folder / STUDY_FILE], study.folder / "distribution.png")
+        print(f"Results in {study.folder}")
+    elif preset is not None:
+        raise UserError(f"--write-preset {preset}: none of {len(trials)} trials has finished.")
+    return int(bool(study.broken))
+
+
+def _usual_name(config: Config) -> str:
+    run = config.run
+    task = [run.task] if run.task != "classification" else []
+    return "_".join(re.sub(r"[^\w.-]", "-", name) for name in (run.algo, run.model, run.data, *task))
+
+
+def _table(trials: list[Trial], objective: str) -> str:
+    """How many trials ended how; the best few, with their values; and why others have no value."""
+    counts = {state: sum(trial.state == state for trial in trials) for state in get_args(TrialState)}
+    lines = [f"{len(trials)} trials: " + ", ".join(f"{count} {state}" for state, count in counts.items() if count)]
+    ranked, rest = [], list(trials)
+    while len(ranked) < SHOWN and (best := best_trial(rest, objective)) is not None:
+        ranked.append(best)
+        rest.remove(best)
+    for trial in ranked:
+        lines.append(f"  {trial.folder}  {objective} {trial.value:.4f}  {shown(trial.options)}")
+    lines += [f"  {trial.folder}  {trial.state}: {trial.why}" for trial in trials if trial.why]
+    return "\n".join(lines)
+
+
+def _draw(studies: list[Path], output: Path | None) -> int:
+    from dtp.experiments.search.figure import draw_studies
+
+    if output is None:
+        if len(studies) > 1:
+            raise UserError("--draw: expected --output PNG with it, for several studies have no folder in common.")
+        output = (studies[0] if studies[0].is_dir() else studies[0].parent) / "distribution.png"
+    print(draw_studies(studies, output))
+    return 0

@@ -1,0 +1,67 @@
+"""The best configuration of a study as a preset: a YAML file for ``--config``. Imports no torch."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import yaml
+
+from dtp.cli.arguments import parse
+from dtp.cli.config import as_arguments, config_path, preset_path, read_yaml
+from dtp.errors import UserError
+from dtp.experiments.search.study import Settings, Study, Trial
+from dtp.run.folder import MAY_DIFFER, NOT_SAVED, saved_options
+
+# How long and from what seed the trials were trained is no part of what they found.
+BUDGET = {"max_epochs", "max_steps", "limit_train_batches", "limit_val_batches", "seed", "split_seed"}
+
+
+def write_preset(path: Path, study: Study, best: Trial) -> None:
+    """Write the options of ``best``, those of the preset and of the file that it builds on included.
+
+    The length of the trials is left out: they may have been short to be many. It is said in the comment.
+
+    Raises:
+        UserError: the file exists, or cannot be written.
+    """
+    settings, space = study.settings, study.space
+    given = {name: value for name, value in study.given.items() if name not in BUDGET}
+    own = {**space.options({}), **best.options, **given}
+    config = parse(as_arguments(own))
+    run = config.run
+    names = ["algo", "model", "data"]
+    preset = preset_path(run.algo, run.model, run.data, str(given.get("task", "")))
+    preset = preset or preset_path(run.algo, run.model, run.data)
+    if preset is not None:
+        names += read_yaml(preset)
+    if run.config:
+        names += read_yaml(config_path(run.config))
+    values = saved_options(config)
+    names = [name for name in dict.fromkeys([*names, *own]) if name in values and name not in MAY_DIFFER | NOT_SAVED]
+    text = yaml.safe_dump({name: values[name] for name in names}, sort_keys=False, default_flow_style=None, width=110)
+    comment = textwrap.fill(
+        _origin(settings, study, best), 120, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False
+    )
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(f"{comment}\n{text}")
+    except FileExistsError as error:
+        raise UserError(f"--write-preset {path}: exists already, and nothing is overwritten; give another.") from error
+    except OSError as error:
+        raise UserError(f"--write-preset {path}: cannot be written ({error.strerror}); give another.") from error
+
+
+def _origin(settings: Settings, study: Study, best: Trial) -> str:
+    trials = study.trials()
+    options = settings.options
+    length = f"{options['max_epochs']} epoch{'s' if options['max_epochs'] > 1 else ''}"
+    if str(options.get("limit_train_batches", "1.0")) != "1.0":
+        length += f" of {options['limit_train_batches']} batches (a count, or a fraction with a point)"
+    if options.get("max_steps", -1) > 0:
+        length += f", {options['max_steps']} batches at most"
+    return (
+        f"Ours: best of {len(trials)} trials of a {settings.sampler} search (seed {settings.sampler_seed}), by "
+        f"{settings.objective}, {best.value:.4f}, in runs of {length} with seed {options['seed']}: {best.folder} of "
+        f"{study.folder.name}. Searched: {', '.join(study.space.parameters)}. Domain: {study.space.origin}"
+    )

@@ -1,0 +1,209 @@
+"""The domain of a search as a YAML file: which options are varied, over what. Imports no torch.
+
+The file::
+
+    # Where the domain comes from.
+    lr: {log-uniform: [1.0e-5, 3.0e-4]}        # evenly in the logarithm
+    noise: {uniform: [0.01, 0.3]}
+    batch_size: {integer: [16, 256]}           # both ends included; log-integer: evenly in the logarithm
+    beta2: {choice: [0.99, 0.999]}             # a choice may be a list, for options that take several values
+    optimizer: adam                            # the same in all trials
+
+What the command line says of an option is the same in all trials too, and beats the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dtp.algorithms import ALGORITHMS
+from dtp.cli.config import load_yaml
+from dtp.errors import UserError, user_path
+from dtp.registry import did_you_mean
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+SPACES = Path(__file__).parent / "spaces"
+KINDS = ("log-uniform", "uniform", "log-integer", "integer", "choice")
+# Each trial has its own, or the study decides.
+NOT_SEARCHED = ("algo", "model", "data", "config", "run_dir", "resume", "seed", "split_seed", "task")
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One option that is varied.
+
+    Attributes:
+        kind: one of KINDS.
+        values: lowest and highest value; for ``choice`` all there are.
+    """
+
+    kind: str
+    values: tuple[Any, ...]
+
+    @property
+    def is_whole(self) -> bool:
+        return self.kind.endswith("integer")
+
+    @property
+    def is_logarithmic(self) -> bool:
+        return self.kind.startswith("log-")
+
+    def distribution(self) -> BaseDistribution:
+        """The same for Optuna."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+        if self.kind == "choice":
+            return CategoricalDistribution([_label(value) for value in self.values])
+        kind = IntDistribution if self.is_whole else FloatDistribution
+        return kind(*self.values, log=self.is_logarithmic)
+
+    def value(self, found: Any) -> Any:
+        """The value of the option for what Optuna has found: a list again, where that is the choice."""
+        if self.kind != "choice":
+            return found
+        return next((value for value in self.values if _label(value) == found), found)
+
+
+@dataclass(frozen=True)
+class Space:
+    """The domain of a search.
+
+    Attributes:
+        name: of its file, without the ending.
+        origin: the comment at its head.
+        parameters: what is varied, by option.
+        fixed: options that are the same in all trials.
+    """
+
+    name: str
+    origin: str
+    parameters: dict[str, Parameter]
+    fixed: dict[str, Any]
+
+    def without(self, names: Iterable[str]) -> Space:
+        """The same without these options, which somebody else sets."""
+        names = set(names)
+        parameters, fixed = (
+            {name: value for name, value in values.items() if name not in names}
+            for values in (self.parameters, self.fixed)
+        )
+        return dataclasses.replace(self, parameters=parameters, fixed=fixed)
+
+    def corners(self) -> list[dict[str, Any]]:
+        """Two configurations: of the first, and of the last values of all parameters."""
+        return [{name: parameter.values[i] for name, parameter in self.parameters.items()} for i in (0, -1)]
+
+    def options(self, found: dict[str, Any]) -> dict[str, Any]:
+        """All options that a trial with these values of the parameters sets."""
+        return {**self.fixed, **{name: self.parameters[name].value(value) for name, value in found.items()}}
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the file says, in the types of YAML."""
+        parameters = {name: {p.kind: list(p.values)} for name, p in self.parameters.items()}
+        return {**self.fixed, **parameters}
+
+
+def space_path(name: str, algo: str) -> Path:
+    """The file of the domain ``name``: a path, or one of ours by its rule; without a name that of the rule ``algo``.
+
+    For a rule of the user's own it is that of the rule whose options it extends.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not name:
+        found = next((SPACES / f"{rule}.yaml" for rule in _lineage(algo) if (SPACES / f"{rule}.yaml").is_file()), None)
+        if found is None:
+            raise UserError(f"--algo {algo}: no domain is known for it; describe one in a YAML file, --space FILE.")
+        return found
+    for path in (user_path(name), SPACES / f"{name.removesuffix('.yaml')}.yaml"):
+        if path.is_file():
+            return path
+    names = sorted(path.stem for path in SPACES.glob("*.yaml"))
+    raise UserError(
+        f"--space {name}: no such file{did_you_mean(name, names)}; expected a YAML file, or a rule, for its own domain."
+    )
+
+
+def _lineage(algo: str) -> list[str]:
+    """The rule, and those whose options it extends, nearest first."""
+    entry = ALGORITHMS.resolve(algo)
+    if algo in ALGORITHMS.entries:
+        return [algo]
+    names = {other.load_options(): name for name, other in reversed(ALGORITHMS.entries.items())}
+    return [names[cls] for cls in entry.load_options().__mro__ if cls in names]
+
+
+def read_space(path: Path) -> Space:
+    """The domain in a file.
+
+    Raises:
+        UserError: it cannot be read, or does not say what a domain is to say.
+    """
+    text, content = load_yaml(path)
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
+        raise UserError(f"{path}: expected lines of the form 'option: {{uniform: [0, 1]}}' or 'option: value'.")
+    parameters, fixed = {}, {}
+    for name, value in content.items():
+        name = name.replace("-", "_")
+        if name in NOT_SEARCHED:
+            raise UserError(
+                f"{path}: {name!r} is no option of a domain; give --{name.replace('_', '-')} to the search."
+            )
+        if value is None:
+            raise UserError(f"{path}: {name}: expected a value, found none (null); give one, or take the line out.")
+        if isinstance(value, dict):
+            parameters[name] = _parameter(path, name, value)
+        else:
+            fixed[name] = value
+    comments = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return Space(path.stem, " ".join(line.lstrip("# ").strip() for line in comments), parameters, fixed)
+
+
+def _parameter(path: Path, name: str, content: dict[str, Any]) -> Parameter:
+    where = f"{path}: {name}"
+    if len(content) != 1 or next(iter(content)) not in KINDS:
+        found = ", ".join(map(str, content)) or "nothing"
+        raise UserError(f"{where}: expected one of {', '.join(KINDS)}, found {found}{did_you_mean(found, KINDS)}.")
+    ((kind, values),) = content.items()
+    if kind == "choice":
+        if not isinstance(values, list) or not values or any(isinstance(value, dict | None) for value in values):
+            raise UserError(f"{where}: expected a list of choices, found {values!r}.")
+        if len({str(_label(value)) for value in values}) < len(values):
+            raise UserError(f"{where}: expected each choice once, found {values}.")
+        return Parameter(kind, tuple(values))
+    whole = kind.endswith("integer")
+    bounds = [_number(value, whole) for value in values] if isinstance(values, list) else []
+    if len(bounds) != 2 or None in bounds:
+        kinds = "whole numbers" if whole else "numbers"
+        raise UserError(f"{where}: expected the lowest and the highest of its {kinds}, [LOW, HIGH], found {values!r}.")
+    low, high = bounds
+    if not low < high:
+        raise UserError(f"{where}: expected a lowest value below the highest, found {low} and {high}.")
+    if kind.startswith("log-") and low <= 0:
+        raise UserError(f"{where}: expected a lowest value above 0, for logarithms are taken, found {low}.")
+    return Parameter(kind, (low, high))
+
+
+def _number(value: Any, whole: bool) -> Any:
+    """A finite number, or None. Also of a text, for to YAML 1e-5, without a point, is one."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = int(value) if whole else float(value)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) and (not whole or isinstance(value, int | str)) else None
+
+
+def _label(value: Any) -> Any:
+    """A choice as Optuna stores it: lists as words."""
+    return " ".join(map(str, value)) if isinstance(value, list) else value

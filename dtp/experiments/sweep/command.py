@@ -1,0 +1,147 @@
+"""Run a sweep and draw it: dtp sweep NAME [options of dtp train for all its runs]."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dtp.cli.commands import command_line, command_words, run_command
+from dtp.errors import UserError
+from dtp.experiments.jobs import MOST_AT_ONCE, run_jobs
+from dtp.experiments.sweep.plan import SWEEPS, read_sweep, sweep_path
+from dtp.run.provenance import recorded
+from dtp.system.files import write_atomically
+
+SWEPT = Path("runs") / "sweeps"
+PLAN = "sweep.yaml"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status: those of dtp train, and 1 where runs broke off or could not begin."""
+    return run_command(_sweep, sys.argv[1:] if argv is None else argv)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message[0].upper()}{message[1:]}; dtp sweep --help says what there is.")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=command_line("sweep"),
+        description="Run a sweep: what has not finished, several runs at once; then draw it. The same command goes on.",
+        epilog="Ours: " + ", ".join(sorted(path.stem for path in SWEEPS.glob("*.yaml"))) + ". Other options are those "
+        "of dtp train, for all runs, and beat the file: --data-dir DIR --max-epochs 1.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("sweep", help="name of one of ours, or a YAML file")
+    parser.add_argument("--output", type=Path, help="folder of the runs and the figure (default: runs/sweeps/NAME)")
+    parser.add_argument("--seeds", type=int, nargs="+", help="seeds, in place of the file's")
+    parser.add_argument("--jobs", type=int, default=0, help="runs at once (default: one for each GPU, or core)")
+    parser.add_argument("--again", action="store_true", help="try again what failed in training by its own fault")
+    parser.add_argument("--list", action="store_true", help="print the runs, and run none")
+    parser.add_argument("--draw", action="store_true", help="draw what there is, and run nothing")
+    return parser
+
+
+def _sweep(argv: Sequence[str]) -> int:
+    parser = make_parser()
+    if argv and argv[0].startswith("--") and argv[0].partition("=")[0] not in parser._option_string_actions:
+        # argparse would take the value of the option for the sweep.
+        raise UserError(f"{argv[0]}: expected the name of the sweep first; dtp sweep NAME {argv[0]} ...")
+    options, words = parser.parse_known_args(argv)
+    if not 0 <= options.jobs <= MOST_AT_ONCE:
+        raise UserError(f"--jobs: expected a number from 0 to {MOST_AT_ONCE}, found {options.jobs}.")
+    path = sweep_path(options.sweep)
+    sweep = read_sweep(path)
+    if options.seeds:
+        if len(set(options.seeds)) < len(options.seeds) or min(options.seeds) < 0:
+            raise UserError(f"--seeds: expected different whole numbers from 0, found {options.seeds}.")
+        sweep = replace(sweep, seeds=options.seeds)
+    folder = options.output or SWEPT / sweep.name
+    jobs = sweep.jobs(folder, extra_options(words))
+    if options.list:
+        for job in jobs.values():
+            job.config()
+            print(f"{job.folder}: {shlex.join([*command_words('train'), *job.words])}")
+        return 0
+    broken = False
+    if not options.draw:
+        for job in jobs.values():
+            # Mistakes before there is a folder.
+            job.config()
+        keep_plan(folder, path)
+        states = run_jobs(list(jobs.values()), options.jobs, options.again)
+        for state, text in (
+            ("failed", "failed; those that did so in training are tried again with --again"),
+            ("elsewhere", "are run elsewhere"),
+        ):
+            count = sum(found == state for found in states.values())
+            if count:
+                print(f"{count} of {len(jobs)} runs {text}.")
+        # What diverges is a result; what could not even begin is not.
+        broken = any(
+            states[job.folder] == "broken" or (states[job.folder] == "failed" and not job.has_begun)
+            for job in jobs.values()
+        )
+    # Only now: drawing takes seconds to import.
+    from dtp.experiments.sweep.figure import draw_sweep
+
+    figure = draw_sweep(sweep, folder, jobs, _command(options.sweep, options.seeds or [], words))
+    if figure is None:
+        print("No run has finished: there is nothing to draw.")
+    else:
+        print(f"Figure {figure}; numbers in {folder / 'results.json'} and {folder / 'results.md'}")
+    return int(broken)
+
+
+def keep_plan(folder: Path, path: Path) -> None:
+    """Put a copy of the sweep's file beside its runs.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / PLAN, path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--output {folder}: cannot be written ({error.strerror}); give a folder that can.") from error
+
+
+def _command(sweep: str, seeds: Sequence[int], words: Sequence[str]) -> str:
+    """The command for the record, without the folders of this machine."""
+    words = list(words)
+    for i, word in enumerate(words):
+        flag, equals, _ = word.partition("=")
+        if flag.replace("_", "-") == "--data-dir":
+            words[i : i + 1 if equals else i + 2] = ["--data-dir", "DIR"]
+    chosen = ["--seeds", *map(str, seeds)] if seeds else []
+    return recorded([*command_words("sweep"), Path(sweep).name, *chosen, *words])
+
+
+def extra_options(words: Sequence[str]) -> dict[str, Any]:
+    """Options of dtp train among the words of a command line, by name; an empty list for a flag alone.
+
+    Raises:
+        UserError: a word that belongs to no option.
+    """
+    options: dict[str, Any] = {}
+    name = ""
+    for word in words:
+        if word.startswith("--") and len(word) > 2:
+            name, equals, value = word[2:].partition("=")
+            name = name.replace("-", "_")
+            options[name] = [value] if equals else []
+        elif not name:
+            raise UserError(f"Unexpected word {word!r}; options begin with two dashes.")
+        else:
+            options[name].append(word)
+    for name in ("seed", "run_dir", "resume"):
+        if name in options:
+            raise UserError(f"--{name.replace('_', '-')}: expected not here, for each run of a sweep has its own.")
+    return {name: values[0] if len(values) == 1 else values for name, values in options.items()}

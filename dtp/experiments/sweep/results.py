@@ -1,0 +1,315 @@
+"""What the runs of a sweep have measured, as numbers: over seeds, in JSON and as a table. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from dtp.cli.commands import command_words
+from dtp.cli.config import as_arguments, read_yaml
+from dtp.experiments.jobs import Job
+from dtp.experiments.sweep.plan import Point, Sweep
+from dtp.plots.run import Series, read_metrics
+from dtp.run.folder import CONFIG_FILE, Run, checkpoint_step, newest_checkpoint
+from dtp.run.provenance import recorded
+from dtp.system.files import write_atomically
+
+METRICS_FILE = "metrics.csv"
+# Points of a curve that are kept.
+CURVE_POINTS = 40
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that has finished.
+
+    Attributes:
+        metrics: columns of its metrics.csv.
+        options: its resolved configuration.
+    """
+
+    summary: dict[str, Any]
+    metrics: dict[str, Series]
+    options: dict[str, Any]
+
+    def last(self, metric: str) -> float | None:
+        """The last value of a metric; None if it has none."""
+        return next(reversed(self.metrics.get(metric, {}).values()), None)
+
+    def curve(self, metric: str, against: str) -> Series:
+        """A metric against the batches, or epochs, that have trained the forward weights until then.
+
+        Where these stand still, as in epochs that train the feedback weights alone, the last value counts.
+        """
+        per_epoch = self.summary["steps"] / max(1, self.summary["epochs"])
+        unit = per_epoch if against == "epochs" else 1
+        done = {step: forward_batches(step, per_epoch, self.options) / unit for step in self.metrics.get(metric, {})}
+        return {done[step]: value for step, value in self.metrics.get(metric, {}).items()}
+
+    @cached_property
+    def forward_epochs(self) -> float:
+        """Passes over the training set that trained the forward weights."""
+        s = self.summary
+        per_epoch = s["steps"] / max(1, s["epochs"])
+        return round(forward_batches(s["steps"], per_epoch, self.options) / per_epoch, 3) if s["steps"] else 0.0
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A setting of the sweep, and what its runs have given.
+
+    Attributes:
+        runs: those that have finished, by seed.
+        missing: why each other seed has no result, in words.
+        options: what dtp train is given, without the seed.
+    """
+
+    point: Point
+    runs: dict[int, Finished]
+    missing: dict[int, str]
+    options: dict[str, Any]
+
+    def last(self, metric: str) -> list[float]:
+        """The last value of a metric of each run that has it, by seed."""
+        found = (run.last(metric) for run in self.runs.values())
+        return [value for value in found if value is not None]
+
+    def curve(self, metric: str, against: str) -> tuple[list[float], list[float], list[float]]:
+        """The mean over seeds of a metric during training, where all runs that have it have a value.
+
+        Returns:
+            Where on the horizontal axis, means, and standard deviations (0 for a single run).
+        """
+        curves = [curve for run in self.runs.values() if (curve := thinned(run.curve(metric, against)))]
+        where = [x for x in (curves[0] if curves else {}) if all(x in curve for curve in curves)]
+        values = [[curve[x] for curve in curves] for x in where]
+        return where, [fmean(group) for group in values], [deviation(group) for group in values]
+
+    @property
+    def command(self) -> str:
+        """The command of one of its runs; folders of data are DIR."""
+        options = {name: "DIR" if name == "data_dir" else value for name, value in self.options.items()}
+        return recorded([*command_words("train"), *as_arguments(options)]) + " --seed SEED"
+
+
+def collect(sweep: Sweep, jobs: Mapping[tuple[str, int], Job]) -> list[Measured]:
+    """What there is of each setting of a sweep, in the order of its file.
+
+    Args:
+        jobs: by name of the setting and seed.
+
+    Raises:
+        UserError: a folder holds a run of another configuration.
+    """
+    measured = []
+    for point in sweep.points:
+        runs, missing, options = {}, {}, {}
+        for seed in sweep.seeds:
+            job = jobs[point.name, seed]
+            options = {name: value for name, value in job.options.items() if name != "seed"}
+            if job.is_finished(job.config()):
+                run = Run(job.folder)
+                runs[seed] = Finished(
+                    run.summary or {}, read_metrics(job.folder / METRICS_FILE), read_yaml(job.folder / CONFIG_FILE)
+                )
+            else:
+                missing[seed] = _why_missing(job)
+        measured.append(Measured(point, runs, missing, options))
+    return measured
+
+
+def _why_missing(job: Job) -> str:
+    if job.failure:
+        return f"failed: {job.failure}"
+    if not (job.folder / CONFIG_FILE).is_file():
+        return "not begun"
+    checkpoint = newest_checkpoint(job.folder)
+    return f"not finished, {checkpoint_step(checkpoint) if checkpoint else 0} batches so far"
+
+
+def forward_batches(step: int, per_epoch: float, options: Mapping[str, Any]) -> float:
+    """How many of the first ``step`` batches of a run trained the forward weights, by its options.
+
+    Rules that train feedback weights may have batches and epochs that train these alone: ``feedback_warmup``,
+    ``feedback_warmup_epochs``, ``extra_feedback_epochs`` and ``schedule: alternating``.
+    """
+    warm_epochs = options.get("feedback_warmup_epochs") or 0
+    period, turn = 1 + (options.get("extra_feedback_epochs") or 0), 0
+    if options.get("schedule") == "alternating":
+        period, turn = 2, 1
+    begin = max(options.get("feedback_warmup") or 0, warm_epochs * per_epoch)
+    if period == 1 or not per_epoch:
+        return max(0, step - begin)
+    done = 0.0
+    for epoch in range(warm_epochs, math.ceil(step / per_epoch)):
+        if (epoch - warm_epochs) % period == turn:
+            done += max(0.0, min(step, (epoch + 1) * per_epoch) - max(begin, epoch * per_epoch))
+    return done
+
+
+def thinned(series: Series, most: int = CURVE_POINTS) -> Series:
+    """At most ``most`` values, each the mean of neighbours, at the place of the last of them."""
+    where = list(series)
+    together = -(-len(where) // most) or 1
+    groups = [where[i : i + together] for i in range(0, len(where), together)]
+    return {group[-1]: fmean(series[x] for x in group) for group in groups}
+
+
+def deviation(values: Sequence[float]) -> float:
+    """Standard deviation of a sample; 0 of a single value."""
+    return stdev(values) if len(values) > 1 else 0.0
+
+
+def all_metrics(sweep: Sweep) -> list[str]:
+    """What the figure shows, and the accuracies of validation and test."""
+    return list(dict.fromkeys([*(m for part in sweep.figure for m in part.metric), "val/accuracy", "test/accuracy"]))
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def write_results(sweep: Sweep, measured: Sequence[Measured], folder: Path, command: str) -> None:
+    """Write ``results.json``, all numbers, and ``results.md``, a table, into ``folder``.
+
+    Args:
+        command: of the sweep, for the record.
+    """
+    write_atomically(folder / "results.json", _indented(as_json(sweep, measured, command)) + "\n")
+    write_atomically(folder / "results.md", as_table(sweep, measured, command))
+
+
+def _indented(content: Any) -> str:
+    """JSON with each list of numbers on a line of its own."""
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    return re.sub(r"\[\s[-+.\de,\snul]*\]", lambda match: " ".join(match[0].split()), text)
+
+
+def as_json(sweep: Sweep, measured: Sequence[Measured], command: str) -> dict[str, Any]:
+    """All numbers, with what they were made with."""
+    summaries = [run.summary for m in measured for run in m.runs.values()]
+    return {
+        "sweep": sweep.name,
+        "title": sweep.title,
+        "origin": sweep.origin,
+        "command": command,
+        "seeds": sweep.seeds,
+        "runs": {"finished": len(summaries), "missing": sum(len(m.missing) for m in measured)},
+        "settings": [_setting(sweep, m) for m in measured],
+        # Of all runs; more than one where they were made at several times or places.
+        **{
+            key: _distinct(summary.get(key) for summary in summaries)
+            for key in ("device", "threads", "precision", "versions")
+        },
+    }
+
+
+def _setting(sweep: Sweep, m: Measured) -> dict[str, Any]:
+    numbers = {}
+    for metric in all_metrics(sweep):
+        values = m.last(metric)
+        if values:
+            numbers[metric] = {
+                "values": _rounded(values),
+                "mean": _rounded(fmean(values)),
+                "deviation": _rounded(deviation(values)) if len(values) > 1 else None,
+            }
+    curves = {}
+    for part in sweep.figure:
+        for metric in part.metric if part.kind == "curves" else ():
+            where, means, deviations = m.curve(metric, part.against)
+            if where:
+                curves[metric] = {
+                    part.against: _rounded(where),
+                    "mean": _rounded(means),
+                    "deviation": _rounded(deviations),
+                }
+    return {
+        "name": m.point.name,
+        **({"variant": m.point.variant} if m.point.variant else {}),
+        **({"swept": m.point.values} if m.point.values else {}),
+        "seeds": list(m.runs),
+        **({"missing": {str(seed): why for seed, why in m.missing.items()}} if m.missing else {}),
+        "last": numbers,
+        **({"curves": curves} if curves else {}),
+        "epochs": _distinct(run.summary["epochs"] for run in m.runs.values()),
+        "epochs_of_forward_weights": _distinct(run.forward_epochs for run in m.runs.values()),
+        "batches": _distinct(run.summary["steps"] for run in m.runs.values()),
+        "wall_seconds": [run.summary.get("wall_seconds") for run in m.runs.values()],
+        "command": m.command,
+    }
+
+
+def as_table(sweep: Sweep, measured: Sequence[Measured], command: str) -> str:
+    """Last values, mean and deviation over seeds, as Markdown."""
+    metrics = [metric for metric in all_metrics(sweep) if any(m.last(metric) for m in measured)]
+    names = [metric_name(metric) for metric in metrics]
+    lines = [f"# {sweep.title}", "", f"`{command}`", ""]
+    if sweep.origin:
+        lines += [sweep.origin, ""]
+    lines += [
+        "Last values, mean ± deviation over seeds.",
+        "",
+        "| " + " | ".join(["setting", "seeds", "epochs of the forward weights", *names]) + " |",
+        "|---" * (3 + len(names)) + "|",
+    ]
+    for m in measured:
+        epochs = _distinct(run.forward_epochs for run in m.runs.values())
+        cells = [_mean_and_deviation(metric, m.last(metric)) for metric in metrics]
+        first = [m.point.name, ", ".join(map(str, m.runs)) or "none", _words(epochs)]
+        lines.append("| " + " | ".join([*first, *cells]) + " |")
+    absent = [f"- {m.point.name}, seed {seed}: {why}" for m in measured for seed, why in m.missing.items()]
+    if absent:
+        lines += ["", "Without result:", "", *absent]
+    return "\n".join(lines) + "\n"
+
+
+def metric_name(metric: str) -> str:
+    """A metric in words, with its unit."""
+    split, _, rest = metric.partition("/")
+    split = {"train": "training", "val": "validation"}.get(split, split)
+    rest = rest.removesuffix("_epoch")
+    layer = f", layer {rest.removeprefix('layer')}" if rest.startswith("layer") else ""
+    if layer:
+        return f"{split.replace('_', ' ')}{layer}{' (degrees)' if split.endswith('angle') else ''}"
+    unit = " (%)" if is_share(metric) else ""
+    return f"{split} {rest.replace('_', ' ')}{unit}"
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share from 0 to 1, which is shown in per cent."""
+    return metric.rpartition("/")[2].removesuffix("_epoch") in ("accuracy", "top5", "purity", "feedback_share")
+
+
+def _mean_and_deviation(metric: str, values: list[float]) -> str:
+    if not values:
+        return ""
+    factor, digits = (100, 2) if is_share(metric) else (1, 4)
+    text = f"{factor * fmean(values):.{digits}f}"
+    return f"{text} ± {factor * stdev(values):.{digits}f}" if len(values) > 1 else text
+
+
+def _words(value: Any) -> str:
+    values = value if isinstance(value, list) else [value]
+    return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values if v is not None)
+
+
+def _distinct(values: Any) -> Any:
+    """The one value that all have; a list of the different ones if there are several, None if there is none."""
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found[0] if len(found) == 1 else found or None
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value

@@ -1,0 +1,190 @@
+"""Measure what a paper proves, and draw it: dtp theory NAME [options of the study]."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+from dtp.cli.commands import command_line, command_words, run_command
+from dtp.errors import UserError
+from dtp.experiments.theory.options import STUDIES, Study, StudyOptions
+from dtp.registry import did_you_mean
+from dtp.system.files import write_atomically
+
+MEASURED = Path("runs") / "theory"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns its exit status."""
+    return run_command(_theory, sys.argv[1:] if argv is None else argv)
+
+
+def _theory(argv: Sequence[str]) -> int:
+    given = _parse(argv)
+    study, options = STUDIES[given.study], given.options
+    results, figure = (given.output / f"{study.name}.{ending}" for ending in ("json", "png"))
+    before = _own_result(study, results, figure)
+    if given.draw:
+        if before is None:
+            raise UserError(f"--draw: expected {results}, found no such file; leave --draw out to measure.")
+        record = before
+    else:
+        _prepare(given.output)
+        record = _measure(study, options, argv)
+        # Before it is drawn: what took minutes shall not be lost with a figure.
+        write_atomically(results, _as_text(record))
+    study.load("draw")(record["values"], figure)
+    print(study.load("table")(record["values"]))
+    print(f"Results in {results} and {figure}")
+    return 0
+
+
+def _measure(study: Study, options: StudyOptions, argv: Sequence[str]) -> dict[str, Any]:
+    from dtp.run.provenance import hardware, versions
+    from dtp.system.memory import keep_freed_memory
+
+    keep_freed_memory()
+    values = study.load("measure")(options)
+    settings = dataclasses.asdict(options)
+    if "data_dir" in settings:
+        settings["data_dir"] = "DIR"
+    return {
+        "study": study.name,
+        "command": _command(argv),
+        "seeds": options.seeds,
+        "settings": settings,
+        "values": values,
+        **hardware(),
+        "versions": versions(),
+    }
+
+
+def _as_text(record: dict[str, Any]) -> str:
+    """JSON with each list of numbers on a line of its own."""
+    return re.sub(r"\[[^][{}\"]*\]", lambda found: " ".join(found[0].split()), json.dumps(record, indent=1)) + "\n"
+
+
+def _command(argv: Sequence[str]) -> str:
+    """The command line, folders left out or as DIR: they are nobody else's."""
+    words = []
+    rest = iter(argv)
+    for word in rest:
+        flag, equals, _ = word.partition("=")
+        if flag in ("--output", "--data-dir"):
+            if not equals:
+                next(rest, None)
+            words += ["--data-dir", "DIR"] if flag == "--data-dir" else []
+        else:
+            words.append(word)
+    return shlex.join([*command_words("theory"), *words])
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _own_result(study: Study, results: Path, figure: Path) -> dict[str, Any] | None:
+    """An earlier result of the same study, which may be replaced; None where there is none.
+
+    Raises:
+        UserError: there is something else under its name.
+    """
+    if not results.exists():
+        if figure.exists():
+            raise UserError(f"{figure} exists, and not {results} that it would be of; give another --output.")
+        return None
+    try:
+        found = json.loads(results.read_text(encoding="utf-8"))
+        if found["study"] == study.name and isinstance(found["values"], dict):
+            return found
+    except (OSError, ValueError, KeyError, TypeError):
+        pass
+    raise UserError(f"{results} exists and is no result of this study; give another --output, or move it away.")
+
+
+def _prepare(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {folder}: cannot be made ({error.strerror}); give another folder.") from error
+
+
+# --- the command line -------------------------------------------------------------------------------------------------
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse's, whose mistakes are one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        message = message.removeprefix("argument ")
+        raise UserError(f"{message[0].upper()}{message[1:].rstrip('.')}.")
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    """What the words mean: ``study``, its ``options``, ``output`` and ``draw``."""
+    given, unknown = make_parser().parse_known_args(list(argv))
+    fields = [field.name for field in dataclasses.fields(STUDIES[given.study].options)]
+    if unknown:
+        flags = ["--output", "--draw", *(f"--{name.replace('_', '-')}" for name in fields)]
+        raise UserError(
+            f"Unknown option {unknown[0]}{did_you_mean(unknown[0], flags)} "
+            f"({command_line('theory')} {given.study} --help lists all)."
+        )
+    given.options = STUDIES[given.study].options(**{name: getattr(given, name) for name in fields})
+    return given
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog=command_line("theory"),
+        description="Measure what a paper proves or shows on small networks, and draw it: NAME.json and NAME.png.",
+        epilog="Options of a study: dtp theory NAME --help.",
+        allow_abbrev=False,
+    )
+    studies = parser.add_subparsers(dest="study", metavar="NAME", required=True, parser_class=_Parser)
+    for study in STUDIES.values():
+        one = studies.add_parser(
+            study.name, help=study.summary, description=study.options.__doc__.partition("\n")[0], allow_abbrev=False
+        )
+        one.add_argument("--output", type=Path, default=MEASURED, metavar="DIR", help=f"folder (default: {MEASURED})")
+        one.add_argument("--draw", action="store_true", help="measure nothing, draw NAME.json in that folder again")
+        _add_options(one, study.options)
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, options: type[StudyOptions]) -> None:
+    kinds, defaults = get_type_hints(options), options()
+    for field in dataclasses.fields(options):
+        kind, default = kinds[field.name], getattr(defaults, field.name)
+        shown = " ".join(map(str, default)) if isinstance(default, list) else default
+        settings: dict[str, Any] = {"default": default, "help": field.metadata["help"].replace("%", "%%")}
+        if shown != "":
+            settings["help"] += f" (default: {shown})"
+        if get_origin(kind) is list:
+            settings.update(nargs="+", type=_number(get_args(kind)[0]), metavar=_WORDS[get_args(kind)[0]])
+        elif get_origin(kind) is Literal:
+            settings.update(choices=get_args(kind))
+        else:
+            settings.update(type=kind if kind is str else _number(kind), metavar=_WORDS[kind])
+        parser.add_argument(f"--{field.name.replace('_', '-')}", **settings)
+
+
+_WORDS = {int: "INT", float: "NUMBER", str: "WORD"}
+
+
+def _number(kind: type) -> Callable[[str], Any]:
+    name = "a whole number" if kind is int else "a number"
+
+    def read(word: str) -> Any:
+        try:
+            return kind(word)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"expected {name}, found {word!r}") from None
+
+    return read

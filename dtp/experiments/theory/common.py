@@ -1,0 +1,120 @@
+"""What several studies need: images, progress, statistics over seeds."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from dtp.algorithms.local_targets import Activations
+from dtp.algorithms.target_propagation import TargetPropagation
+from dtp.data import DATA
+from dtp.errors import UserError
+from dtp.experiments.theory.options import ImageOptions
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within it, torch's random numbers are those of ``seed``; afterwards they go on as if it had not been."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def each_seed(seeds: Sequence[int], what: str = "seed") -> Iterator[int]:
+    """The seeds, told to whoever waits at a terminal."""
+    for i, seed in enumerate(seeds, start=1):
+        if sys.stderr.isatty():
+            print(f"{what} {seed} ({i} of {len(seeds)})", file=sys.stderr, flush=True)
+        yield seed
+
+
+def make_batch(options: ImageOptions, seed: int) -> tuple[Tensor, Tensor, int]:
+    """One batch of training images (B, C, H, W), normalised, labels (B,), and the number of classes.
+
+    Raises:
+        UserError: the dataset is not there, or has fewer images.
+    """
+    if options.data == "random":
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randn(options.batch_size, *options.image_shape, generator=generator)
+        return x, torch.randint(10, (options.batch_size,), generator=generator), 10
+    entry = DATA.resolve(options.data)
+    settings = entry.load_options()(data_dir=options.data_dir, batch_size=options.batch_size)
+    data = entry.load()(settings, seed=seed)
+    data.prepare_data()
+    data.setup()
+    if data.sizes["train"] < options.batch_size:
+        raise UserError(
+            f"--batch-size: expected at most the {data.sizes['train']} training images of {options.data} in "
+            f"{data.data_dir}, found {options.batch_size}."
+        )
+    x, y = next(iter(data.train_dataloader()))
+    return x, y, data.num_classes
+
+
+def advance(
+    rule: TargetPropagation,
+    activations: Activations,
+    begin: int,
+    end: int,
+    drop: int,
+    layers: Iterable[int] | None = None,
+) -> None:
+    """Iterations ``begin`` to ``end`` of a training of feedback layers whose rates are a tenth from ``drop`` on.
+
+    ``layers`` are those that are trained; None for all.
+    """
+    for first, last, factor in ((begin, min(end, drop), 1.0), (max(begin, drop), end, 0.1)):
+        if last <= first:
+            continue
+        for n, optimizer in rule.feedback_optimizers.items():
+            optimizer.param_groups[0]["lr"] = factor * rule.feedback_lr[n]
+        trained = rule.trained_feedback if layers is None else set(layers)
+        rule.feedback_iterations = {n: last - first if n in trained else 0 for n in rule.trained_feedback}
+        rule.feedback_phase(activations)
+
+
+def marks(iterations: int, points: int) -> list[int]:
+    """Iterations after which is measured: 0, and as many as ``points`` up to the last, evenly apart."""
+    points = min(points, iterations)
+    return sorted({round(i * iterations / points) for i in range(points + 1)})
+
+
+def mean_of(values: Iterable[float]) -> float:
+    """Mean; nan of nothing."""
+    values = list(values)
+    return statistics.fmean(values) if values else float("nan")
+
+
+def deviation_of(values: Iterable[float]) -> float:
+    """Standard deviation of a sample; 0 of a single value."""
+    values = list(values)
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def over_seeds(series: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
+    """Means and deviations, position by position, of one series for each seed."""
+    positions = list(zip(*series, strict=True))
+    return [mean_of(values) for values in positions], [deviation_of(values) for values in positions]
+
+
+def spread_words(values: Sequence[float], digits: int = 1) -> str:
+    """``mean +- deviation`` in as many digits."""
+    return f"{mean_of(values):.{digits}f} +- {deviation_of(values):.{digits}f}"
+
+
+def rows_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of text, the first column to the left, the others to the right."""
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in [header, *rows]
+    ]
+    return "\n".join(line.rstrip() for line in lines)

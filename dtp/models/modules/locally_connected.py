@@ -1,0 +1,93 @@
+"""Convolution without weight sharing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dtp.models.modules.same import same_padding
+
+
+class LocallyConnected2d(nn.Module):
+    """A convolution whose kernel is another one in every output position (Bartunov et al. 2018)::
+
+        y[b, o, l] = sum_i weight[l, o, i] unfold(x)[b, i, l] + bias[o, l]
+
+    (B, C_in, H, W) to (B, C_out, H', W'), with square kernels. ``weight`` is (L, C_out, C_in k k) for L = H' W'
+    positions, ``bias`` (C_out, L). Weights begin as Glorot's uniform ones, every position a dense layer of its own;
+    biases at 0.
+
+    Args:
+        in_channels, out_channels: C_in, C_out.
+        in_size: (H, W) of the input, which the number of weights depends on.
+        kernel_size: k.
+        stride: in both dimensions.
+        padding: zeros on each side, or "same" for H' = ceil(H / stride) as TensorFlow has it: where their number is
+            odd, the odd one is on the right and below.
+        bias: whether there is one.
+
+    Raises:
+        ValueError: the kernel is larger than the padded input.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        in_size: Sequence[int],
+        kernel_size: int,
+        stride: int = 1,
+        padding: Literal["same"] | int = "same",
+        bias: bool = True,
+        dtype: torch.dtype | None = None,
+    ):
+        super().__init__()
+        self.in_channels, self.out_channels, self.in_size = in_channels, out_channels, tuple(in_size)
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+        # Left, right, top, bottom.
+        self.zeros = same_padding(in_size, kernel_size, stride) if padding == "same" else (padding,) * 4
+        left, right, top, bottom = self.zeros
+        self.padded_size = (self.in_size[0] + top + bottom, self.in_size[1] + left + right)
+        if kernel_size > min(self.padded_size):
+            height, width = self.padded_size
+            raise ValueError(f"a kernel of {kernel_size} does not fit maps of {height}x{width}, padding included")
+        self.out_size = tuple((size - kernel_size) // stride + 1 for size in self.padded_size)
+        positions, inputs = math.prod(self.out_size), in_channels * kernel_size**2
+        self.weight = nn.Parameter(torch.empty(positions, out_channels, inputs, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(out_channels, positions, dtype=dtype)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew."""
+        bound = math.sqrt(6 / sum(self.weight.shape[1:]))
+        nn.init.uniform_(self.weight, -bound, bound)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.bmm(self.weight, self.columns(x)).permute(2, 1, 0)
+        y = y if self.bias is None else y + self.bias
+        return y.unflatten(2, self.out_size)
+
+    def columns(self, x: Tensor) -> Tensor:
+        """What each position sees: (B, C_in, H, W) to (L, C_in k k, B)."""
+        # As a view of windows, which is copied once; F.unfold copies twice, and on a GPU sample by sample.
+        windows = F.pad(x, self.zeros).unfold(2, self.kernel_size, self.stride).unfold(3, self.kernel_size, self.stride)
+        return windows.permute(2, 3, 1, 4, 5, 0).reshape(len(self.weight), -1, len(x))
+
+    def adjoint(self, y: Tensor, weight: Tensor) -> Tensor:
+        """The transposed map with ``weight`` in place of its own: (B, C_out, H', W') to (B, C_in, H, W)."""
+        columns = torch.bmm(y.flatten(2).permute(2, 0, 1), weight).permute(1, 2, 0)
+        padded = F.fold(columns, self.padded_size, self.kernel_size, stride=self.stride)
+        return F.pad(padded, [-zeros for zeros in self.zeros])
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.in_channels}, {self.out_channels}, in_size={self.in_size}, kernel_size={self.kernel_size}, "
+            f"stride={self.stride}, padding={self.padding!r}, bias={self.bias is not None}"
+        )

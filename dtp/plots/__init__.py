@@ -1,0 +1,1 @@
+"""What figures share, and the figure of one run."""

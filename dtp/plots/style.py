@@ -1,0 +1,135 @@
+"""What all figures share: how they look, and how they become small files. Needs no display, touches no global state.
+
+Matplotlib is imported when a figure is made, not before: it takes a second that commands without a figure save.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dtp.system.files import temporary_beside
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 150
+# Inches of one panel.
+PANEL = (4.9, 3.1)
+# Largest angle of a panel in degrees, and the distance of its ticks.
+_ANGLE_TICKS = {10: 2, 30: 5, 60: 10, 105: 15, 125: 30, 185: 30}
+
+
+def new_figure(rows: int, columns: int, panel: tuple[float, float] = PANEL) -> tuple[Figure, list[Axes]]:
+    """A figure of ``rows`` by ``columns`` panels of ``panel`` inches each, and its panels, row by row."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(panel[0] * columns, panel[1] * rows), dpi=DPI, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    FigureCanvasAgg(figure)
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write ``figure`` to the PNG ``path`` in 256 colours, replaced in one step; an error leaves an older one."""
+    import numpy as np
+    from PIL import Image
+
+    temporary = temporary_beside(path)
+    try:
+        figure.canvas.draw()
+        # 256 colours are plenty for lines on white, and a third of the bytes.
+        picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB").quantize(256)
+        picture.save(temporary, format="png", optimize=True, dpi=(DPI, DPI))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def color(i: int) -> Any:
+    """Colour of the i-th thing compared, i = 0, 1, ...; they repeat after ten."""
+    from matplotlib import colormaps
+
+    return colormaps["tab10"](i % 10)
+
+
+def layer_color(n: int, depth: int) -> Any:
+    """Colour of layer n of ``depth``, counted from 1: dark at the bottom, light at the top."""
+    from matplotlib import colormaps
+
+    # Without the palest end, which would vanish on white.
+    return colormaps["viridis"](0.9 * (n - 1) / max(depth - 1, 1))
+
+
+def plot_line(axes: Axes, x: Sequence[float], y: Sequence[float], color: Any, label: str | None, **style: Any) -> None:
+    """A line; of few values also their points, for a single one would not be seen."""
+    marker = "o" if len(x) <= 12 else None
+    axes.plot(
+        list(x), list(y), **{"marker": marker, "markersize": 4, "linewidth": 1.5, **style}, color=color, label=label
+    )
+
+
+def plot_spread(
+    axes: Axes,
+    x: Sequence[float],
+    mean: Sequence[float],
+    deviation: Sequence[float],
+    color: Any,
+    label: str | None,
+    **style: Any,
+) -> None:
+    """A line of means in a band of one standard deviation to either side."""
+    low, high = ([m + sign * d for m, d in zip(mean, deviation, strict=True)] for sign in (-1, 1))
+    plot_range(axes, x, low, mean, high, color, label, **style)
+
+
+def plot_range(
+    axes: Axes,
+    x: Sequence[float],
+    low: Sequence[float],
+    middle: Sequence[float],
+    high: Sequence[float],
+    color: Any,
+    label: str | None,
+    **style: Any,
+) -> None:
+    """A line in a band from ``low`` to ``high``."""
+    axes.fill_between(list(x), list(low), list(high), color=color, alpha=0.2, linewidth=0)
+    plot_line(axes, x, middle, color, label, **style)
+
+
+def degrees(axes: Axes, highest: float) -> None:
+    """Make the vertical axis one of angles from 0 to ``highest`` degrees, with room and round ticks."""
+    from matplotlib.ticker import MultipleLocator
+
+    top = next((top for top in _ANGLE_TICKS if highest <= 0.95 * top), 185)
+    axes.set_ylabel("degrees (90: unrelated)")
+    # A little below zero, so that a perfect angle is not drawn on the frame.
+    axes.set_ylim(-0.03 * top, top)
+    axes.yaxis.set_major_locator(MultipleLocator(_ANGLE_TICKS[top]))
+
+
+def legend_beside(axes: Axes, title: str | None = None) -> None:
+    """The legend to the right of the panel, where it hides nothing."""
+    axes.legend(title=title, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+
+
+def counted(axes: Axes, name: str) -> None:
+    """Make the horizontal axis one of ``name``, a count from 0, with a few round ticks."""
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    axes.set_xlabel(name)
+    axes.set_xlim(left=0)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+
+
+def finish(axes: Axes) -> None:
+    """Pale grid behind the lines, no frame above and to the right."""
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)

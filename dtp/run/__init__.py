@@ -1,0 +1,1 @@
+"""One run: its trainer, its folder, and the ways back from it."""

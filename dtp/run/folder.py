@@ -1,0 +1,536 @@
+"""Run folders: where one is made, which one is resumed, what is written into it. Imports no torch."""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from dtp.cli.commands import command_line
+from dtp.cli.config import Config, read_yaml
+from dtp.distributed import watch
+from dtp.errors import UserError
+from dtp.run.provenance import masked
+from dtp.system.files import SUFFIX, temporary_beside, write_atomically
+from dtp.system.locks import try_lock
+
+RUNS = Path("runs")
+CONFIG_FILE = "config.yaml"
+# How a configuration begins that a run has written.
+HEADER = "# command: "
+SUMMARY_FILE = "summary.json"
+METRICS_FILE = "metrics.csv"
+# The network alone, as it was tested.
+WEIGHTS_FILE = "weights.safetensors"
+# Why a run failed by its own fault, in one sentence.
+FAILURE_FILE = "failed.txt"
+LOCK_FILE = ".lock"
+WANDB_ID_FILE = "wandb-id.txt"
+# What slurm/common.sh writes beside the run.
+CLUSTER_LOG = "slurm-*.out"
+CHECKPOINTS = "checkpoints"
+# How the first process of a machine tells the others, which inherit its environment, what it has chosen.
+FOLDER_VARIABLE, CHECKPOINT_VARIABLE = "DTP_PROCESS_RUN_FOLDER", "DTP_PROCESS_RUN_CHECKPOINT"
+
+# Options that may change when a run is resumed: they say how long, where and how it is watched, not what is computed.
+MAY_DIFFER = {
+    "max_steps",
+    "config",
+    "resume",
+    "run_dir",
+    "logger",
+    "log_every",
+    "checkpoint_every",
+    "diagnostics_every",
+    "limit_val_batches",
+    "test_weights",
+    "verbose",
+    "data_dir",
+    "data_on_device",
+    "capture",
+    "download",
+    "num_workers",
+    "devices",
+    "num_nodes",
+    "strategy",
+    "feedback_parallel",
+    "feedback_sync",
+    "accelerator",
+}
+# Options that configurations of earlier versions lack, with the values that stand for what those versions did.
+AS_BEFORE = {
+    "task": "classification",
+    "clusters": 10,
+    "init_weights": "",
+    "pca": 0,
+    "pca_scale": "kept",
+    "deterministic": False,
+    "probes": "sampled",
+    "probe_nodes": 5,
+    "feedback_slope": "own",
+    "feedback_tracking": "no",
+    "last_hidden_bias": True,
+    "linear_output": False,
+    "orthogonality_form": "overlaps",
+}
+# Options that may differ between the ranks of one start: each machine has its own disks, and only rank 0 reports.
+RANKS_MAY_DIFFER = {"data_dir", "data_on_device", "num_workers", "logger", "verbose"}
+# Options that belong to one start of a run, not to its configuration.
+NOT_SAVED = {"config", "resume", "run_dir", "download", "trust"}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder, and the checkpoint to go on from, if any."""
+
+    folder: Path
+    checkpoint: Path | None = None
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / CHECKPOINTS
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """What the finished run wrote; None if it has not finished.
+
+        Raises:
+            UserError: the file is not one of ours.
+        """
+        path = self.folder / SUMMARY_FILE
+        if not path.is_file():
+            return None
+        try:
+            summary = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return _foreign(path)
+        return summary if _is_summary(summary) else _foreign(path)
+
+    def remove_leftovers(self) -> None:
+        """Remove what processes that were killed while they wrote have left. For who holds the lock."""
+        for path in (*self.folder.iterdir(), *self.checkpoints.glob("*")):
+            if _is_leftover(path):
+                with suppress(OSError):
+                    path.unlink(missing_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the folder; several processes of one run count as the first of them.
+
+        Raises:
+            UserError: another process has it.
+        """
+        if process_rank() > 0:
+            yield
+            return
+        held = try_lock(self.folder / LOCK_FILE)
+        if held is None:
+            raise UserError(f"{self.folder}: another process is training in it; wait, or give another --run-dir.")
+        with held:
+            yield
+
+
+def _is_leftover(path: Path) -> bool:
+    """Whether a process writes, or wrote, to the file before it gets its name."""
+    earlier = re.fullmatch(r"\.((config|metrics|summary|failed|wandb-id)\.\w+|writable)\.\d+", path.name)
+    ours = path.name.startswith(".") or path.parent.name == CHECKPOINTS or path.name.endswith(f".png{SUFFIX}")
+    return bool(earlier) or (ours and path.suffix == SUFFIX)
+
+
+def _is_summary(found: Any) -> bool:
+    return isinstance(found, dict) and {"epochs", "steps", "test_loss"} <= set(found) and has_kinds(found)
+
+
+def has_kinds(summary: dict[str, Any]) -> bool:
+    """Whether what a summary says is of the kinds that we write: numbers, texts."""
+    kinds = {
+        int: ("epochs", "steps", "seed", "train_images", "val_images", "test_images"),
+        int | float: ("wall_seconds", "feedback_seconds"),
+        int | float | None: (
+            "val_accuracy",
+            *(name for name in summary if name.startswith("test_") and name != "test_images"),
+        ),
+        str: ("algo", "model", "data", "task", "result", "tested_weights", "command", "finished"),
+        dict: ("versions",),
+    }
+    fit = all(isinstance(summary[name], kind) for kind, names in kinds.items() for name in names if name in summary)
+    return fit and all(isinstance(version, str) for version in summary.get("versions", {}).values())
+
+
+def _foreign(path: Path) -> NoReturn:
+    raise UserError(f"{path}: is not a summary that this program wrote; move it away.")
+
+
+def process_rank() -> int:
+    """Rank of this process as its launcher (torchrun, srun, Lightning) tells it; 0 for a single process."""
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    return 0
+
+
+def open_run(config: Config, check: Callable[[Path], Any] = lambda checkpoint: None) -> Run:
+    """The folder that this start of the program writes to. Creates nothing that exists already.
+
+    On other ranks than 0 what that rank tells, which may take until it has looked at the data.
+
+    Args:
+        check: raises an exception for a checkpoint that cannot be gone on from; asked before a folder is made for one.
+
+    Raises:
+        UserError: a folder that holds another run, cannot be written, or nothing to resume where a path was given.
+    """
+    if process_rank() > 0:
+        # Rank 0 has chosen already: a folder's name holds the second it was made in, and one checkpoint may be damaged.
+        told = (os.environ[FOLDER_VARIABLE], os.environ[CHECKPOINT_VARIABLE]) if FOLDER_VARIABLE in os.environ else None
+        told = told or watch.ask("run")
+        if told is not None:
+            folder, checkpoint = told
+            return Run(Path(folder), Path(checkpoint) if checkpoint else None)
+    return _chosen_run(config, check)
+
+
+def tell_other_ranks(run: Run) -> None:
+    """Have them take the same folder and checkpoint: those that are there, and those that are yet to be started."""
+    if process_rank() == 0:
+        chosen = str(run.folder), str(run.checkpoint or "")
+        os.environ[FOLDER_VARIABLE], os.environ[CHECKPOINT_VARIABLE] = chosen
+        watch.tell("run", chosen)
+
+
+def goes_on(config: Config) -> bool:
+    """Whether a checkpoint is there that this start of the program goes on from."""
+    run = config.run
+    if not run.resume:
+        return False
+    if run.resume != "auto":
+        path = Path(run.resume)
+        return newest_checkpoint(path) is not None if path.is_dir() else path.is_file()
+    if run.run_dir:
+        return newest_checkpoint(Path(run.run_dir)) is not None
+    return _newest_matching(config) is not None
+
+
+def _newest_matching(config: Config) -> Run | None:
+    """The newest run of the same configuration, with its newest checkpoint."""
+    for folder in sorted(_parent(config).glob("*"), key=_age, reverse=True):
+        checkpoint = newest_checkpoint(folder)
+        if checkpoint is not None and _matches(folder, config):
+            return Run(folder, checkpoint)
+    return None
+
+
+def _chosen_run(config: Config, check: Callable[[Path], Any]) -> Run:
+    run = config.run
+    if run.resume and run.resume != "auto":
+        return _resumed(Path(run.resume), config, check)
+    if run.run_dir:
+        folder = Path(run.run_dir)
+        if run.resume == "auto" and (folder / CONFIG_FILE).is_file() and not _holds_nothing_else(folder, config):
+            require_same_configuration(folder, read_yaml(folder / CONFIG_FILE), config)
+            return Run(folder, newest_checkpoint(folder))
+        return _made(folder)
+    if run.resume == "auto":
+        found = _newest_matching(config)
+        if found is not None:
+            return found
+    return _made(_new_folder(config))
+
+
+def _holds_nothing_else(folder: Path, config: Config) -> bool:
+    """Whether another run began in the folder and left nothing to go on from, nor any results."""
+    return not _matches(folder, config) and not _contents(folder)
+
+
+def _matches(folder: Path, config: Config) -> bool:
+    try:
+        return not differing_options(read_yaml(folder / CONFIG_FILE), config)
+    except UserError:
+        # Somebody's damaged run is no reason not to find or start another.
+        return False
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the most batches in a run folder."""
+    checkpoints = list((folder / CHECKPOINTS).glob("step=*.ckpt"))
+    return max(checkpoints, key=checkpoint_step, default=None)
+
+
+def checkpoint_step(path: Path) -> int:
+    match = re.search(r"step=(\d+)", path.name)
+    return int(match.group(1)) if match else -1
+
+
+def is_run_folder(folder: Path) -> bool:
+    """Whether ``folder`` is one that a run writes to: it has the configuration of one, and something beside it."""
+    try:
+        lines = (folder / CONFIG_FILE).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError):
+        return False
+    is_configuration = all(any(line.startswith(f"{name}:") for line in lines) for name in ("algo", "model", "data"))
+    # A file of options may be called so, too, and lie beside the user's own classes.
+    beside = (CHECKPOINTS, METRICS_FILE, SUMMARY_FILE, LOCK_FILE, FAILURE_FILE)
+    return is_configuration and any((folder / name).exists() for name in beside)
+
+
+def lies_in_run_folder(folder: Path) -> bool:
+    """Whether ``folder`` is a run folder, or lies in one."""
+    return any(map(is_run_folder, (folder, *folder.parents)))
+
+
+def saved_config_of(resume: str) -> Path | None:
+    """The configuration file of the run that ``--resume PATH`` names: a run folder, or a checkpoint in one.
+
+    Raises:
+        UserError: there is nothing at PATH.
+    """
+    path = Path(resume)
+    if not path.exists():
+        raise UserError(
+            f"--resume {resume}: no such file or folder; expected a run folder, a checkpoint file, or auto."
+        )
+    folder = _folder_of(path)
+    return None if folder is None else folder / CONFIG_FILE
+
+
+def _folder_of(path: Path) -> Path | None:
+    """The run folder that ``path`` is, or that the checkpoint ``path`` lies in; None for a checkpoint on its own."""
+    folder = path if path.is_dir() else path.parent.parent
+    in_run = path.is_dir() or path.parent.name == CHECKPOINTS
+    return folder if in_run and (folder / CONFIG_FILE).is_file() else None
+
+
+def saved_options(config: Config) -> dict[str, Any]:
+    """The options that make up a run's configuration, by name, in the types that YAML has, without passwords."""
+    return {name: plain(value) for name, value in config.as_dict().items() if name not in NOT_SAVED}
+
+
+def plain(value: Any) -> Any:
+    """A value of an option in the types that YAML and checkpoints have, without passwords."""
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, Enum):
+        return value.name
+    return value if value is None or isinstance(value, bool | int | float) else masked(str(value))
+
+
+def differing_options(saved: dict[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
+    """Options that must agree to resume, but differ between a saved configuration and ``config``: (saved, present)."""
+    present = saved_options(config)
+    saved = {name: value for name, value in AS_BEFORE.items() if name in present} | saved
+    # Passwords of earlier versions' are no difference.
+    saved = {name: plain(value) for name, value in saved.items()}
+    may_differ = set(MAY_DIFFER)
+    if present.get("lr_schedule") == "constant" or present.get("lr_period"):
+        # Otherwise the schedule is one over all epochs, and another one for another number of them.
+        may_differ.add("max_epochs")
+    return {
+        name: (saved.get(name), present.get(name))
+        for name in {*saved, *present} - may_differ
+        if saved.get(name) != present.get(name)
+    }
+
+
+def require_same_configuration(what: Path, saved: dict[str, Any], config: Config) -> None:
+    """Raise UserError if ``config`` would compute something else than ``saved``, the configuration of ``what``."""
+    different = differing_options(saved, config)
+    for name in ("algo", "model", "data", *sorted(different)):
+        if name in different:
+            before, now = different[name]
+            if name not in saved:
+                raise UserError(
+                    f"{what} was made before --{name.replace('_', '-')} existed, by a version that computes otherwise; "
+                    "start a new run with another --run-dir."
+                )
+            why = ", and its learning rate follows a schedule over all of them" if name == "max_epochs" else ""
+            raise UserError(
+                f"{what} was made with --{name.replace('_', '-')} {_shown(before)}, not {_shown(now)}{why}; a resumed "
+                "run keeps its configuration: leave the option out, or start a new run with another --run-dir."
+            )
+
+
+def _shown(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def write_config(run: Run, config: Config, command: str) -> None:
+    """Write the resolved configuration, which ``--config`` reads back, under the commands that led to it."""
+    path = run.folder / CONFIG_FILE
+    if path.is_file():
+        before = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+        header = [*before, f"# resumed: {command}"]
+    else:
+        header = [f"{HEADER}{command}", *(f"# {line}" for line in config.origins)]
+    _write(path, "\n".join(header) + "\n" + yaml.safe_dump(saved_options(config), sort_keys=False))
+
+
+def write_summary(run: Run, summary: dict[str, Any]) -> None:
+    _write(run.folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
+
+
+def write_weights(run: Run, content: bytes) -> None:
+    _write(run.folder / WEIGHTS_FILE, content)
+
+
+def write_failure(folder: Path, why: str) -> None:
+    """Note in a run folder why its run failed by its own fault, or, with an empty text, that it is tried again."""
+    path = folder / FAILURE_FILE
+    if why:
+        _write(path, why + "\n")
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); make room or mend its permissions, then "
+            f"{how_to_go_on(path.parent)}"
+        ) from error
+
+
+def resume_words(folder: Path) -> str:
+    """The words of the command line that go on with the run in ``folder``."""
+    try:
+        saved = read_yaml(folder / CONFIG_FILE)
+    except UserError:
+        saved = {}
+    own = any(":" in str(saved.get(name, "")) for name in ("algo", "model", "data"))
+    return f"--resume {folder}{' --trust' if own else ''}"
+
+
+def how_to_go_on(folder: Path) -> str:
+    """The end of a sentence: how the run in ``folder`` is continued, and from where."""
+    checkpoint = newest_checkpoint(folder)
+    again = f"{command_line('train')} {resume_words(folder)}"
+    if {"RANK", "SLURM_PROCID"} & set(os.environ):
+        again = f"{resume_words(folder)} under the same launcher"
+    return f"go on from {checkpoint or 'the beginning'} with {again}"
+
+
+def _parent(config: Config) -> Path:
+    run = config.run
+    return RUNS / "_".join(re.sub(r"[^\w.-]", "-", name) for name in (run.algo, run.model, run.data))
+
+
+def _new_folder(config: Config) -> Path:
+    if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
+        raise UserError(
+            "Several processes were started together and must agree on the run's folder; give it with --run-dir."
+        )
+    stem = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-seed{config.run.seed}"
+    folder, again = _parent(config) / stem, 1
+    while folder.exists():
+        again += 1
+        folder = _parent(config) / f"{stem}-{again}"
+    return folder
+
+
+def _resumed(path: Path, config: Config, check: Callable[[Path], Any]) -> Run:
+    """The run that ``--resume PATH`` goes on with: in its folder from its newest checkpoint, else in a new folder.
+
+    A checkpoint with later ones beside it, or one outside a run folder, is not continued in place: what came after it,
+    or what lies around it, would be lost.
+    """
+    folder, checkpoint = _folder_of(path), newest_checkpoint(path) if path.is_dir() else path
+    if checkpoint is None and folder is not None:
+        # Killed before its first checkpoint: from the beginning, where it was to be.
+        require_same_configuration(folder, read_yaml(folder / CONFIG_FILE), config)
+        return Run(folder)
+    if checkpoint is None:
+        raise UserError(f"--resume {path}: no checkpoint in {path / CHECKPOINTS}; give a run folder that has one.")
+    target = Path(config.run.run_dir) if config.run.run_dir else None
+    if folder is not None:
+        require_same_configuration(folder, read_yaml(folder / CONFIG_FILE), config)
+        newest = newest_checkpoint(folder)
+        is_newest = newest is not None and newest.resolve() == checkpoint.resolve()
+        if is_newest and (target is None or target.resolve() == folder.resolve()):
+            return Run(folder, checkpoint)
+    check(checkpoint)
+    return Run(_made(target or _new_folder(config)).folder, checkpoint)
+
+
+def _require_unused(folder: Path) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--run-dir {folder}: is a file; expected a folder, or a path where one can be made.")
+    if folder.is_dir() and _contents(folder):
+        raise UserError(
+            f"--run-dir {folder}: is not empty, and nothing in it is overwritten; give another folder, or --resume "
+            "auto to go on with the run in it."
+        )
+
+
+def _contents(folder: Path) -> list[Path]:
+    """What a run folder holds besides what a start leaves that has come to no checkpoint and no results."""
+    left = [FAILURE_FILE, LOCK_FILE, WANDB_ID_FILE, METRICS_FILE]
+    if _is_ours(folder / CONFIG_FILE):
+        left.append(CONFIG_FILE)
+    found = [path for path in folder.iterdir() if path.name not in left]
+    # A cluster's script puts its log there first, and W&B the logs of all starts.
+    found = [path for path in found if not (path.match(CLUSTER_LOG) or path.name in (CHECKPOINTS, "wandb"))]
+    found += (folder / CHECKPOINTS).glob("*")
+    if _has_results(folder / METRICS_FILE):
+        found.append(folder / METRICS_FILE)
+    return [path for path in found if not _is_leftover(path)]
+
+
+def _is_ours(config: Path) -> bool:
+    """Whether :func:`write_config` wrote the file, not a person."""
+    try:
+        return config.read_text(encoding="utf-8").startswith(HEADER)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def _has_results(metrics: Path) -> bool:
+    """Whether a metrics file holds more than the batches of a first epoch that was not finished."""
+    try:
+        with metrics.open(encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file)
+            if (rows.fieldnames or [])[:2] != ["epoch", "step"]:
+                return bool(rows.fieldnames)
+            return any(row.get("train/images_per_second") or (row["epoch"] or "0") != "0" for row in rows)
+    except FileNotFoundError:
+        return False
+    except (OSError, UnicodeDecodeError, csv.Error):
+        return True
+
+
+def _made(folder: Path) -> Run:
+    """Make a new run folder, in the first process alone."""
+    if process_rank() > 0:
+        return Run(folder)
+    _require_unused(folder)
+    run = Run(folder)
+    try:
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+        probe = temporary_beside(folder / "writable")
+        probe.touch()
+        probe.unlink()
+        if any(path.name != CHECKPOINTS and not path.match(CLUSTER_LOG) for path in folder.iterdir()):
+            # Of a start that came to nothing; one that is alive holds the lock.
+            with run.locked():
+                _require_unused(folder)
+                run.remove_leftovers()
+                for name in (CONFIG_FILE, FAILURE_FILE, WANDB_ID_FILE, METRICS_FILE):
+                    (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"--run-dir {folder}: cannot be written ({error.strerror}); give a folder that can.") from error
+    return run
+
+
+def _age(folder: Path) -> float:
+    checkpoint = newest_checkpoint(folder)
+    return checkpoint.stat().st_mtime if checkpoint is not None else 0.0

@@ -1,0 +1,198 @@
+"""A run from Python, as the command line has it: ``dtp.train(algo="dtp", model="vgg", data="cifar10")``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import sys
+import threading
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dtp.cli.arguments import REGISTRIES, parse
+from dtp.cli.commands import look_for_modules_here
+from dtp.cli.config import Config, as_arguments
+from dtp.distributed import watch
+from dtp.errors import UserError
+from dtp.run.folder import METRICS_FILE, Run
+from dtp.system.signals import Interrupted, Stopped, stop_request
+
+if TYPE_CHECKING:
+    import pandas
+    import torch
+
+    from dtp.algorithms.base import Algorithm
+
+# A run sets random numbers and other things that a process has once.
+_one_at_a_time = threading.Lock()
+_had_several = False
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run has come to; all of it is read from its folder.
+
+    Attributes:
+        run_dir: the folder.
+    """
+
+    run_dir: Path
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        """What ``summary.json`` says: accuracies, times, versions, command."""
+        return Run(self.run_dir).summary or {}
+
+    @property
+    def metrics(self) -> pandas.DataFrame:
+        """``metrics.csv``: ``epoch``, ``step``, ``train/*``, ``val/*``, ``test/*``, angles; NaN where there is none."""
+        import pandas
+
+        return pandas.read_csv(self.run_dir / METRICS_FILE)
+
+    @property
+    def figures(self) -> list[Path]:
+        """The pictures that the run has drawn."""
+        return sorted(self.run_dir.glob("*.png"))
+
+    def load(self, map_location: str | torch.device = "cpu", **settings: Any) -> Algorithm:
+        """The trained rule, as :func:`dtp.load` gives it. Classes of your own are trusted, for the run has run them."""
+        from dtp.run.loading import load
+
+        return load(self.run_dir, map_location, **{"trust": True, **settings})
+
+
+def train(**options: Any) -> Result:
+    """Train a network as ``dtp train`` does: presets, run folder, checkpoints, resume, and the test at the end.
+
+    Afterwards signals, random numbers, warnings and what else a process has once are as they were. A call from another
+    thread waits until this one ends. Several devices are for scripts, once in a process, started plainly or by torchrun
+    or srun; every rank calls this.
+
+    Args:
+        options: those of the command line, by name, with underscores: ``algo="dtp", model="vgg", lr=0.1,
+            channels=[16, 32], resume="auto"``. None leaves an option out. Your own ``algo``, ``model`` and ``data`` may
+            be given as classes.
+
+    Raises:
+        UserError: a mistake in the options, the data, or what a class of your own hands back.
+        Stopped: a signal has asked the run to stop; it has written a checkpoint.
+        KeyboardInterrupt: Ctrl-C, or a notebook's stop button, with a checkpoint where training had begun.
+    """
+    words = as_words(options)
+    with _one_at_a_time, stop_request.handled(), _as_before():
+        try:
+            from dtp.run.training import train as train_run
+
+            config = parse(words)
+            _require_one_process(config)
+            run = train_run(config, words)
+            watch.leave()
+            return Result(run.folder)
+        except Interrupted:
+            raise KeyboardInterrupt from None
+        except Stopped as stopped:
+            if stopped.status == 130:
+                raise KeyboardInterrupt(str(stopped)) from None
+            raise
+        except SystemExit as error:
+            raise UserError(
+                f"A class of your own ended the program (sys.exit({error.code!r})); take that out of it."
+            ) from error
+
+
+def _require_one_process(config: Config) -> None:
+    """Raise UserError where several processes are needed, and a notebook or an earlier run forbids to start them."""
+    global _had_several
+    from dtp.distributed.devices import choose_devices
+
+    if _had_several:
+        raise UserError("Only one run on several devices is possible in a process; start one for each, by dtp train.")
+    with warnings.catch_warnings():
+        # Lightning's, of a launcher that is there and not used.
+        warnings.simplefilter("ignore")
+        _, devices, nodes = choose_devices(config.run)
+    _had_several = devices * nodes > 1
+    if _had_several and hasattr(sys, "ps1"):
+        _had_several = False
+        raise UserError(f"devices: expected 1 in a notebook, found {devices}; use dtp train in a shell for several.")
+
+
+def as_words(options: dict[str, Any]) -> list[str]:
+    """The words of the command line that say the same.
+
+    Raises:
+        UserError: a value that no option has.
+    """
+    if "help" in options:
+        raise UserError("help: expected options of a run; dtp train --help lists them.")
+    return as_arguments({name: _value(name, value) for name, value in options.items()})
+
+
+def _value(name: str, value: Any) -> Any:
+    if isinstance(value, type):
+        return _class_name(value)
+    if isinstance(value, str) and value in ("", "-h"):
+        # The second would ask for help.
+        raise UserError(f"{name}: expected a value, found {value!r}; give one, or None to leave it out.")
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_value(name, item) for item in value]
+    if not isinstance(value, str | bool | int | float) and value is not None:
+        # A number of numpy's, or an array.
+        value = value.tolist() if hasattr(value, "tolist") else value
+        if not isinstance(value, bool | int | float | list):
+            raise UserError(f"{name}: expected text, a number or a list of such, found {type(value).__name__}.")
+    return value
+
+
+def _class_name(cls: type) -> str:
+    if "<locals>" in cls.__qualname__:
+        raise UserError(f"{cls.__qualname__}: expected a class of a module or notebook, found one within a function.")
+    # Ours have a name in one of them.
+    return min((registry.name_of(cls) for registry in REGISTRIES), key=lambda name: ":" in name)
+
+
+@contextmanager
+def _as_before() -> Iterator[None]:
+    """Within it a run may set what a process has once; afterwards all of that is as it was."""
+    import numpy as np
+    import torch
+
+    flags = [
+        (torch.backends.cudnn, "benchmark"),
+        (torch.backends.cudnn, "allow_tf32"),
+        (torch.backends.cuda.matmul, "allow_tf32"),
+        (torch.utils.deterministic, "fill_uninitialized_memory"),
+    ]
+    with ExitStack() as stack:
+        stack.callback(random.setstate, random.getstate())
+        stack.callback(np.random.set_state, np.random.get_state())
+        stack.enter_context(torch.random.fork_rng(range(torch.cuda.device_count())))
+        stack.enter_context(warnings.catch_warnings())
+        for owner, name in flags:
+            stack.callback(setattr, owner, name, getattr(owner, name))
+        stack.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
+        for logger in map(logging.getLogger, ("lightning.pytorch", "lightning.fabric", "lightning")):
+            stack.callback(logger.setLevel, logger.level)
+        # Lightning's seed for the workers of loaders, and what our processes tell each other.
+        stack.callback(_restore_environment, dict(os.environ))
+        before = list(sys.path)
+        look_for_modules_here()
+        if sys.path != before:
+            stack.callback(sys.path.remove, sys.path[-1])
+        yield
+
+
+def _restore_environment(before: dict[str, str]) -> None:
+    for name in {*before, *os.environ}:
+        if name.startswith(("PL_", "DTP_")):
+            os.environ.pop(name, None)
+            if name in before:
+                os.environ[name] = before[name]

@@ -1,0 +1,267 @@
+"""The way back from a run or a checkpoint to the trained rule, and what a checkpoint says for it."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from dtp.algorithms import ALGORITHMS
+from dtp.data import DATA
+from dtp.errors import UserError, user_path
+from dtp.models import MODELS, Network
+from dtp.registry import Registry
+from dtp.run.checkpoints import checkpoints_of, read_first_whole
+from dtp.run.folder import AS_BEFORE, SUMMARY_FILE, WEIGHTS_FILE, plain
+from dtp.tasks import Autoencoder, Classification, Clustering
+
+if TYPE_CHECKING:
+    from dtp.algorithms.base import Algorithm
+
+# The part of a checkpoint that says what rule and network it is of.
+DESCRIPTION = "description"
+
+
+def load(
+    source: str | Path,
+    map_location: str | torch.device = "cpu",
+    *,
+    network: Any = None,
+    trust: bool = False,
+    **options: Any,
+) -> Algorithm:
+    """The trained rule of a run or a checkpoint, in evaluation mode; its ``network`` is a plain ``nn.Module``.
+
+    Nothing in the file is run. Of a run folder the weights are those that it has tested, usually the best.
+
+    Args:
+        source: a run folder, or a checkpoint file: of a run, or of a stock Lightning ``Trainer``.
+        map_location: where the weights go.
+        network: in place of the one that the checkpoint describes, with weights of the same names and shapes. Needed
+            where it describes none: that of a model which was cut into layers, say.
+        trust: import classes of the user's own (module:Class) that the checkpoint names. They are programs, and run
+            with your rights.
+        options: of the rule, by keyword, in place of those that it was trained with.
+
+    Raises:
+        UserError: nothing there, damaged, not trusted, or a network of other weights.
+    """
+    from dtp.algorithms.base import Algorithm
+
+    return load_rule(Algorithm, source, map_location, network, trust, options)
+
+
+def load_rule(
+    cls: type[Algorithm],
+    source: str | Path,
+    map_location: str | torch.device,
+    network: Any,
+    trust: bool,
+    changes: dict[str, Any],
+) -> Algorithm:
+    """As :func:`load`, for a rule that is a ``cls``.
+
+    Raises:
+        UserError: as there, and for a checkpoint of another rule.
+    """
+    path, checkpoint = _read(source)
+    try:
+        # Lightning has None for where the weights were, which are on the CPU by now.
+        return _made_of(cls, path, checkpoint, network, trust, changes).to(map_location or "cpu").eval()
+    except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
+        raise UserError(
+            f"{path}: nothing can be made of what it says ({type(error).__name__}: {error}); give a checkpoint of a "
+            "run, or of a rule of this package."
+        ) from error
+
+
+def _made_of(
+    cls: type[Algorithm], path: Path, checkpoint: dict[str, Any], network: Any, trust: bool, changes: dict[str, Any]
+) -> Algorithm:
+    found = checkpoint.get(DESCRIPTION) or _described_by_configuration(checkpoint)
+    if not isinstance(found, dict):
+        raise UserError(
+            f"{path}: does not say what rule it is of; expected a checkpoint of a run, or of a rule of this package."
+        )
+    rule = _rule_class(cls, path, found, trust)
+    options = _filled(rule.Options, found["options"])
+    names = {field.name for field in dataclasses.fields(options)}
+    options = dataclasses.replace(options, **{name: value for name, value in changes.items() if name in names})
+    rest = {name: value for name, value in changes.items() if name not in names}
+    if network is None:
+        network = _described_network(path, found, trust)
+    made = rule(network, options=options, seed=found["seed"], **rest)
+    state = checkpoint["state_dict"]
+    if any(value.dtype == torch.float64 for value in state.values()):
+        made.double()
+    try:
+        made.load_state_dict(state)
+    except RuntimeError as error:
+        why = " ".join(str(error).split()[:40])
+        raise UserError(
+            f"{path}: its weights are not those of the network ({why} ...); give network=... with one like that which "
+            "was trained."
+        ) from error
+    if noise := checkpoint.get("noise"):
+        made.noise_streams.load_state_dict(noise[0])
+    return made
+
+
+def _read(source: str | Path) -> tuple[Path, dict[str, Any]]:
+    path = user_path(source)
+    if path.suffix == ".safetensors":
+        raise UserError(
+            f"{path}: holds the weights of a network alone; give the run folder or a checkpoint, or load it with "
+            "network.load_state_dict(safetensors.torch.load_file(...))."
+        )
+    candidates = checkpoints_of(path, best_first=not _tested_its_last(path))
+    if not candidates:
+        more = f", though {WEIGHTS_FILE} is there" if (path / WEIGHTS_FILE).is_file() else ""
+        raise UserError(f"{path}: no checkpoint there{more}; give a run folder, or a checkpoint file.")
+    return read_first_whole(candidates)
+
+
+def _tested_its_last(folder: Path) -> bool:
+    """Whether a run has tested its last weights, not the best."""
+    try:
+        return json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))["tested_weights"] == "last"
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+# --- what a checkpoint says -------------------------------------------------------------------------------------------
+
+
+def described(rule: Algorithm) -> dict[str, Any]:
+    """What a rule can be made of again, in the types that a checkpoint may have; of its network only if that can be."""
+    return {
+        "algo": ALGORITHMS.name_of(type(rule)),
+        "options": _values(rule.options),
+        "seed": rule.noise_streams.seed,
+        "network": _of_network(rule.network),
+    }
+
+
+def _of_network(network: Network) -> dict[str, Any] | None:
+    made_alike = list(inspect.signature(type(network)).parameters) == ["options", "input_shape", "num_classes"]
+    task = _of_task(network.task)
+    if not made_alike or not dataclasses.is_dataclass(network.options) or task is None:
+        return None
+    return {
+        "model": MODELS.name_of(type(network)),
+        "options": _values(network.options),
+        "input_shape": list(network.input_shape),
+        "outputs": network.num_classes,
+        "task": task,
+    }
+
+
+def _of_task(task: Classification) -> dict[str, Any] | None:
+    if type(task) is Autoencoder:
+        return {"name": task.name, "mean": task.mean.flatten().tolist(), "std": task.std.flatten().tolist()}
+    if type(task) is Clustering:
+        return {"name": task.name, "classes": task.classes}
+    return {"name": task.name} if type(task) is Classification else None
+
+
+def _values(options: Any) -> dict[str, Any]:
+    return {name: plain(value) for name, value in dataclasses.asdict(options).items()}
+
+
+# Shapes of the images, for checkpoints of earlier versions, which do not say them.
+_IMAGES = {
+    "digits": (1, 8, 8),
+    **dict.fromkeys(("mnist", "fashion-mnist", "kmnist"), (1, 28, 28)),
+    **dict.fromkeys(("cifar10", "cifar100", "imagenet32"), (3, 32, 32)),
+}
+
+
+def _described_by_configuration(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
+    """The description for a checkpoint of a run of earlier versions, which has the configuration alone."""
+    config = checkpoint.get("config")
+    if not isinstance(config, dict):
+        return None
+    values = {**AS_BEFORE, **config}
+    found = {"algo": values["algo"], "options": values, "seed": values["seed"], "network": None}
+    shape, classes = _IMAGES.get(values["data"]), None
+    if values["data"] == "imagefolder":
+        # As many as the last layer has outputs.
+        shape = (3, values["image_size"], values["image_size"])
+        classes = len([w for name, w in checkpoint["state_dict"].items() if name.startswith("network.layers.")][-1])
+    elif shape is not None:
+        classes = DATA.entries[values["data"]].load().num_classes
+    if values["pca"]:
+        shape = (values["pca"], 1, 1)
+    # The statistics of an auto-encoder's images are known with the images alone.
+    if classes is not None and values["task"] != "autoencoder":
+        is_clustering = values["task"] == "clustering"
+        found["network"] = {
+            "model": values["model"],
+            "options": values,
+            "input_shape": shape,
+            "outputs": values["clusters"] if is_clustering else classes,
+            "task": {"name": values["task"], "classes": classes},
+        }
+    return found
+
+
+# --- and what is made of it -------------------------------------------------------------------------------------------
+
+
+def _rule_class(cls: type[Algorithm], path: Path, found: dict[str, Any], trust: bool) -> type[Algorithm]:
+    name = found["algo"]
+    if ":" in name and name.rpartition(":")[2] == cls.__qualname__:
+        # The user's own, who has it at hand.
+        return cls
+    rule = _class(ALGORITHMS, path, name, trust)
+    if not issubclass(rule, cls):
+        raise UserError(f"{path}: is of the rule {rule.__name__}, not {cls.__name__}; use dtp.load, which takes any.")
+    return rule
+
+
+def _described_network(path: Path, found: dict[str, Any], trust: bool) -> Network:
+    said = found["network"]
+    if said is None:
+        raise UserError(
+            f"{path}: does not describe its network, which was cut from a model of your own, or the file is of an "
+            "earlier version; give network=... with one like it."
+        )
+    cls = _class(MODELS, path, said["model"], trust)
+    network = cls(_filled(cls.Options, said["options"]), said["input_shape"], said["outputs"])
+    network.task = _task(said)
+    return network
+
+
+def _task(said: dict[str, Any]) -> Classification:
+    task = said["task"]
+    if task["name"] == Autoencoder.name:
+        return Autoencoder(said["input_shape"], task["mean"], task["std"])
+    if task["name"] == Clustering.name:
+        return Clustering(said["outputs"], task["classes"])
+    return Classification(said["outputs"])
+
+
+def _class(registry: Registry, path: Path, name: str, trust: bool) -> Any:
+    if ":" in name and not trust:
+        raise UserError(
+            f"{path}: names the class {name}, a program; look at it, then give trust=True to import and run it."
+        )
+    return registry.resolve(name).load()
+
+
+def _filled(cls: type, values: dict[str, Any]) -> Any:
+    """The dataclass of options, of plain values by name."""
+    given = {}
+    for field in dataclasses.fields(cls):
+        if field.name in values:
+            value = values[field.name]
+            given[field.name] = type(field.default)[value] if isinstance(field.default, Enum) else value
+    try:
+        return cls(**given)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{cls.__name__}: cannot be made of what the checkpoint holds ({error}).") from error

@@ -1,0 +1,423 @@
+"""One run from configuration to summary: data, network, rule, trainer, test."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import time
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.plugins.environments import SLURMEnvironment
+
+from dtp.algorithms import ALGORITHMS
+from dtp.algorithms.base import Algorithm
+from dtp.cli.commands import command_words
+from dtp.cli.config import Config, RunOptions, parse_limit
+from dtp.contracts import handed_back
+from dtp.data import DATA
+from dtp.data.base import ImageData
+from dtp.data.cache import data_lock
+from dtp.data.sampler import require_even_shares
+from dtp.diagnostics.callback import AlignmentCallback
+from dtp.diagnostics.images import PicturesCallback
+from dtp.distributed import watch
+from dtp.distributed.devices import choose_devices, choose_strategy, leave_together, watch_started_processes
+from dtp.errors import Diverged, UserError
+from dtp.fields import PRECISIONS
+from dtp.models import MODELS
+from dtp.run.checkpoints import (
+    CheckpointFiles,
+    Checkpoints,
+    load_checkpoint,
+    read_checkpoint,
+    take_weights,
+    weights_as_bytes,
+    with_usable_checkpoint,
+)
+from dtp.run.folder import (
+    Run,
+    goes_on,
+    how_to_go_on,
+    open_run,
+    process_rank,
+    tell_other_ranks,
+    write_config,
+    write_failure,
+    write_summary,
+    write_weights,
+)
+from dtp.run.loggers import MetricsCSV, make_wandb_logger
+from dtp.run.progress import progress_callback
+from dtp.run.provenance import cpu_name, recorded, versions
+from dtp.system.memory import keep_freed_memory
+from dtp.system.signals import Stopped, stop_request
+from dtp.tasks import Autoencoder, Classification, Clustering
+
+
+def train(config: Config, argv: Sequence[str]) -> Run:
+    """Train, test once and write the summary into the run folder, which is returned.
+
+    Raises:
+        UserError: a mistake of the user anywhere on the way.
+        Stopped: a signal asked to stop; the checkpoint is written.
+    """
+    watch.begin()
+    _quiet_libraries()
+    keep_freed_memory()
+    command = recorded([*command_words("train"), *argv])
+    accelerator, devices, nodes = choose_devices(config.run)
+    _choose_algorithms(accelerator, config.run.deterministic)
+    if config.run.feedback_parallel == "data":
+        # Before there is a folder.
+        require_even_shares(config.data.batch_size, devices * nodes)
+    data, algorithm = build(config)
+    batches = {split: _count_batches(data, f"{split}_dataloader") for split in ("train", "val", "test")}
+    if batches["train"] == 0:
+        raise UserError(f"train_dataloader of {type(data).__name__} has no batches; mend {type(data).__name__}.")
+    if accelerator != "gpu" and getattr(config.algo, "engine", "") == "graph":
+        # Where it would run as plain functions, and the summary call that a graph.
+        raise UserError("--engine graph: expected a GPU, for it is a CUDA graph, found a CPU; use --engine auto.")
+    limit_train_batches = _limit("train", config.run.limit_train_batches, batches["train"])
+    limit_val_batches = _limit("val", config.run.limit_val_batches, batches["val"])
+    limit = limit_train_batches if isinstance(limit_train_batches, int) else int(limit_train_batches * batches["train"])
+    algorithm.check_length(config.run.max_epochs, config.run.max_steps, min(limit, batches["train"]))
+    run = open_run(config, lambda path: load_checkpoint(path, config, algorithm))
+    with run.locked():
+        return _train_in(run, config, command, data, algorithm, limit_train_batches, limit_val_batches)
+
+
+def _train_in(
+    run: Run,
+    config: Config,
+    command: str,
+    data: ImageData,
+    algorithm: Algorithm,
+    limit_train_batches: int | float,
+    limit_val_batches: int | float,
+) -> Run:
+    accelerator, devices, nodes = choose_devices(config.run)
+    if process_rank() == 0:
+        run.remove_leftovers()
+    run, resumed_at = with_usable_checkpoint(run, config, algorithm)
+    tell_other_ranks(run)
+    watch.set_advice(lambda: how_to_go_on(run.folder))
+    checkpoints = Checkpoints(run, config, config.run.checkpoint_every)
+    if _already_finished(run, config.run):
+        if process_rank() == 0:
+            print(f"This run has finished: {_result_line(run.summary)}")
+        return run
+    if process_rank() == 0:
+        write_config(run, config, command)
+        write_failure(run.folder, "")
+        _print_header(config, run, data, algorithm, resumed_at)
+        print(tf32_advice(config.run, accelerator), end="", flush=True)
+    metrics_csv = MetricsCSV(run.folder)
+    metrics_csv.resume_at(resumed_at)
+    loggers: list[Any] = [metrics_csv]
+    if config.run.logger == "wandb":
+        loggers.append(make_wandb_logger(run.folder, config.as_dict(), name=run.folder.name))
+    progress = progress_callback()
+    callbacks: list[Any] = [progress, checkpoints, PicturesCallback(run.folder)]
+    if config.run.diagnostics_every:
+        callbacks.insert(0, AlignmentCallback(run.folder, config.run.diagnostics_every))
+    watch_started_processes()
+    trainer = pl.Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=choose_strategy(config.run, devices * nodes),
+        precision=PRECISIONS[config.run.precision],
+        max_epochs=config.run.max_epochs,
+        max_steps=config.run.max_steps,
+        limit_train_batches=limit_train_batches,
+        # 0 where there are no validation images: Lightning takes a missing loader for a mistake otherwise.
+        limit_val_batches=limit_val_batches,
+        log_every_n_steps=config.run.log_every,
+        logger=loggers,
+        callbacks=callbacks,
+        plugins=[CheckpointFiles(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])],
+        default_root_dir=run.folder,
+        num_sanity_val_steps=0,
+        # The sampler shards by itself; Lightning's would shuffle and forget where a resumed epoch was.
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        enable_progress_bar=isinstance(progress, ProgressBar),
+        enable_checkpointing=True,
+    )
+    # Where Lightning takes training for one of so many steps, a checkpoint of an epoch's end has it end that epoch once
+    # more, and training with it. For us --max-steps is a limit within epochs like any other.
+    trainer.fit_loop._iteration_based_training = lambda: False
+    if stop_request.signum is not None:
+        raise Stopped(f"Stopped by {stop_request.name} before training; start it again with --resume auto.")
+    try:
+        trainer.fit(algorithm, datamodule=data, ckpt_path=run.checkpoint)
+        _finish(config, run, command, trainer, algorithm, data, checkpoints)
+    except Stopped:
+        leave_together()
+        raise
+    except Diverged as error:
+        if process_rank() == 0:
+            write_failure(run.folder, str(error))
+        raise
+    except RuntimeError as error:
+        operation, refused, _ = str(error).partition(" does not have a deterministic implementation")
+        if config.run.deterministic and refused:
+            raise UserError(f"--deterministic: torch has no deterministic {operation}; leave it out.") from error
+        raise
+    for logger in loggers:
+        logger.finalize("success")
+    leave_together()
+    return run
+
+
+def _choose_algorithms(accelerator: str, deterministic: bool) -> None:
+    """Which of several algorithms torch takes in this process. Call it before anything starts CUDA."""
+    # The fastest is found by trying all, and it may be another one each time.
+    torch.backends.cudnn.benchmark = accelerator == "gpu" and not deterministic
+    if deterministic:
+        # Read by cuBLAS when it starts: its streams then share no memory.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    # Nothing here reads what it has not written.
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def tf32_advice(options: RunOptions, accelerator: str) -> str:
+    """A line on --tf32 where the GPU has it and the run does not use it; else nothing."""
+    used = options.tf32 or accelerator != "gpu" or PRECISIONS[options.precision] == "64-true"
+    if used or torch.cuda.get_device_capability() < (8, 0):
+        return ""
+    return "  --tf32 would be faster on this GPU, with numbers of 10 bits in products and convolutions\n"
+
+
+def _count_batches(data: ImageData, loader: str) -> int:
+    batches = getattr(data, loader)()
+    if isinstance(batches, list | tuple | dict) and len(batches) > 0:
+        raise handed_back(data, loader, "one DataLoader, which makes the batches", batches)
+    try:
+        return len(batches)
+    except TypeError as error:
+        if "has no len()" not in str(error):
+            raise
+        raise UserError(
+            f"{loader} of {type(data).__name__} must return batches that can be counted, such as a DataLoader, found "
+            f"something else ({error}); mend {type(data).__name__}."
+        ) from error
+
+
+def _limit(split: str, text: str, batches: int) -> int | float:
+    """Batches per epoch as Lightning takes them: a count, or a fraction that is at least one batch."""
+    limit = parse_limit(f"limit-{split}-batches", text, least=1 if split == "train" else 0)
+    if batches == 0:
+        return 0
+    if isinstance(limit, float) and int(limit * batches) < 1:
+        raise UserError(f"--limit-{split}-batches {text}: less than one of {batches} batches; give a larger one.")
+    return limit
+
+
+def build(config: Config) -> tuple[ImageData, Algorithm]:
+    """Data module and rule with its network, as ``config`` says; the weights are a function of the seed alone.
+
+    Raises:
+        UserError: missing or wrong data, a network that does not fit it, options out of range.
+    """
+    torch.backends.cuda.matmul.allow_tf32 = config.run.tf32
+    torch.backends.cudnn.allow_tf32 = config.run.tf32
+    pl.seed_everything(config.run.seed, verbose=False)
+    data = DATA.resolve(config.run.data).load()(config.data, seed=config.run.seed)
+    _require_made(data, "options")
+    # One process of a machine after the other: the first downloads and converts, the others find it done.
+    with data_lock(config.run.data, data.data_dir):
+        data.prepare_data()
+    data.setup()
+    if not any(data.sizes.values()):
+        raise UserError(f"setup of {type(data).__name__} has read no images; have it call super().setup(stage).")
+    # Reading data may have drawn random numbers, and must not change the first weights.
+    pl.seed_everything(config.run.seed, verbose=False)
+    task = make_task(config, data)
+    network = MODELS.resolve(config.run.model).load()(config.model, data.input_shape, task.outputs)
+    _require_made(network, "layers")
+    network.task = task
+    # A run that goes on has all weights from its checkpoint, and the other run may be gone.
+    if config.run.init_weights and not goes_on(config):
+        take_weights(network, config.run.init_weights)
+    algorithm = ALGORITHMS.resolve(config.run.algo).load()(network, config.algo, seed=config.run.seed)
+    _require_made(algorithm, "scores")
+    if PRECISIONS[config.run.precision] == "64-true":
+        # Lightning does so as well, but after it has loaded a checkpoint into weights of half the precision.
+        algorithm.double()
+    algorithm.capture_batches = config.run.capture == "auto"
+    return data, algorithm.to(memory_format=_memory_format(config.run.memory_format, network))
+
+
+def _require_made(part: Any, attribute: str) -> None:
+    """Raise UserError unless the constructors of all classes above a user's own have run."""
+    # Without nn.Module's nothing can be asked of it in the usual way.
+    if attribute not in {**vars(part), **vars(part).get("_modules", {})}:
+        raise UserError(
+            f"__init__ of {type(part).__name__} must call super().__init__ with all that it was given; mend "
+            f"{type(part).__name__}."
+        )
+
+
+def make_task(config: Config, data: ImageData) -> Classification:
+    """The task that ``--task`` names, for this data.
+
+    Raises:
+        UserError: the data has no pixels to be put out again.
+    """
+    if config.run.task == "autoencoder":
+        if config.data.pca:
+            raise UserError(
+                "--pca: expected images for --task autoencoder, whose outputs are pixels, found components; use 0."
+            )
+        return Autoencoder(data.input_shape, *data.statistics)
+    if config.run.task == "clustering":
+        return Clustering(config.run.clusters, data.num_classes)
+    return Classification(data.num_classes)
+
+
+def _memory_format(name: str, network: torch.nn.Module) -> torch.memory_format:
+    convolutions = any(isinstance(module, torch.nn.Conv2d) for module in network.modules())
+    channels_last = name == "channels-last" or (name == "auto" and convolutions)
+    return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _already_finished(run: Run, options: RunOptions) -> bool:
+    summary = run.summary
+    if summary is None or run.checkpoint is None:
+        return False
+    return summary["epochs"] >= options.max_epochs or 0 < options.max_steps <= summary["steps"]
+
+
+def _finish(
+    config: Config,
+    run: Run,
+    command: str,
+    trainer: pl.Trainer,
+    algorithm: Algorithm,
+    data: ImageData,
+    checkpoints: Checkpoints,
+) -> None:
+    epochs, steps, seconds = checkpoints.epochs_done, trainer.global_step, checkpoints.seconds
+    feedback_seconds = algorithm.feedback_timer.seconds
+    val = dict(checkpoints.validated)
+    tested = "last"
+    # It may have been damaged since; and where there was nothing left to train, no hook of the callback has looked.
+    checkpoints.find_best(trainer)
+    if checkpoints.ended_within_epoch:
+        # These weights were never validated, and are what --max-steps asked for.
+        val = {}
+    elif config.run.test_weights == "best" and checkpoints.best_step >= 0:
+        algorithm.load_state_dict(read_checkpoint(checkpoints.best)["state_dict"])
+        tested = f"epoch {checkpoints.best_epoch + 1}, best on validation"
+        if "val/accuracy" in val:
+            val["val/accuracy"] = checkpoints.best_accuracy
+        else:
+            val = {"val/loss": checkpoints.best_loss}
+    for callback in trainer.callbacks:
+        if isinstance(callback, AlignmentCallback):
+            # Where there was nothing left to train, nobody has drawn it.
+            callback.draw(trainer)
+    trainer.test(algorithm, datamodule=data, verbose=False)
+    test = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
+    summary = {
+        "algo": config.run.algo,
+        "model": config.run.model,
+        "data": config.run.data,
+        "seed": config.run.seed,
+        "epochs": epochs,
+        "steps": steps,
+        "wall_seconds": round(seconds, 3),
+        "feedback_seconds": round(feedback_seconds, 3),
+        "task": algorithm.task.name,
+        **_scores(algorithm, val, test),
+        "test_loss": test.get("test/loss"),
+        "result": algorithm.task.describe({name[5:]: value for name, value in test.items()}),
+        "tested_weights": tested,
+        "train_images": data.sizes["train"],
+        "val_images": data.sizes["val"],
+        "test_images": data.sizes["test"],
+        "parameters": sum(p.numel() for p in algorithm.forward_parameters),
+        "device": torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else cpu_name(),
+        "world_size": trainer.world_size,
+        "threads": torch.get_num_threads(),
+        "precision": config.run.precision,
+        # Batches that are captured whole have no feedback phase that could be timed.
+        "captured": algorithm.captures,
+        **algorithm.description(),
+        "versions": versions(),
+        "command": command,
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    if trainer.is_global_zero:
+        write_weights(run, weights_as_bytes(algorithm.network))
+        # The last, for it says that the run has finished.
+        write_summary(run, summary)
+        print(_result_line(summary))
+        print(f"Results in {run.folder}")
+
+
+def _scores(algorithm: Algorithm, val: dict[str, float], test: dict[str, float]) -> dict[str, float | None]:
+    """What the summary says of validation and test, besides the test loss."""
+    first = "accuracy" if algorithm.task.name == "classification" else "loss"
+    return {
+        f"val_{first}": val.get(f"val/{first}"),
+        **{f"test_{name}": test.get(f"test/{name}") for name in algorithm.scores["test"]},
+    }
+
+
+def _result_line(summary: dict[str, Any]) -> str:
+    s = {"wall_seconds": 0.0, "feedback_seconds": 0.0, "tested_weights": "last", **summary}
+    share = s["feedback_seconds"] / s["wall_seconds"] if s["wall_seconds"] else 0.0
+    # Summaries of earlier versions do not say it in words.
+    result = s.get("result") or f"test accuracy {s.get('test_accuracy') or math.nan:.2%}"
+    names = " ".join(str(s.get(name, "")) for name in ("algo", "model", "data"))
+    return (
+        f"{result} ({s['tested_weights']}); {names}, "
+        f"{s['epochs']} epochs, {s['steps']} batches, {s['wall_seconds']:.1f} s, "
+        f"{'batches captured' if s.get('captured') else f'feedback phase {share:.0%}'}."
+    )
+
+
+def _print_header(config: Config, run: Run, data: ImageData, algorithm: Algorithm, resumed_at: int) -> None:
+    print(f"{config.run.algo} on {config.run.data} with {config.run.model}, seed {config.run.seed}")
+    for origin in config.origins:
+        print(f"  {origin}")
+    shape = "x".join(map(str, data.input_shape))
+    print(
+        f"  {algorithm.task.name}, images {shape}, {data.num_classes} classes: {data.sizes['train']} training, "
+        f"{data.sizes['val']} validation, {data.sizes['test']} test"
+    )
+    print(f"  layers {' -> '.join('x'.join(map(str, shape)) for shape in algorithm.network.shapes)}")
+    if resumed_at:
+        print(f"  goes on from batch {resumed_at}")
+    print(f"  run folder {run.folder}", flush=True)
+    if config.run.verbose:
+        print(algorithm)
+        for n, form in algorithm.describe().get("feedback_forms", {}).items():
+            print(f"  feedback of layer {n}: {form}")
+
+
+def _quiet_libraries() -> None:
+    """Keep Lightning's advice about its own flags, and what decoders say of files that they read, out of the output.
+
+    Errors and warnings about the run stay.
+    """
+    # Odd metadata, large images, pickles of an older numpy. A file that cannot be read is an error of ours.
+    warnings.filterwarnings("ignore", module=r"PIL\.|torchvision\.datasets\.")
+    warnings.filterwarnings("ignore", category=PossibleUserWarning)
+    warnings.filterwarnings("ignore", message=".*not resumable.*")
+    # A rule without optimizers is refused, in our words.
+    warnings.filterwarnings("ignore", message=".*configure_optimizers.*returned `None`.*")
+    # Of Lightning's own use of torch, nothing a user could change.
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
+        logging.getLogger(name).setLevel(logging.WARNING)

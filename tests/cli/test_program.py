@@ -1,0 +1,119 @@
+"""The command dtp: its commands, where they come from, and how they end."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+import dtp
+from dtp.cli.program import COMMANDS, console
+from tests.experiments.report.folders import make_run
+from tests.runs import ROOT, SHORT
+
+PYTHON = [sys.executable, "-c", "import sys; from dtp.cli.program import console; sys.exit(console())"]
+
+
+def run(*words, cwd, command=PYTHON, **environ):
+    return subprocess.run(
+        [*command, *words],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]]), **environ},
+        timeout=120,
+    )
+
+
+def test_version_and_help_are_told_without_torch(tmp_path):
+    assert run("--version", cwd=tmp_path).stdout == f"targetprop {dtp.__version__}\n"
+    for words in ([], ["--help"], ["-h"]):
+        done = run(*words, cwd=tmp_path)
+        assert done.returncode == 0 and all(f"  {name} " in done.stdout for name in COMMANDS)
+    code = "import sys; from dtp.cli.program import console; console(['--help']); assert 'torch' not in sys.modules"
+    assert run(cwd=tmp_path, command=[sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_help_that_says_how_it_is_called(name, capsys):
+    # Of training in a process of its own, whose signals it keeps.
+    if name == "train":
+        assert "\nusage: dtp train [--algo" in run("train", "--help", cwd=ROOT).stdout
+        return
+    assert console([name, "--help"]) == 0
+    assert f"usage: dtp {name} " in capsys.readouterr().out
+
+
+def test_an_unknown_command_is_one_sentence(capsys):
+    for words, expected in (
+        (["tran"], "did you mean train?"),
+        (["--algo", "bp"], "(dtp train --algo ...)"),
+        (["tr\nain"], "'tr\\nain'"),
+        ([""], "dtp ''"),
+    ):
+        assert console(words) == 2
+        error = capsys.readouterr().err
+        assert expected in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "start", [PYTHON + ["train"], [sys.executable, "-m", "dtp", "train"], [sys.executable, "-m", "dtp"]]
+)
+def test_it_trains_outside_the_checkout_and_calls_itself_by_its_name(start, tmp_path):
+    done = run(*SHORT, "--max-epochs", "1", "--run-dir", "run", cwd=tmp_path, command=start)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "config.yaml").read_text().startswith("# command: dtp train --model mlp")
+    wrong = run("--nothing", "1", cwd=tmp_path, command=start)
+    assert wrong.returncode == 2 and "(dtp train --help lists all)" in wrong.stderr
+
+
+def test_from_a_checkout_main_goes_by_its_own_name(tmp_path):
+    done = run("--nothing", "1", cwd=tmp_path, command=[sys.executable, ROOT / "main.py"])
+    assert done.returncode == 2 and "(python main.py --help lists all)" in done.stderr
+
+
+@pytest.mark.parametrize("words", ["train --help", "search --help", "slurm vgg_dtp", "--help"])
+def test_a_reader_that_leaves_is_no_error(words, tmp_path):
+    # The first line is the only one that is read; what is written then breaks the pipe.
+    command = f"{' '.join(PYTHON[:2])} '{PYTHON[2]}' {words} | head -1; exit ${{PIPESTATUS[0]}}"
+    done = run("-c", command, cwd=tmp_path, command=["bash"])
+    assert done.returncode == 0 and done.stderr == "" and done.stdout
+
+
+def test_options_and_choices_are_completed_in_bash(tmp_path, capsys):
+    pytest.importorskip("shtab")
+    assert console(["completion", "bash"]) == 0
+    (tmp_path / "dtp").write_text(capsys.readouterr().out)
+    script = """source ./dtp
+        complete_words() { COMP_WORDS=(dtp "$@"); COMP_CWORD=$#; _shtab_dtp dtp "${@: -1}" ""; echo "${COMPREPLY[@]}"; }
+        complete_words se; complete_words train --algo sdt; complete_words train --feedback-par
+        complete_words train --deterministic t; complete_words slurm vgg_d"""
+    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.splitlines() == ["search", "sdtp", "--feedback-parallel", "true", "vgg_dtp"], done.stderr
+
+
+def test_without_its_library_completion_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "shtab", None)
+    assert console(["completion", "bash"]) == 2
+    assert "pip install 'targetprop[completion]'" in capsys.readouterr().err
+    assert console(["completion", "fish"]) == 2
+    assert "expected one of bash, zsh, tcsh, found fish" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("start", [[*PYTHON, "report"], [sys.executable, "-m", "dtp.report"]])
+def test_no_library_is_imported_from_the_run_folder_that_is_read(start, tmp_path):
+    make_run(tmp_path / "run")
+    for name in ("yaml", "numpy", "matplotlib"):
+        (tmp_path / "run" / f"{name}.py").write_text("open('ran', 'w')")
+    done = run(".", cwd=tmp_path / "run", command=start)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "report.md").is_file() and not (tmp_path / "run" / "ran").exists()
+
+
+@pytest.mark.parametrize("start", [[*PYTHON, "train"], [sys.executable, "-m", "dtp", "train"]])
+def test_a_users_own_module_goes_before_an_installed_one_of_its_name_and_libraries_before_theirs(start, tmp_path):
+    (tmp_path / "wave.py").write_text("from dtp.algorithms import BP\nclass Own(BP): pass\n")
+    (tmp_path / "yaml.py").write_text("open('ran', 'w')")
+    done = run("--algo", "wave:Own", "--help", cwd=tmp_path, command=start)
+    assert done.returncode == 0 and "rule wave:Own" in done.stdout, done.stderr
+    assert not (tmp_path / "ran").exists()

@@ -1,0 +1,225 @@
+"""The board: figures of runs beside the published ones, kept in one file that commands add to."""
+
+import json
+import os
+import statistics
+from pathlib import Path
+
+import pytest
+
+from dtp.cli.config import PRESETS, read_yaml
+from dtp.experiments.report import board
+from dtp.experiments.report.command import main
+from dtp.experiments.report.published import published
+from tests.experiments.report.folders import make_run
+
+RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
+LEE = {
+    "widths": [240] * 7,
+    "activation": "tanh",
+    "config": "",
+    "schedule": "alternating",
+    "first_target": "penultimate",
+}
+# Test accuracies by seed.
+ACCURACIES = {0: 0.9814, 1: 0.9805, 2: 0.9797}
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Lee's network by his rule over three seeds, and by bp, with a third of the time, over two."""
+    folder = tmp_path / "runs"
+    for seed, accuracy in ACCURACIES.items():
+        make_run(folder / f"dtp{seed}", "vanilla-dtp", seed, accuracy, epochs=4, seconds=3.0, **LEE)
+    for seed in (0, 1):
+        make_run(folder / f"bp{seed}", "bp", seed, 0.981, widths=[240] * 7, activation="tanh")
+    return folder
+
+
+def added(*words, to):
+    assert main(["--board", *map(str, words), "--json", str(to)]) == 0
+    return json.loads(to.read_text())
+
+
+def ours(rows):
+    return [row for row in rows if row["ours"] is not None]
+
+
+def test_runs_become_rows_with_their_means_beside_the_published_figures(runs, tmp_path):
+    rows = added(runs, "--note", "quiet machine", to=tmp_path / "board.json")
+    assert all(set(row) == set(board.FIELDS) for row in rows)
+    dtp, bp = sorted(ours(rows), key=lambda row: row["rule"], reverse=True)
+    percent = [100 * accuracy for accuracy in ACCURACIES.values()]
+    assert dtp["ours"] == pytest.approx(statistics.fmean(percent), abs=0.005)
+    assert dtp["deviation"] == pytest.approx(statistics.stdev(percent), abs=0.005)
+    # Lee 2018 reports a test error of 1.94 %, after 100 epochs.
+    assert (dtp["published"], dtp["published_epochs"], dtp["seeds"]) == (98.06, 100, [0, 1, 2])
+    # Two of four epochs trained the forward weights, in three times the time of one of bp each.
+    assert dtp["epochs"] == 2 and dtp["cost"] == pytest.approx(6.0) and bp["cost"] == 1.0
+    assert bp["published"] == 98.14 and bp["deviation"] == 0
+    assert dtp["commit"] == "abc" and dtp["date"] == "2026-01-01"
+    assert "--seed SEED" in dtp["command"] and "DIR" in dtp["command"] and str(tmp_path) not in dtp["command"]
+    assert "ours 2 epochs, theirs 100" in dtp["note"] and dtp["note"].endswith("quiet machine")
+
+
+def test_published_figures_without_one_of_ours_are_rows_too(runs, tmp_path):
+    rows = added(runs, to=tmp_path / "board.json")
+    figures = [(f.rule, f.data, f.accuracy) for f in published()]
+    shown = [(row["rule"], row["data"], row["published"]) for row in rows if row["source"]]
+    assert sorted(shown) == sorted(figures)
+    missing = [row for row in rows if row["ours"] is None]
+    assert len(missing) == len(figures) - 2
+    assert all(row["note"].startswith("not run yet") and row["seeds"] == [] for row in missing)
+
+
+def test_a_setting_that_comes_again_replaces_its_row_and_another_one_is_added(runs, tmp_path):
+    path = tmp_path / "board.json"
+    first = added(runs, to=path)
+    assert added(runs, to=path) == first
+    assert added(to=path) == first
+    make_run(tmp_path / "more" / "a", "bp", 0, 0.97, epochs=2, widths=[240] * 7, activation="tanh")
+    make_run(tmp_path / "other" / "a", "bp", 0, 0.9, widths=[10])
+    second = added(tmp_path / "more", tmp_path / "other", to=path)
+    assert len(ours(second)) == 4
+    # The figure of the paper stands beside both budgets, and nowhere without one.
+    lee = [
+        row for row in second if row["source"].startswith("Lee") and row["rule"] == "bp" and row["published"] == 98.14
+    ]
+    assert [row["ours"] for row in lee] == [98.1, 97.0]
+
+
+def test_results_that_were_kept_without_run_folders_come_to_the_same_figures(runs, tmp_path):
+    main([str(runs), "--output", str(tmp_path / "page.md"), "--json", str(tmp_path / "report.json"), "--no-figures"])
+    known = ours(added(runs, to=tmp_path / "folders.json"))
+    kept = ours(added(tmp_path / "report.json", to=tmp_path / "files.json"))
+    same = ("rule", "network", "data", "source", "published", "ours", "deviation", "seeds", "cost", "command", "commit")
+    assert [{name: row[name] for name in same} for row in kept] == [{name: row[name] for name in same} for row in known]
+
+
+def test_the_page_says_what_the_rows_say(runs, tmp_path):
+    path = tmp_path / "board.json"
+    rows = added(runs, to=path)
+    page = path.with_suffix(".md").read_text()
+    assert f"{len(rows)} rows: 2 with figures of ours, 1 of them over three seeds" in page
+    (line,) = [line for line in page.splitlines() if "98.05 ± 0.09" in line]
+    assert line.startswith("| `vanilla-dtp` | mlp 7x240 tanh, alternating | Lee 2018") and "| 98.06 |" in line
+    assert page == board.write_page(rows, "board.json")
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '[{"rule": "bp"}]'])
+def test_a_file_that_is_no_board_is_left_alone(content, runs, tmp_path, capsys):
+    path = tmp_path / "board.json"
+    path.write_text(content)
+    assert main(["--board", str(runs), "--json", str(path)]) == 2
+    assert "--json" in capsys.readouterr().err and path.read_text() == content
+
+
+def test_runs_that_have_not_finished_are_no_rows(tmp_path, capsys):
+    make_run(tmp_path / "runs" / "a", "bp", finished=False, trained=1)
+    assert main(["--board", str(tmp_path / "runs"), "--json", str(tmp_path / "board.json")]) == 2
+    assert "no finished run" in capsys.readouterr().err and not (tmp_path / "board.json").exists()
+
+
+def test_words_of_the_board_are_refused_without_it(runs, capsys):
+    assert main([str(runs), "--note", "x"]) == 2
+    assert "--note: expected together with --board" in capsys.readouterr().err
+    assert main([]) == 2
+    assert "expected run folders" in capsys.readouterr().err
+
+
+def test_values_of_a_paper_on_another_network_are_beside_its_figure_and_say_so(tmp_path):
+    """biotorch's LeNet is none that --model makes."""
+    preset = read_yaml(PRESETS / "usf_lenet_cifar10.yaml")
+    chosen = {**preset, "model": "lenet", "data": "cifar10"}
+    del chosen["max_epochs"]
+    make_run(tmp_path / "runs" / "a", "usf", 0, 0.8, **{**chosen, "epochs": 2})
+    make_run(tmp_path / "runs" / "b", "usf", 0, 0.7, **{**chosen, "epochs": 2, "lr": 0.3})
+    rows = added(tmp_path / "runs", to=tmp_path / "board.json")
+    (row,) = [row for row in ours(rows) if row["source"]]
+    assert (row["published"], row["ours"]) == (83.78, 80.0)
+    assert "another network: theirs LeNet of 32-64-128 channels" in row["note"] and "theirs 250" in row["note"]
+    assert [row["ours"] for row in ours(rows) if not row["source"]] == [70.0]
+
+
+def test_the_board_of_the_project_is_whole():
+    rows = board.read_board(RESULTS / "board.json")
+    assert board.merged(rows, []) == rows
+    assert (RESULTS / "board.md").read_text() == board.write_page(rows, "board.json")
+    assert len(ours(rows)) >= 60 and sum(len(set(row["seeds"])) >= 3 for row in ours(rows)) >= 30
+    for row in ours(rows):
+        assert 0 <= row["ours"] <= 100 and row["seeds"] and row["command"].startswith("python ") and row["date"]
+
+
+KEPT = {"command": "dtp train --algo bp --model mlp --data digits --seed SEED", "seed": 0, "test_accuracy": 0.5}
+
+
+def put_on_board(kept, path):
+    (path / "kept.json").write_text(kept if isinstance(kept, str) else json.dumps(kept))
+    return main(["--board", str(path / "kept.json"), "--json", str(path / "board.json")])
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "dtp train --algo read_payload:X",
+        "dtp train --model read_payload:X",
+        "dtp train --config run",
+        "dtp train --config run --trust",
+        "dtp train --resume run --trust",
+        "dtp train --help",
+        "dtp train -h",
+        "dtp train 'x",
+    ],
+)
+def test_commands_in_files_of_results_run_nothing(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "read_payload.py").write_text("open('ran', 'w')\nclass X: pass\n")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("algo: bp\nmodel: mlp\ndata: read_payload:X\n")
+    assert put_on_board({**KEPT, "command": command}, tmp_path) == 2
+    assert "none of this version" in capsys.readouterr().err
+    assert not (tmp_path / "ran").exists() and not (tmp_path / "board.json").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"test_accuracy": "high"},
+        {"test_accuracy": float("nan")},
+        {"versions": "1"},
+        {"versions": {"commit": 3}},
+        {"times_bp": "x"},
+        {"epochs": "x"},
+        {"seed": []},
+    ],
+)
+def test_results_of_another_kind_are_told(change, tmp_path, capsys):
+    assert put_on_board({**KEPT, **change}, tmp_path) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: ") and not (tmp_path / "board.json").exists()
+    assert put_on_board(KEPT, tmp_path) == 0
+
+
+def test_deep_nesting_is_told(tmp_path, capsys):
+    assert put_on_board(100_000 * "[", tmp_path) == 2
+    assert "expected run folders or JSON of results" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change", [{"ours": "x"}, {"seeds": None}, {"data": 3}, {"note": None}, {"cost": float("inf")}]
+)
+def test_rows_of_another_kind_are_told_and_kept(change, runs, tmp_path, capsys):
+    path = tmp_path / "board.json"
+    rows = added(runs, to=path)
+    path.write_text(json.dumps([{**rows[0], **change}, *rows[1:]]))
+    before = path.read_bytes()
+    assert main(["--board", str(runs), "--json", str(path)]) == 2
+    assert "expected a list of rows" in capsys.readouterr().err and path.read_bytes() == before
+
+
+def test_neither_a_pipe_nor_the_page_is_the_board(runs, tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    assert main(["--board", str(runs), "--json", str(tmp_path / "pipe")]) == 2
+    assert "found something else" in capsys.readouterr().err
+    path = str(tmp_path / "new.json")
+    assert main(["--board", str(runs), "--json", path, "--output", path]) == 2
+    assert "is the board itself" in capsys.readouterr().err and not (tmp_path / "new.json").exists()

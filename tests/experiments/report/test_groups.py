@@ -1,0 +1,250 @@
+"""Grouping by configuration, statistics over seeds, time relative to backprop."""
+
+import pytest
+import yaml
+
+from dtp.algorithms import ALGORITHMS
+from dtp.experiments.report.groups import (
+    FAMILIES,
+    OTHER,
+    compare_costs,
+    describe_data,
+    describe_network,
+    forward_passes,
+    studies,
+    training_seconds,
+    unsteadiness,
+    with_defaults,
+)
+from dtp.experiments.report.reading import read_runs
+from tests.experiments.report.folders import make_run
+
+
+def only_study(folder):
+    (study,) = studies(read_runs([folder]))
+    compare_costs(study)
+    return study
+
+
+def by_label(study):
+    return {group.label: group for group in study.groups}
+
+
+def test_runs_that_differ_in_their_seeds_alone_are_one_group_with_its_deviation(tmp_path):
+    for seed, accuracy in enumerate((0.90, 0.92, 0.97)):
+        make_run(tmp_path / f"bp{seed}", seed=seed, accuracy=accuracy, log_every=seed + 1, data_dir=f"/here/{seed}")
+    make_run(tmp_path / "fa", "fa", accuracy=0.8)
+    groups = by_label(only_study(tmp_path))
+    assert set(groups) == {"bp", "fa"}
+    assert groups["bp"].test.mean == pytest.approx(0.93)
+    assert groups["bp"].test.deviation == pytest.approx(0.036055512)
+    assert groups["bp"].test.n == 3
+    assert groups["fa"].test.deviation is None
+
+
+def test_other_values_are_another_group_whose_label_says_which(tmp_path):
+    make_run(tmp_path / "a", lr=0.1)
+    make_run(tmp_path / "b", lr=0.01)
+    make_run(tmp_path / "c", "dtp")
+    assert set(by_label(only_study(tmp_path))) == {"bp (lr 0.1)", "bp (lr 0.01)", "dtp"}
+
+
+def test_settings_that_differ_in_much_are_called_by_their_folder(tmp_path):
+    for trial in range(2):
+        values = {"lr": 0.1 + trial, "momentum": 0.1 * trial, "weight_decay": 0.1 * trial, "lr_min": 0.01 * trial}
+        make_run(tmp_path / f"trial-000{trial}", **values)
+        make_run(tmp_path / f"wide{trial}" / "seed0", "fa", **values)
+    expected = {"bp (trial-0000)", "bp (trial-0001)", "fa (wide0)", "fa (wide1)"}
+    assert set(by_label(only_study(tmp_path))) == expected
+
+
+def test_runs_made_before_an_option_existed_stay_with_those_made_after(tmp_path):
+    old, new = make_run(tmp_path / "old", seed=0), make_run(tmp_path / "new", seed=1)
+    config = yaml.safe_load((old / "config.yaml").read_text())
+    for option in ("task", "tf32", "momentum"):
+        del config[option]
+    config["an_option_that_has_gone"] = None
+    (old / "config.yaml").write_text(yaml.safe_dump(config))
+    (group,) = only_study(tmp_path).groups
+    assert [run.folder for run in group.runs] == [old, new]
+
+
+def test_rules_and_networks_of_the_users_own_need_not_be_here(tmp_path):
+    make_run(tmp_path / "a", "my_rule:Rule", accuracy=0.5)
+    make_run(tmp_path / "b", model="my_net:Net", seed=1)
+    groups = by_label(only_study(tmp_path))
+    assert groups["my_rule:Rule"].family == OTHER and groups["my_rule:Rule"].test.mean == 0.5
+    assert groups["bp"].network == "my_net:Net"
+
+
+def test_datasets_and_tasks_are_studies_of_their_own(tmp_path):
+    make_run(tmp_path / "a")
+    make_run(tmp_path / "b", data="cifar10")
+    make_run(tmp_path / "c", data="imagefolder", data_dir="/x/flowers", image_size=32)
+    make_run(tmp_path / "d", data="imagefolder", data_dir="/y/flowers", image_size=32, seed=1)
+    make_run(tmp_path / "e", data="imagefolder", data_dir="/y/birds", image_size=32)
+    make_run(tmp_path / "f", task="autoencoder", summary={"test_mse": 0.02, "test_accuracy": None})
+    found = {study.title: [len(group.runs) for group in study.groups] for study in studies(read_runs([tmp_path]))}
+    assert found == {
+        "birds (imagefolder), 32 pixels": [1],
+        "cifar10": [1],
+        "flowers (imagefolder), 32 pixels": [2],
+        "mnist": [1],
+        "mnist, autoencoder": [1],
+    }
+
+
+def test_runs_without_accuracy_are_judged_by_what_they_have(tmp_path):
+    make_run(tmp_path / "a", task="autoencoder", summary={"test_mse": 0.02, "test_accuracy": None})
+    make_run(tmp_path / "b", task="clustering", summary={"test_purity": 0.7, "test_accuracy": None})
+    make_run(tmp_path / "c", task="autoencoder", data="digits", summary={"test_accuracy": None})
+    found = {study.title: study.groups[0] for study in studies(read_runs([tmp_path]))}
+    assert found["mnist, autoencoder"].test.mean == 0.02 and not found["mnist, autoencoder"].measure.higher
+    assert found["mnist, clustering"].test.mean == 0.7
+    assert found["digits, autoencoder"].measure.test == "test_loss"
+
+
+def test_every_rule_of_the_papers_belongs_to_one_family():
+    listed = [rule for rules in FAMILIES.values() for rule in rules]
+    assert len(listed) == len(set(listed)) and set(listed) <= set(ALGORITHMS.names())
+
+
+def test_networks_and_datasets_in_words():
+    usual = with_defaults({"algo": "bp", "model": "mlp", "data": "mnist", "activation": "tanh", "widths": [256] * 6})
+    assert describe_network(usual) == "mlp 6x256 tanh"
+    assert describe_network(usual | {"widths": [], "bias": False}) == "mlp one layer tanh no biases"
+    assert describe_data(usual | {"pca": 100}) == "mnist, 100 principal components"
+
+
+# --- epochs -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs", "passes"),
+    [
+        ({"algo": "bp"}, 5, 5),
+        ({"algo": "vanilla-dtp", "schedule": "alternating"}, 7, 3),
+        ({"algo": "vanilla-dtp", "schedule": "parallel"}, 7, 7),
+        ({"algo": "drl", "feedback_warmup_epochs": 2, "extra_feedback_epochs": 1}, 7, 3),
+    ],
+)
+def test_epochs_that_train_feedback_alone_are_not_counted(tmp_path, options, epochs, passes):
+    make_run(tmp_path / "run", epochs=epochs, **options)
+    (group,) = only_study(tmp_path).groups
+    assert forward_passes(group.options, group.runs[0]) == passes == group.passes[0]
+    course = group.course(group.runs[0])
+    assert [step.number for step in course] == list(range(1, passes + 1))
+
+
+def test_turns_are_those_of_the_rule(mlp):
+    from dtp.algorithms import ALGORITHMS
+    from dtp.experiments.report.groups import trains_forward
+
+    for values in ({"schedule": "alternating"}, {"extra_feedback_epochs": 2, "schedule": "parallel"}):
+        entry = ALGORITHMS.resolve("vanilla-dtp")
+        options = entry.load_options()(feedback_warmup_epochs=1, **values)
+        rule = entry.load()(mlp, options)
+        for epoch in range(8):
+            type(rule).current_epoch = property(lambda self, epoch=epoch: epoch)
+            try:
+                _, forward = rule.turns()
+            finally:
+                del type(rule).current_epoch
+            assert trains_forward(vars(options), epoch) == forward
+
+
+# --- cost -------------------------------------------------------------------------------------------------------------
+
+
+def test_cost_relative_to_backprop_of_a_batch_an_epoch_and_the_whole_run(tmp_path):
+    make_run(tmp_path / "bp", seconds=2)
+    make_run(tmp_path / "dtp", "dtp", seconds=20)
+    make_run(tmp_path / "alternating", "vanilla-dtp", seconds=3, epochs=8)
+    groups = by_label(only_study(tmp_path))
+    costs = {name: {kind: round(c.mean, 6) for kind, c in group.costs.items()} for name, group in groups.items()}
+    assert costs["bp"] == {"batch": 1, "epoch": 1, "wall": 1}
+    assert costs["dtp"] == {"batch": 10, "epoch": 10, "wall": 10}
+    # Each epoch of the forward weights has one of the feedback before it.
+    assert costs["vanilla-dtp"] == {"batch": 1.5, "epoch": 3, "wall": 3}
+    assert training_seconds(groups["dtp"].runs[0]) == pytest.approx(80)
+    assert groups["dtp"].images_per_second.mean == pytest.approx(2750)
+    assert groups["dtp"].feedback_share.mean == pytest.approx(0.5)
+
+
+def test_wall_time_of_other_numbers_of_epochs_is_said_to_be_so(tmp_path):
+    make_run(tmp_path / "bp", epochs=4)
+    make_run(tmp_path / "fa", "fa", epochs=8)
+    groups = by_label(only_study(tmp_path))
+    assert groups["fa"].costs["wall"].mean == pytest.approx(2)
+    assert groups["fa"].notes == ["wall time of 8 epochs of forward training against 4 of `bp`"]
+
+
+def test_networks_of_the_same_sizes_with_another_nonlinearity_are_compared_and_it_is_said(tmp_path):
+    make_run(tmp_path / "bp", activation="tanh")
+    make_run(tmp_path / "chl", "chl", activation="sigmoid", seconds=12)
+    groups = by_label(only_study(tmp_path))
+    assert groups["chl"].costs["epoch"].mean == pytest.approx(12)
+    assert groups["chl"].notes == ["time against `bp` with activation tanh"]
+
+
+@pytest.mark.parametrize(
+    ("options", "summary", "why"),
+    [
+        ({"widths": [300]}, {}, "network"),
+        ({"model": "square", "widths": [256, 256]}, {}, "network"),
+        ({"batch_size": 50}, {}, "batch size"),
+        ({"precision": "64"}, {}, "precision"),
+        ({}, {"threads": 8}, "threads"),
+        ({}, {"device": "Another"}, "device"),
+        ({"precision": "64"}, {"device": "Another"}, "precision, device"),
+    ],
+)
+def test_other_work_or_another_machine_is_not_comparable(tmp_path, options, summary, why):
+    make_run(tmp_path / "bp")
+    make_run(tmp_path / "fa", "fa", summary=summary, **options)
+    group = by_label(only_study(tmp_path))["fa"]
+    assert group.costs == {}
+    assert group.notes == [f"time not comparable: no `bp` run of the same {why}"]
+
+
+def test_without_backprop_nothing_is_comparable(tmp_path):
+    make_run(tmp_path / "fa", "fa")
+    (group,) = only_study(tmp_path).groups
+    assert group.notes == ["time not comparable: no finished `bp` run on these images"]
+
+
+def test_each_run_is_compared_with_backprop_on_its_own_machine(tmp_path):
+    for seed, (device, bp, fa) in enumerate([("slow", 10, 20), ("fast", 1, 3), ("other", None, 100)]):
+        if bp:
+            make_run(tmp_path / "bp" / device, seed=seed, seconds=bp, summary={"device": device})
+        make_run(tmp_path / "fa" / device, "fa", seed=seed, seconds=fa, summary={"device": device})
+    group = by_label(only_study(tmp_path))["fa"]
+    assert group.costs["batch"].values == pytest.approx((2, 3))
+    assert group.notes == ["time of 2 of 3 runs; no `bp` on the device of the others"]
+
+
+def test_the_backprop_most_like_the_group_is_taken(tmp_path):
+    make_run(tmp_path / "elu", activation="elu", seconds=1)
+    make_run(tmp_path / "tanh", activation="tanh", seconds=2)
+    make_run(tmp_path / "fa", "fa", activation="tanh", seconds=6)
+    group = by_label(only_study(tmp_path))["fa"]
+    assert group.costs["batch"].mean == pytest.approx(3) and group.notes == []
+
+
+def test_unfinished_and_failed_runs_do_not_count_in_results_or_times(tmp_path):
+    make_run(tmp_path / "bp" / "0")
+    make_run(tmp_path / "bp" / "1", seed=1, finished=False, trained=1, accuracy=0.1)
+    make_run(tmp_path / "bp" / "2", seed=2, finished=False, trained=1, accuracy=0.1)
+    (tmp_path / "bp" / "2" / "failed.txt").write_text("It diverged.\n")
+    (group,) = only_study(tmp_path).groups
+    assert group.test.values == (0.95,) and len(group.runs) == 3
+    assert group.costs["batch"].n == 1
+
+
+def test_uneven_times_are_found(tmp_path):
+    make_run(tmp_path / "bp" / "0", seconds=1)
+    make_run(tmp_path / "bp" / "1", seed=1, seconds=1.1)
+    make_run(tmp_path / "fa" / "0", "fa", seconds=1)
+    make_run(tmp_path / "fa" / "1", "fa", seed=1, seconds=2.5)
+    group, factor = unsteadiness(only_study(tmp_path))
+    assert group.label == "fa" and factor == pytest.approx(2.5)

@@ -1,0 +1,103 @@
+"""Run folders as they are found: in depth, unfinished, failed, being written, damaged."""
+
+import pytest
+
+from dtp.errors import UserError
+from dtp.experiments.report.reading import read_run, read_runs
+from tests.experiments.report.folders import make_run
+
+
+def test_finds_runs_in_any_depth_each_once_in_the_order_of_their_numbers(tmp_path):
+    for seed in (10, 9, 0):
+        make_run(tmp_path / "sweep" / "bp" / f"seed{seed}", seed=seed)
+    make_run(tmp_path / "alone")
+    found = read_runs([tmp_path, tmp_path / "sweep", tmp_path / "alone"])
+    assert [run.name for run in found] == ["alone", "sweep/bp/seed0", "sweep/bp/seed9", "sweep/bp/seed10"]
+    assert [run.name for run in read_runs([tmp_path / "alone"])] == ["alone"]
+
+
+def test_looks_for_no_runs_within_a_run(tmp_path):
+    run = make_run(tmp_path / "run")
+    make_run(run / "wandb" / "copy")
+    assert [found.folder for found in read_runs([tmp_path])] == [run]
+
+
+def test_states(tmp_path):
+    make_run(tmp_path / "finished")
+    make_run(tmp_path / "unfinished", finished=False, trained=2)
+    make_run(tmp_path / "longer", epochs=8, summary={"epochs": 4})
+    make_run(tmp_path / "diverged", finished=False, trained=1)
+    (tmp_path / "diverged" / "failed.txt").write_text("Training diverged: loss is not\na finite number.\n")
+    (tmp_path / "refused").mkdir()
+    (tmp_path / "refused" / "failed.txt").write_text("--lr: expected a number above 0.\n")
+    found = {run.name: run for run in read_runs([tmp_path])}
+    assert {name: run.state for name, run in found.items()} == {
+        "finished": "finished",
+        "unfinished": "unfinished",
+        "longer": "unfinished",
+        "diverged": "failed",
+        "refused": "failed",
+    }
+    assert found["diverged"].failure == "Training diverged: loss is not a finite number."
+    assert found["refused"].options == {} and found["refused"].epochs == 0
+    assert found["unfinished"].epochs == 2 and found["unfinished"].steps == 1100
+
+
+def test_a_run_stopped_by_max_steps_has_finished(tmp_path):
+    make_run(tmp_path / "run", epochs=10, trained=2, max_steps=1100)
+    assert read_run(tmp_path / "run").state == "finished"
+
+
+def test_a_row_that_is_being_written_is_left_out(tmp_path):
+    run = make_run(tmp_path / "run", finished=False)
+    whole = read_run(run).rows
+    metrics = run / "metrics.csv"
+    text = metrics.read_text()
+    for torn in ("4,27", "4,2750,0.9\n", "0.31,,\n"):
+        metrics.write_text(text + torn)
+        assert read_run(run).rows == whole
+
+
+@pytest.mark.parametrize("line", ["1,many,0.5,0.5,0.5", "1,550", "torn"])
+def test_a_damaged_row_before_the_end_is_told_with_its_line(tmp_path, line):
+    run = make_run(tmp_path / "run")
+    lines = (run / "metrics.csv").read_text().splitlines()
+    lines[2] = line
+    (run / "metrics.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=r"metrics.csv, line 3: expected \d+ numbers or empty cells, found "):
+        read_run(run)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("metrics.csv", "time,loss\n1,2\n", "begins with the columns epoch,step"),
+        ("summary.json", "{", "is not the JSON of a summary"),
+        ("summary.json", '{"accuracy": 1}', "expected the summary of a run"),
+        ("config.yaml", "a: [", "is not valid YAML"),
+        ("config.yaml", "lr: 0.1\n", "expected the configuration of a run, found none of its 'algo'"),
+    ],
+)
+def test_damaged_files_are_told_by_name(tmp_path, name, text, message):
+    run = make_run(tmp_path / "run")
+    (run / name).write_text(text)
+    with pytest.raises(UserError, match=message) as error:
+        read_runs([tmp_path])
+    assert str(run / name) in str(error.value)
+
+
+def test_not_a_number_is_no_number(tmp_path):
+    rows = [{"epoch": 0, "step": 550, "val/accuracy": "nan", "train/images_per_second": 100}]
+    run = read_run(make_run(tmp_path / "run", rows=rows, finished=False))
+    assert run.column("val/accuracy") == [] and len(run.column("train/images_per_second")) == 1
+
+
+def test_the_last_measured_angles_count(tmp_path):
+    rows = [
+        {"epoch": 0, "step": 0, "update_angle/layer1": 90, "update_angle/layer10": 91},
+        {"epoch": 0, "step": 550, "update_angle/layer1": 20, "update_angle/layer10": 30},
+        {"epoch": 1, "step": 1100, "val/accuracy": 0.5},
+    ]
+    run = read_run(make_run(tmp_path / "run", rows=rows))
+    assert run.last_layers("update_angle") == {1: 20.0, 10: 30.0}
+    assert run.last_layers("feedback_angle") == {}

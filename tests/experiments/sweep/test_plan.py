@@ -1,0 +1,174 @@
+"""Sweep files: what they stand for, and the mistakes that they may hold."""
+
+from pathlib import Path
+
+import pytest
+
+from dtp.errors import UserError
+from dtp.experiments.sweep.plan import SWEEPS, Part, read_sweep, sweep_path
+from tests.experiments.sweep.helpers import TINY, sweep_file, sweep_of
+
+
+def test_settings_are_every_combination_of_variants_and_grid(tmp_path):
+    sweep = sweep_of(tmp_path)
+    assert (sweep.name, sweep.title, sweep.origin) == ("tiny", "Tiny", "From nowhere; shows nothing.")
+    assert [point.name for point in sweep.points] == [
+        "dtp, widths 8",
+        "dtp, widths 2 x 8",
+        "bp, widths 8",
+        "bp, widths 2 x 8",
+    ]
+    assert sweep.points[1].options == {
+        "data": "digits",
+        "model": "mlp",
+        "max_epochs": 2,
+        "lr_schedule": "constant",
+        "algo": "vanilla-dtp",
+        "widths": [8, 8],
+    }
+
+
+def test_runs_have_folders_of_their_own_and_come_seed_by_seed(tmp_path):
+    jobs = sweep_of(tmp_path).jobs(Path("out"), {"max_epochs": 1})
+    assert [seed for _, seed in jobs] == [0] * 4 + [1] * 4
+    folders = [str(job.folder) for job in jobs.values()]
+    assert folders[1] == "out/dtp,widths=8+8/seed0" and len(set(folders)) == 8
+    job = jobs["bp, widths 8", 1]
+    assert job.options["max_epochs"] == 1 and job.options["seed"] == 1
+    assert job.config().model.widths == [8]
+
+
+def test_later_parts_beat_earlier_ones(tmp_path):
+    text = "base: {lr: 1, beta: 1, momentum: 0.1}\nvariants: {a: {lr: 2, beta: 2}}\ngrid: {lr: [3]}\n"
+    (point,) = sweep_of(tmp_path, text).points
+    assert point.options == {"lr": 3, "beta": 2, "momentum": 0.1}
+    (job,) = sweep_of(tmp_path, text).jobs(Path("out"), {"beta": "4"}).values()
+    assert job.options == {"lr": 3, "beta": "4", "momentum": 0.1, "seed": 0}
+
+
+def test_a_sweep_of_one_run(tmp_path):
+    (point,) = sweep_of(tmp_path, "base: {algo: bp}").points
+    assert (point.name, point.folder, point.options) == ("all", "all", {"algo": "bp"})
+
+
+def test_the_figure_is_a_part_or_several(tmp_path):
+    assert sweep_of(tmp_path, "base: {algo: bp}").figure == (Part(),)
+    one = sweep_of(tmp_path, "grid: {lr: [0.1, 1]}\nfigure: {kind: values, x: lr, metric: [a/b, c/d], range: [0, 1]}")
+    assert one.figure == (Part("values", ("a/b", "c/d"), x="lr", range=(0, 1)),)
+    assert [part.kind for part in sweep_of(tmp_path).figure] == ["curves", "values", "final"]
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("- a", "expected a mapping"),
+        ("", "expected a mapping with some of title, base"),
+        ("base: [", "is not valid YAML"),
+        ("variant: {a: {}}", "unknown part 'variant'; did you mean variants?"),
+        ("base: 3", "base: expected lines of the form 'name: value', found 3"),
+        ("base: {seed: 3}", "base: expected no 'seed', for give seeds as a list"),
+        ("variants: {a: {run-dir: x}}", "expected no 'run_dir'"),
+        ("grid: {lr: 0.1}", "grid, lr: expected a list of values, found 0.1"),
+        ("base: {lr: null}", "base, lr: expected a value, found none"),
+        ("variants: {a: {lr: }}", "variants, a, lr: expected a value, found none"),
+        ("grid: {lr: [0.1, null]}", "grid, lr: expected a list of values, found [0.1, None]"),
+        ("grid: {lr: []}", "grid, lr: expected a list of values"),
+        ("seeds: 3", "seeds: expected a list of whole numbers, found 3"),
+        ("seeds: [0.5]", "seeds: expected a list of whole numbers"),
+        ("seeds: [1, 1]", "seeds: expected each number once"),
+        ("variants: {a b: {lr: 1}, a-b: {lr: 2}}", "would share the folder 'a-b'"),
+        ("figure: {kind: curve}", "figure, kind: expected curves, values, final; found 'curve'"),
+        ("figure: {knd: curves}", "figure: unknown 'knd'; did you mean kind?"),
+        ("figure: {metric: accuracy}", "figure, metric: expected columns of metrics.csv"),
+        ("figure: {kind: values}", "figure, x: expected none for kind values; found 'none'"),
+        ("grid: {lr: [1, 2]}\nfigure: {kind: values, x: depth}", "figure, x: expected lr; found 'depth'"),
+        ("grid: {lr: [1, 2]}\nfigure: {panels: variant}", "figure, panels: expected lr; found 'variant'"),
+        ("figure: {range: [1, 0]}", "figure, range: expected two numbers, the smaller first"),
+        ("figure: {against: hours}", "figure, against: expected epochs, batches"),
+        ("grid: {lr: [1, 2]}\nfigure: {x: lr}", "figure, x: expected none for kind curves; found 'lr'"),
+    ],
+)
+def test_mistakes_are_one_sentence_that_names_the_file(tmp_path, text, words):
+    with pytest.raises(UserError) as error:
+        read_sweep(sweep_file(tmp_path, text + "\n"))
+    message = str(error.value)
+    assert words in message and str(tmp_path / "tiny.yaml") in message and "\n" not in message
+
+
+@pytest.mark.parametrize("variant", ["..", ".", "x" * 300])
+def test_a_variant_that_names_no_folder_is_refused(tmp_path, variant):
+    with pytest.raises(UserError, match="expected variants and values that make the name of a folder"):
+        sweep_of(tmp_path, f"variants: {{{variant!r}: {{}}, other: {{lr: 1}}}}\n")
+
+
+def test_a_sweep_without_end_is_refused(tmp_path):
+    grid = "".join(f"  {name}: [{', '.join(map(str, range(1000)))}]\n" for name in ("lr", "beta", "momentum"))
+    with pytest.raises(UserError, match="expected at most 10000 settings, found 1000000000"):
+        sweep_of(tmp_path, f"grid:\n{grid}")
+
+
+def test_a_value_that_begins_as_an_option_does_is_refused(tmp_path):
+    (job, *_) = sweep_of(tmp_path, "base: {widths: [8, --download]}\n").jobs(tmp_path).values()
+    with pytest.raises(UserError, match="widths: expected a value, found '--download'"):
+        job.config()
+
+
+def test_a_class_that_the_file_alone_names_is_asked_about(tmp_path):
+    sweep = sweep_of(tmp_path, "base: {algo: 'mine:Own'}\nvariants: {a: {lr: 1.0}, b: {lr: 2.0}}\n")
+    with pytest.raises(UserError, match="names the class mine:Own, a program.*--trust"):
+        sweep.jobs(tmp_path)
+    for extra in ({"trust": []}, {"algo": "mine:Own"}, {"algo": "bp"}):
+        assert len(sweep.jobs(tmp_path, extra)) == 2
+    with pytest.raises(UserError, match="expected no 'trust', for it belongs on the command line"):
+        sweep_of(tmp_path, "base: {trust: true}\n")
+
+
+def test_settings_that_a_command_makes_the_same_are_refused(tmp_path):
+    sweep = sweep_of(tmp_path)
+    with pytest.raises(UserError, match="found 'dtp, widths 8' and 'dtp, widths 2 x 8' the same; leave options out"):
+        sweep.jobs(Path("out"), {"widths": "3"})
+    assert len(sweep.jobs(Path("out"), {"lr": "3"})) == 8
+
+
+def test_a_sweep_is_a_file_or_the_name_of_one_of_ours(tmp_path):
+    assert sweep_path("ghawade-depth") == SWEEPS / "ghawade-depth.yaml"
+    mine = sweep_file(tmp_path, TINY)
+    assert sweep_path(str(mine)) == mine
+    with pytest.raises(UserError, match="no such sweep; did you mean ghawade-depth?"):
+        sweep_path("ghawade-dept")
+
+
+@pytest.mark.parametrize("path", sorted(SWEEPS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_setting_of_ours_is_a_configuration(path, tmp_path):
+    sweep = read_sweep(path)
+    assert sweep.origin and sweep.title != path.stem
+    jobs = sweep.jobs(tmp_path)
+    for point in sweep.points:
+        config = jobs[point.name, sweep.seeds[0]].config()
+        for option, value in point.values.items():
+            assert config.as_dict()[option] in (value, [value])
+
+
+def test_the_report_of_ghawade_and_anand_is_there():
+    swept = {
+        "depth": {"widths": [[200] * n for n in (1, 2, 4, 8)]},
+        "width": {"widths": [[20], [100], [250], [500]]},
+        "noise": {"noise": [0.0, 0.1, 1.0]},
+        "alpha": {"widths": [[200], [1000]], "beta": [0.01, 0.1, 1.0, 10.0]},
+        "activations": {"activation": ["tanh", "relu", "leaky-relu", "sigmoid"]},
+    }
+    for name, grid in swept.items():
+        for file in (f"ghawade-{name}", *([f"ghawade-{name}-cifar10"] if name in ("alpha", "activations") else [])):
+            points = read_sweep(SWEEPS / f"{file}.yaml").points
+            for option, values in grid.items():
+                assert [v for v in values if any(p.values[option] == v for p in points)] == values
+            for point in points:
+                assert (point.options["optimizer"], point.options["lr"]) == ("adam", 3e-4)
+                assert point.options["data"] == ("cifar10" if "cifar10" in file else "mnist")
+                assert point.options["algo"] in ("vanilla-dtp", "bp")
+    pairs = {
+        (p.options["optimizer"], p.options.get("feedback_optimizer"))
+        for p in read_sweep(SWEEPS / "ghawade-optimizers.yaml").points
+    }
+    both = ("adam", "rmsprop")
+    assert pairs == {(a, b) for a in both for b in both} | {(a, None) for a in both}

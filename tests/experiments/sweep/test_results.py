@@ -1,0 +1,160 @@
+"""Numbers of a sweep: over seeds, by forward training, with what is missing."""
+
+import json
+
+import pytest
+
+from dtp.errors import UserError
+from dtp.experiments.sweep.figure import draw_sweep
+from dtp.experiments.sweep.results import as_table, collect, forward_batches, metric_name, thinned
+from tests.experiments.sweep.helpers import made_up, sweep_of
+
+pytestmark = pytest.mark.usefixtures("here")
+
+
+def finished(here, text: str | None = None):
+    """A sweep whose first setting has finished for both seeds, and its jobs."""
+    sweep = sweep_of(here, text) if text else sweep_of(here)
+    jobs = sweep.jobs(here / "out")
+    for seed, shift in ((0, 0.0), (1, 0.2)):
+        made_up(
+            jobs[sweep.points[0].name, seed],
+            {"val/accuracy": {10: 0.3 + shift, 20: 0.5 + shift}, "test/accuracy": {20: 0.4 + shift}},
+        )
+    return sweep, jobs
+
+
+def test_values_mean_and_deviation_over_seeds(here):
+    sweep, jobs = finished(here)
+    first, *others = collect(sweep, jobs)
+    assert first.last("test/accuracy") == [0.4, pytest.approx(0.6)] and first.missing == {}
+    assert all(m.missing == {0: "not begun", 1: "not begun"} and not m.runs for m in others)
+    where, means, deviations = first.curve("val/accuracy", "batches")
+    # dtp alternates: its first epoch trains the feedback alone, its second the forward weights.
+    assert (
+        where == [0, 10]
+        and means == pytest.approx([0.4, 0.6])
+        and deviations == pytest.approx([0.2**0.5 / 10**0.5] * 2)
+    )
+
+
+def test_why_a_run_has_no_result(here):
+    sweep, jobs = finished(here)
+    failed, stopped = jobs["bp, widths 8", 0], jobs["bp, widths 8", 1]
+    failed.folder.mkdir(parents=True)
+    (failed.folder / "failed.txt").write_text("Training diverged.\n")
+    made_up(stopped, {"val/accuracy": {7: 0.1}})
+    (stopped.folder / "summary.json").unlink()
+    (stopped.folder / "checkpoints" / "step=7.ckpt").touch()
+    m = collect(sweep, jobs)[2]
+    assert m.missing == {0: "failed: Training diverged.", 1: "not finished, 7 batches so far"}
+
+
+def test_a_run_that_was_to_be_longer_has_no_result_yet(here):
+    sweep, _ = finished(here)
+    (m, *_) = collect(sweep, sweep.jobs(here / "out", {"max_epochs": "5"}))
+    assert m.missing[0].startswith("not finished")
+
+
+def test_a_run_of_another_configuration_is_not_mixed_in(here):
+    sweep, _ = finished(here)
+    with pytest.raises(UserError, match="was made with --lr"):
+        collect(sweep, sweep.jobs(here / "out", {"lr": "0.9"}))
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({}, [0, 5, 10, 15, 40]),
+        ({"schedule": "parallel"}, [0, 5, 10, 15, 40]),
+        ({"schedule": "alternating"}, [0, 0, 0, 5, 20]),
+        ({"schedule": "alternating", "feedback_warmup_epochs": 1}, [0, 0, 0, 0, 10]),
+        ({"extra_feedback_epochs": 1}, [0, 5, 10, 10, 20]),
+        ({"extra_feedback_epochs": 1, "feedback_warmup_epochs": 2}, [0, 0, 0, 0, 10]),
+        ({"feedback_warmup": 7}, [0, 0, 3, 8, 33]),
+        ({"feedback_warmup_epochs": 1, "feedback_warmup": 3}, [0, 0, 0, 5, 30]),
+        ({"schedule": "alternating", "feedback_warmup": 12}, [0, 0, 0, 3, 18]),
+    ],
+)
+def test_batches_of_the_forward_weights(options, expected):
+    assert [forward_batches(step, 10, options) for step in (0, 5, 10, 15, 40)] == expected
+
+
+def test_batches_of_the_forward_weights_are_those_in_which_the_rule_trains_them(here):
+    # The rule says by itself, in turns(); counted here batch by batch.
+    from dtp.algorithms.options import VanillaDTPOptions
+    from dtp.algorithms.vanilla_dtp import VanillaDTP
+    from dtp.models import MLP
+    from dtp.models.options import MLPOptions
+
+    for options in (
+        {"schedule": "alternating", "feedback_warmup": 3},
+        {"schedule": "sequential", "extra_feedback_epochs": 2, "feedback_warmup_epochs": 1},
+    ):
+        rule = VanillaDTP(MLP(MLPOptions(widths=[3, 3]), (1, 2, 2), 2), VanillaDTPOptions(**options))
+        done = 0
+        for step in range(24):
+            assert forward_batches(step, 4, options) == done
+            rule._batches_alone = step
+            type(rule).current_epoch = property(lambda self, step=step: step // 4)
+            try:
+                done += rule.turns()[1]
+            finally:
+                del type(rule).current_epoch
+
+
+def test_curves_are_thinned_to_means_of_neighbours():
+    assert thinned({1: 1.0, 2: 3.0, 3: 5.0}, most=2) == {2: 2.0, 3: 5.0}
+    assert thinned({}) == {} and thinned({4: 2.0}) == {4: 2.0}
+    assert len(thinned(dict.fromkeys(range(1001), 1.0))) <= 40
+
+
+def test_the_files_say_what_was_measured_and_how(here):
+    sweep, jobs = finished(here)
+    command = "dtp sweep tiny --data-dir DIR"
+    draw_sweep(sweep, here / "out", jobs, command)
+    content = json.loads((here / "out" / "results.json").read_text())
+    assert (content["sweep"], content["command"], content["seeds"]) == ("tiny", command, [0, 1])
+    assert content["runs"] == {"finished": 2, "missing": 6} and content["device"] == "abacus"
+    setting, unfinished = content["settings"][:2]
+    assert setting["last"]["test/accuracy"] == {"values": [0.4, 0.6], "mean": 0.5, "deviation": 0.14142}
+    assert setting["curves"]["val/accuracy"]["batches"] == [0, 10]
+    assert (setting["epochs"], setting["epochs_of_forward_weights"], setting["batches"]) == (2, 1, 20)
+    assert setting["command"].startswith("dtp train --data digits") and "--widths 8" in setting["command"]
+    assert unfinished["missing"] == {"0": "not begun", "1": "not begun"} and unfinished["last"] == {}
+    table = (here / "out" / "results.md").read_text()
+    assert "| dtp, widths 8 | 0, 1 | 1 | 60.00 ± 14.14 | 50.00 ± 14.14 |" in table
+    assert "- bp, widths 2 x 8, seed 1: not begun" in table
+
+
+def test_no_folder_of_this_machine_is_written_down(here):
+    sweep = sweep_of(here)
+    jobs = sweep.jobs(here / "out", {"data_dir": str(here / "secret")})
+    for job in jobs.values():
+        made_up(job, {"test/accuracy": {20: 0.4}})
+    draw_sweep(sweep, here / "out", jobs, "c")
+    for name in ("results.json", "results.md"):
+        text = (here / "out" / name).read_text()
+        assert str(here) not in text and "secret" not in text
+    assert "--data-dir DIR" in (here / "out" / "results.json").read_text()
+
+
+def test_a_table_without_deviations_for_a_single_seed(here):
+    sweep = sweep_of(here, "base: {algo: bp, max_epochs: 2}\n")
+    jobs = sweep.jobs(here / "out")
+    made_up(jobs["all", 0], {"val/accuracy": {20: 0.25}})
+    assert "| all | 0 | 2 | 25.00 |" in as_table(sweep, collect(sweep, jobs), "c")
+
+
+@pytest.mark.parametrize(
+    "metric, name",
+    [
+        ("train/accuracy", "training accuracy (%)"),
+        ("val/loss", "validation loss"),
+        ("train/loss_epoch", "training loss"),
+        ("update_angle/layer3", "update angle, layer 3 (degrees)"),
+        ("test/purity", "test purity (%)"),
+    ],
+)
+def test_metrics_in_words(metric, name):
+    assert metric_name(metric) == name

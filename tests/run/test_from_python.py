@@ -1,0 +1,205 @@
+"""dtp.train: a run from Python is that of the command line, and leaves nothing behind but its folder."""
+
+import csv
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import dtp
+from dtp.algorithms import BP, DTP
+from dtp.algorithms.base import Algorithm
+from dtp.cli.train import main
+from dtp.errors import UserError
+from dtp.models import MLP, Network
+from dtp.run.checkpoints import read_checkpoint
+from dtp.run.from_python import as_words
+from dtp.system.signals import STOP_SIGNALS, Stopped, stop_request
+from tests.runs import ROOT, SHORT
+from tests.system.test_signals import during_batch, handlers
+
+pytestmark = pytest.mark.usefixtures("here")
+
+OPTIONS = {"model": "mlp", "widths": [16], "batch_size": 128, "max_epochs": 2}
+
+
+class Deep(Network):
+    """A network of the user's own, from a notebook."""
+
+    def make_layers(self):
+        for width in (9, 8):
+            yield nn.Sequential(nn.Flatten(), nn.Linear(self.features, width), nn.ELU())
+        yield nn.Sequential(nn.Linear(self.features, self.num_classes))
+
+
+def test_it_runs_what_the_command_line_runs():
+    assert main([*SHORT, "--seed", "5", "--run-dir", "command"]) == 0
+    result = dtp.train(**OPTIONS, seed=5, run_dir=Path("python"))
+    ours, theirs = (read_checkpoint(Path(place) / "checkpoints/best.ckpt") for place in ("python", "command"))
+    assert all(torch.equal(value, theirs["state_dict"][name]) for name, value in ours["state_dict"].items())
+    assert ours["config"] == theirs["config"]
+    assert result.summary["command"] == "dtp train " + " ".join([*SHORT, "--seed", "5", "--run-dir", "python"])
+
+
+def test_the_result_is_what_the_folder_holds():
+    result = dtp.train(**OPTIONS)
+    assert result.run_dir.parent == Path("runs/dtp_mlp_digits") and result.summary["epochs"] == 2
+    assert result.figures == [result.run_dir / "training.png"]
+    with (result.run_dir / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    frame = result.metrics
+    assert list(frame.columns) == list(rows[0]) and len(frame) == len(rows)
+    for name in ("step", "val/accuracy", "feedback_angle/layer2"):
+        assert frame[name].dropna().tolist() == [float(row[name]) for row in rows if row[name]]
+    assert frame["test/accuracy"].dropna().tolist() == [result.summary["test_accuracy"]]
+    rule = result.load()
+    assert type(rule) is DTP and not rule.training
+
+
+def test_words_are_those_of_the_command_line():
+    options = {"algo": BP, "model": MLP, "widths": (3, np.int64(4)), "lr": np.float32(0.5), "tf32": False}
+    words = "--algo bp --model mlp --widths 3 4 --lr 0.5 --tf32 false --run-dir a".split()
+    assert as_words({**options, "init_weights": None, "run_dir": Path("a")}) == words
+    assert as_words({"widths": []}) == ["--widths"]
+    for name in ("algo", "run_dir", "resume", "init_weights"):
+        with pytest.raises(UserError, match=f"{name}: expected a value, found ''"):
+            as_words({name: ""})
+    with pytest.raises(UserError, match="lr: expected a value, found '-h'"):
+        as_words({"lr": "-h"})
+    assert as_words({"model": Deep}) == ["--model", f"{__name__}:Deep"]
+
+
+def test_classes_of_the_users_own_are_given_as_they_are():
+    result = dtp.train(algo=BP, model=Deep, batch_size=128, max_epochs=1)
+    rule = result.load()
+    assert type(rule.network) is Deep and result.summary["algo"] == "bp"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"algo": "dpt"}, "did you mean dtp"),
+        ({"bta": 0.5}, "Unknown option --bta"),
+        ({"lr": -1}, "--lr: expected a number above 0"),
+        ({"lr": {}}, "lr: expected text, a number or a list of such, found dict"),
+        ({"help": True}, "dtp train --help lists them"),
+        ({"data": "mnist", "data_dir": "nowhere"}, "no such file"),
+        ({"resume": "nothing"}, "no such file or folder"),
+    ],
+)
+def test_mistakes_are_user_errors(options, expected):
+    before = handlers()
+    with pytest.raises(UserError, match=expected):
+        dtp.train(**options)
+    assert handlers() == before and not Path("runs").exists()
+
+
+def test_a_class_that_ends_the_program_ends_the_run_alone(tmp_path):
+    lines = ["import sys", "from dtp.models import MLP", "class Net(MLP):", "    def forward(self, x): sys.exit(3)"]
+    (tmp_path / "ending.py").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"sys.exit\(3\)"):
+        dtp.train(model="ending:Net", max_epochs=1)
+
+
+def state_of_process():
+    return {
+        "handlers": handlers(),
+        "random": random.getstate(),
+        "numpy": np.random.get_state()[1].tolist(),
+        "torch": torch.get_rng_state().tolist(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "tf32": torch.backends.cuda.matmul.allow_tf32,
+        "warnings": list(warnings.filters),
+        "path": list(sys.path),
+        "environment": {name: value for name, value in os.environ.items() if name.startswith(("PL_", "DTP_"))},
+    }
+
+
+def test_a_run_leaves_the_process_as_it_was(monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "17")
+    before = state_of_process()
+    dtp.train(**OPTIONS, deterministic=True, tf32=True)
+    assert state_of_process() == before
+    with pytest.raises(UserError, match="diverged"):
+        dtp.train(**OPTIONS, lr=1e20)
+    assert state_of_process() == before
+
+
+def test_a_run_in_a_thread_is_the_same_and_another_one_waits_for_it():
+    results, running, most = {}, [], []
+    original = Algorithm.training_step
+
+    def training_step(self, *args):
+        running.append(threading.get_ident())
+        most.append(len(set(running)))
+        return original(self, *args)
+
+    def train(name):
+        results[name] = dtp.train(**OPTIONS, run_dir=name)
+        running.clear()
+
+    threads = [threading.Thread(target=train, args=(name,)) for name in ("one", "two")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Algorithm, "training_step", training_step)
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert max(most) == 1
+    states = [results[name].load().state_dict() for name in ("one", "two")]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+@pytest.mark.parametrize(("signum", "error"), [(signal.SIGTERM, Stopped), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_stops_it_with_a_checkpoint_to_go_on_from(signum, error, monkeypatch):
+    before = handlers()
+    with monkeypatch.context() as patch:
+        during_batch(3, lambda: signal.raise_signal(signum), patch)
+        with pytest.raises(error, match="after batch 3"):
+            dtp.train(**OPTIONS, run_dir="run")
+    assert handlers() == before and stop_request.signum is None
+    result = dtp.train(**OPTIONS, run_dir="run", resume="auto")
+    assert result.summary["steps"] == 20 and {signum: signal.getsignal(signum) for signum in STOP_SIGNALS} == before
+
+
+def test_notebooks_have_one_device(monkeypatch):
+    monkeypatch.setattr(sys, "ps1", "In [1]: ", raising=False)
+    with pytest.raises(UserError, match="devices: expected 1 in a notebook, found 2"):
+        dtp.train(**OPTIONS, devices=2, accelerator="cpu")
+    assert dtp.train(**OPTIONS).summary["world_size"] == 1
+
+
+@pytest.mark.slow
+def test_a_script_trains_on_several_devices_once(tmp_path):
+    (tmp_path / "script.py").write_text(
+        "import dtp\n"
+        "options = dict(widths=[16], batch_size=128, max_steps=4, accelerator='cpu', devices=2)\n"
+        "result = dtp.train(**options, run_dir='run')\n"
+        "assert result.summary['world_size'] == 2, result.summary\n"
+        "try:\n"
+        "    dtp.train(**options, run_dir='again')\n"
+        "except dtp.errors.UserError as error:\n"
+        "    print('refused:', error)\n"
+    )
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}
+    command = [sys.executable, "script.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0 and "refused: Only one run on several devices" in done.stdout, done.stderr
+
+
+def test_the_functions_are_found_in_the_package():
+    assert {"load", "train"} <= set(dir(dtp))
+    code = "import sys, dtp; dir(dtp); assert 'torch' not in sys.modules; import dtp.run.training; dtp.train.__call__"
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environ)
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        dtp.trian  # noqa: B018

@@ -1,0 +1,338 @@
+"""The way back: from run folders and checkpoints, of this version and earlier ones, to the trained rule."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.utils.data import DataLoader, TensorDataset
+
+import dtp
+from dtp.algorithms import BP, DTP, FA
+from dtp.algorithms.base import Algorithm
+from dtp.cli.train import main
+from dtp.errors import UserError
+from dtp.models import LeNet
+from dtp.models.options import LeNetOptions
+from dtp.run.checkpoints import read_checkpoint
+from dtp.run.sealed import save_sealed
+from dtp.run.training import build
+from tests.algorithms.rules import facts
+from tests.runs import SHORT, fails
+
+pytestmark = pytest.mark.usefixtures("here")
+
+OWN = """
+from torch import nn
+from dtp.algorithms import DTP
+from dtp.models import Network
+
+class Mine(DTP):
+    pass
+
+class Net(Network):
+    def make_layers(self):
+        yield nn.Sequential(nn.Flatten(), nn.Linear(self.features, 7), nn.ELU())
+        yield nn.Sequential(nn.Linear(7, self.num_classes))
+"""
+
+
+def trained(*words, folder="run"):
+    assert main([*SHORT, *words, "--run-dir", folder]) == 0
+    return folder
+
+
+def saved_again(path, change, target="old.ckpt"):
+    """A checkpoint with another content."""
+    content = read_checkpoint(path)
+    change(content)
+    with open(target, "w+b") as file:
+        save_sealed(content, file)
+    return target
+
+
+def of_earlier_versions(path):
+    """What they wrote: no description, and a configuration without the newest options."""
+
+    def change(content):
+        del content["description"]
+        for name in ("task", "clusters", "pca", "deterministic"):
+            del content["config"][name]
+
+    return saved_again(path, change)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of dtp on digits, three epochs, the second of which need not be the best."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    assert main([*SHORT, "--max-epochs", "3", "--seed", "3", "--run-dir", str(folder)]) == 0
+    return folder
+
+
+def test_a_loaded_rule_has_the_accuracy_that_the_run_has_tested(run):
+    rule = dtp.load(run)
+    assert type(rule) is DTP and not rule.training and rule.noise_streams.seed == 3
+    # The images are those of scikit-learn, read and normalised here by the run's own options.
+    from dtp.cli.arguments import parse
+
+    data, _ = build(parse(["--config", str(run / "config.yaml")]))
+    with torch.no_grad():
+        right = sum((rule(x).argmax(1) == y).sum().item() for x, y in data.test_dataloader())
+    assert right / 360 == pytest.approx(json.loads((run / "summary.json").read_text())["test_accuracy"])
+
+
+def test_its_weights_and_options_are_those_of_the_checkpoint(run):
+    saved = read_checkpoint(run / "checkpoints" / "best.ckpt")
+    for rule in (dtp.load(run), dtp.load(str(run / "checkpoints" / "best.ckpt")), DTP.load_from_checkpoint(run)):
+        assert all(torch.equal(value, saved["state_dict"][name]) for name, value in rule.state_dict().items())
+        assert {name: saved["config"][name] for name in vars(rule.options)} == vars(rule.options)
+        assert rule.network.options.widths == [16] and rule.task.name == "classification"
+    newest = DTP.load_from_checkpoint(run / "checkpoints" / "step=00000030.ckpt", beta=0.25)
+    assert newest.options.beta == 0.25 and newest.options.lr == rule.options.lr
+
+
+def test_of_a_run_that_has_tested_its_last_weights_those_are_loaded(run):
+    trained("--max-steps", "13")
+    last = read_checkpoint(Path("run/checkpoints/step=00000013.ckpt"))["state_dict"]
+    assert all(torch.equal(value, last[name]) for name, value in dtp.load("run").state_dict().items())
+
+
+@pytest.mark.parametrize("algo", ["bp", "fa", "dfa", "kp", "sdtp", "ao-sdtp", "drl", "ddtp-rhl", "gait", "chl", "hebb"])
+def test_every_kind_of_rule_and_network_is_described(algo):
+    words = ["--algo", algo, *facts(algo).network.split(), "--batch-size", "128", "--max-epochs", "2"]
+    assert main([*words, "--run-dir", "run"]) == 0
+    rule = dtp.load("run")
+    saved = read_checkpoint(Path("run/checkpoints/best.ckpt"))["state_dict"]
+    assert set(saved) == set(rule.state_dict())
+    assert all(torch.equal(value, saved[name]) for name, value in rule.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "words", ["--task autoencoder --widths 8", "--algo competitive --task clustering --clusters 6 --widths"]
+)
+def test_other_tasks_come_back_too(words):
+    assert main([*words.split(), "--batch-size", "128", "--max-epochs", "1", "--run-dir", "run"]) == 0
+    rule, saved = dtp.load("run"), json.loads(open("run/summary.json").read())
+    assert rule.task.name == saved["task"] != "classification"
+    if rule.task.name == "autoencoder":
+        # The statistics of digits, with which the pixels are got back from the images.
+        assert (rule.task.mean.item(), rule.task.std.item()) == (0.3054, 0.3761)
+
+
+def test_checkpoints_of_earlier_versions_are_loaded_by_their_configuration(run):
+    rule = dtp.load(of_earlier_versions(run / "checkpoints" / "best.ckpt"))
+    ours = dtp.load(run)
+    assert type(rule) is DTP and rule.network.input_shape == (1, 8, 8)
+    x = torch.randn(3, 1, 8, 8)
+    assert torch.equal(rule(x), ours(x)) and rule.options == ours.options
+
+
+def test_classes_of_an_old_checkpoint_of_a_folder_are_the_outputs(run):
+    def change(content):
+        del content["description"]
+        content["config"] |= {"data": "imagefolder", "image_size": 8}
+        weight = content["state_dict"]["network.layers.0.1.weight"]
+        content["state_dict"]["network.layers.0.1.weight"] = weight.repeat(1, 3)
+
+    assert dtp.load(saved_again(run / "checkpoints" / "best.ckpt", change)).network.input_shape == (3, 8, 8)
+
+
+def test_what_an_old_checkpoint_does_not_tell_is_asked_for(run):
+    def change(content):
+        del content["description"]
+        content["config"]["data"] = "mine:Data"
+
+    path = saved_again(run / "checkpoints" / "best.ckpt", change)
+    with pytest.raises(UserError, match="does not describe its network.*give network="):
+        dtp.load(path)
+    given = dtp.load(run).network
+    assert dtp.load(path, network=given).network is given
+
+
+def test_classes_of_the_users_own_are_imported_with_trust_alone(monkeypatch, tmp_path):
+    (tmp_path / "way_back.py").write_text(OWN)
+    words = "--algo way_back:Mine --model way_back:Net --batch-size 128 --max-epochs 1 --run-dir run"
+    assert main(words.split()) == 0
+    rule = dtp.load("run", trust=True)
+    mine = type(rule)
+    assert (mine.__name__, type(rule.network).__name__) == ("Mine", "Net")
+    monkeypatch.delitem(sys.modules, "way_back")
+    with pytest.raises(UserError, match="names the class way_back:Mine, a program.*trust=True"):
+        dtp.load("run")
+    # Of one's own rule one has the class; the network is another program.
+    with pytest.raises(UserError, match="names the class way_back:Net"):
+        mine.load_from_checkpoint("run")
+    assert "way_back" not in sys.modules
+    assert type(mine.load_from_checkpoint("run", network=rule.network)) is mine
+
+
+def test_a_checkpoint_of_a_stock_trainer_is_loaded_without_a_network():
+    rule = FA(LeNet(LeNetOptions(channels=[2, 3], hidden=5), (1, 12, 12), 4), FA.Options(lr=0.02), seed=9)
+    batches = DataLoader(TensorDataset(torch.randn(8, 1, 12, 12), torch.randint(4, (8,))), 4)
+    settings = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, default_root_dir=".", **settings)
+    trainer.fit(rule, batches)
+    trainer.save_checkpoint("stock.ckpt")
+    back = FA.load_from_checkpoint("stock.ckpt")
+    x = torch.randn(2, 1, 12, 12)
+    assert torch.equal(back(x), rule.eval()(x)) and back.options == rule.options and back.noise_streams.seed == 9
+    assert isinstance(Algorithm.load_from_checkpoint("stock.ckpt"), FA)
+    with pytest.raises(UserError, match="is of the rule FA, not BP; use dtp.load"):
+        BP.load_from_checkpoint("stock.ckpt")
+
+
+def test_another_network_than_the_trained_one_is_told(run):
+    network = LeNet(LeNetOptions(channels=[2, 3], hidden=5), (1, 12, 12), 4)
+    with pytest.raises(UserError, match="its weights are not those of the network.*layers.0"):
+        dtp.load(run, network=network)
+
+
+def test_what_is_no_run_is_told_in_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="nothing: no checkpoint there; give a run folder"):
+        dtp.load("nothing")
+    (tmp_path / "a.ckpt").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="is damaged or no checkpoint"):
+        dtp.load("a.ckpt")
+    torch.save({"state_dict": {}}, "b.ckpt")
+    with pytest.raises(UserError, match="does not say what rule it is of"):
+        dtp.load("b.ckpt")
+    with pytest.raises(UserError, match="holds the weights of a network alone"):
+        dtp.load("weights.safetensors")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"algo": 3},
+        {"network": {"input_shape": "ab"}},
+        {"network": {"task": None}},
+        {"network": {"options": {"activation": "none such"}}},
+    ],
+)
+def test_a_description_of_another_kind_is_told(run, change):
+    def changed(checkpoint):
+        said = checkpoint["description"]
+        checkpoint["description"] = {**said, **change, "network": {**said["network"], **change.get("network", {})}}
+
+    with pytest.raises(UserError, match="old.ckpt: nothing can be made of what it says"):
+        dtp.load(saved_again(run / "checkpoints" / "best.ckpt", changed))
+
+
+@pytest.mark.parametrize(
+    "change", [{"state_dict": [1]}, {"state_dict": {"a": 1}}, {"noise": [3]}, {"description": [1]}]
+)
+def test_a_checkpoint_of_another_kind_is_told(run, change):
+    source = saved_again(run / "checkpoints" / "best.ckpt", lambda checkpoint: checkpoint.update(change))
+    with pytest.raises(UserError, match="old.ckpt: "):
+        dtp.load(source)
+
+
+def test_a_damaged_checkpoint_of_a_run_is_passed_over(capsys):
+    folder = trained()
+    best = open(f"{folder}/checkpoints/best.ckpt", "r+b")
+    best.seek(1000)
+    best.write(b"\xff" * 8)
+    best.close()
+    assert type(dtp.load(folder)) is DTP
+    assert "best.ckpt: is damaged; taking another one of the run" in capsys.readouterr().err
+
+
+def test_precision_comes_back():
+    trained("--precision", "64", "--max-epochs", "1")
+    assert {value.dtype for value in dtp.load("run").network.parameters()} == {torch.float64}
+
+
+# --- weights.safetensors ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_leaves_the_tested_weights_for_other_programs(run):
+    weights = load_file(run / "weights.safetensors")
+    state = dtp.load(run).network.state_dict()
+    assert weights.keys() == state.keys() and all(torch.equal(weights[name], state[name]) for name in state)
+
+
+def test_convolutions_in_other_orders_of_memory_are_written_as_they_are():
+    assert main("--algo bp --model lenet --channels 3 4 --hidden 5 --max-steps 2 --run-dir run".split()) == 0
+    state = dtp.load("run").network.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in load_file("run/weights.safetensors").items())
+
+
+@pytest.mark.parametrize("source", ["run/weights.safetensors", "run", "run/checkpoints/best.ckpt"])
+def test_the_next_run_starts_from_them(run, source, capsys):
+    saved = load_file(run / "weights.safetensors")
+    from dtp.cli.arguments import parse
+
+    config = parse([*SHORT, "--init-weights", str(run.parent / source)])
+    _, rule = build(config)
+    assert all(torch.equal(value, saved[name]) for name, value in rule.network.state_dict().items())
+    assert f"layers 1, 2 start from {run.parent / source}" in capsys.readouterr().out
+
+
+def test_a_folder_with_the_weights_alone_will_do(tmp_path, capsys, run):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "weights.safetensors").write_bytes((run / "weights.safetensors").read_bytes())
+    assert main([*SHORT, "--max-epochs", "1", "--init-weights", "kept", "--run-dir", "next"]) == 0
+    with pytest.raises(UserError, match="no checkpoint there, though weights.safetensors is there"):
+        dtp.load("kept")
+
+
+def test_a_bit_that_flips_in_the_weights_is_noticed(run, capsys):
+    content = bytearray((run / "weights.safetensors").read_bytes())
+    content[-1] ^= 1
+    Path("flipped.safetensors").write_bytes(content)
+    expected = "--init-weights flipped.safetensors: is damaged or no safetensors file"
+    fails(capsys, [*SHORT, "--init-weights", "flipped.safetensors", "--run-dir", "next"], expected)
+
+
+def test_weights_of_other_programs_start_a_run_and_are_said_to_be_unchecked(run, capsys):
+    save_file(load_file(run / "weights.safetensors"), "theirs.safetensors")
+    assert main([*SHORT, "--max-epochs", "1", "--init-weights", "theirs.safetensors", "--run-dir", "next"]) == 0
+    assert "theirs.safetensors: carries no digest" in capsys.readouterr().err
+
+
+def test_damaged_weights_are_told(tmp_path, capsys):
+    (tmp_path / "weights.safetensors").write_bytes(b"nothing of the kind")
+    expected = "--init-weights weights.safetensors: is damaged or no safetensors file"
+    fails(capsys, [*SHORT, "--init-weights", "weights.safetensors", "--run-dir", "run"], expected)
+
+
+# --- the network elsewhere --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["mlp", "lenet", "vgg", "resnet18"])
+def loaded(request):
+    small = {
+        "mlp": "--widths 8",
+        "lenet": "--channels 2 3 --hidden 4",
+        "vgg": "--channels 2 3",
+        "resnet18": "--channels 2 2 2 3 3 --batch-norm true --lr 0.001",
+    }
+    words = ["--algo", "bp", "--model", request.param, *small[request.param].split(), "--max-steps", "2"]
+    assert main([*words, "--run-dir", "run"]) == 0
+    return dtp.load("run")
+
+
+def test_its_network_is_exported_by_torch(loaded):
+    x = torch.randn(3, 1, 8, 8)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(loaded.network, (x,), dynamic_shapes=({0: batch},))
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    x = torch.randn(5, 1, 8, 8)
+    torch.testing.assert_close(torch.export.load(file).module()(x), loaded(x))
+
+
+def test_its_network_goes_to_onnx(loaded, tmp_path):
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    x = torch.randn(3, 1, 8, 8)
+    torch.onnx.export(loaded.network, (x,), tmp_path / "network.onnx", dynamo=True, verbose=False)
+    session = runtime.InferenceSession(str(tmp_path / "network.onnx"))
+    (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    torch.testing.assert_close(torch.from_numpy(found), loaded(x).detach(), atol=1e-5, rtol=1e-4)
