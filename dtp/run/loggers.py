@@ -7,15 +7,12 @@ import io
 import netrc
 import os
 import secrets
-import socket
 import sys
-import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import SplitResult, urlsplit
-from urllib.request import proxy_bypass_environment
 
 import numpy as np
 from lightning.pytorch.loggers import Logger, MLFlowLogger, TensorBoardLogger
@@ -31,8 +28,8 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
 
 WANDB_URL = "https://api.wandb.ai"
-CONNECT_SECONDS = 3.0
-INIT_SECONDS = 15.0
+# How long W&B may try to reach its server before the run goes on without.
+INIT_SECONDS = 10.0
 
 Row = dict[str, str]
 WandbMode = Literal["online", "offline", "disabled"]
@@ -218,8 +215,7 @@ def _cell(value: Any) -> str:
 def wandb_mode(environ: Mapping[str, str] = os.environ) -> WandbMode:
     """How to start W&B so that it neither asks nor waits.
 
-    ``WANDB_MODE`` if it is set; else offline without credentials, or when the server (or the proxy in front of it) does
-    not take a connection within three seconds; else online.
+    ``WANDB_MODE`` if it is set; else online with credentials, offline without, for W&B would ask for them.
 
     Raises:
         UserError: ``WANDB_MODE`` or ``WANDB_BASE_URL`` is malformed.
@@ -231,14 +227,15 @@ def wandb_mode(environ: Mapping[str, str] = os.environ) -> WandbMode:
         if mode not in names:
             raise UserError(f"WANDB_MODE: expected online, offline or disabled, found {mode!r}.")
         return names[mode]
-    server = _server(environ)
-    return "online" if _has_credentials(server, environ) and _answers(server, environ) else "offline"
+    return "online" if _has_credentials(_server(environ), environ) else "offline"
 
 
-def make_wandb_logger(run_dir: Path, config: dict[str, Any], name: str, project: str = "dtp") -> WandbLogger:
+def make_wandb_logger(run_dir: Path, config: dict[str, Any], name: str) -> WandbLogger:
     """A started W&B run that lies in ``run_dir`` and goes on with the same id when the run is resumed.
 
-    Falls back to offline when the server does not let us in. On ranks other than zero a logger that does nothing.
+    W&B's own variables hold: ``WANDB_PROJECT`` (else dtp), ``WANDB_NAME`` (else ``name``), ``WANDB_ENTITY``,
+    ``WANDB_MODE`` and the rest. Falls back to offline when the server does not answer within ten seconds, or does not
+    let us in. On ranks other than zero a logger that does nothing.
 
     Raises:
         UserError: the wandb package is missing.
@@ -250,6 +247,7 @@ def make_wandb_logger(run_dir: Path, config: dict[str, Any], name: str, project:
         raise UserError("--logger wandb needs a package: pip install wandb, or use --logger csv.") from error
     from lightning.pytorch.loggers import WandbLogger
 
+    project, name = os.environ.get("WANDB_PROJECT") or "dtp", os.environ.get("WANDB_NAME") or name
     if rank_zero_only.rank != 0:
         return WandbLogger(name=name, project=project, save_dir=run_dir, mode="disabled")
 
@@ -345,28 +343,3 @@ def _has_credentials(server: SplitResult, environ: Mapping[str, str]) -> bool:
     except (UserError, OSError, netrc.NetrcParseError, UnicodeDecodeError):
         return False
     return bool(found and found[2])
-
-
-def _answers(server: SplitResult, environ: Mapping[str, str]) -> bool:
-    """Whether the server, or the proxy that the environment puts before it, takes a connection."""
-    host, port = server.hostname, server.port or (80 if server.scheme == "http" else 443)
-    variable = f"{server.scheme}_proxy"
-    proxy = environ.get(variable) or environ.get(variable.upper())
-    no_proxy = environ.get("no_proxy") or environ.get("NO_PROXY") or ""
-    if proxy and not proxy_bypass_environment(server.netloc, {"no": no_proxy}):
-        through = urlsplit(proxy if "//" in proxy else f"//{proxy}")
-        host, port = through.hostname, through.port or 80
-    connected = threading.Event()
-
-    def connect() -> None:
-        try:
-            socket.create_connection((host, port), timeout=CONNECT_SECONDS).close()
-            connected.set()
-        except OSError:
-            pass
-
-    # In a thread because looking up the name and trying several addresses have no limit in common.
-    thread = threading.Thread(target=connect, daemon=True)
-    thread.start()
-    thread.join(CONNECT_SECONDS)
-    return connected.is_set()
