@@ -131,79 +131,116 @@ def run_jobs(
         UserError: options that mean no configuration, or a folder with a run of another one; before it begins.
         Stopped: a signal came; the runs are stopped.
     """
-    listed = list(jobs) if isinstance(jobs, Sequence) else []
-    configs = {job.folder: job.config() for job in listed}
-    for job in listed:
-        # A damaged summary, say, is better found now.
-        job.is_finished(configs[job.folder])
-    gpus = visible_gpus()
-    parallel = parallel or len(gpus) or available_cores()
-    states: dict[Path, State] = dict.fromkeys(configs, "waiting")
-    free = [gpus[i % len(gpus)] if gpus else "" for i in range(parallel)]
-    running: dict[Path, _Process] = {}
-    # Why runs could not begin, as long as none could.
-    excuses: list[str] | None = []
-    waiting, more = iter(jobs), True
-
-    def end(job: Job, state: State) -> None:
-        states[job.folder] = state
-        ended(job, state)
-
+    pool = _Pool(jobs, parallel, again, tell, ended)
     with _signals_set_a_flag():
         try:
-            while (more or running) and stop_request.signum is None:
-                while more and free and stop_request.signum is None:
-                    job = next(waiting, None)
-                    if job is None:
-                        more = False
-                        break
-                    config = configs[job.folder] if job.folder in configs else job.config()
-                    claim = _claim(job)
-                    if claim is None:
-                        end(job, "elsewhere")
-                    elif job.is_finished(config):
-                        claim.close()
-                        end(job, "finished")
-                    elif job.failure and job.has_begun and not again:
-                        claim.close()
-                        end(job, "failed")
-                    else:
-                        states[job.folder] = "waiting"
-                        running[job.folder] = _Process(job, claim, free.pop(), max(1, available_cores() // parallel))
-                        tell(f"{_place(job, listed)} begins")
-                for folder, process in list(running.items()):
-                    if process.has_ended():
-                        del running[folder]
-                        free.append(process.gpu)
-                        state, text = process.outcome()
-                        tell(f"{_place(process.job, listed)} {text}")
-                        end(process.job, state)
-                        if excuses is not None:
-                            excuses = None if process.job.has_begun else [*excuses, process.job.failure]
-                if more and excuses and len(excuses) > 1 and len(set(excuses)) == 1:
-                    more = False
-                    tell("The others would fail alike, and are not begun.")
-                time.sleep(PERIOD if running else 0)
+            while pool.is_busy and stop_request.signum is None:
+                pool.begin()
+                pool.collect()
+                time.sleep(PERIOD if pool.running else 0)
             if stop_request.signum is not None:
-                for process in _stop(running.values()):
-                    state, text = process.outcome()
-                    tell(f"{_place(process.job, listed)} {text}")
-                    end(process.job, state)
-                done = sum(state == "finished" for state in states.values())
-                raise Stopped(
-                    f"Stopped by {stop_request.name}; {done} of {len(states)} runs have finished. The same command "
-                    "goes on."
-                )
+                raise pool.stopped()
         except Interrupted:
             # The second Ctrl-C: no checkpoints.
             raise
         except BaseException:
-            _stop(running.values())
+            _stop(pool.running.values())
             raise
         finally:
-            for process in running.values():
+            for process in pool.running.values():
                 process.kill()
-    return states
+    return pool.states
+
+
+class _Pool:
+    """Jobs that wait, the processes of those that run, and what has become of the others; as :func:`run_jobs`."""
+
+    def __init__(
+        self,
+        jobs: Iterable[Job],
+        parallel: int,
+        again: bool,
+        tell: Callable[[str], None],
+        ended: Callable[[Job, State], None],
+    ):
+        self.listed = list(jobs) if isinstance(jobs, Sequence) else []
+        self.configs = {job.folder: job.config() for job in self.listed}
+        for job in self.listed:
+            # A damaged summary, say, is better found now.
+            job.is_finished(self.configs[job.folder])
+        gpus = visible_gpus()
+        parallel = parallel or len(gpus) or available_cores()
+        self.threads = max(1, available_cores() // parallel)
+        # The GPU of each process that may be started; none has a name where there are no GPUs.
+        self.free = [gpus[i % len(gpus)] if gpus else "" for i in range(parallel)]
+        self.states: dict[Path, State] = dict.fromkeys(self.configs, "waiting")
+        self.running: dict[Path, _Process] = {}
+        self.waiting, self.more = iter(jobs), True
+        # Why runs could not begin, as long as none could.
+        self.excuses: list[str] | None = []
+        self.again, self.tell, self.ended = again, tell, ended
+
+    @property
+    def is_busy(self) -> bool:
+        return self.more or bool(self.running)
+
+    def begin(self) -> None:
+        """Start jobs for as long as there are some, and processes for them."""
+        while self.more and self.free and stop_request.signum is None:
+            job = next(self.waiting, None)
+            if job is None:
+                self.more = False
+                return
+            config = self.configs[job.folder] if job.folder in self.configs else job.config()
+            claim = _claim(job)
+            if claim is None:
+                self._end(job, "elsewhere")
+                continue
+            if state := self._state_before(job, config):
+                claim.close()
+                self._end(job, state)
+                continue
+            self.states[job.folder] = "waiting"
+            self.running[job.folder] = _Process(job, claim, self.free.pop(), self.threads)
+            self.tell(f"{_place(job, self.listed)} begins")
+
+    def _state_before(self, job: Job, config: Config) -> State | None:
+        """What has become of a job already; None if it is to be run."""
+        if job.is_finished(config):
+            return "finished"
+        return "failed" if job.failure and job.has_begun and not self.again else None
+
+    def collect(self) -> None:
+        """Take note of the processes that have ended, and begin no more where all would fail alike."""
+        for folder, process in list(self.running.items()):
+            if process.has_ended():
+                del self.running[folder]
+                self.free.append(process.gpu)
+                self._tell_of(process)
+                if self.excuses is not None:
+                    self.excuses = None if process.job.has_begun else [*self.excuses, process.job.failure]
+        if self.more and self.excuses and len(self.excuses) > 1 and len(set(self.excuses)) == 1:
+            self.more = False
+            self.tell("The others would fail alike, and are not begun.")
+
+    def stopped(self) -> Stopped:
+        """Stop all processes with checkpoints; what is raised for it."""
+        for process in _stop(self.running.values()):
+            self._tell_of(process)
+        done = sum(state == "finished" for state in self.states.values())
+        return Stopped(
+            f"Stopped by {stop_request.name}; {done} of {len(self.states)} runs have finished. The same command goes "
+            "on."
+        )
+
+    def _tell_of(self, process: _Process) -> None:
+        state, text = process.outcome()
+        self.tell(f"{_place(process.job, self.listed)} {text}")
+        self._end(process.job, state)
+
+    def _end(self, job: Job, state: State) -> None:
+        self.states[job.folder] = state
+        self.ended(job, state)
 
 
 def available_cores() -> int:
