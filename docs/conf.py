@@ -28,11 +28,14 @@ extensions = [
     "mathml",
     "plain_docstrings",
     "rule_pages",
+    "word_breaks",
 ]
 exclude_patterns = ["_build", "**/_*.md", "_ext", "**/.ipynb_checkpoints", "jupyter_execute"]
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "attrs_inline"]
 myst_heading_anchors = 3
+# Two hyphens begin an option; they are no dash.
+smartquotes_action = "qe"
 # Markdown of the results, by the page that includes it.
 included_pages = {
     "../benchmarks/results/README.md": "results.md",

@@ -1,6 +1,7 @@
 """Docstrings are written to be read in an editor: shapes ``(B, *shape)`` and norms ``|x|`` stand for themselves.
 
-reStructuredText would take their stars and bars for markup; they are escaped outside code.
+reStructuredText would take their stars and bars for markup; they are escaped outside code. What a paper leaves out, and
+the choice made here, gets a heading.
 """
 
 import re
@@ -32,8 +33,17 @@ def join(app: Sphinx, what: str, name: str, obj: object, options: object, lines:
         lines[0] = f"{kind.removeprefix(':type: ')}: {lines[0]}"
 
 
+def head(app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:
+    """Put a heading over what the paper leaves out, in the docstring of a rule."""
+    for i, line in enumerate(lines):
+        if what == "class" and line.startswith("Left out by the "):
+            lines[i:i] = [".. rubric:: What the paper leaves out, and the choice made here", ""]
+            return
+
+
 def setup(app: Sphinx) -> dict:
     # Before napoleon, which makes markup of the sections.
     app.connect("autodoc-process-docstring", escape, priority=300)
     app.connect("autodoc-process-docstring", join, priority=800)
+    app.connect("autodoc-process-docstring", head, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -175,8 +176,9 @@ def _rows(options: type, left_out: set[str]) -> str:
             continue
         default = field.default if field.default is not dataclasses.MISSING else field.default_factory()
         said = " ".join(get_attribute_docstring(options, field.name).comment_above.split()).replace("|", "\\|")
+        said = re.sub(r"(?<![\w`])--[a-z][\w-]*", r"`\g<0>`", said)
         rows.append(f"| `{field.name}` | `{default!r}` | {said} |")
-    return "\n".join(["| option | default | |", "|---|---|---|", *rows]) + "\n" if rows else ""
+    return "\n".join(["| option | default | meaning |", "|---|---|---|", *rows]) + "\n" if rows else ""
 
 
 def _table(known: dict[str, Any]) -> str:
@@ -186,7 +188,7 @@ def _table(known: dict[str, Any]) -> str:
         sources = [known["sources"][key] for key in known["rules"][name].get("sources", [])]
         by = ", ".join(f"{source['authors'].partition(',')[0]} {source['year']}" for source in sources)
         rows.append(f"| [`{name}`]({name}.md) | {entry.summary} | {by} |")
-    return "\n".join(["| rule | | source |", "|---|---|---|", *rows]) + "\n"
+    return "\n".join(["| rule | what it is | source |", "|---|---|---|", *rows]) + "\n"
 
 
 def _classes() -> str:
