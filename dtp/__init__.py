@@ -1,6 +1,6 @@
 """Train deep networks by target propagation and its relatives.
 
-``from dtp import DTP``: every learning rule and network is here, and imported when it is asked for.
+``from dtp import DTP``: every learning rule and network is here. Each is imported when it is first used.
 """
 
 from __future__ import annotations

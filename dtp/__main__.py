@@ -1,4 +1,4 @@
-"""The command dtp, wherever Python is: python -m dtp train. Without a command's name it trains, as main.py does."""
+"""The command dtp as a Python module: python -m dtp train. Without the name of a command it trains, as main.py does."""
 
 import sys
 

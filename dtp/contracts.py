@@ -1,4 +1,4 @@
-"""What a user's own rule, network or dataset must hand back where we call it: one sentence names whoever does not."""
+"""Checks of what a user's own rule, network or dataset returns. An error of one sentence names the culprit."""
 
 from __future__ import annotations
 

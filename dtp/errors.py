@@ -1,4 +1,4 @@
-"""What stands for a mistake of the user rather than of the program."""
+"""Errors that are the user's mistake, not the program's."""
 
 import errno
 from pathlib import Path

@@ -1,6 +1,7 @@
-"""What the value of an option may be: its type, its choices and its range, said once, on its dataclass field.
+"""What values an option accepts: its type, choices and range, written once, on its dataclass field.
 
-The command line and the constructors of rules and networks ask here. Imports no torch, so that ``--help`` is quick.
+The command line and the constructors of rules and networks both use this. Imports no torch, so that ``--help`` is
+quick.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Names on the command line and the classes they stand for.
+"""Names on the command line and their classes.
 
 Each of ``dtp.algorithms``, ``dtp.models`` and ``dtp.data`` holds one :class:`Registry`. An entry names its class and
 the dataclass of its options as import paths, so that ``--help`` can list and describe everything without importing

@@ -1,4 +1,4 @@
-"""What a network is trained to do: name classes, put out its input again, or sort images into clusters.
+"""What a network is trained to do: classify, reproduce its input, or sort images into clusters.
 
 A task says what the network's output is compared with, and by which numbers a run is judged. Networks and rules are
 the same for all; a network carries its task, ``network.task``.

@@ -1,4 +1,4 @@
-"""Learning rules. ``--algo`` chooses one; a user's own subclasses :class:`TargetPropagation` or :class:`Algorithm`."""
+"""Learning rules. ``--algo`` chooses one; yours is a subclass of :class:`TargetPropagation` or :class:`Algorithm`."""
 
 from dtp.algorithms.options import RULES
 from dtp.registry import Registry, lazy_attributes

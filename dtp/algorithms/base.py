@@ -1,4 +1,4 @@
-"""What all learning rules share: optimizers, counters, metrics, noise and checkpoints. A rule adds only its maths."""
+"""The base of all learning rules: optimizers, counters, metrics, noise and checkpoints. A rule adds only its maths."""
 
 from __future__ import annotations
 

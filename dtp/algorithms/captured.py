@@ -1,4 +1,4 @@
-"""A whole batch as one CUDA graph: two launches of the host in the place of hundreds."""
+"""A whole batch as one CUDA graph: the host launches twice instead of hundreds of times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rules of networks that settle: contrastive Hebbian learning and generalised recirculation."""
+"""Rules for networks that settle: contrastive Hebbian learning and generalised recirculation."""
 
 from __future__ import annotations
 

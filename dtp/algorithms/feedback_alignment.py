@@ -1,4 +1,4 @@
-"""Feedback alignment and its relatives: backprop whose errors go down through other weights than the forward ones."""
+"""Feedback alignment and its relatives: backprop that sends errors down through weights other than the forward ones."""
 
 from __future__ import annotations
 

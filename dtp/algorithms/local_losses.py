@@ -1,4 +1,4 @@
-"""What all rules with local losses share: each layer descends a loss of its own."""
+"""The base of all rules with local losses: each layer minimises its own loss."""
 
 from __future__ import annotations
 

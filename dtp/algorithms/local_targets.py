@@ -1,4 +1,4 @@
-"""What all rules with local targets share: activations cut between layers, targets, local losses."""
+"""The base of all rules with local targets: activations cut between layers, targets, local losses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a rule is made from Python: of any network, with options by keyword."""
+"""Making a rule from Python: from any network, with options as keyword arguments."""
 
 from __future__ import annotations
 

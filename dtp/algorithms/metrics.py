@@ -1,4 +1,4 @@
-"""Running means of training metrics, kept on the device and read only when somebody looks."""
+"""Running means of training metrics, kept on the device and read only when they are needed."""
 
 from __future__ import annotations
 

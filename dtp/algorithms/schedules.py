@@ -1,4 +1,4 @@
-"""Optimizers and schedules as Lightning documents them, stepped by us: a rule has several steps in a batch."""
+"""Optimizers and schedules as Lightning documents them. We step them, because a rule takes several steps per batch."""
 
 from __future__ import annotations
 

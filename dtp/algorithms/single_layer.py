@@ -1,4 +1,4 @@
-"""Rules of one layer, in which a weight sees what its two sides do and nothing else: Hebb, delta, competitive."""
+"""Rules for one layer, in which a weight sees only the activity on its two sides: Hebb, delta, competitive."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How long phases take, without making the host wait for the device."""
+"""Times of the phases of a batch, without making the host wait for the device."""
 
 from __future__ import annotations
 

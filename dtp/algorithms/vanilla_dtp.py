@@ -1,4 +1,4 @@
-"""Difference target propagation as Lee et al. introduced it."""
+"""Difference target propagation as introduced by Lee et al."""
 
 from typing import Literal
 

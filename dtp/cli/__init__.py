@@ -1,1 +1,1 @@
-"""The command line: words, presets and help become one configuration. Imports no torch."""
+"""The command line: from arguments and presets to one configuration, and help. Imports no torch."""

@@ -1,4 +1,4 @@
-"""The command line as a configuration: parsing, merging, help and error messages. Imports no torch."""
+"""From the command line to a configuration: parsing, merging, help and error messages. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all commands have in common: how they are called, and from words to an exit status. Imports no torch."""
+"""The common frame of all commands: how they are called, and from arguments to an exit status. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Completion of the command dtp by the shell: dtp completion bash|zsh|tcsh, by the library shtab. Imports no torch."""
+"""Shell completion for the command dtp: dtp completion bash|zsh|tcsh, by the library shtab. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options of a run, and how presets, files and the command line become one configuration. Imports no torch."""
+"""Options of a run, and how presets, files and the command line are merged into one configuration. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The program as a process of its own, from its first moment to its last. Imports next to nothing."""
+"""The program as a process, from its start to its end. Imports almost nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: from words to an exit status."""
+"""dtp train: from arguments to an exit status."""
 
 from __future__ import annotations
 

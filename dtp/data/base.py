@@ -1,4 +1,4 @@
-"""What all datasets share: splits, normalisation, augmentation and loaders."""
+"""The base of all datasets: splits, normalisation, augmentation and loaders."""
 
 import os
 from typing import Any, get_args

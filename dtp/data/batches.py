@@ -1,4 +1,4 @@
-"""From uint8 images to normalised float batches: the one path that every dataset takes."""
+"""From uint8 images to normalised float batches, in one way for every dataset."""
 
 from __future__ import annotations
 

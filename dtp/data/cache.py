@@ -1,4 +1,4 @@
-"""Files derived from a dataset: where they go, when they are out of date, and how they are written."""
+"""Files derived from a dataset: where they are stored, when they are out of date, and how they are written."""
 
 import hashlib
 import os

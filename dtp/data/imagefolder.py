@@ -1,4 +1,4 @@
-"""Any folder of class folders of image files."""
+"""Images in any folder with one folder per class."""
 
 import os
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""ImageNet at 32x32: the ten training pickles and the validation pickle, converted once to files that are mapped."""
+"""ImageNet at 32x32: the ten training pickles and the validation pickle, converted once to memory-mapped files."""
 
 import pickle
 import re

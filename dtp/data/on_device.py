@@ -1,4 +1,4 @@
-"""Small images kept as bytes in the memory of the training device, and made into batches there."""
+"""Small images kept as bytes in the memory of the training device, where batches are made from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The small classics, read by torchvision and scikit-learn and kept in memory."""
+"""Small standard datasets, read by torchvision and scikit-learn and kept in memory."""
 
 import math
 import struct

@@ -1,4 +1,4 @@
-"""Which training images are held out for validation."""
+"""The split of training images into training and validation."""
 
 from typing import Literal
 

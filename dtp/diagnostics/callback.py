@@ -1,4 +1,4 @@
-"""Measures alignment once in a while during training, logs it, and draws it at the end."""
+"""Measures alignment at intervals during training, logs it, and plots it at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Measurements of a rule on batches that one has: angles to backprop, and what linear probes read from its layers."""
+"""Measurements of a rule on given batches: angles to backprop, and what linear probes read from its layers."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""How the steps of a batch are spread over processes."""
+"""How the steps of a batch are distributed over processes."""

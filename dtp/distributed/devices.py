@@ -1,4 +1,4 @@
-"""Which devices a run uses, and whether they and the processes are there."""
+"""Which devices a run uses, and whether they and the processes exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which share of the images a process takes. Knows no strategy, so that data need none of what trains."""
+"""Which share of the images a process takes. Independent of strategies, so that data do not depend on training code."""
 
 from __future__ import annotations
 

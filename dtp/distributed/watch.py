@@ -1,11 +1,11 @@
-"""The ranks of a run end together: one says why, and none waits for a rank that is gone.
+"""Makes the ranks of a run end together: one says why, and none waits for a rank that is gone.
 
 A rank that waits in a collective for one that has failed notices nothing (NCCL), or loses its connection and fails in
 turn (gloo). So each process of several has two threads beside its training. One is in contact with the others through a
-torch.distributed store of rank 0 (of torchrun, where that has one): it gives a sign of life every second and reads
-theirs, and the verdict. The verdict is the failure that ends the run; the first rank to write it is the one that
-prints. The other thread judges who has been silent for too long, the store included, and is never blocked by it.
-Whoever learns of a verdict ends the process, wherever its training is.
+torch.distributed store of rank 0 (of torchrun, where that has one): it sends a heartbeat every second and reads those
+of the others, and the verdict. The verdict is the failure that ends the run; the first rank to write it is the one that
+prints. The other thread judges who has been silent for too long, the store included, and is never blocked by it. The
+thread that reads a verdict ends its process, wherever its training is.
 
 Imports no torch until a process is known to be one of several.
 """

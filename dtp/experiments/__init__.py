@@ -1,1 +1,1 @@
-"""Many runs: sweeps, searches, reports, and the theorems of the papers."""
+"""Many runs: sweeps, searches, reports, and studies of the papers' theorems."""

@@ -1,4 +1,4 @@
-"""Many runs, each a process of its own: several at once, none twice, and none lost. Imports no torch."""
+"""Many runs, each in its own process: several at once, none twice, and none lost. Imports no torch."""
 
 from __future__ import annotations
 

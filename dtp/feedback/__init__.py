@@ -1,4 +1,4 @@
-"""Feedback layers made from forward layers, the losses that train them, and the loop that does."""
+"""Feedback layers made from forward layers, the losses that train them, and the training loop."""
 
 from dtp.feedback import adjoints as _adjoints  # noqa: F401 - registers the project's own modules
 from dtp.feedback.context import AffineContext, Context, DrawnContext, ShapeContext, SlopeContext, SwitchesContext

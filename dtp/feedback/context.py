@@ -1,7 +1,7 @@
-"""What a forward layer hands to its feedback layer: pooling switches, shapes, normalisation constants.
+"""What a forward layer passes to its feedback layer: pooling switches, shapes, normalisation constants.
 
-A context is made by a forward pass, returned by it and passed on as an argument; no module remembers one. So the value
-of a feedback layer depends on its arguments alone, whatever passes ran before.
+A context is made and returned by a forward pass and passed on as an argument. No module stores one. So the value of a
+feedback layer depends on its arguments alone, not on earlier passes.
 """
 
 from __future__ import annotations

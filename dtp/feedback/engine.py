@@ -1,4 +1,4 @@
-"""Which form each feedback layer is trained in, and training them so."""
+"""Chooses the form in which each feedback layer is trained, and trains it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The recursion on the feedback weights as a CUDA graph: one launch for many iterations, no Python between them.
+"""The recursion on the feedback weights as a CUDA graph: one launch for many iterations, without Python in between.
 
 What does not depend on the weights is computed ahead (``ReducedLDRL.constants``) and copied to fixed addresses; then
 the captured sequence of gradients and optimizer steps is replayed. Layers are independent, so each runs on a stream of

@@ -1,4 +1,4 @@
-"""Losses that train feedback weights: pure functions of modules and tensors.
+"""Losses that train feedback weights, as pure functions of modules and tensors.
 
 Each is a literal transcription of its equation and is the specification that faster forms are tested against. For all
 of them: features are summed (but averaged in :func:`drl_loss`), samples are averaged; the forward layer is evaluated

@@ -1,4 +1,4 @@
-"""Optimizer steps without the optimizer's own overhead, which is most of the cost of a step on small weights."""
+"""Optimizer steps without the overhead of the optimizer, which is most of the cost of a step on small weights."""
 
 from __future__ import annotations
 

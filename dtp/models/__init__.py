@@ -1,4 +1,4 @@
-"""Forward networks: stacks of layers. ``--model`` chooses one; a user's own subclasses :class:`Network`."""
+"""Forward networks: stacks of layers. ``--model`` chooses one; your own is a subclass of :class:`Network`."""
 
 from dtp.registry import Entry, Registry, lazy_attributes
 

@@ -1,12 +1,12 @@
 """Any network as layers: an ``nn.Sequential``, a list of layers, or a model whose forward pass torch.fx can follow.
 
 The operations of the model are found by tracing it, functional ones included. A chain of them is cut by one rule: a
-layer begins with an affine map (an operation with a weight matrix, or a residual unit) and takes everything up to the
-next one: normalisation, nonlinearity, pooling, dropout. A flatten right before an affine map begins its layer. Two
-chains that are added are a residual unit, one operation. A module in which anything else happens (a concatenation, a
-condition on values) stays one operation, :class:`~dtp.models.modules.Uncut`.
+layer begins with an affine map (an operation with a weight matrix, or a residual unit) and includes everything up to
+the next one: normalisation, nonlinearity, pooling, dropout. A flatten right before an affine map begins its layer. Two
+chains that are added are a residual unit, one operation. A module that does anything else (a concatenation, a condition
+on values) stays one operation, :class:`~dtp.models.modules.Uncut`.
 
-Modules are used as they are, never copied: what trains the layers trains the model.
+Modules are used as they are, never copied. Training the layers trains the model.
 """
 
 from __future__ import annotations

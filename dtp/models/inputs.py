@@ -1,4 +1,4 @@
-"""Whether inputs fit the layers of a network, asked before torch says so in its own words."""
+"""Checks that inputs fit the layers of a network, before torch fails with an error of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A network: a stack of layers, each an affine map with what belongs to it."""
+"""A network: a stack of layers, each an affine map with the operations that follow it."""
 
 from __future__ import annotations
 

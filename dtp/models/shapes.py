@@ -1,4 +1,4 @@
-"""Shapes through modules, found without data."""
+"""Shapes that modules put out, found without data."""
 
 from __future__ import annotations
 

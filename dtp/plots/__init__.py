@@ -1,1 +1,1 @@
-"""What figures share, and the figure of one run."""
+"""The common style of figures, and the figure of one run."""

@@ -1,4 +1,4 @@
-"""One figure that tells how a run went, drawn from its metrics."""
+"""The figure of one run, drawn from its metrics."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What all figures share: how they look, and how they become small files. Needs no display, touches no global state.
+"""The common style of figures, and how they are saved as small files. Needs no display, changes no global state.
 
-Matplotlib is imported when a figure is made, not before: it takes a second that commands without a figure save.
+Matplotlib is imported only when a figure is made, because the import takes a second.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""One run: its trainer, its folder, and the ways back from it."""
+"""One run: its trainer, its folder, and how to load it."""

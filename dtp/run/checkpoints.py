@@ -1,4 +1,4 @@
-"""Checkpoints: at each end of an epoch, every so many batches, and when a signal asks to stop."""
+"""Checkpoints: at the end of each epoch, every given number of batches, and when a signal asks to stop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run from Python, as the command line has it: ``dtp.train(algo="dtp", model="vgg", data="cifar10")``."""
+"""A run from Python, with the options of the command line: ``dtp.train(algo="dtp", model="vgg", data="cifar10")``."""
 
 from __future__ import annotations
 

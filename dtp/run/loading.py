@@ -1,4 +1,4 @@
-"""The way back from a run or a checkpoint to the trained rule, and what a checkpoint says for it."""
+"""Loading the trained rule from a run or a checkpoint, and what a checkpoint stores for this."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where metrics go: a CSV file in the run folder, always, and Weights & Biases when asked."""
+"""Where metrics go: always to a CSV file in the run folder, and to Weights & Biases on request."""
 
 from __future__ import annotations
 

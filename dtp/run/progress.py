@@ -1,7 +1,7 @@
-"""What a training run shows while it runs: a bar on a terminal, lines in a log.
+"""What a training run shows while it runs: a progress bar on a terminal, lines in a log.
 
 Both read ``pl_module.progress()``, a dictionary with keys among ``loss``, ``accuracy``, ``mse``, ``images_per_second``
-and ``feedback_share`` (0 to 1). Reading waits for the device, so they read once in a while and not at every batch.
+and ``feedback_share`` (0 to 1). Reading waits for the device, so they read at intervals and not at every batch.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a result was made with, for the record beside it. Imports no torch by itself."""
+"""What a result was made with: versions, hardware, commit. Imports no torch by itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files that carry a digest of all their bytes, so that no damage passes for other weights: archives, safetensors.
+"""Files with a checksum of all their bytes, so that damage is always noticed: archives, safetensors.
 
 torch writes a zip archive and reads it without comparing its checksums, which would not cover all of it anyway. Here
 the SHA-256 of the file stands at its end, as the comment of the archive: one file under one or several names, written

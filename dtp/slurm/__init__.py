@@ -1,4 +1,4 @@
-"""Scripts for a SLURM cluster: ``dtp slurm NAME`` prints one, whole in itself; a checkout has them in ``slurm/``."""
+"""Scripts for a SLURM cluster: ``dtp slurm NAME`` prints one, self-contained; a checkout has them in ``slurm/``."""
 
 import re
 from pathlib import Path

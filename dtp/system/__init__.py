@@ -1,1 +1,1 @@
-"""What the operating system gives: files, locks, signals, memory. Imports no torch."""
+"""Services of the operating system: files, locks, signals, memory. Imports no torch."""

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and what is left where the writer was killed. Imports no torch."""
+"""Files that are written completely or not at all, and what a killed writer leaves. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the process gets and keeps memory on a CPU."""
+"""Memory settings of a process on a CPU."""
 
 from __future__ import annotations
 

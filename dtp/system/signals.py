@@ -1,4 +1,4 @@
-"""Signals only set a flag; whoever trains looks at it between two batches. Imports no torch.
+"""Signals only set a flag. The training loop checks it between two batches. Imports no torch.
 
 Handled before torch is imported: a signal during the seconds of import would otherwise kill the job.
 """

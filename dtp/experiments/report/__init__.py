@@ -1,1 +1,1 @@
-"""``dtp report RUNS...``: one page about many runs, beside what the papers report."""
+"""``dtp report RUNS...``: one page about many runs, beside the figures of the papers."""

@@ -1,4 +1,4 @@
-"""Runs that differ in their seeds alone, and what they come to: results, angles, time relative to backprop."""
+"""Runs that differ only in their seeds, and their results: accuracies, angles, time relative to backprop."""
 
 from __future__ import annotations
 

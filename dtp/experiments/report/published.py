@@ -1,4 +1,4 @@
-"""What the papers report, and how it compares with ours: ``published.yaml``. Imports no torch."""
+"""The figures of the papers, and how they compare with ours: ``published.yaml``. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Run folders as they lie on the disk: finished, unfinished and failed ones. Imports no torch."""
+"""Reading run folders: finished, unfinished and failed ones. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Search for hyper-parameters in the domain of a rule, by many runs. ``dtp search --algo RULE``."""
+"""Search for hyper-parameters in the search space of a rule, by many runs. ``dtp search --algo RULE``."""

@@ -1,4 +1,4 @@
-"""The domain of a search as a YAML file: which options are varied, over what. Imports no torch.
+"""The search space as a YAML file: which options are varied, and over which values. Imports no torch.
 
 The file::
 
@@ -9,7 +9,7 @@ The file::
     beta2: {choice: [0.99, 0.999]}             # a choice may be a list, for options that take several values
     optimizer: adam                            # the same in all trials
 
-What the command line says of an option is the same in all trials too, and beats the file.
+An option on the command line is also the same in all trials, and overrides the file.
 """
 
 from __future__ import annotations

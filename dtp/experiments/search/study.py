@@ -1,9 +1,8 @@
-"""A search that several processes share: which trials there are, what has become of them, which one is next.
+"""A search that several processes share: which trials there are, their state, and which one is next.
 
 Optuna keeps the trials in a store, a file or a database, and proposes values. A trial is a run folder beside
-``study.json``, which says the same in plain words for whoever reads, draws or continues the study. A trial that no
-process runs any more, and whose result nobody has told the store, is an interrupted one: the next process that comes
-goes on with it.
+``study.json``, which says the same in plain words for those who read, plot or continue the study. A trial that no
+process runs any more, and whose result is not in the store, was interrupted. The next process continues it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The same search as a sweep of Weights & Biases, which then proposes the values. Imports no torch."""
+"""The same search as a sweep of Weights & Biases, which proposes the values. Imports no torch."""
 
 from __future__ import annotations
 

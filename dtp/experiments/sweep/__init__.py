@@ -1,1 +1,1 @@
-"""Sweeps: many runs from one small YAML file, and one figure of them. ``dtp sweep NAME``."""
+"""Sweeps: many runs from one small YAML file, with one figure. ``dtp sweep NAME``."""

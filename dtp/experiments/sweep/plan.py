@@ -1,4 +1,4 @@
-"""A sweep as a YAML file, and the runs that it stands for. Imports no torch.
+"""A sweep as a YAML file, and the runs that it describes. Imports no torch.
 
 The file::
 
@@ -18,8 +18,8 @@ The file::
       kind: curves
       metric: [train/accuracy, train/loss]
 
-Later parts beat earlier ones: preset, base, variant, grid, seed, and last the command line. A value of ``grid`` may be
-a list itself, for options that take several values.
+Later parts override earlier ones: preset, base, variant, grid, seed, and last the command line. A value of ``grid`` may
+itself be a list, for options that take several values.
 """
 
 from __future__ import annotations

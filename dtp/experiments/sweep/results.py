@@ -1,4 +1,4 @@
-"""What the runs of a sweep have measured, as numbers: over seeds, in JSON and as a table. Imports no torch."""
+"""The results of a sweep as numbers: over seeds, in JSON and as a table. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What the papers prove or show on small networks, measured and drawn. ``dtp theory NAME``."""
+"""Measurements and figures of what the papers prove or show on small networks. ``dtp theory NAME``."""

@@ -1,4 +1,4 @@
-"""Measure what a paper proves, and draw it: dtp theory NAME [options of the study]."""
+"""Measure what a paper proves, and plot it: dtp theory NAME [options of the study]."""
 
 from __future__ import annotations
 

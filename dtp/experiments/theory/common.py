@@ -1,4 +1,4 @@
-"""What several studies need: images, progress, statistics over seeds."""
+"""Shared by several studies: images, progress, statistics over seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Building blocks of layers that PyTorch does not have. They know nothing of feedback or rules."""
+"""Building blocks of layers that PyTorch lacks. They are independent of feedback and rules."""
 
 from dtp.models.modules.discrete import Sign
 from dtp.models.modules.locally_connected import LocallyConnected2d

@@ -1,4 +1,4 @@
-"""A module of a user's model that is one operation, for it could not be cut into several."""
+"""A module of a user's model that stays one operation because it could not be cut."""
 
 from __future__ import annotations
 
