@@ -30,21 +30,22 @@ class CCL(LocalLosses):
         L_n = (256 c / d_n) mean over images i, classes k of (<a_n^i, b_n^k> - T_ik)^2,    n = 0 .. N-1
         L_N = cross-entropy(a_N, y)
 
-    with T_ik = 1 where image i is of class k, else 0, and every input of a layer a constant. L_n reaches F_n and
-    G_{n+1} and nothing else: the two networks learn to say the same of each class, layer by layer. All classes go down
-    once, whatever the batch. c is ``correlation``. With ``similarity`` cosine, the loss of the convolutional networks,
-    a and b are divided by their lengths, and L_n = c mean (a^ b^T - T)^2 + q (mean (a^ a^T - I)^2 + mean (b^ b^T -
-    I)^2), q being ``decorrelation``; that is no mean over images. There is no limit in which it is backprop.
+    with T_ik = 1 if image i is of class k, else 0. Every input of a layer is a constant, so L_n trains F_n and G_{n+1}
+    only. The two networks learn to agree on each class, layer by layer. All classes go down once, whatever the batch. c
+    is ``correlation``. With ``similarity`` cosine, the loss of the convolutional networks, a and b are divided by their
+    lengths, and L_n = c mean (a^ b^T - T)^2 + q (mean (a^ a^T - I)^2 + mean (b^ b^T - I)^2), q being ``decorrelation``;
+    this is not a mean over images. The rule is backprop in no limit.
 
-    G_n mirrors F_n with weights of its own and no biases: linear maps, convolutions of stride 1 behind nearest
-    upsampling, where F_n pools or strides, and the nonlinearity that made a_{n-1}. Both networks take the same steps,
-    in one optimizer, and each is clipped by itself.
+    G_n mirrors F_n with separate weights and without biases: linear maps, convolutions of stride 1 (after nearest
+    upsampling where F_n pools or strides), and the nonlinearity that made a_{n-1}. One optimizer steps both networks;
+    each is clipped by itself.
 
-    The code is followed where the paper differs: it normalises all products and compares with the identity over the
-    batch. The authors clip the gradient of a whole network (``clip_norm``), which couples its layers; ``layer_clip``
-    does so layer by layer. Their rise of the losses counts batches of an epoch, ours (``loss_warmup``) of the run.
+    Where paper and code differ, this follows the code; the paper normalises all products and compares with the identity
+    over the batch. The authors clip the gradient of a whole network (``clip_norm``), which couples its layers;
+    ``layer_clip`` clips layer by layer. Their warmup of the losses counts the batches of an epoch, ours
+    (``loss_warmup``) those of the run.
 
-    Left out by the paper: other layers than linear ones, convolutions and pooling. Normalisations and what layers draw
+    Left out by the paper: layers other than linear ones, convolutions and pooling. Normalisations and random operations
     have no mirror.
     """
 

@@ -155,9 +155,9 @@ class CHL(Contrastive):
 
         dW_k = g^(k-N) (h+_k h+_{k-1}^T - h-_k h-_{k-1}^T),    U_k = W_{k+1}^T
 
-    with h- at rest with the input and h+ with the label too. For small g it is backprop of the sigmoids' cross-entropy.
-    Local in space, but for the transposed feedback weights. Each product needs one phase alone, but both are applied
-    together, after the second, so the first phase's must be kept.
+    with h- at rest under the input, and h+ under input and label. For small g the rule is backprop of the cross-entropy
+    of sigmoids. It is local in space, except for the transposed feedback weights. Each product needs one phase only,
+    but both are applied together after the second phase, so that of the first must be stored.
 
     Left out by the sources: the gain of Lee's form, which has no factor g^(k-N) (1; ``gain`` 1 is that form), and all
     that :class:`Contrastive` names.
@@ -172,13 +172,13 @@ class CHL(Contrastive):
 class GeneRec(Contrastive):
     """Generalised recirculation (O'Reilly 1996; Lee 2018, chapter 1): dW_k = (h+_k - h-_k) h-_{k-1}^T.
 
-    ``generec_form`` takes the mean of the two phases as the sender (midpoint), or that made symmetric over both
-    directions of a connection, which is contrastive Hebbian learning exactly (symmetrised). Feedback weights are the
-    transposes or independent random ones.
+    ``generec_form`` midpoint uses the mean of the two phases as the sender. With symmetrised this is also made
+    symmetric over both directions of a connection, which gives exactly contrastive Hebbian learning. Feedback weights
+    are the transposes or independent random weights.
 
-    Left out by the sources: feedback gains other than 1; the factor g^(k-N) of ``chl`` is taken over, so that the
-    symmetrised form equals it for every gain. Independent feedback weights are fixed, and
-    have PyTorch's distribution of the forward weights that they stand for.
+    Left out by the sources: feedback gains other than 1. Here the factor g^(k-N) of ``chl`` is used, so that the
+    symmetrised form equals ``chl`` for every gain. Independent feedback weights are fixed and drawn like the forward
+    weights that they replace, from PyTorch's distribution.
     """
 
     Options = GeneRecOptions

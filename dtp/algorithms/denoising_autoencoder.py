@@ -34,14 +34,14 @@ class DenoisingAutoencoder(LocalTargets):
         t_2 = x,    t_1 = h + f(x) - f(z) = 2 h - f(z)
         losses |g(h) - t_2|^2 of the decoder and |f(x + eps') - t_1|^2 of the encoder
 
-    with h and both targets held constant. f is the feedback of g: nothing else is trained. W gets the sum of both
-    losses' gradients, as a part of the decoder and of the encoder. Both are local: each sees the two sides of one layer
-    alone. What is not local is that both layers have one W, so that what one learns is at once in the other.
+    with h and both targets held constant. f is the feedback of g; nothing else is trained. W gets the sum of the
+    gradients of both losses, because it belongs to both decoder and encoder. Both losses are local: each sees only the
+    two sides of one layer. The shared W is not local: what one layer learns is at once in the other.
 
-    f(z) takes z as the image that it is: normalised as the network's inputs are.
+    In f(z), z is treated as an image: it is normalised like the inputs of the network.
 
-    Left out by the paper: both noise scales (0.3, which the authors' code has elsewhere), the optimizer (their
-    RMSprop), its rate, and whether the noise in z is the one in the decoder's loss (it is).
+    Left out by the paper: both noise scales (here 0.3, which the authors' code has elsewhere), the optimizer (here
+    their RMSprop), its rate, and whether the noise in z is the same as in the loss of the decoder (here it is).
     """
 
     Options = DenoisingAutoencoderOptions

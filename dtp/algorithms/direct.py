@@ -24,11 +24,11 @@ class DDTPLinear(TargetPropagation):
 
         t_{n-1} = s_{n-1} + Q_n t_N - Q_n s_N                        n = 2 .. N
 
-    Each Q_n learns with the difference reconstruction loss, on its own, to bring back a disturbance of s_{n-1} from
-    what it does to the output; its minimiser is a damped pseudo-inverse of d s_N / d s_{n-1}.
+    Each Q_n learns by itself, with the difference reconstruction loss, to reconstruct a disturbance of s_{n-1} from its
+    effect on the output. The minimiser is a damped pseudo-inverse of d s_N / d s_{n-1}.
 
-    Left out by the paper: a bias of Q_n, which would have no effect (none). beta and ``local_loss_scale`` are as in
-    ``drl``.
+    Left out by the paper: a bias of Q_n. There is none here; it would have no effect. beta and ``local_loss_scale`` are
+    as in ``drl``.
     """
 
     Options = DDTPLinearOptions
@@ -78,8 +78,8 @@ class DDTPLinear(TargetPropagation):
 class DDTPControl(DDTPLinear):
     """The control of DDTP-linear (Meulemans et al. 2020): Q_n learns to reconstruct without the difference, as Q_n y.
 
-    Its loss is the mean of (Q_n y - v)^2, not divided by sigma^2. The authors' CIFAR-10 configuration of it selects
-    DDTP-linear itself; this is what their text describes.
+    Its loss is the mean of (Q_n y - v)^2, not divided by sigma^2. The authors' CIFAR-10 configuration for it actually
+    selects DDTP-linear. The rule here is what their text describes.
 
     Left out by the paper: a bias of Q_n, which here has an effect. As in the authors' code, maps to fully connected
     layers have one, which starts at 0, and maps to convolutional layers have none.
@@ -102,11 +102,12 @@ class DDTPRHL(DDTPLinear):
 
         u(y) = tanh(R y + r),    t_{n-1} = s_{n-1} + tanh(Q_n u(t_N)) - tanh(Q_n u(s_N))
 
-    R and r are shared, random and never trained; Q_n has a bias. The last hidden layer's map is affine in the output
-    itself, as the comments of the authors' code say (the code applies tanh to it as well); so its bias has no effect.
+    R and r are shared, random and never trained. Q_n has a bias. The map of the last hidden layer is affine in the
+    output itself, as the comments in the authors' code say (the code applies tanh to it as well). So its bias has no
+    effect.
 
-    Left out by the paper: the distribution of R and r. As in the authors' code it is PyTorch's own of a linear layer,
-    uniform within 1 / sqrt(classes) for both; with Glorot's, R would be so small that u is nearly linear.
+    Left out by the paper: the distribution of R and r. As in the authors' code it is PyTorch's for a linear layer,
+    uniform within 1 / sqrt(classes) for both. With Glorot's distribution R would be so small that u is nearly linear.
     """
 
     Options = DDTPRHLOptions
@@ -131,10 +132,10 @@ class DDTPRHL(DDTPLinear):
 class DFA(LocalTargets):
     """Direct feedback alignment (Nokland 2016): t_{n-1} = s_{n-1} - B_n d loss / d s_N, with fixed random B_n.
 
-    The layer's own nonlinearity and pooling are differentiated; the output layer gets its true gradient. The maps take
-    (sum of hidden units) x classes numbers where they are dense; ``dfa_form="broadcast"`` repeats the error over space
-    and sends it through a random kernel wherever the next layer is a convolution (biotorch). What they take is said
-    before it is allocated, and refused when it is more than the machine's memory.
+    The layer's own nonlinearity and pooling are differentiated, and the output layer gets its true gradient. Dense maps
+    need (sum of hidden units) x classes numbers. With ``dfa_form="broadcast"`` the error is repeated over space and
+    goes through a random kernel where the next layer is a convolution (biotorch). The memory for the maps is reported
+    before it is allocated, and refused if it exceeds that of the machine.
 
     Left out by the paper: the distribution of B_n (``backward_init``: that of a linear
     layer from the output, or of the transposed convolution).

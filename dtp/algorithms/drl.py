@@ -13,15 +13,16 @@ class DRL(TargetPropagation):
     """DTP with the difference reconstruction loss, DTPDRL (Meulemans et al. 2020, section 4).
 
     Feedback layers G(y) = f(V y + c) are trained so that the chain of difference corrections, from the output down to
-    s_{n-1}, reconstructs a disturbance of s_{n-1}. That makes targets damped Gauss-Newton steps, also in networks that
-    cannot be inverted. Layer n's loss looks at the feedback above it, which gets no gradient from it.
+    s_{n-1}, reconstructs a disturbance of s_{n-1}. This makes targets damped Gauss-Newton steps, even in networks that
+    cannot be inverted. The loss of layer n uses the feedback layers above it, but they get no gradient from it.
 
-    All layers learn the whole squared distance to their target (``local_loss_scale`` 2). The authors' code gives mean
-    gradients to the output target: their beta is ours times the batch size, and their learning rate is divided by it.
+    All layers minimise the whole squared distance to their target, not half of it (``local_loss_scale`` 2). The
+    authors' code makes the output target from mean gradients: their beta is ours times the batch size, and their
+    learning rate is divided by it.
 
-    Left out by the paper: contexts of pooling (the clean pass's, as for targets). The authors take targets from the
-    feedback weights as the batch finds them (``schedule`` parallel, as in the presets of their experiments); here
-    feedback is trained first (sequential) unless told otherwise.
+    Left out by the paper: the pooling switches (here those of the clean pass, as for targets). The authors compute
+    targets with the feedback weights from before the batch (``schedule`` parallel, as in the presets of their
+    experiments). Here feedback is trained first by default (sequential).
     """
 
     Options = DRLOptions

@@ -17,19 +17,20 @@ from dtp.models.precision import no_autocast
 class DRTP(DFA):
     """Direct random target projection (Frenkel, Lefebvre, Bol 2021): direct feedback alignment by the label.
 
-    A hidden layer learns from t_n = s_n - B_n y with y one-hot, so that no output is needed to update it: W_n can
-    change as soon as s_n exists. The output layer learns the task loss. ``projected`` has the authors' two other cases,
-    the sign of the error (sDFA) and nothing (shallow), the control.
+    A hidden layer learns from t_n = s_n - B_n y with y one-hot. Its update does not need the output: W_n can change as
+    soon as s_n exists. The output layer learns the task loss. ``projected`` selects the authors' two other cases: the
+    sign of the error (sDFA), and nothing (shallow), which is the control.
 
-    The signal B_n y does not fall as the output comes right. A nonlinearity that saturates is what stops weights from
-    growing; with others training diverges, the faster the deeper, and a warning says so. Updates align with backprop's
-    early in training and turn away from them later.
+    The signal B_n y does not get smaller as the output becomes correct. Only a nonlinearity that saturates stops
+    weights from growing. With others training diverges, faster in deeper networks, and a warning says so. Updates align
+    with those of backprop early in training and turn away from them later.
 
     The authors' code sums over the batch in hidden layers, but takes means in the output layer (over classes too, for
-    binary cross-entropy): ``local_loss_scale`` of a batch's size, or rates by layer, stand for that. Its maps end
-    before the pooling of a convolution, ours behind it, as those of ``dfa``: fewer numbers.
+    binary cross-entropy). To reproduce that, set ``local_loss_scale`` to the batch size, or use rates by layer. Their
+    maps end before the pooling of a convolution. Ours end after it, like those of ``dfa``, and are smaller.
 
-    Left out by the paper: nothing that matters here; the distribution of B_n is the code's (``backward_init``).
+    Left out by the paper: nothing that matters here. The distribution of B_n is that of the authors' code
+    (``backward_init``).
     """
 
     Options = DRTPOptions

@@ -16,12 +16,12 @@ from dtp.models.network import Network
 class DTP(TargetPropagation):
     """DTP with L-DRL (Ernoult et al. 2022, Towards Scaling DTP by Learning Backprop Targets).
 
-    Feedback layers are trained until their Jacobians are the transposes of the forward ones; then the difference rule
-    carries, for small beta, what backprop would.
+    Feedback layers are trained until their Jacobians are the transposes of the forward ones. Then, for small beta, the
+    difference rule sends down what backprop would.
 
-    With ``probes="expected"`` the noise probes are not drawn: feedback weights take their steps on the mean over
-    infinitely many of them, in closed form. That is a simulation of the rule in that limit; it looks at the forward
-    weights, of which sampled probes see only what they make of the noise (:mod:`dtp.feedback.expected`).
+    With ``probes="expected"`` no noise probes are drawn. Feedback weights take their steps on the mean over infinitely
+    many probes, in closed form. This is a simulation of the rule in that limit. It reads the forward weights directly;
+    sampled probes see only how these respond to noise (:mod:`dtp.feedback.expected`).
 
     Left out by the paper: the maxima at which pooling of the noisy pass is undone (``routing``), a bias of the feedback
     layers (none, for its gradient is zero), and feedback rates of networks other than the published ones (see
@@ -128,9 +128,10 @@ class DTP(TargetPropagation):
 class ParallelDTP(DTP):
     """DTP with L-DRL in one feedback step per batch on many noise samples (code of Ernoult et al. 2022, "ParallelDTP").
 
-    The block losses are independent and Adam acts on each weight alone, so one optimizer per layer equals one for all.
+    The losses of the layers are independent and Adam acts on each weight alone. So one optimizer per layer equals one
+    for all.
 
-    The paper leaves out the whole variant; what is not an option here is as in the code.
+    Left out by the paper: the whole variant. Whatever is not an option here is as in the authors' code.
     """
 
     Options = ParallelDTPOptions

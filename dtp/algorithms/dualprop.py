@@ -52,16 +52,16 @@ class DualProp(LocalLosses):
     closed form. alpha is ``mix``, beta ``nudge``. All states start from the forward pass and are updated layer by
     layer (``order``, ``sweeps``).
 
-    For small beta it is backprop: the error is of order beta^2 for alpha 1/2, else of order beta, and none in linear
-    networks; with ReLU it is that of the units whose sign the feedback flips. Feedback goes through the transposes of
-    the forward weights, and within a residual unit as in backprop. Max-pooling is part of A_{n+1} here, so states are
-    those before it. Numbers that layers draw, and statistics that they normalise by, are those of the forward pass.
+    For small beta the rule is backprop. The error is of order beta^2 for alpha 1/2, else of order beta; linear networks
+    have none. With ReLU the error comes from the units whose sign the feedback flips. Feedback goes through the
+    transposes of the forward weights, and within a residual unit as in backprop. Max-pooling is part of A_{n+1} here,
+    so states are those before it. Random numbers and normalisation statistics are those of the forward pass.
 
     The convolutional networks of 2023 were trained by autograd with another derivative of ReLU, on the mean loss of a
     batch of B: the order bw with nudge 2 / B, but for the senders m, which are the forward pass there.
 
-    Left out by the papers: which of the four orders is needed. Not here: the damped iteration and the learned feedback
-    weights (Kolen and Pollack's) that they try as well.
+    Left out by the papers: which of the four orders is needed. Not implemented: the damped iteration and the learned
+    feedback weights (Kolen and Pollack's), which they also try.
     """
 
     Options = DualPropOptions

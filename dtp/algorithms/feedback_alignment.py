@@ -20,13 +20,13 @@ from dtp.models.precision import full_precision, no_autocast
 class FA(Algorithm):
     """Feedback alignment (Lillicrap et al. 2016): errors go down through fixed random weights B_n.
 
-    In every affine operation of any network, inside residual units too, the error of the output goes to the input
-    through B_n instead of W_n^T; weights and biases get the gradients of their own operation for the error that
-    arrives. The first operation needs no B. Not local in time: as in backprop, errors wait for each other from the top.
-    ``error_clamp`` limits errors that go down and the gradients of weights and biases, as biotorch does.
+    In every affine operation of a network, inside residual units too, the error goes from output to input through B_n
+    instead of W_n^T. Weights and biases get the gradients of their own operation for the error that arrives. The first
+    operation needs no B. The rule is not local in time: as in backprop, each layer waits for the error from above.
+    ``error_clamp`` limits the errors that go down and the gradients of weights and biases, as in biotorch.
 
-    Left out by the papers: the distribution of B_n in every source; here it is that of the forward weights
-    (``backward_init``). Batch normalisation keeps its true gradient.
+    Left out by the papers: the distribution of B_n. Here it is that of the forward weights (``backward_init``). Batch
+    normalisation keeps its true gradient.
     """
 
     Options = FeedbackAlignmentOptions
@@ -66,8 +66,8 @@ def _has_matrix(module: nn.Module) -> bool:
 class USF(FA):
     """Uniform sign-concordant feedback (Moskovitz et al. 2018): B = scale sign(W^T).
 
-    Left out by the paper: the scale; here the standard deviation of the first weights (``backward_init``), as in
-    biotorch.
+    Left out by the paper: the scale. Here it is the standard deviation of the initial weights (``backward_init``), as
+    in biotorch.
     """
 
     def backward_weight(self, carried: Carried) -> Tensor:
@@ -78,7 +78,8 @@ class USF(FA):
 class FRSF(FA):
     """Fixed random-magnitude sign-concordant feedback (Moskovitz et al. 2018): B = |M| sign(W^T), M drawn once.
 
-    Left out by the paper: the distribution of M; here that of the first weights (``backward_init``), as in biotorch.
+    Left out by the paper: the distribution of M. Here it is that of the initial weights (``backward_init``), as in
+    biotorch.
     """
 
     def backward_weight(self, carried: Carried) -> Tensor:
@@ -88,8 +89,10 @@ class FRSF(FA):
 class BRSF(FRSF):
     """Batchwise random-magnitude sign-concordant feedback (Moskovitz et al. 2018): as ``frsf``, M drawn every batch.
 
-    M is a function of the seed, the batch's number and the operation: the same on all devices and after a resume. Left
-    out by the paper: its distribution, as for ``frsf``.
+    M is a function of the seed, the number of the batch and the operation. So it is the same on all devices and after a
+    resume.
+
+    Left out by the paper: the distribution of M. Here it is that of ``frsf``.
     """
 
     def training_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -102,11 +105,11 @@ class BRSF(FRSF):
 class KolenPollack(FA):
     """Kolen-Pollack learning (Kolen, Pollack 1994; Akrout et al. 2019): B_n changes as W_n^T does, and both decay.
 
-    W <- (1 - lam) W + D and B <- (1 - lam) B + D^T, with D the optimizer's own increment, momentum and all, and
-    lam = lr ``weight_decay``. So W^T - B shrinks by 1 - lam in each step, whatever the data.
+    W <- (1 - lam) W + D and B <- (1 - lam) B + D^T. D is the increment of the optimizer, momentum included, and lam =
+    lr ``weight_decay``. So W^T - B shrinks by the factor 1 - lam in each step, whatever the data.
 
-    Left out by the papers: the decay under momentum or Adam. Here it is apart from the optimizer; inside it, W and B
-    would see other increments. Biases do not decay, as in the code of Akrout et al.
+    Left out by the papers: the decay under momentum or Adam. Here it is separate from the optimizer; inside it, W and B
+    would get different increments. Biases do not decay, as in the code of Akrout et al.
     """
 
     def __init__(self, network: Network, options: FeedbackAlignmentOptions | None = None, seed: int = 0):
@@ -142,15 +145,15 @@ class KolenPollack(FA):
 
 
 class WeightMirror(FA):
-    """Weight mirror (Akrout et al. 2019): B_n learns in a phase of its own from the layer's response to noise.
+    """Weight mirror (Akrout et al. 2019): B_n learns in a separate phase from the layer's response to noise.
 
-    After each batch every operation alone gets zero-mean noise xi and answers y = f(W xi), biases removed, f the
-    network's nonlinearity (none in the last layer), y centred over the noise patterns; then
-    B <- (1 - lam) B + lam xi y^T / (sigma^2 positions), whose expectation for linear f is W^T.
+    After each batch every operation by itself gets zero-mean noise xi and answers y = f(W xi), without biases. f is the
+    network's nonlinearity (none in the last layer), and y is centred over the noise patterns. Then B <- (1 - lam) B +
+    lam xi y^T / (sigma^2 positions). For linear f the expectation of B is W^T.
 
-    Left out by the paper or changed: the estimate is divided by the noise's variance and, for convolutions, by the
-    number of positions that see a weight, so that one rate serves all layers and B settles at W^T times the mean slope;
-    one mirror phase per batch, and ``mirror_warmup`` of them before the first.
+    Left out by the paper, or changed: the estimate is divided by the variance of the noise and, for convolutions, by
+    the number of positions that see a weight. So one rate fits all layers, and B converges to W^T times the mean slope.
+    There is one mirror phase per batch, and ``mirror_warmup`` of them before the first batch.
     """
 
     Options = WeightMirrorOptions

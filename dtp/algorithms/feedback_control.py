@@ -111,8 +111,8 @@ class Controlled(dict):
 class FeedbackControl(TargetPropagation):
     """Template of deep feedback control (Meulemans et al. 2021).
 
-    A controller u, K numbers for each image, sees the error of the output and drives every layer, the output layer too,
-    through a direct map Q_n to what comes before its nonlinearity::
+    A controller u, with K numbers per image, sees the error of the output. It drives every layer, the output layer too,
+    through a direct map Q_n to the values before the nonlinearity::
 
         v_n = A_n(r_{n-1}) + Q_n u,    r_n = f_n(v_n),    r_0 = x
 
@@ -530,8 +530,9 @@ class DFC(DynamicControl):
         u_int += dt (e - alpha u),    u = u_int + k_p e
         v_n += dt / tau_v (Q_n u + A_n(r_{n-1}) - v_n)
 
-    Left out by the paper, or other than in it: the leak acts on u_int there, on u in the authors' code (``leak``); the
-    clamp of the noise's variance (``noise_floor``) is in the code alone. All else is as :class:`FeedbackControl` says.
+    Left out by the paper, or different from it: the leak acts on u_int in the paper, and on u in the authors' code
+    (``leak``). Only the code clamps the variance of the noise (``noise_floor``). Everything else is described in
+    :class:`FeedbackControl`.
     """
 
     Options = DFCOptions
@@ -543,11 +544,11 @@ class DFC(DynamicControl):
 class DFCSS(DynamicControl):
     """DFC at its steady state, DFC-SS (Meulemans et al. 2021): the forward weights learn from the end alone.
 
-    The state of rest is a root in K unknowns for each image, r_N(u) + alpha u = r*, with r_N(u) one pass upwards under
-    the control u. ``steady_state`` iterate finds it by chord iterations, which take J Q of the forward pass: a few
-    passes for a thousand steps of the dynamics, with the same result; dynamics is as published.
+    The state at rest is a root in K unknowns for each image, r_N(u) + alpha u = r*, where r_N(u) is one pass upwards
+    under the control u. ``steady_state`` iterate finds it by chord iterations, which use J Q of the forward pass. A few
+    passes replace a thousand steps of the dynamics, with the same result. With dynamics it is simulated, as published.
 
-    Left out by the paper: that iteration, and what :class:`DFC` names.
+    Left out by the paper: that iteration, and what :class:`DFC` lists.
     """
 
     Options = DFCSSOptions
@@ -567,16 +568,17 @@ class DFCSS(DynamicControl):
 class StrongDFC(DFCSS):
     """DFC with strong control, Strong-DFC (Meulemans et al. 2022): the output is led to the label itself.
 
-    The error is e = y - p(r_N): p is the softmax (or what else the loss has), y the label, ``label_confidence`` for the
-    right class and the rest shared by the others. The feedback weights learn under the same error. ``steady_state``
-    iterate finds the root by Newton's iterations with halved steps; dynamics is the end of a simulation. In a single
-    phase one simulation with noise serves both kinds of weights: the noise goes through a low-pass filter, the forward
-    weights learn from the mean over all times, and the feedback weights from u less its running mean::
+    The error is e = y - p(r_N). p is the softmax (or what the loss uses instead), and y the label: ``label_confidence``
+    for the right class, with the rest shared by the others. The feedback weights learn under the same error.
+    ``steady_state`` iterate finds the root by Newton iterations with halved steps; dynamics takes the end of a
+    simulation. In single-phase one simulation with noise trains both kinds of weights. The noise goes through a
+    low-pass filter, the forward weights learn from the mean over all times, and the feedback weights from u minus its
+    running mean::
 
         dQ_n = -(1 + tau_v / tau_eps)^(N-n) mean v_n^fb (u - <u>)^T / max(sigma_n, noise_floor)^2 - decay Q_n
 
-    Left out by the paper, or other than in it: those iterations; and with the published constants the simulation ends
-    long before rest, so that its update is that of a transient (``train/settling`` says how far).
+    Left out by the paper, or different from it: the Newton iterations. With the published constants the simulation ends
+    long before rest, so the update comes from a transient (``train/settling`` says how far it is from rest).
     """
 
     Options = StrongDFCOptions
@@ -668,10 +670,10 @@ class StrongDFC(DFCSS):
 class DFCSSA(FeedbackControl):
     """DFC at its steady state, linearised, DFC-SSA (Meulemans et al. 2021): u = (J Q + alpha I)^-1 (r* - r_N^-).
 
-    J are the derivatives of the output by all v_n in the forward pass. One pass upwards under that u follows.
+    J is the Jacobian of the output by all v_n in the forward pass. One pass upwards under that u follows.
 
-    Left out by the paper: how J Q is found. Here it is the derivative of the output by u, which is what J Q is, taken
-    forwards with all K directions at once.
+    Left out by the paper: how J Q is computed. Here it is the derivative of the output by u, which equals J Q, computed
+    in forward mode with all K directions at once.
     """
 
     Options = DFCSSAOptions

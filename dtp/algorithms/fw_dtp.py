@@ -17,11 +17,12 @@ class FWDTP(LocalTargets):
 
         G_n(y) = [BN] tanh(B_n y),    t_{n-1} = [BN](G_n(t_n) + s_{n-1} - G_n(s_n))
 
-    with the lower layer's own nonlinearity for tanh; [BN], where the network has it (``--standardise``), is
-    standardisation over the batch without parameters. All layers learn the whole squared distance to their target.
+    with the nonlinearity of the lower layer in place of tanh. [BN] is standardisation over the batch without
+    parameters, if the network has it (``--standardise``). All layers minimise the whole squared distance to their
+    target, not half of it.
 
-    Left out by the paper, or changed: evaluation uses running statistics, where the authors' code uses those of the
-    test batch; B_n of convolutions is drawn as that of matrices.
+    Left out by the paper, or changed: evaluation uses running statistics (the authors' code uses those of the test
+    batch). B_n of convolutions is drawn in the same way as for matrices.
     """
 
     Options = FWDTPOptions

@@ -21,9 +21,9 @@ _STEPS = {"normalised": 1e-4, "original": 1e-3}
 class GAIT(LocalTargets):
     """GAIT-prop (Ahmad et al. 2020) with the normalised targets of Dalm et al. 2021, for networks of square layers.
 
-    A small step from s_n towards its target, delta f'(a_n)^2 of the way, is sent through the exact inverse of layer n;
-    the target of layer n-1 is where it arrives, with the change divided by delta again. For orthogonal weights that is
-    what backprop would send, up to units whose step crosses a kink of f. Written for the differences d_n = s_n - t_n of
+    A small step from s_n towards its target, delta f'(a_n)^2 of the way, is sent through the exact inverse of layer n.
+    The change that arrives, divided by delta again, gives the target of layer n-1. For orthogonal weights this is what
+    backprop would send, except for units whose step crosses a kink of f. In terms of the differences d_n = s_n - t_n of
     the re-scaled targets::
 
         d_{n-1} = W_n^{-1} (f^{-1}(s_n) - f^{-1}(s_n - delta f'(a_n)^2 d_n)) / delta
@@ -31,21 +31,21 @@ class GAIT(LocalTargets):
     delta is ``gait_step`` / |d_n| for each sample (normalised), or ``gait_step`` to the power of N - n + 1 (original).
     The latter is too small for float32 three layers below the output, and for float64 (``--precision 64``) six layers
     below: no target arrives there. The loss is half the squared distance of the first units of the output to the
-    one-hot label (``loss``); other output units, and units that the next layer does not read, have their own activity
-    as target. Nothing is learned in the feedback, and inverses are solved for anew in every batch. Not local in its
-    weights: the inverses are those of the forward weights themselves.
+    one-hot label (``loss``). Other output units, and units that the next layer does not read, have their own activity
+    as target. The feedback learns nothing; the inverses are computed anew in every batch. The rule is not local in its
+    weights, because it inverts the forward weights themselves.
 
-    The penalty on weights that are not orthogonal (``orthogonality``) is added in the step, as weight decay is:
-    :meth:`forward_gradients`, and with it the angles to backprop, are those of the loss alone.
+    The penalty on weights that are not orthogonal (``orthogonality``) is added in the step, like weight decay. So
+    :meth:`forward_gradients`, and the angles to backprop, are those of the loss alone.
 
     Left out by the papers, or contradictory: Dalm et al. print a squared norm and describe the norm (the norm: the
-    square loses the correlation with backprop); they do not say whether updates are re-scaled (they are), how long
-    the step is (1e-4: longer ones cross more kinks of leaky ReLU, shorter ones are lost to rounding in float32),
-    which learning rate they used (that of Ahmad et al.), or how 3072 inputs enter 500 units (a rectangular first
-    layer, which needs no inverse). The code they made public in 2023 agrees in the norm, the re-scaling and the first
-    layer; it has other widths, rates, steps and a penalty on |W^T W - 1|^2 (preset
-    ``gait_square_cifar10_dalm-code``). Adam of Ahmad et al. has no bias correction, so that its first steps are up to
-    twice as long as torch's, used here.
+    square loses the correlation with backprop); they do not say whether updates are re-scaled (they are), how long the
+    step is (1e-4: longer ones cross more kinks of leaky ReLU, shorter ones are lost to rounding in float32), which
+    learning rate they used (that of Ahmad et al.), or how 3072 inputs enter 500 units (a rectangular first layer, which
+    needs no inverse). The code they made public in 2023 agrees in the norm, the re-scaling and the first layer; it has
+    other widths, rates, steps and a penalty on |W^T W - 1|^2 (preset ``gait_square_cifar10_dalm-code``). The Adam of
+    Ahmad et al. has no bias correction, so its first steps are up to twice as long as those of torch's Adam, which is
+    used here.
     """
 
     Options = GAITOptions

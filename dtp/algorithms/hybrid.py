@@ -13,11 +13,11 @@ class Hybrid(VanillaDTP):
 
         t_{n-1} = s_{n-1} + alpha J_F^T (t_n - s_n) + (1 - alpha) (G_n(t_n) - G_n(s_n))
 
-    With alpha = 1, and beta = 1, it is backprop; with alpha = 0 it is Lee's DTP, with the output's target first. Not
-    local for alpha > 0: a target then goes through the layer's own transposed Jacobian, which no feedback path has.
+    With alpha = 1 and beta = 1 this is backprop. With alpha = 0 it is Lee's DTP with the output's target first. It is
+    not local for alpha > 0: targets then go through the layer's own transposed Jacobian, which no feedback path has.
 
-    Left out by the paper: which rule trains G_n (Lee's) and any tuned value; it trains forward weights on the
-    reconstruction as well, as a question only, which is not done here.
+    Left out by the paper: which rule trains G_n (Lee's here) and all tuned values. The paper asks whether to train
+    forward weights on the reconstruction as well; this is not done here.
     """
 
     Options = HybridOptions

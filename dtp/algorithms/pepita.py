@@ -22,20 +22,20 @@ class PEPITA(LocalLosses):
         h = forward(x),   e = p - y,   h~ = forward(x + F e)
         dW_n = - (h_n - h~_n) h~_{n-1}^T,   dW_N = - (p~ - y) h~_{N-1}^T,   h~_0 = x + F e
 
-    with p the output of the first pass, p~ that of the second and F fixed and random. There is no backward pass, and no
-    derivative of the nonlinearity: it is in the difference. To first order a layer gets the error through
-    -W_n .. W_1 F, a feedback that changes as the forward weights do, which learn to turn the product of all of them
-    against F. The angle of F to (W_N .. W_1)^T is logged as ``feedback_angle`` where layers are linear maps with
-    nonlinearities. There is no limit in which it is backprop.
+    with p the output of the first pass, p~ that of the second, and F fixed and random. There is no backward pass and no
+    derivative of the nonlinearity, which is contained in the difference. To first order a layer gets the error through
+    -W_n .. W_1 F. This feedback changes with the forward weights, whose product learns to point against F. The angle of
+    F to (W_N .. W_1)^T is logged as ``feedback_angle`` if layers are linear maps with nonlinearities. The rule is
+    backprop in no limit.
 
-    Dropout, and whatever else layers draw, is the same in both passes. Normalisations use the statistics of the first.
-    The error is the gradient of whichever ``loss`` there is. h_n is the activation before pooling.
+    Dropout, and all other random numbers of layers, are the same in both passes. Normalisations use the statistics of
+    the first. The error is the gradient of ``loss``, whichever is chosen. h_n is the activation before pooling.
 
-    Not as in the authors' code, whose update of a convolution has the opposite sign of that of a linear layer (here the
-    sign of the latter) and is averaged over the batch twice (here once), and where one linear layer behind convolutions
-    learns from p - y (here from p~ - y, as all others).
+    Three things differ from the authors' code. Their update of a convolution has the opposite sign of that of a linear
+    layer; here it has the same sign. They average it over the batch twice, here once. A single linear layer after
+    convolutions learns from p - y there, and here from p~ - y, as all others.
 
-    Left out by the paper: biases (it has none; here they learn from h_n - h~_n) and other layers than linear ones and
+    Left out by the paper: biases (it has none; here they learn from h_n - h~_n), and layers other than linear ones and
     convolutions.
     """
 

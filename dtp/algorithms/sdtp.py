@@ -16,9 +16,9 @@ class SDTP(VanillaDTP):
     """Simplified difference target propagation (Bartunov et al. 2018, section 3.1): no gradient of any layer above.
 
     The feedback of the output layer takes class probabilities, s_N = softmax(logits), and the first target is the
-    label, one-hot; in an auto-encoder they are pixels, s_N = sigmoid(output), and the image. Targets go down by the
-    difference rule. Reconstruction is denoising: G_n(F_n(s_{n-1} + eps)) is to give the clean s_{n-1}. The output layer
-    learns the task loss.
+    one-hot label. In an auto-encoder it takes pixels, s_N = sigmoid(output), and the first target is the image. Targets
+    go down by the difference rule. Reconstruction is denoising: the target of G_n(F_n(s_{n-1} + eps)) is the clean
+    s_{n-1}. The output layer learns the task loss.
 
     Left out by the paper: batch sizes (128 in our presets) and whether noise is drawn anew for every layer (it is).
     """
@@ -50,11 +50,11 @@ class SDTP(VanillaDTP):
 class AOSDTP(SDTP):
     """SDTP with auxiliary outputs (Bartunov et al. 2018, section 3.2), which make the targets below more diverse.
 
-    With z = tanh(W_z s_{N-1} + b_z) of ``auxiliary`` random units that are never trained and that the task loss does
-    not see, the feedback of the output layer takes [probabilities, z], and the first target is [label, z].
+    There are ``auxiliary`` random units z = tanh(W_z s_{N-1} + b_z). They are never trained and are not part of the
+    task loss. The feedback of the output layer takes [probabilities, z], and the first target is [label, z].
 
-    Left out by the paper: the nonlinearity of z (tanh), the initialisation of W_z (as the output layer's in PyTorch),
-    every tuned value (our presets have SDTP's).
+    Left out by the paper: the nonlinearity of z (tanh here), the initialisation of W_z (here PyTorch's, as for the
+    output layer), and all tuned values (our presets use those of SDTP).
     """
 
     Options = AOSDTPOptions

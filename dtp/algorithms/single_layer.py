@@ -96,13 +96,13 @@ class Hebb(SingleLayer):
 
         dW = lr mean(h x^T),    or    dW = lr mean((h - <h>) (x - <x>)^T)
 
-    with running means < >. Under classification h is the one-hot label, held at the outputs while the image is shown: a
-    row of W becomes the mean image of its class, less that of all. Under clustering it is what the outputs do:
-    ``units`` competing by softmax, or linear. A bias is the weight of an input of 1. Products grow without bound where
-    nothing holds them: ``weight_decay`` or ``normalise_rows`` does.
+    with running means < >. Under classification h is the one-hot label, held at the outputs while the image is shown. A
+    row of W becomes the mean image of its class, minus that of all classes. Under clustering h is the activity of the
+    outputs: ``units`` that compete by softmax, or linear ones. A bias is the weight of an input of 1. Weights grow
+    without bound unless ``weight_decay`` or ``normalise_rows`` limits them.
 
-    Left out by the sources: how fast the means run (``mean_rate``, of each batch), how units differ from each other
-    without labels (the softmax), and how weights stay bounded (as above).
+    Left out by the sources: the rate of the running means (``mean_rate``, per batch), how units become different
+    without labels (here by the softmax), and how weights stay bounded (as above).
     """
 
     Options = HebbOptions
@@ -150,13 +150,13 @@ class Delta(SingleLayer):
 
         dW = lr mean((y - h) f'(a) x^T),    h = f(a)
 
-    The unit f and the slope are those of ``loss``: linear for the squared distance, softmax or sigmoid for their
-    cross-entropies, which cancel f'. In an auto-encoder units are sigmoids; the squared distance there keeps the slope.
-    So with ``slope`` auto it is backprop, which for one layer is local. ``slope`` no drops f' where the loss has it;
-    yes keeps it where the cross-entropy of sigmoids has cancelled it.
+    The unit f and its slope follow from ``loss``: linear for the squared distance, softmax or sigmoid for their
+    cross-entropies, which cancel f'. In an auto-encoder units are sigmoids, and the squared distance keeps the slope.
+    So with ``slope`` auto the rule is backprop, which is local for one layer. ``slope`` no drops f' where the loss has
+    it; yes keeps it where the cross-entropy of sigmoids cancels it.
 
-    Left out by the sources: units that share one activity (a softmax has no slope of each unit by itself, so ``slope``
-    yes is refused for it).
+    Left out by the sources: units that depend on each other. A softmax has no slope for each unit by itself, so
+    ``slope`` yes is refused for it.
     """
 
     Options = DeltaOptions
@@ -188,15 +188,16 @@ class Competitive(SingleLayer):
 
         dw_i = lr_i (x - w_i)    for the winner i of x alone
 
-    The rows of W are prototypes. By ``winner`` distance the bias is held at -|w_i|^2 / 2, so that the largest output,
-    w_i x - |w_i|^2 / 2, is at the nearest prototype: minus half the squared distance, up to |x|^2 / 2. By product it is
-    held at 0, which asks for images and prototypes of about equal lengths. ``pull`` batch descends the objective of
-    k-means, half the mean squared distance to the winner; with ``pull`` count and ``lr`` 1 it is online k-means
+    The rows of W are prototypes. With ``winner`` distance the bias is held at -|w_i|^2 / 2. So the nearest prototype
+    has the largest output, w_i x - |w_i|^2 / 2: minus half the squared distance, up to |x|^2 / 2. With product the bias
+    is held at 0, which requires images and prototypes of about equal lengths. ``pull`` batch minimises the objective of
+    k-means, half the mean squared distance to the winner. With ``pull`` count and ``lr`` 1 it is online k-means
     (MacQueen 1967). ``train/quantisation`` is that objective, ``train/prototypes`` the number of prototypes in use.
 
-    Left out by the sources: what becomes of prototypes that never win. ``conscience`` gives those that win less than
-    their share a head start of conscience (1 - K share) in squared distance (after DeSieno 1988), ``revive_below`` puts
-    them onto a random image. Winners of a batch are found with the prototypes from before it, unless ``one_by_one``.
+    Left out by the sources: what happens to prototypes that never win. ``conscience`` gives prototypes that win less
+    than their share a head start of conscience (1 - K share) in squared distance (after DeSieno 1988). ``revive_below``
+    moves them onto a random image. The winners of a batch are found with the prototypes from before the batch, unless
+    ``one_by_one`` is set.
     """
 
     Options = CompetitiveOptions

@@ -10,7 +10,8 @@ from dtp.algorithms.vanilla_dtp import VanillaDTP
 class TP(VanillaDTP):
     """Target propagation (Bengio 2014; Lee 2018): the target itself goes down, t_{n-1} = G_n(t_n), uncorrected.
 
-    Left out by the papers: every tuned value. The first target and the feedback's loss are those of ``vanilla-dtp``.
+    Left out by the papers: all tuned values. The first target and the loss of the feedback are those of
+    ``vanilla-dtp``.
     """
 
     Options = TPOptions

@@ -15,10 +15,10 @@ from dtp.models.network import Network
 class VanillaDTP(TargetPropagation):
     """Difference target propagation (Lee, Zhang, Fischer, Bengio 2015): G_n is trained to invert F_n.
 
-    The feedback's nonlinearity comes after its affine map, with a bias: G(y) = f(V y + c). The reconstruction loss
-    preserves the noise: it asks for s_{n-1} + eps back. With ``first_target="penultimate"`` the first target is
-    s_{N-1} - beta d loss / d s_{N-1}, a gradient through the output layer alone, which itself learns the task loss;
-    with ``"output"`` it is s_N - beta d loss / d s_N.
+    The nonlinearity of the feedback comes after its affine map, with a bias: G(y) = f(V y + c). The reconstruction loss
+    keeps the noise: its target is s_{n-1} + eps. With ``first_target="penultimate"`` the first target is s_{N-1} - beta
+    d loss / d s_{N-1}, a gradient through the output layer alone; the output layer itself learns the task loss. With
+    ``"output"`` the first target is s_N - beta d loss / d s_N.
 
     Left out by the paper: the order of the two phases (whole epochs in turn by default, as in the authors' code), and
     the first feedback weights (PyTorch's own; ``feedback_init``).
