@@ -23,7 +23,7 @@ NO_PATH = (
 
 
 class UserError(Exception):
-    """A mistake that the user can mend.
+    """A mistake that the user can correct.
 
     The message is one sentence (or two) that says what was expected, what was found and what to do. The command line
     prints it to stderr without a traceback and exits with status 2.

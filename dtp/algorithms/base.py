@@ -68,9 +68,10 @@ GOALS = ("y", "label", "labels", "target", "targets")
 class Algorithm(LightningModule, metaclass=RuleType):
     """A learning rule: how a network's weights change on a batch.
 
-    A subclass implements :meth:`forward_gradients`; one with more than one phase per batch also
-    :meth:`training_batch`. Everything else (devices, precision, schedules, metrics, resume) works for all rules. It is
-    a ``LightningModule`` for any ``lightning.Trainer``; ``docs/lightning.md`` says what of Lightning holds.
+    A subclass implements :meth:`forward_gradients`. With more than one phase per batch it also implements
+    :meth:`training_batch`. Everything else (devices, precision, schedules, metrics, resuming) works for all rules. It
+    is a ``LightningModule`` for any ``lightning.Trainer``; ``docs/lightning.md`` lists which features of Lightning
+    work.
 
     Args:
         network: the forward network. Whoever calls the class may give other modules, and options by keyword
@@ -156,7 +157,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
         metrics: Metric | Mapping[str, Metric] | None = None,
         batch: Callable[[Any], Any] | None = None,
     ) -> None:
-        """Take a loss, metrics or a way to read batches of the user's own; None for what is to stay.
+        """Use the user's own loss, metrics or way to read batches; None keeps what is there.
 
         The arguments are as in :meth:`RuleType.__call__ <dtp.algorithms.making.RuleType.__call__>`.
 
@@ -193,14 +194,14 @@ class Algorithm(LightningModule, metaclass=RuleType):
 
     @property
     def hparams_initial(self) -> AttributeDict:
-        """What Lightning gives to loggers: the rule and its options, flat, and what a subclass has saved."""
+        """The hyper-parameters for loggers: the rule and its options, flat, and what a subclass has saved."""
         saved = dict(super().hparams_initial)
         return AttributeDict({"rule": type(self).__name__, **saved.pop("options", {}), **saved})
 
     # --- the rule ---------------------------------------------------------------------------------------------------
 
     def forward_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """What the rule would have the forward weights descend on this batch.
+        """The gradients that the rule gives the forward weights on this batch.
 
         Changes no weight, ``.grad`` or optimizer state.
 
@@ -238,25 +239,25 @@ class Algorithm(LightningModule, metaclass=RuleType):
         return logits, gradients
 
     def gradient_scale(self, n: int) -> float:
-        """Factor between this rule's forward gradient of layer n and the backprop gradient it stands for."""
+        """Factor between this rule's forward gradient of layer n and the backprop gradient that it approximates."""
         return 1.0
 
     def task_loss(self, output: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
-        """What the network is to minimise, by ``--task`` and ``--loss``, of outputs (B, K) and goals: mean or sum.
+        """The loss to minimise, by ``--task`` and ``--loss``, of outputs (B, K) and goals: mean or sum.
 
         Goals are labels (B,), or what else :attr:`task` makes of a batch.
         """
         return self.task.loss(self.options.loss, output, y, reduction)
 
     def feedback_weights(self) -> dict[int, list[tuple[Tensor, Tensor]]]:
-        """By layer, feedback weights and the transposed forward weights that they stand for, in one shape each.
+        """By layer, feedback weights and the transposed forward weights that they replace, in the same shape.
 
         Empty for rules without such weights. Angles between them are logged.
         """
         return {}
 
     def describe(self) -> dict[str, Any]:
-        """What the run's summary says of how the rule was computed."""
+        """What the summary of the run says about how the rule was computed."""
         return {}
 
     def description(self) -> dict[str, Any]:
@@ -378,10 +379,10 @@ class Algorithm(LightningModule, metaclass=RuleType):
         return self._batches_alone if self._trainer is None else self.global_step
 
     def randomness(self, *purpose: int | str) -> AbstractContextManager[None]:
-        """Within it torch's global generators, which layers draw from (dropout, binary units), depend on ``purpose``.
+        """A context in which torch's global generators, used by layers (dropout, binary units), depend on ``purpose``.
 
-        On that, the seed and which images this rank has, and nothing else: so a run that was stopped goes on with what
-        it would have drawn, and a measurement on the way changes nothing.
+        They depend on that, the seed and the images of this rank, and on nothing else. So a resumed run draws what it
+        would have drawn without the stop, and a measurement in between changes nothing.
         """
         return seeded_randomness(self.device, self.noise_streams.seed, self.noise_streams.rank, *purpose)
 
@@ -458,7 +459,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
         self.noise_streams.rank, self._shares = training_share(self.trainer)
 
     def check_length(self, max_epochs: int, max_steps: int, batches: int) -> None:
-        """Raise UserError if a run of that length would not train what it is for. Asked before there is a run folder.
+        """Raise UserError if a run of that length would not train what it should. Called before there is a run folder.
 
         Args:
             max_epochs, max_steps: as the trainer's; below 0 for no such limit.
@@ -519,9 +520,9 @@ class Algorithm(LightningModule, metaclass=RuleType):
         self._epoch_began -= begun["seconds"]
 
     def batch(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Inputs (B, ...) and goals (B, ...) of what the data loader gives; a hook for batches of another form.
+        """Inputs (B, ...) and goals (B, ...) from a batch of the data loader; a hook for batches of another form.
 
-        By itself it takes pairs, and dictionaries that have one of the usual names for each.
+        By default it accepts pairs, and dictionaries that have one of the usual names for each.
         """
         if isinstance(batch, Mapping):
             x, y = (next((batch[name] for name in names if name in batch), None) for names in (INPUTS, GOALS))

@@ -13,15 +13,15 @@ from dtp.models.network import Network
 
 
 class LocalLosses(Algorithm):
-    """Template of the rules in which each layer learns from a loss of its own output and of constants.
+    """Template for rules in which each layer minimises a loss of its own output and of constants.
 
-    No gradient crosses a layer boundary: a rule says in :meth:`losses` what each layer descends.
+    No gradient crosses a layer boundary. A rule returns the loss of each layer from :meth:`losses`.
     """
 
     made_for_shapes = True
 
     def losses(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-        """What the layers descend on a batch.
+        """The losses that the layers minimise on a batch.
 
         Args:
             x: images (B, C, H, W).
@@ -55,7 +55,7 @@ def function_place(layer: nn.Module) -> int | None:
 
 
 class Stages:
-    """A network as stages h_n = f_n(A_n(h_{n-1})), for rules whose signals live before the nonlinearity, at A_n.
+    """A network as stages h_n = f_n(A_n(h_{n-1})), for rules whose signals act before the nonlinearity, at A_n.
 
     A_n is what layer n does before its last nonlinearity f_n, after what layer n-1 does behind its own (pooling,
     standardisation), so that every f_n is elementwise and comes last; f_N is the identity. The modules are those of the

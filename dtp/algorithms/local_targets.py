@@ -45,11 +45,11 @@ class Activations:
 
 
 class LocalTargets(LocalLosses):
-    """Template of the rules in which each layer learns from a target of its own.
+    """Template for rules in which each layer learns from its own target.
 
-    On every batch: activations; targets, from :meth:`first_target` downwards by :meth:`lower_target`; one step of the
-    forward weights on the sum of the layers' :meth:`forward_loss`. No gradient crosses a layer boundary. A rule
-    overrides the hooks in which it differs.
+    On every batch it computes the activations, then the targets, from :meth:`first_target` downwards by
+    :meth:`lower_target`. Then it takes one step of the forward weights on the sum of the layers' :meth:`forward_loss`.
+    No gradient crosses a layer boundary. A rule overrides the hooks in which it differs.
 
     Layers are numbered n = 1..N; ``self.network[n]`` is F_n.
     """

@@ -41,11 +41,12 @@ from dtp.models.precision import no_autocast
 
 
 class TargetPropagation(LocalTargets):
-    """Template of the rules that train feedback layers, which make the local targets.
+    """Template for rules that train feedback layers, which make the local targets.
 
-    On every batch: activations; the feedback phase, in which each feedback layer takes its iterations on
-    :meth:`feedback_loss`; then targets and the step of the forward weights, as in :class:`LocalTargets`. A rule
-    overrides the hooks in which it differs; ``feedback_settings`` says how its feedback layers are made.
+    On every batch it computes the activations. The feedback phase follows, in which each feedback layer takes its
+    iterations on :meth:`feedback_loss`. Then come targets and the step of the forward weights, as in
+    :class:`LocalTargets`. A rule overrides the hooks in which it differs; ``feedback_settings`` says how its feedback
+    layers are made.
 
     ``self.feedback[n]`` is G_n, which maps s_n to s_{n-1}.
     """
@@ -223,7 +224,7 @@ class TargetPropagation(LocalTargets):
         return tuple(torch.cat(parts) for parts in zip(*draws, strict=True))
 
     def feedback_loss(self, n: int, activations: Activations, noise: tuple[Tensor, ...]) -> Tensor:
-        """What feedback layer n is trained on, a scalar; called once per iteration, without autocast.
+        """The loss of feedback layer n, a scalar; called once per iteration, without autocast.
 
         A mean over the images, so that ranks can share them, and a pure function of its arguments and the weights; only
         those of ``self.feedback[n]`` are stepped on it. ``noise`` is what :meth:`feedback_noise` drew.

@@ -19,13 +19,13 @@ from dtp.run.loggers import log_figure
 
 
 class AlignmentCallback(Callback):
-    """Every ``every`` epochs: alignment of feedback with forward weights, and of updates with backprop's, by layer.
+    """Measures, every ``every`` epochs and by layer, how feedback matches forward weights and updates match backprop's.
 
-    They are measured before the first batch, and after an epoch on its last batch. Metrics are
-    ``feedback_angle/layerN``, ``feedback_distance/layerN``, ``update_angle/layerN`` and ``update_distance/layerN``. At
-    the end of training ``training.png`` shows them with the learning curves; loggers that take figures (W&B,
-    TensorBoard, MLflow) get it. A measurement costs about one training batch without its feedback phase, and one of
-    backprop. For any ``lightning.Trainer``.
+    It measures before the first batch, and after an epoch on its last batch. Metrics are ``feedback_angle/layerN``,
+    ``feedback_distance/layerN``, ``update_angle/layerN`` and ``update_distance/layerN``. At the end of training
+    ``training.png`` shows them with the learning curves. Loggers that take figures (W&B, TensorBoard, MLflow) get it
+    too. A measurement costs about as much as one training batch without its feedback phase and one of backprop. It
+    works with any ``lightning.Trainer``.
 
     Args:
         run_dir: folder of the figure, and of a ``metrics.csv`` that it is drawn from where there is one; left out, the

@@ -20,7 +20,8 @@ from dtp.models.precision import full_precision
 def alignment(rule: Algorithm, batch: Any) -> dict[int, Alignment]:
     """How well the update of each layer on a batch matches backprop's: angle in degrees, and relative distance.
 
-    The update is what the rule would have the forward weights descend; nothing of the rule is changed by looking.
+    The update is the direction in which the rule would change the forward weights. Measuring changes nothing in the
+    rule.
 
     Args:
         rule: before, during or after its training, with a trainer or without.
@@ -47,10 +48,11 @@ def linear_probes(
     penalty: float = 1.0,
     images: int = 2000,
 ) -> dict[int, float]:
-    """Accuracy of a linear classifier on the activations of each layer: how well classes can be told from there.
+    """Accuracy of a linear classifier on the activations of each layer: how well it can tell the classes apart.
 
-    Local rules are judged by it (Nokland and Eidnes 2019; Belilovsky et al. 2019): a layer that helps lets classes be
-    told better than the layer below. Layer 0 is the input. Features are standardised by those of the training.
+    It is a usual measure for local rules (Nokland and Eidnes 2019; Belilovsky et al. 2019): a useful layer separates
+    the classes better than the layer below. Layer 0 is the input. Features are standardised with the statistics of the
+    training images.
 
     Args:
         rule: whose network is looked at, in evaluation mode; its weights stay as they are.

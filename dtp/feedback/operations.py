@@ -85,7 +85,7 @@ class FeedbackOperation(nn.Module):
 class LinearMap(FeedbackOperation):
     """An affine feedback operation whose weights are one tensor, in which it is linear: A_V(y), plus perhaps a bias.
 
-    A user's own affine operation that is one of these takes part in the reduced form of L-DRL.
+    A user's own affine operation that is a subclass is covered by the reduced form of L-DRL.
     """
 
     kind = "affine"
@@ -614,7 +614,7 @@ _OPERATIONS: dict[type[nn.Module], _Operation] = {}
 def register_feedback(
     operation_type: type[nn.Module], make_feedback: MakeFeedback, forward: Forward | None = None
 ) -> None:
-    """Tell how layers that contain ``operation_type`` are undone.
+    """Register the feedback of layers that contain ``operation_type``.
 
     Args:
         operation_type: class of the forward operation; its subclasses are found too.

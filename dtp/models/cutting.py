@@ -73,11 +73,11 @@ class CutNetwork(Network):
 
 
 def as_network(model: nn.Module | Sequence[nn.Module], input_shape: Sequence[int] | Tensor | None = None) -> Network:
-    """The layers of a model, as learning rules take them.
+    """The layers of a model, in the form that learning rules need.
 
-    A :class:`~dtp.models.network.Network` is returned as it is. An ``nn.Sequential`` or any other module is cut, see
-    this module's text; a list holds the layers themselves, each a module with weights. Weights are those of the model,
-    not copies.
+    A :class:`~dtp.models.network.Network` is returned unchanged. An ``nn.Sequential`` or any other module is cut into
+    layers. A list contains the layers themselves, each a module with weights. Weights are those of the model, not
+    copies.
 
     Args:
         model: maps (B, *input_shape) to (B, classes).

@@ -15,9 +15,9 @@ class Discrete(Network):
 
         s_1 = tanh(W_1 x + b_1),    s_2 = tanh(W_2 sgn(s_1) + b_2),    logits = W_3 s_2 + b_3
 
-    The sign stands where a layer listens, not where it speaks: activations and their targets stay continuous, and the
-    feedback G_2(y) = tanh(V_2 sgn(y) + c_2) hears signs too. They are -1 and 1, as in the author's code; his text says
-    0 and 1.
+    The sign is taken at the input of a layer, not at its output. So activations and their targets stay continuous, and
+    the feedback G_2(y) = tanh(V_2 sgn(y) + c_2) receives signs too. They are -1 and 1, as in the author's code; his
+    text says 0 and 1.
     """
 
     Options = DiscreteOptions

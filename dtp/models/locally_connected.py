@@ -13,8 +13,8 @@ from dtp.models.options import LocallyConnectedOptions
 class LocallyConnected(Network):
     """Strided locally connected layers, then fully connected ones (Bartunov et al. 2018, table of architectures).
 
-    Padding is "same" as TensorFlow has it; there is no pooling. The last stride of their network for CIFAR-10 is not
-    printed.
+    Padding is "same" as in TensorFlow; there is no pooling. The paper does not give the last stride of the network for
+    CIFAR-10.
     """
 
     Options = LocallyConnectedOptions

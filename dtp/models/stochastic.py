@@ -18,11 +18,11 @@ class Stochastic(Network):
 
         p_n = sigmoid(W_n h_{n-1} + b_n),    h_n ~ Bernoulli(p_n),    logits = W_N h_{N-1} + b_N
 
-    Samples are drawn where a layer listens, so its activation s_n is p_n, and targets are those of probabilities: the
-    feedback is G_n(y) = tanh(V_n y + c_n), without samples. Images get Gaussian noise in training.
+    Samples are drawn at the input of the next layer. So the activation s_n is p_n, and targets are targets of
+    probabilities. The feedback is G_n(y) = tanh(V_n y + c_n), without samples. Images get Gaussian noise in training.
 
-    In training a pass is one sample of each unit, for differentiation the identity. In evaluation it is ``passes`` of
-    them: the logarithm of the class probabilities' mean.
+    In training a pass takes one sample of each unit, which differentiation treats as the identity. In evaluation it
+    takes ``passes`` samples and returns the logarithm of the mean class probabilities.
     """
 
     Options = StochasticOptions

@@ -11,10 +11,11 @@ from dtp.models.options import TiedAutoencoderOptions
 
 
 class TiedAutoencoder(Network):
-    """``flatten -> linear -> activation``, then the transposed linear map with a bias of its own (Lee 2018, 3.2.4).
+    """``flatten -> linear -> activation``, then the transposed linear map with a separate bias (Lee 2018, 3.2.4).
 
-    h = f(W x + b), output W^T h + c, whose sigmoid is the reconstruction. The weight is one tensor, which both layers
-    have; it is listed once among the parameters, in layer 1, and what trains both layers changes it by the sum.
+    h = f(W x + b), output W^T h + c, whose sigmoid is the reconstruction. The weight is one tensor that both layers
+    share. It is listed once among the parameters, in layer 1. When both layers are trained, it changes by the sum of
+    their gradients.
     """
 
     Options = TiedAutoencoderOptions

@@ -35,7 +35,7 @@ _had_several = False
 
 @dataclass(frozen=True)
 class Result:
-    """What a run has come to; all of it is read from its folder.
+    """The result of a run, read from its folder.
 
     Attributes:
         run_dir: the folder.
@@ -70,9 +70,9 @@ class Result:
 def train(**options: Any) -> Result:
     """Train a network as ``dtp train`` does: presets, run folder, checkpoints, resume, and the test at the end.
 
-    Afterwards signals, random numbers, warnings and what else a process has once are as they were. A call from another
-    thread waits until this one ends. Several devices are for scripts, once in a process, started plainly or by torchrun
-    or srun; every rank calls this.
+    Afterwards signal handlers, random numbers, warnings and other settings of the process are as before. A call from
+    another thread waits until this one ends. Several devices work in scripts only, once per process, started plainly or
+    by torchrun or srun. Every rank calls this.
 
     Args:
         options: those of the command line, by name, with underscores: ``algo="dtp", model="vgg", lr=0.1,
@@ -80,7 +80,7 @@ def train(**options: Any) -> Result:
             be given as classes.
 
     Raises:
-        UserError: a mistake in the options, the data, or what a class of your own hands back.
+        UserError: a mistake in the options, the data, or what your own class returns.
         Stopped: a signal has asked the run to stop; it has written a checkpoint.
         KeyboardInterrupt: Ctrl-C, or a notebook's stop button, with a checkpoint where training had begun.
     """

@@ -37,7 +37,7 @@ def load(
 ) -> Algorithm:
     """The trained rule of a run or a checkpoint, in evaluation mode; its ``network`` is a plain ``nn.Module``.
 
-    Nothing in the file is run. Of a run folder the weights are those that it has tested, usually the best.
+    No code in the file is executed. From a run folder the weights are those that were tested, usually the best.
 
     Args:
         source: a run folder, or a checkpoint file: of a run, or of a stock Lightning ``Trainer``.

@@ -11,7 +11,7 @@ SignGradient = Literal["straight-through", "zero", "test-only"]
 
 
 class Sign(nn.Module):
-    """1 where x > 0 and -1 elsewhere, (B, *shape) to (B, *shape): all that a layer hears of the one below it.
+    """1 where x > 0 and -1 elsewhere, (B, *shape) to (B, *shape): all that a layer receives from the one below.
 
     Args:
         gradient: what differentiation makes of it: ``"straight-through"`` the identity (Bengio et al. 2013), ``"zero"``

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 class InnerFunction(nn.Module):
     """An elementwise nonlinearity between two affine maps of one layer: (B, *shape) to (B, *shape).
 
-    Of a type of its own, for the feedback of a layer undoes it otherwise than the nonlinearity that makes the layer's
-    activation: what arrives there on the way back is no activation.
+    It is a separate type because feedback undoes it differently from the nonlinearity that makes the layer's
+    activation: what arrives here on the way back is not an activation.
     """
 
     def __init__(self, function: nn.Module):

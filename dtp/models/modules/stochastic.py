@@ -11,8 +11,8 @@ from dtp.models.modules.discrete import straight_through
 class RandomOperation(nn.Module):
     """An operation with random numbers: (B, *shape) to (B, *shape), ``forward(x)`` is ``with_numbers(x, draw(x))``.
 
-    They come from torch's global generator. A pass that is compared with another takes that one's numbers, so that what
-    differs is what was changed; for each pass alone they are as random as new ones.
+    They come from torch's global generator. A pass that is compared with another uses the same numbers, so that only
+    the intended change differs. For each pass by itself they are as random as new ones.
     """
 
     @property
@@ -74,5 +74,5 @@ class InputNoise(RandomOperation):
 class Probability(nn.Sigmoid):
     """The sigmoid, as the probability with which a binary unit is 1.
 
-    Of a type of its own, for feedback gives it back through another nonlinearity (Lee 2018: tanh).
+    It is a separate type because its feedback uses another nonlinearity (Lee 2018: tanh).
     """
