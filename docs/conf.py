@@ -28,7 +28,7 @@ extensions = [
     "mathml",
     "plain_docstrings",
     "rule_pages",
-    "word_breaks",
+    "small_screens",
 ]
 exclude_patterns = ["_build", "**/_*.md", "_ext", "**/.ipynb_checkpoints", "jupyter_execute"]
 

@@ -217,3 +217,16 @@ def test_every_public_name_has_its_place():
     rules = {entry.load().__name__ for entry in ALGORITHMS.entries.values()}
     for name in set(dtp._names()) - rules:
         assert f":: dtp.{name}\n" in PAGES["api.md"], name
+
+
+def test_commands_on_pages_that_are_made_are_understood(here):
+    """Costs and published figures show the commands that are kept with the results; of those that train, all parse."""
+    results = DOCS.parent / "benchmarks" / "results"
+    rules = json.loads((results / "rules.json").read_text()).values()
+    board = json.loads((results / "board.json").read_text())
+    shown = {found["command"] for found in rules} | {row["command"] for row in board if row["published"] is not None}
+    words = [shlex.split(command.replace("python main.py", "dtp train").replace("SEED", "1")) for command in shown]
+    trained = [line[2:] for line in words if line[:2] == ["dtp", "train"]]
+    assert len(trained) > 50
+    for line in trained:
+        assert parse(line)

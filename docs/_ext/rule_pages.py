@@ -90,16 +90,19 @@ def _cost(name: str) -> str:
     costs = json.loads((RESULTS / "rules.json").read_text(encoding="utf-8"))
     found = costs.get(name)
     if found is None or "times_bp" not in found:
-        return ""
+        return "## Cost\n\nNot measured: the rule does not train the network that costs are compared on."
     angles = ", ".join(f"{angle:g}°" for angle in found.get("angles", []) or [])
     lines = [
         "## Cost",
         "One epoch of MNIST with a fully connected network (256, 256, tanh) takes "
         f"**{found['times_bp']:g} times** that of `bp` ({found['device']}, one thread).",
     ]
+    if note := found.get("note"):
+        lines.append(f"{note[:1].upper()}{note[1:]}.")
     if angles and name != "bp":
         lines.append(f"Angles between its updates and those of `bp` after it, layer by layer: {angles}.")
-    lines.append(f"```bash\n{found['command']}\n```")
+    command = found["command"].replace("python main.py", "dtp train")
+    lines.append(f"```bash\n{command}\n```")
     return "\n\n".join(lines)
 
 
@@ -111,13 +114,13 @@ def _figures(name: str) -> str:
     """Published figures of a rule with ours beside them, then those that wait for one, then ours alone."""
     rows = [row for row in _board() if row["rule"] == name]
     if not rows:
-        return ""
+        return "## Figures\n\nThe [board](../board.md) has no figure of this rule yet, neither published nor ours."
     rows.sort(key=lambda row: (row["published"] is None, row["ours"] is None))
     return "\n".join(
         [
             "## Figures",
             "",
-            "Test accuracies. Where ours is missing it has not been trained yet. What differs between the two is on the"
+            "Test accuracies. Where ours is missing, it has not been trained yet. What differs is listed on the"
             " [board](../board.md), the command of each in [reproducing the papers](../papers.md).",
             "",
             "| network | published | ours |",
