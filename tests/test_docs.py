@@ -178,7 +178,7 @@ def test_every_rule_has_a_drawing_and_sources_that_are_listed():
     known = yaml.safe_load((DOCS / "rules" / "rules.yaml").read_text())
     assert set(known["rules"]) == set(ALGORITHMS.names())
     for name, fact in known["rules"].items():
-        assert set(fact) <= {"flow", "equations", "sources"}, name
+        assert set(fact) <= {"what", "flow", "equations", "sources"}, name
         assert set(fact.get("sources", [])) <= set(known["sources"]), name
 
 

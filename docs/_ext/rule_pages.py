@@ -1,7 +1,7 @@
 """A page for every rule, written before the build from the code, the results and ``rules/rules.yaml``.
 
 What code and results know is taken from there: docstring, options, presets, costs and figures. ``rules.yaml`` adds what
-they do not: equations as formulas, what flows where, and whom to cite.
+they do not: equations as formulas, what flows where, and what to cite.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ def facts() -> dict[str, Any]:
 def page(name: str, known: dict[str, Any]) -> str:
     """The page of a rule, in MyST."""
     entry, fact = ALGORITHMS.entries[name], known["rules"][name]
-    cls = entry.load()
+    cls, what = entry.load(), fact.get("what", entry.summary)
     parts = [
-        f"# `{name}`\n\n**{entry.summary[:1].upper()}{entry.summary[1:]}**\n\n"
+        f"# `{name}`\n\n**{what[:1].upper()}{what[1:]}**\n\n"
         f"`--algo {name}` on the command line, `dtp.{cls.__name__}` in Python.",
         f"```{{raw}} html\n{flow.svg(**fact['flow'])}\n```",
         f"*{flow.words(**fact['flow'])}*",
@@ -190,7 +190,8 @@ def _table(known: dict[str, Any]) -> str:
     for name, entry in ALGORITHMS.entries.items():
         sources = [known["sources"][key] for key in known["rules"][name].get("sources", [])]
         by = ", ".join(f"{source['authors'].partition(',')[0]} {source['year']}" for source in sources)
-        rows.append(f"| [`{name}`]({name}.md) | {entry.summary} | {by} |")
+        what = known["rules"][name].get("what", entry.summary)
+        rows.append(f"| [`{name}`]({name}.md) | {what} | {by} |")
     return "\n".join(["| rule | what it is | source |", "|---|---|---|", *rows]) + "\n"
 
 
