@@ -1,4 +1,4 @@
-"""What pages need on a phone: long names break after an underscore, and figures of several panels keep their size."""
+"""Pages in narrow places: names break after an underscore, options nowhere; figures of several panels keep their size."""
 
 import re
 import struct
@@ -20,10 +20,15 @@ def is_wide(path: Path) -> bool:
     return width > WIDTH and width > RATIO * height
 
 
+def broken(code: str) -> str:
+    """The words of inline code: names may break after an underscore, options nowhere, not after a hyphen either."""
+    return code.replace("_", "_<wbr>").replace('<span class="pre">--', '<span class="pre flag">--')
+
+
 def adapt(app: Sphinx, page: str, template: str, context: dict, tree: nodes.document | None) -> None:
     if tree is None or "body" not in context:
         return
-    body = _CODE.sub(lambda m: m[1] + m[2].replace("_", "_<wbr>") + m[3], context["body"])
+    body = _CODE.sub(lambda m: m[1] + broken(m[2]) + m[3], context["body"])
     sources = {name: Path(app.srcdir, source) for source, name in app.builder.images.items()}
     context["body"] = _IMAGE.sub(lambda m: '<img class="wide" ' if is_wide(sources[m[1]]) else m[0], body)
 
