@@ -27,6 +27,21 @@ RULES = HERE.parent / "rules"
 RESULTS = ROOT / "benchmarks" / "results"
 
 
+# Options that a table tells in other columns, or that change no result.
+_TOLD = {
+    "--algo",
+    "--model",
+    "--data",
+    "--data-dir",
+    "--seed",
+    "--channels",
+    "--widths",
+    "--activation",
+    "--max-epochs",
+}
+_TOLD |= {"--log-every", "--diagnostics-every", "--run-dir", "--test-weights", "--num-workers", "--quiet"}
+
+
 def facts() -> dict[str, Any]:
     """``rules.yaml``: of each rule equations, flow and sources; and the sources."""
     return yaml.safe_load((RULES / "rules.yaml").read_text(encoding="utf-8"))
@@ -115,19 +130,41 @@ def _figures(name: str) -> str:
     rows = [row for row in _board() if row["rule"] == name]
     if not rows:
         return "## Figures\n\nThe [board](../board.md) has no figure of this rule yet, neither published nor ours."
-    rows.sort(key=lambda row: (row["published"] is None, row["ours"] is None))
-    return "\n".join(
-        [
-            "## Figures",
-            "",
-            "Test accuracies. Where ours is missing, it has not been trained yet. What differs is listed on the"
-            " [board](../board.md), the command of each in [reproducing the papers](../papers.md).",
-            "",
-            "| network | published | ours |",
-            "|---|---|---|",
-            *(_line(f"{row['data']}: {row['network']}", _published(row), _ours(row)) for row in rows),
-        ]
-    )
+    published = [row for row in rows if row["published"] is not None]
+    published.sort(key=lambda row: row["ours"] is None)
+    alone = [row for row in rows if row["published"] is None]
+    lines = [
+        "## Figures",
+        "",
+        "Test accuracies. Where ours is missing, it has not been trained yet. What differs is listed on the"
+        " [board](../board.md), the command of each in [reproducing the papers](../papers.md).",
+    ]
+    if published:
+        lines += ["", "| network | published | ours | epochs | with |", "|---|---|---|---|---|"]
+        lines += [_line(_network(row), _published(row), _ours(row), _epochs(row), _settings(row)) for row in published]
+    if alone:
+        lines += ["", "Ours alone, controls and short runs among them:", ""]
+        lines += ["| network | ours | epochs | with |", "|---|---|---|---|"]
+        lines += [_line(_network(row), _ours(row), _epochs(row), _settings(row)) for row in alone]
+    return "\n".join(lines)
+
+
+def _network(row: dict[str, Any]) -> str:
+    return f"{row['data']}: {row['network']}"
+
+
+def _epochs(row: dict[str, Any]) -> str:
+    """Of our run."""
+    return "" if row["ours"] is None or row["epochs"] is None else f"{row['epochs']:g}"
+
+
+def _settings(row: dict[str, Any]) -> str:
+    """The options of our command that tell runs of one rule, network and dataset apart."""
+    if row["ours"] is None or not row["command"]:
+        return ""
+    options = re.findall(r"--[a-z0-9-]+(?: (?!--)\S+)*", row["command"])
+    told = [option for option in options if option.split()[0] not in _TOLD]
+    return " ".join(f"`{option}`" for option in told)
 
 
 def _published(row: dict[str, Any]) -> str:

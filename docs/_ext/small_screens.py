@@ -1,4 +1,4 @@
-"""Pages in narrow places: names break after an underscore, options nowhere; figures of several panels keep their size."""
+"""Narrow pages: names break after an underscore, options nowhere; figures of several panels keep their size."""
 
 import re
 import struct
