@@ -26,6 +26,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from dtp.algorithms import ALGORITHMS  # noqa: E402
+from dtp.algorithms.feedback_schedule import FeedbackSchedule  # noqa: E402
 from dtp.algorithms.options import SingleLayerOptions  # noqa: E402
 from dtp.cli.arguments import parse  # noqa: E402
 
@@ -51,9 +52,7 @@ def deep_rules() -> list[str]:
 def command(rule: str, mnist: str, seed: int) -> list[str]:
     network = OTHER.get(rule, "--model mlp --widths 256 256 --activation tanh").split()
     words = ["--algo", rule, *network, "--data", "mnist", "--batch-size", "128", "--seed", str(seed)]
-    options = parse(words).algo
-    passes = 1 + getattr(options, "feedback_warmup_epochs", 0)
-    passes += 1 if getattr(options, "schedule", "") == "alternating" else 0
+    passes = FeedbackSchedule.of(parse(words).algo).first_epoch + 1
     last = ["--max-epochs", str(passes), "--data-dir", mnist, "--test-weights", "last", "--limit-val-batches", "0"]
     return [*words, *last, "--diagnostics-every", str(passes)]
 

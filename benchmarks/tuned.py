@@ -35,6 +35,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from dtp.algorithms import ALGORITHMS  # noqa: E402
+from dtp.algorithms.feedback_schedule import FeedbackSchedule  # noqa: E402
 from dtp.experiments.search.space import space_path  # noqa: E402
 
 SHARED = "--batch-size 128 --val-size 5000 --normalisation standard --precision 32"
@@ -77,10 +78,6 @@ def entrants(study: str) -> dict[str, str]:
     return found
 
 
-def alternates(rule: str) -> bool:
-    return getattr(ALGORITHMS.resolve(rule).load_options()(), "schedule", "") == "alternating"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
@@ -101,7 +98,7 @@ def main() -> None:
     for name in options.rules or every:
         own = every[name].split()
         rule = own[own.index("--algo") + 1]
-        factor = 2 if alternates(rule) else 1
+        factor = 2 if FeedbackSchedule.of(ALGORITHMS.resolve(rule).load_options()()).alternating else 1
         preset = folder / "best" / f"{name}.yaml"
         preset.parent.mkdir(parents=True, exist_ok=True)
         search = [

@@ -428,8 +428,7 @@ class FeedbackControl(TargetPropagation):
     @property
     def warming_up(self) -> bool:
         """Whether this batch is one of those at the start that train feedback weights alone."""
-        o = self.options
-        return self.batches_done < o.feedback_warmup or self.current_epoch < o.feedback_warmup_epochs
+        return self.feedback_schedule.warms_up(self.current_epoch, self.batches_done)
 
     def noise_scale(self, n: int) -> float:
         return self.warmup_noise[n] if self.warming_up else super().noise_scale(n)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dtp.algorithms.base import Algorithm
+from dtp.algorithms.feedback_schedule import FeedbackSchedule
 from dtp.algorithms.local_targets import Activations, LocalTargets
 from dtp.algorithms.optimizers import make_optimizer
 from dtp.algorithms.options import TargetPropagationOptions
@@ -174,14 +175,14 @@ class TargetPropagation(LocalTargets):
                 f"--feedback-warmup: expected fewer than the {in_all} batches of the run, found "
                 f"{self.options.feedback_warmup}; the forward weights would never be trained."
             )
-        first = self.options.feedback_warmup_epochs + (self.options.schedule == "alternating")
+        first = self.feedback_schedule.first_epoch
         if 0 < max_epochs <= first:
             raise UserError(
                 f"--max-epochs: expected more than the {first} epochs that train the feedback weights alone before any "
                 f"other (--feedback-warmup-epochs, --schedule alternating), found {max_epochs}; the "
                 "forward weights would never be trained."
             )
-        alone = max(self.options.feedback_warmup, first * batches if first else 0)
+        alone = self.feedback_schedule.first_batch(batches)
         if 0 < max_steps <= alone:
             raise UserError(
                 f"--max-steps: expected more than the {alone} batches that train the feedback weights alone before any "
@@ -259,14 +260,12 @@ class TargetPropagation(LocalTargets):
 
     def turns(self) -> tuple[bool, bool]:
         """Whether this batch trains the feedback weights, and whether it trains the forward weights."""
-        o = self.options
-        # Epochs since the forward weights began to be trained.
-        epoch = self.current_epoch - o.feedback_warmup_epochs
-        if self.batches_done < o.feedback_warmup or epoch < 0:
-            return True, False
-        if o.schedule == "alternating":
-            return epoch % 2 == 0, epoch % 2 == 1
-        return True, epoch % (1 + o.extra_feedback_epochs) == 0
+        return self.feedback_schedule.turns(self.current_epoch, self.batches_done)
+
+    @property
+    def feedback_schedule(self) -> FeedbackSchedule:
+        """Which epochs and batches train the feedback weights, and which the forward weights."""
+        return FeedbackSchedule.of(self.options)
 
     def lower_target(self, n: int, targets: dict[int, Tensor], activations: Activations) -> Tensor:
         """Target of layer n-1 from the targets above it. Default, the difference rule (Lee et al. 2015, eq. 15):
@@ -346,7 +345,7 @@ class TargetPropagation(LocalTargets):
             return self.noise[n]
         # Lee's epoch is two of ours where they alternate; his are counted from 1.
         warm = min(self.current_epoch, o.feedback_warmup_epochs)
-        later = (self.current_epoch - warm) // (2 if o.schedule == "alternating" else 1)
+        later = (self.current_epoch - warm) // (2 if self.feedback_schedule.alternating else 1)
         return self.noise[n] / (1 + (warm + later + 1) / o.noise_decay)
 
     def feedback_optimizer_list(self) -> list[Optimizer]:

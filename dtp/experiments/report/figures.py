@@ -98,7 +98,7 @@ def _badness(group: Group) -> float:
 # --- learning curves --------------------------------------------------------------------------------------------------
 
 
-def _curve(group: Group) -> list[tuple[int, float, float]]:
+def _curve(group: Group) -> list[tuple[float, float, float]]:
     """Epoch of the forward weights, mean and deviation of the validation measure, as far as all runs have come."""
     runs = [
         {step.number: step.validation for step in group.course(run) if step.validation is not None}

@@ -12,6 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 from dtp.algorithms import ALGORITHMS
+from dtp.algorithms.feedback_schedule import FeedbackSchedule
 from dtp.cli.config import RunOptions
 from dtp.data import DATA
 from dtp.experiments.report.reading import RunRecord
@@ -127,12 +128,13 @@ class Pass:
     """The end of an epoch that trained forward weights, and what went before it since the last such epoch.
 
     Attributes:
-        number: how many such epochs there have been, 1, 2, ...
+        number: how many passes over the training set have trained these weights by then: 1, 2, ..., or less where a
+            warm-up took batches of the first.
         seconds: of the training batches up to here, those of feedback alone among them.
         validation: the task's measure on the validation set, or None.
     """
 
-    number: int
+    number: float
     seconds: float
     validation: float | None
 
@@ -189,7 +191,7 @@ class Group:
         return statistic(run.summary.get(name) for run in self.finished)
 
     @property
-    def passes(self) -> list[int]:
+    def passes(self) -> list[float]:
         """Epochs that trained the forward weights, of each run."""
         return [forward_passes(self.options, run) for run in self.finished or self.runs]
 
@@ -424,29 +426,26 @@ def describe_data(options: dict[str, Any]) -> str:
 # --- epochs and seconds -----------------------------------------------------------------------------------------------
 
 
-def trains_forward(options: dict[str, Any], epoch: int) -> bool:
-    """Whether epoch 0, 1, ... of a run trains the forward weights, or those of the feedback alone."""
-    epoch -= int(options.get("feedback_warmup_epochs") or 0)
-    if epoch < 0:
-        return False
-    if options.get("schedule") == "alternating":
-        return epoch % 2 == 1
-    return epoch % (1 + int(options.get("extra_feedback_epochs") or 0)) == 0
+def forward_passes(options: dict[str, Any], run: RunRecord) -> float:
+    """Passes over the training set that trained the forward weights; an epoch that was cut short counts as one."""
+    return _passes_until(options, run, run.epochs)
 
 
-def forward_passes(options: dict[str, Any], run: RunRecord) -> int:
-    """Epochs of a run that trained the forward weights; one that was cut short counts."""
-    return sum(trains_forward(options, epoch) for epoch in range(run.epochs))
+def _passes_until(options: dict[str, Any], run: RunRecord, epoch: int) -> float:
+    """Those in the epochs before ``epoch``; an int where they are whole."""
+    length = run.batches_per_epoch
+    passes = FeedbackSchedule.of(options).forward_epochs(epoch * length, length)
+    return int(passes) if passes == int(passes) else passes
 
 
 def course(options: dict[str, Any], run: RunRecord, measure: Measure) -> list[Pass]:
     """What a run had come to at the end of each epoch that trained its forward weights."""
-    passes, seconds, before = [], 0.0, 0.0
+    passes, seconds, before, schedule = [], 0.0, 0.0, FeedbackSchedule.of(options)
     for row, rate in run.column("train/images_per_second"):
         seconds += _seconds(run, row["step"] - before, rate)
-        before = row["step"]
-        if trains_forward(options, int(row["epoch"])):
-            passes.append(Pass(len(passes) + 1, seconds, row.get(measure.validation)))
+        before, epoch = row["step"], int(row["epoch"])
+        if schedule.trains_forward(epoch, run.batches_per_epoch):
+            passes.append(Pass(_passes_until(options, run, epoch + 1), seconds, row.get(measure.validation)))
     return passes
 
 
@@ -473,7 +472,7 @@ def _seconds(run: RunRecord, batches: float, rate: float) -> float:
 
 COSTS: dict[str, Callable[[dict[str, Any], RunRecord], float]] = {
     "batch": lambda options, run: training_seconds(run) / max(run.steps, 1),
-    "epoch": lambda options, run: training_seconds(run) / max(forward_passes(options, run), 1),
+    "epoch": lambda options, run: training_seconds(run) / (forward_passes(options, run) or 1),
     "wall": lambda options, run: run.summary.get("wall_seconds", 0.0),
 }
 
@@ -533,11 +532,11 @@ def unsteadiness(study: Study) -> tuple[Group, float] | None:
     shortest; None where no times are compared. First epochs, which prepare much, do not count."""
     found = []
     for group in study.groups:
-        times: dict[Any, list[float]] = {}
+        schedule, times = FeedbackSchedule.of(group.options), {}
         for run in group.finished if group.costs else ():
             seen: set[bool] = set()
             for row, rate in run.column("train/images_per_second"):
-                kind = trains_forward(group.options, int(row["epoch"]))
+                kind = schedule.trains_forward(int(row["epoch"]), run.batches_per_epoch)
                 if kind in seen and rate > 0:
                     times.setdefault((kind, *_machine(run).values()), []).append(1 / rate)
                 seen.add(kind)

@@ -273,7 +273,7 @@ def _epochs(group: Group) -> str:
     found = []
     for run in group.finished or group.runs:
         passes, epochs = forward_passes(group.options, run), run.epochs
-        counted = str(passes) if passes == epochs else f"{passes} + {epochs - passes} of feedback"
+        counted = str(passes) if passes == epochs else f"{passes} + {round(epochs - passes, 3)} of feedback"
         found.append(f"{counted} ({run.steps:,})")
     return " or ".join(_distinct(found))
 

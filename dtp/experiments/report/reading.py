@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,7 @@ COUNTED = {
     "max_epochs": 0,
     "max_steps": -1,
     "batch_size": 0,
+    "feedback_warmup": 0,
     "feedback_warmup_epochs": 0,
     "extra_feedback_epochs": 0,
     "seed": 0,
@@ -78,6 +80,13 @@ class RunRecord:
         if self.summary:
             return self.summary["epochs"]
         return len({row["epoch"] for row, _ in self.column("train/images_per_second")})
+
+    @cached_property
+    def batches_per_epoch(self) -> float:
+        """Batches of an epoch, the mean over those that it has trained."""
+        ends = [row["step"] for row, _ in self.column("train/images_per_second")]
+        steps = self.summary["steps"] if self.summary else max(ends, default=0)
+        return steps / max(1, self.epochs)
 
     @property
     def steps(self) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from dtp.algorithms.feedback_schedule import FeedbackSchedule
 from dtp.cli.commands import command_words
 from dtp.cli.config import as_arguments, read_yaml
 from dtp.experiments.jobs import Job
@@ -50,15 +50,15 @@ class Finished:
         """
         per_epoch = self.summary["steps"] / max(1, self.summary["epochs"])
         unit = per_epoch if against == "epochs" else 1
-        done = {step: forward_batches(step, per_epoch, self.options) / unit for step in self.metrics.get(metric, {})}
+        schedule = FeedbackSchedule.of(self.options)
+        done = {step: schedule.forward_batches(step, per_epoch) / unit for step in self.metrics.get(metric, {})}
         return {done[step]: value for step, value in self.metrics.get(metric, {}).items()}
 
     @cached_property
     def forward_epochs(self) -> float:
         """Passes over the training set that trained the forward weights."""
-        s = self.summary
-        per_epoch = s["steps"] / max(1, s["epochs"])
-        return round(forward_batches(s["steps"], per_epoch, self.options) / per_epoch, 3) if s["steps"] else 0.0
+        steps, epochs = self.summary["steps"], self.summary["epochs"]
+        return FeedbackSchedule.of(self.options).forward_epochs(steps, steps / max(1, epochs))
 
 
 @dataclass(frozen=True)
@@ -132,26 +132,6 @@ def _why_missing(job: Job) -> str:
         return "not begun"
     checkpoint = newest_checkpoint(job.folder)
     return f"not finished, {checkpoint_step(checkpoint) if checkpoint else 0} batches so far"
-
-
-def forward_batches(step: int, per_epoch: float, options: Mapping[str, Any]) -> float:
-    """How many of the first ``step`` batches of a run trained the forward weights, by its options.
-
-    Rules that train feedback weights may have batches and epochs that train these alone: ``feedback_warmup``,
-    ``feedback_warmup_epochs``, ``extra_feedback_epochs`` and ``schedule: alternating``.
-    """
-    warm_epochs = options.get("feedback_warmup_epochs") or 0
-    period, turn = 1 + (options.get("extra_feedback_epochs") or 0), 0
-    if options.get("schedule") == "alternating":
-        period, turn = 2, 1
-    begin = max(options.get("feedback_warmup") or 0, warm_epochs * per_epoch)
-    if period == 1 or not per_epoch:
-        return max(0, step - begin)
-    done = 0.0
-    for epoch in range(warm_epochs, math.ceil(step / per_epoch)):
-        if (epoch - warm_epochs) % period == turn:
-            done += max(0.0, min(step, (epoch + 1) * per_epoch) - max(begin, epoch * per_epoch))
-    return done
 
 
 def thinned(series: Series, most: int = CURVE_POINTS) -> Series:

@@ -9,8 +9,9 @@ from typing import Any
 
 import yaml
 
+from dtp.algorithms.feedback_schedule import FeedbackSchedule
 from dtp.cli.config import as_arguments
-from dtp.experiments.report.groups import trains_forward, with_defaults
+from dtp.experiments.report.groups import with_defaults
 
 
 def make_run(
@@ -26,6 +27,7 @@ def make_run(
     feedback: Sequence[float] = (),
     summary: dict[str, Any] | None = None,
     rows: Sequence[dict[str, Any]] | None = None,
+    batches: int = 550,
     **options: Any,
 ) -> Path:
     """A run that ended at ``accuracy`` on the test set.
@@ -38,20 +40,21 @@ def make_run(
         feedback: of feedback weights at the end, by layer from 2 on.
         summary: entries that replace those of the summary.
         rows: in place of the metrics.
+        batches: of each epoch.
         options: of the configuration.
     """
     chosen = {"algo": algo, "model": "mlp", "data": "mnist", "max_epochs": epochs, "seed": seed, **options}
     config = with_defaults({"task": "classification", "batch_size": 100, **chosen})
     trained = epochs if trained is None else trained
-    batches = 550
     found: list[dict[str, Any]] = []
     start = {f"update_angle/layer{n}": 90.0 for n in range(1, len(angles) + 1)}
     if start:
         found.append({"epoch": 0, "step": 0, **start})
-    passes, best = sum(trains_forward(config, e) for e in range(trained)), 0.1
+    schedule = FeedbackSchedule.of(config)
+    passes, best = sum(schedule.trains_forward(e, batches) for e in range(trained)), 0.1
     done = 0
     for epoch in range(trained):
-        done += trains_forward(config, epoch)
+        done += schedule.trains_forward(epoch, batches)
         if done:
             best = accuracy - (accuracy - 0.1) * 0.3**done if done < passes else accuracy
         found.append(

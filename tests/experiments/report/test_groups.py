@@ -136,21 +136,12 @@ def test_epochs_that_train_feedback_alone_are_not_counted(tmp_path, options, epo
     assert [step.number for step in course] == list(range(1, passes + 1))
 
 
-def test_turns_are_those_of_the_rule(mlp):
-    from dtp.algorithms import ALGORITHMS
-    from dtp.experiments.report.groups import trains_forward
-
-    for values in ({"schedule": "alternating"}, {"extra_feedback_epochs": 2, "schedule": "parallel"}):
-        entry = ALGORITHMS.resolve("vanilla-dtp")
-        options = entry.load_options()(feedback_warmup_epochs=1, **values)
-        rule = entry.load()(mlp, options)
-        for epoch in range(8):
-            type(rule).current_epoch = property(lambda self, epoch=epoch: epoch)
-            try:
-                _, forward = rule.turns()
-            finally:
-                del type(rule).current_epoch
-            assert trains_forward(vars(options), epoch) == forward
+def test_a_warm_up_in_batches_is_not_counted(tmp_path):
+    # Epochs of 550 batches: none of the first trains the forward weights, half of the second, all of the third.
+    make_run(tmp_path / "run", epochs=3, algo="drl", feedback_warmup=825, extra_feedback_epochs=0, seconds=2.0)
+    (group,) = only_study(tmp_path).groups
+    assert group.passes == [1.5]
+    assert [(step.number, step.seconds) for step in group.course(group.runs[0])] == [(0.5, 4.0), (1.5, 6.0)]
 
 
 # --- cost -------------------------------------------------------------------------------------------------------------

@@ -5,8 +5,12 @@ import json
 import pytest
 
 from dtp.errors import UserError
+from dtp.experiments.report.groups import forward_passes
+from dtp.experiments.report.reading import read_run
 from dtp.experiments.sweep.figure import draw_sweep
-from dtp.experiments.sweep.results import as_table, collect, forward_batches, metric_name, thinned
+from dtp.experiments.sweep.results import Finished, as_table, collect, metric_name, thinned
+from dtp.plots.run import read_metrics
+from tests.experiments.report.folders import make_run
 from tests.experiments.sweep.helpers import made_up, sweep_of
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -62,45 +66,14 @@ def test_a_run_of_another_configuration_is_not_mixed_in(here):
         collect(sweep, sweep.jobs(here / "out", {"lr": "0.9"}))
 
 
-@pytest.mark.parametrize(
-    "options, expected",
-    [
-        ({}, [0, 5, 10, 15, 40]),
-        ({"schedule": "parallel"}, [0, 5, 10, 15, 40]),
-        ({"schedule": "alternating"}, [0, 0, 0, 5, 20]),
-        ({"schedule": "alternating", "feedback_warmup_epochs": 1}, [0, 0, 0, 0, 10]),
-        ({"extra_feedback_epochs": 1}, [0, 5, 10, 10, 20]),
-        ({"extra_feedback_epochs": 1, "feedback_warmup_epochs": 2}, [0, 0, 0, 0, 10]),
-        ({"feedback_warmup": 7}, [0, 0, 3, 8, 33]),
-        ({"feedback_warmup_epochs": 1, "feedback_warmup": 3}, [0, 0, 0, 5, 30]),
-        ({"schedule": "alternating", "feedback_warmup": 12}, [0, 0, 0, 3, 18]),
-    ],
-)
-def test_batches_of_the_forward_weights(options, expected):
-    assert [forward_batches(step, 10, options) for step in (0, 5, 10, 15, 40)] == expected
-
-
-def test_batches_of_the_forward_weights_are_those_in_which_the_rule_trains_them(here):
-    # The rule says by itself, in turns(); counted here batch by batch.
-    from dtp.algorithms.options import VanillaDTPOptions
-    from dtp.algorithms.vanilla_dtp import VanillaDTP
-    from dtp.models import MLP
-    from dtp.models.options import MLPOptions
-
-    for options in (
-        {"schedule": "alternating", "feedback_warmup": 3},
-        {"schedule": "sequential", "extra_feedback_epochs": 2, "feedback_warmup_epochs": 1},
-    ):
-        rule = VanillaDTP(MLP(MLPOptions(widths=[3, 3]), (1, 2, 2), 2), VanillaDTPOptions(**options))
-        done = 0
-        for step in range(24):
-            assert forward_batches(step, 4, options) == done
-            rule._batches_alone = step
-            type(rule).current_epoch = property(lambda self, step=step: step // 4)
-            try:
-                done += rule.turns()[1]
-            finally:
-                del type(rule).current_epoch
+def test_epochs_of_the_forward_weights_are_those_of_the_report(here):
+    # 30 batches in epochs of 10, of which the first 12 train the feedback alone.
+    folder = here / "run"
+    make_run(folder, epochs=3, algo="drl", feedback_warmup=12, batches=10)
+    record = read_run(folder)
+    run = Finished(record.summary, read_metrics(folder / "metrics.csv"), record.options)
+    assert run.forward_epochs == forward_passes(record.options, record) == 1.8
+    assert list(run.curve("val/accuracy", "epochs")) == [0.0, 0.8, 1.8]
 
 
 def test_curves_are_thinned_to_means_of_neighbours():
