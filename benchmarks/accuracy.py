@@ -13,11 +13,12 @@ angles. A run that is finished is not repeated; one that was interrupted goes on
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
 from pathlib import Path
+
+from dtp.run.reading import read_rows, read_summary
 
 HERE = Path(__file__).parent
 MNIST, CIFAR = "--data mnist --data-dir {mnist}", "--data imagefolder --data-dir {cifar}"
@@ -68,14 +69,12 @@ def main() -> None:
 
 def write_result(name: str, folder: Path) -> None:
     """The summary of a run, with the first and last angles by layer, without the folders of this machine."""
-    summary = json.loads((folder / "summary.json").read_text())
+    summary, rows = read_summary(folder / "summary.json"), read_rows(folder / "metrics.csv")
     summary["command"] = "python main.py " + EXPERIMENTS[name].format(mnist="DIR", cifar="DIR")
-    with (folder / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
     for which in ("update_angle", "feedback_angle"):
-        columns = [column for column in rows[0] if column.startswith(which)]
+        columns = list(dict.fromkeys(name for row in rows for name in row if name.startswith(which)))
         measured = [
-            (int(row["step"]), [round(float(row[c]), 1) for c in columns]) for row in rows if any(map(row.get, columns))
+            (int(row["step"]), [round(row[c], 1) for c in columns]) for row in rows if any(c in row for c in columns)
         ]
         if columns and not name.startswith("bp"):
             summary[f"{which}_degrees"] = {

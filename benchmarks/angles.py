@@ -6,12 +6,13 @@ python benchmarks/angles.py --output FIGURE.png "TITLE=RUN_FOLDER" "TITLE=RUN_FO
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 
 import matplotlib
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from dtp.run.reading import read_metrics
 
 
 def main() -> None:
@@ -24,12 +25,11 @@ def main() -> None:
     axes = figure.subplots(1, len(options.runs), sharey=True, squeeze=False)[0]
     for axis, run in zip(axes, options.runs, strict=True):
         title, _, folder = run.partition("=")
-        with (Path(folder) / "metrics.csv").open() as file:
-            rows = list(csv.DictReader(file))
-        layers = [column for column in rows[0] if column.startswith("update_angle/")]
+        metrics = read_metrics(Path(folder) / "metrics.csv")
+        layers = [column for column in metrics if column.startswith("update_angle/")]
         colours = matplotlib.colormaps["viridis"]
         for i, column in enumerate(layers):
-            points = [(int(row["step"]), float(row[column])) for row in rows if row[column]]
+            points = list(metrics[column].items())
             colour = colours(i / max(len(layers) - 1, 1) * 0.9)
             axis.plot(*zip(*points, strict=True), color=colour, label=f"layer {column.rpartition('layer')[2]}", lw=1.6)
         axis.set(title=title, xlabel="batches", ylim=(0, None), xlim=(0, None))

@@ -10,12 +10,13 @@ Run folders lie under --runs; one that is finished is not repeated, one that was
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from dtp.run.reading import read_metrics, read_summary
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
@@ -81,10 +82,9 @@ def main() -> None:
 
 def summary(name: str, folder: Path) -> dict | None:
     """What the run's summary says of its result, with the command; None if it is not finished."""
-    path = folder / "summary.json"
-    if not path.is_file():
+    values = read_summary(folder / "summary.json")
+    if values is None:
         return None
-    values = json.loads(path.read_text())
     words = EXPERIMENTS[name].format(runs="RUNS")
     command = f"python main.py {words} --data mnist --data-dir DIR"
     # Without the digits that differ from one machine to the next.
@@ -99,10 +99,8 @@ def draw_curves(runs: dict[str, Path]) -> None:
 
     figure, (axes,) = new_figure(1, 1, (6.4, 3.4))
     for i, (rule, folder) in enumerate(runs.items()):
-        with (folder / "metrics.csv").open() as file:
-            rows = [row for row in csv.DictReader(file) if row.get("train/mse")]
-        steps, errors = [int(row["step"]) for row in rows], [float(row["train/mse"]) for row in rows]
-        plot_line(axes, steps, errors, color(i), RULES[rule])
+        errors = read_metrics(folder / "metrics.csv")["train/mse"]
+        plot_line(axes, list(errors), list(errors.values()), color(i), RULES[rule])
     axes.set_title("Auto-encoder 784-512-64-512-784, MNIST", loc="left")
     axes.set_ylabel("mean squared error of a pixel")
     counted(axes, "batches of 128 images")

@@ -15,7 +15,6 @@ forward, local gradient and backprop's second backward pass alike; ``cost`` is t
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import statistics
@@ -28,6 +27,7 @@ import torch
 
 from dtp.cli.arguments import parse
 from dtp.models import MODELS
+from dtp.run.reading import read_metrics, read_summary
 
 HERE = Path(__file__).parent
 
@@ -156,19 +156,15 @@ def run(options: argparse.Namespace, name: str, words: str, common: str, seed: i
 
 
 def read_run(folder: Path, argv: list[str]) -> dict:
-    summary = json.loads((folder / "summary.json").read_text())
-    with (folder / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    summary, metrics = read_summary(folder / "summary.json"), read_metrics(folder / "metrics.csv")
 
     def last(prefix: str) -> list[float]:
-        columns = [c for c in rows[0] if c.startswith(prefix)]
-        measured = [[float(row[c]) for c in columns] for row in rows if columns and all(row[c] for c in columns)]
-        return [round(value, 1) for value in measured[-1]] if measured else []
+        return [round(list(series.values())[-1], 1) for name, series in metrics.items() if name.startswith(prefix)]
 
-    steps = [c for c in rows[0] if c.startswith("train/feedback_steps") and c.endswith("epoch")]
-    taken = [statistics.mean(float(row[c]) for row in rows if row[c]) for c in steps]
+    steps = [c for c in metrics if c.startswith("train/feedback_steps") and c.endswith("epoch")]
+    taken = [statistics.mean(metrics[c].values()) for c in steps]
     return {
-        "val_accuracy": next(float(row["val/accuracy"]) for row in reversed(rows) if row["val/accuracy"]),
+        "val_accuracy": list(metrics["val/accuracy"].values())[-1],
         "test_accuracy": summary["test_accuracy"],
         "batches": summary["steps"],
         "cost": round(cost(argv, taken), 2),

@@ -15,7 +15,6 @@ first, in the middle and last, and times are relative to the mean of its three.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from dtp.algorithms import ALGORITHMS  # noqa: E402
 from dtp.algorithms.feedback_schedule import FeedbackSchedule  # noqa: E402
 from dtp.algorithms.options import SingleLayerOptions  # noqa: E402
 from dtp.cli.arguments import parse  # noqa: E402
+from dtp.run.reading import read_metrics, read_summary  # noqa: E402
 
 RESULT = HERE / "results" / "rules.json"
 # Where a rule cannot have the very same network.
@@ -70,19 +70,16 @@ def measure(rule: str, mnist: str, seed: int) -> dict:
         shown = "python main.py " + " ".join("DIR" if word == mnist else word for word in words)
         if done.returncode:
             return {"command": shown, "failed": done.stderr.strip().splitlines()[-1]}
-        summary = json.loads((run / "summary.json").read_text())
-        with (run / "metrics.csv").open() as file:
-            rows = list(csv.DictReader(file))
-    rates = [float(row["train/images_per_second"]) for row in rows if row.get("train/images_per_second")]
-    columns = sorted(column for column in rows[0] if column.startswith("update_angle/"))
-    angles = [row for row in rows if any(row[column] for column in columns)]
+        summary, metrics = read_summary(run / "summary.json"), read_metrics(run / "metrics.csv")
+    rates = metrics["train/images_per_second"].values()
+    angles = [list(metrics[column].values()) for column in sorted(metrics) if column.startswith("update_angle/")]
     return {
         "command": shown,
         "test_accuracy": summary["test_accuracy"],
         "passes": len(rates),
         "seconds": sum(summary["train_images"] / rate for rate in rates),
-        "angles": [round(float(angles[-1][column]), 1) for column in columns],
-        "first_angles": [round(float(angles[0][column]), 1) for column in columns],
+        "angles": [round(layer[-1], 1) for layer in angles],
+        "first_angles": [round(layer[0], 1) for layer in angles],
         "versions": summary["versions"],
         "device": summary["device"],
         "threads": summary["threads"],

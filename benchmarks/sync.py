@@ -11,7 +11,6 @@ angles between feedback and transposed forward weights and between updates and b
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import os
 import statistics
@@ -21,6 +20,8 @@ import tempfile
 from pathlib import Path
 
 import torch
+
+from dtp.run.reading import read_metrics, read_summary
 
 ROOT = Path(__file__).parent.parent
 WAYS = {
@@ -42,14 +43,13 @@ def train(way: str, seed: int, words: list[str]) -> dict[str, float]:
         command = [sys.executable, *launcher, str(ROOT / "main.py"), "--algo", "dtp", "--seed", str(seed)]
         command += [*words, *way.split(), "--run-dir", str(run), "--accelerator", "cpu", "--test-weights", "last"]
         subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        summary = json.loads((run / "summary.json").read_text())
-        with (run / "metrics.csv").open() as file:
-            rows = list(csv.DictReader(file))
+        summary, metrics = read_summary(run / "summary.json"), read_metrics(run / "metrics.csv")
     found = {"test_accuracy": summary["test_accuracy"], "batches": summary["steps"]}
-    found["val_accuracy"] = max(float(row["val/accuracy"]) for row in rows if row.get("val/accuracy"))
+    found["val_accuracy"] = max(metrics["val/accuracy"].values())
     for kind in ("feedback_angle", "update_angle"):
-        last = {name: row[name] for row in rows for name in row if name and name.startswith(kind) and row[name]}
-        found[kind] = statistics.mean(map(float, last.values()))
+        found[kind] = statistics.mean(
+            list(series.values())[-1] for name, series in metrics.items() if name.startswith(kind)
+        )
     return found
 
 

@@ -14,8 +14,9 @@ from torch import Tensor
 from dtp.algorithms.base import Algorithm
 from dtp.diagnostics.alignment import feedback_alignment, update_alignment
 from dtp.diagnostics.measures import linear_probes
-from dtp.plots.run import Series, draw_metrics, read_metrics
+from dtp.plots.run import draw_metrics
 from dtp.run.loggers import log_figure
+from dtp.run.reading import Series, read_metrics
 
 
 class AlignmentCallback(Callback):

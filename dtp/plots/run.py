@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtp.errors import UserError
 from dtp.plots.style import (
     counted,
     degrees,
@@ -20,12 +17,10 @@ from dtp.plots.style import (
     plot_line,
     save_figure,
 )
+from dtp.run.reading import Series, read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-# The value at each batch, in the order of the batches.
-Series = dict[int, float]
 
 
 def draw_run(metrics_csv: Path, figure: Path) -> bool:
@@ -60,41 +55,6 @@ def draw_metrics(metrics: Mapping[str, Series], figure: Path) -> bool:
         finish(axes)
     save_figure(drawing, figure)
     return True
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
-
-
-def read_metrics(path: Path) -> dict[str, Series]:
-    """The finite numbers of each column. Where a batch occurs twice, as after a resume, the later value counts."""
-    if not path.exists():
-        return {}
-    text = path.read_text(encoding="utf-8", errors="replace")
-    # A line without its end may have lost digits; nobody could tell.
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    try:
-        header, *rows = list(csv.reader(lines)) or [[]]
-    except csv.Error as error:
-        raise UserError(f"{path}: is not a metrics file ({error}); move it away.") from error
-    found: dict[str, Series] = {}
-    for row in rows:
-        cells = dict(zip(header, row, strict=False))
-        step = _number(cells.pop("step", ""))
-        if step is None or len(row) != len(header):
-            continue
-        for name, cell in cells.items():
-            value = _number(cell)
-            if value is not None:
-                found.setdefault(name, {})[int(step)] = value
-    return {name: dict(sorted(series.items())) for name, series in found.items()}
-
-
-def _number(cell: str) -> float | None:
-    try:
-        value = float(cell)
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
 
 
 # --- panels -----------------------------------------------------------------------------------------------------------

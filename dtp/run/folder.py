@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import yaml
 
@@ -21,6 +21,7 @@ from dtp.cli.config import Config, read_yaml
 from dtp.distributed import watch
 from dtp.errors import UserError
 from dtp.run.provenance import masked
+from dtp.run.reading import read_summary
 from dtp.system.files import SUFFIX, temporary_beside, write_atomically
 from dtp.system.locks import try_lock
 
@@ -107,14 +108,7 @@ class Run:
         Raises:
             UserError: the file is not one of ours.
         """
-        path = self.folder / SUMMARY_FILE
-        if not path.is_file():
-            return None
-        try:
-            summary = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            return _foreign(path)
-        return summary if _is_summary(summary) else _foreign(path)
+        return read_summary(self.folder / SUMMARY_FILE)
 
     def remove_leftovers(self) -> None:
         """Remove what processes that were killed while they wrote have left. For who holds the lock."""
@@ -145,30 +139,6 @@ def _is_leftover(path: Path) -> bool:
     earlier = re.fullmatch(r"\.((config|metrics|summary|failed|wandb-id)\.\w+|writable)\.\d+", path.name)
     ours = path.name.startswith(".") or path.parent.name == CHECKPOINTS or path.name.endswith(f".png{SUFFIX}")
     return bool(earlier) or (ours and path.suffix == SUFFIX)
-
-
-def _is_summary(found: Any) -> bool:
-    return isinstance(found, dict) and {"epochs", "steps", "test_loss"} <= set(found) and has_kinds(found)
-
-
-def has_kinds(summary: dict[str, Any]) -> bool:
-    """Whether what a summary says is of the kinds that we write: numbers, texts."""
-    kinds = {
-        int: ("epochs", "steps", "seed", "train_images", "val_images", "test_images"),
-        int | float: ("wall_seconds", "feedback_seconds"),
-        int | float | None: (
-            "val_accuracy",
-            *(name for name in summary if name.startswith("test_") and name != "test_images"),
-        ),
-        str: ("algo", "model", "data", "task", "result", "tested_weights", "command", "finished"),
-        dict: ("versions",),
-    }
-    fit = all(isinstance(summary[name], kind) for kind, names in kinds.items() for name in names if name in summary)
-    return fit and all(isinstance(version, str) for version in summary.get("versions", {}).values())
-
-
-def _foreign(path: Path) -> NoReturn:
-    raise UserError(f"{path}: is not a summary that this program wrote; move it away.")
 
 
 def process_rank() -> int:

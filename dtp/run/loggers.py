@@ -22,6 +22,7 @@ from PIL import Image
 from dtp.errors import UserError, user_path
 from dtp.run.folder import METRICS_FILE, WANDB_ID_FILE
 from dtp.run.provenance import masked
+from dtp.run.reading import FIRST_COLUMNS, read_table, require_metrics
 from dtp.system.files import write_atomically
 
 if TYPE_CHECKING:
@@ -42,8 +43,6 @@ class MetricsCSV(Logger):
     into that row, other steps append one. A metric not seen before widens the header, and a file that exists is
     continued. Only rank zero reads or writes.
     """
-
-    COLUMNS = ("epoch", "step")
 
     def __init__(self, run_dir: Path):
         super().__init__()
@@ -133,7 +132,7 @@ class MetricsCSV(Logger):
     def _open(self) -> None:
         """Learn the columns and the last row of the file, and repair it if its writer was killed."""
         columns, rows = self._read()
-        self._columns = columns or list(self.COLUMNS)
+        self._columns = columns or list(FIRST_COLUMNS)
         if not columns:
             return
         if self._text(rows).encode() == self.path.read_bytes():
@@ -143,24 +142,11 @@ class MetricsCSV(Logger):
 
     def _read(self) -> tuple[list[str], list[Row]]:
         """Columns and whole rows of the file, none if there is no file; what a killed writer left of a row is none."""
-        try:
-            text = self.path.read_bytes().decode("utf-8", errors="replace") if self.path.exists() else ""
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be read ({error.strerror}); mend its permissions.") from error
-        if not text:
+        otherwise = ", or give another --run-dir"
+        columns, rows = read_table(self.path, otherwise)
+        if not columns and (not self.path.exists() or not self.path.stat().st_size):
             return [], []
-        # What follows the last newline is torn, however many cells it has.
-        try:
-            columns, *rows = list(csv.reader(text.split("\n")[:-1])) or [[]]
-        except csv.Error as error:
-            raise UserError(
-                f"{self.path}: is not a metrics file ({error}); move it away, or give another --run-dir."
-            ) from error
-        if tuple(columns[:2]) != self.COLUMNS:
-            raise UserError(
-                f"{self.path}: expected a file that begins with the columns {','.join(self.COLUMNS)}, found "
-                f"{text[:40]!r}; move it away, or give another --run-dir."
-            )
+        require_metrics(self.path, columns, otherwise)
         whole = [dict(zip(columns, row, strict=True)) for row in rows if len(row) == len(columns)]
         # A longer number is none of ours.
         return columns, [row for row in whole if row["step"].isdecimal() and len(row["step"]) < 20]

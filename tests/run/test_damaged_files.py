@@ -12,9 +12,9 @@ from dtp.errors import UserError
 from dtp.experiments.report.command import main as report_on
 from dtp.experiments.report.reading import read_run
 from dtp.experiments.search.study import best_value, read_study
-from dtp.plots.run import read_metrics
 from dtp.run.folder import Run
 from dtp.run.loggers import MetricsCSV
+from dtp.run.reading import read_metrics
 from tests.runs import ROOT
 
 GOOD = {"epochs": 1, "steps": 2, "test_loss": 0.5}

@@ -29,7 +29,8 @@ from dtp.experiments.report.groups import (
 from dtp.experiments.report.page import command_words, variant
 from dtp.experiments.report.published import Figure, differences, is_whole, matches, published
 from dtp.experiments.report.reading import RunRecord, read_runs
-from dtp.run.folder import has_kinds, saved_options
+from dtp.run.folder import saved_options
+from dtp.run.reading import has_kinds
 
 # In the order in which they are saved. Accuracies in %, ``deviation`` over seeds in points, ``epochs`` of the forward
 # weights, ``cost`` of such an epoch relative to one of bp, null for what is not known.

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +12,9 @@ from typing import Any, Literal
 from dtp.cli.config import read_yaml
 from dtp.errors import UserError
 from dtp.experiments.jobs import FAILURE_FILE
-from dtp.run.folder import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, has_kinds
+from dtp.run.folder import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
+from dtp.run.reading import Row, read_rows, read_summary
 
-FIRST_COLUMNS = ["epoch", "step"]
 # Options that are counted with, and the least that they can be.
 COUNTED = {
     "max_epochs": 0,
@@ -30,7 +27,6 @@ COUNTED = {
 }
 
 State = Literal["finished", "unfinished", "failed"]
-Row = dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -163,7 +159,7 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
             raise UserError(
                 f"{config}: {option}: expected a whole number of at least {least}, found {found!r}; move it away."
             )
-    summary = _summary(folder / SUMMARY_FILE)
+    summary = read_summary(folder / SUMMARY_FILE, ("epochs", "steps")) or {}
     failure_file = folder / FAILURE_FILE
     failure = " ".join(_text(failure_file).split()) if failure_file.is_file() else ""
     # A run that was made longer has the summary of when it was shorter.
@@ -174,7 +170,7 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
         state: State = "finished"
     else:
         summary, state = {}, "failed" if failure else "unfinished"
-    rows = _rows(folder / METRICS_FILE)
+    rows = read_rows(folder / METRICS_FILE)
     return RunRecord(folder, name or folder.name, state, options, tuple(commands), tuple(rows), summary, failure)
 
 
@@ -183,56 +179,3 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}).") from error
-
-
-def _summary(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        summary = json.loads(_text(path))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not the JSON of a summary ({error}); move it away.") from error
-    if not isinstance(summary, dict) or not {"epochs", "steps"} <= set(summary) or not has_kinds(summary):
-        raise UserError(
-            f"{path}: expected the summary of a run with its epochs and steps, found something else; move it away."
-        )
-    return summary
-
-
-def _rows(path: Path) -> list[Row]:
-    """The finite numbers of a metrics file, by step. What a writer has not finished at its end is left out.
-
-    Raises:
-        UserError: something else than a whole row stands before the end.
-    """
-    if not path.is_file():
-        return []
-    # What follows the last newline is torn, however many cells it has.
-    lines = _text(path).split("\n")[:-1]
-    if not lines:
-        return []
-    try:
-        header, *rows = csv.reader(lines)
-    except csv.Error as error:
-        raise UserError(f"{path}: is not a metrics file ({error}); move it away.") from error
-    if header[:2] != FIRST_COLUMNS:
-        raise UserError(
-            f"{path}: expected a file that begins with the columns {','.join(FIRST_COLUMNS)}, found "
-            f"{lines[0][:40]!r}; move it away."
-        )
-    found: dict[int, Row] = {}
-    for number, cells in enumerate(rows, 2):
-        try:
-            row = {name: float(cell) for name, cell in zip(header, cells, strict=True) if cell}
-            step = int(row["step"])
-        except (ValueError, KeyError, OverflowError) as error:
-            if number == len(lines):
-                # A run that is being written: a row that is replaced by a shorter one leaves its end for a moment.
-                break
-            raise UserError(
-                f"{path}, line {number}: expected {len(header)} numbers or empty cells, found "
-                f"{lines[number - 1][:40]!r}; mend or remove that line."
-            ) from error
-        # Where a step occurs twice, the later values count.
-        found.setdefault(step, {}).update({name: value for name, value in row.items() if math.isfinite(value)})
-    return [found[step] for step in sorted(found)]

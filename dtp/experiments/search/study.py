@@ -7,14 +7,12 @@ process runs any more, and whose result is not in the store, was interrupted. Th
 
 from __future__ import annotations
 
-import csv
 import json
-import math
 import shlex
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,8 +21,9 @@ from dtp.cli.config import as_arguments
 from dtp.errors import UserError, user_path
 from dtp.experiments.jobs import FAILURE_FILE, Job, State, last_line
 from dtp.experiments.search.space import Space
-from dtp.run.folder import Run
+from dtp.run.folder import METRICS_FILE, Run
 from dtp.run.provenance import masked, recorded
+from dtp.run.reading import read_metrics
 from dtp.system.files import write_atomically
 from dtp.system.locks import locked
 
@@ -368,18 +367,8 @@ def best_trial(trials: list[Trial], objective: str) -> Trial | None:
 
 def best_value(folder: Path, objective: str) -> float | None:
     """The best value over the epochs of a run; None where it has none."""
-    path = folder / "metrics.csv"
-    values = []
-    if path.is_file():
-        try:
-            with path.open(encoding="utf-8", errors="replace", newline="") as file:
-                for row in csv.DictReader(file):
-                    with suppress(ValueError):
-                        values.append(float(row.get(objective) or "nan"))
-        except csv.Error as error:
-            raise UserError(f"{path}: is not a metrics file ({error}); move it away.") from error
     choose = min if OBJECTIVES[objective] == "minimize" else max
-    return choose((value for value in values if math.isfinite(value)), default=None)
+    return choose(read_metrics(folder / METRICS_FILE).get(objective, {}).values(), default=None)
 
 
 def result_of(folder: Path) -> dict[str, Any]:

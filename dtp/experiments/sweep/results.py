@@ -16,12 +16,11 @@ from dtp.cli.commands import command_words
 from dtp.cli.config import as_arguments, read_yaml
 from dtp.experiments.jobs import Job
 from dtp.experiments.sweep.plan import Point, Sweep
-from dtp.plots.run import Series, read_metrics
-from dtp.run.folder import CONFIG_FILE, Run, checkpoint_step, newest_checkpoint
+from dtp.run.folder import CONFIG_FILE, METRICS_FILE, Run, checkpoint_step, newest_checkpoint
 from dtp.run.provenance import recorded
+from dtp.run.reading import Series, read_metrics
 from dtp.system.files import write_atomically
 
-METRICS_FILE = "metrics.csv"
 # Points of a curve that are kept.
 CURVE_POINTS = 40
 

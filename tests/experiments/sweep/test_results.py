@@ -9,7 +9,7 @@ from dtp.experiments.report.groups import forward_passes
 from dtp.experiments.report.reading import read_run
 from dtp.experiments.sweep.figure import draw_sweep
 from dtp.experiments.sweep.results import Finished, as_table, collect, metric_name, thinned
-from dtp.plots.run import read_metrics
+from dtp.run.reading import read_metrics
 from tests.experiments.report.folders import make_run
 from tests.experiments.sweep.helpers import made_up, sweep_of
 
