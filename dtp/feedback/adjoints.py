@@ -67,7 +67,7 @@ class LocallyConnectedFeedback(LinearMap):
         return r if self.bias is None else r + self.bias
 
     @property
-    def weight(self) -> nn.Parameter:
+    def weight(self) -> Tensor:
         return self.layer.weight
 
     def apply_weight(self, y: Tensor, weight: Tensor) -> Tensor:
@@ -159,7 +159,6 @@ class StandardiseAdjoint(FeedbackOperation):
     kind = "standardise"
 
     def of_feedback(self) -> FeedbackOperation:
-        """What stands at the end of the feedback of the layer above instead."""
         return StandardisedFeedback()
 
     def forward(self, y: Tensor, context: AffineContext) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Size, Tensor, nn
@@ -12,6 +13,9 @@ from torch import Size, Tensor, nn
 from dtp.errors import UserError
 from dtp.feedback.operations import FeedbackSettings, LinearMap, operation_of
 from dtp.models.shapes import meta_batch, meta_state
+
+if TYPE_CHECKING:
+    from dtp.models.network import Network
 
 
 @dataclass(frozen=True)
@@ -21,14 +25,14 @@ class Carried:
     Attributes:
         name: of the operation in the network.
         layer: number n of the layer that it is in.
-        module: the forward operation.
+        module: the forward operation, which has a ``weight``.
         carrier: the map that carries the error of its output to its input, with weights of its own.
         in_shape: of one sample of its input.
     """
 
     name: str
     layer: int
-    module: nn.Module
+    module: Any
     carrier: LinearMap
     in_shape: Size
 
@@ -43,7 +47,7 @@ class BackwardMaps(nn.ModuleDict):
         UserError: errors would go down through an operation whose adjoint is not known.
     """
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: Network):
         super().__init__()
         self.carried: list[Carried] = []
         for name, (module, in_shape) in _operations_with_errors(network).items():
@@ -104,7 +108,7 @@ class _Carry(torch.autograd.Function):
         return error, ctx.down(error), None
 
 
-def _operations_with_errors(network: nn.Module) -> dict[str, tuple[nn.Module, Size]]:
+def _operations_with_errors(network: Network) -> dict[str, tuple[nn.Module, Size]]:
     """Operations with weight matrices whose input depends on trained weights below, and the shapes of their inputs."""
     found: dict[str, tuple[nn.Module, Size]] = {}
     handles = []
@@ -138,5 +142,5 @@ def _carrier(name: str, module: nn.Module, in_shape: Size) -> LinearMap:
     return carrier
 
 
-def _layer_number(network: nn.Module, module: nn.Module) -> int:
+def _layer_number(network: Network, module: nn.Module) -> int:
     return next(n for n, layer in enumerate(network, 1) if any(module is part for part in layer.modules()))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Size, Tensor, nn
 
-from dtp.feedback.initial import init_map
-from dtp.feedback.operations import FeedbackSettings, operation_of
+from dtp.feedback.initial import Init, init_map
+from dtp.feedback.operations import FeedbackSettings, LinearMap, operation_of
 from dtp.models.modules import SameConv2d
 
 
@@ -24,7 +25,7 @@ class DirectMap(nn.Module):
             ``default`` the bias is drawn as PyTorch draws it, with the others it starts at 0.
     """
 
-    def __init__(self, outputs: int, shape: Sequence[int], bias: bool, dtype: torch.dtype, init: str = "default"):
+    def __init__(self, outputs: int, shape: Sequence[int], bias: bool, dtype: torch.dtype, init: Init = "default"):
         super().__init__()
         self.shape = Size(shape)
         self.linear = nn.Linear(outputs, self.shape.numel(), bias=bias, dtype=dtype)
@@ -51,7 +52,7 @@ class BroadcastMap(nn.Module):
     """
 
     def __init__(
-        self, outputs: int, shape: Size, operation: nn.Conv2d | SameConv2d, out_shape: Size, init: str = "default"
+        self, outputs: int, shape: Size, operation: nn.Conv2d | SameConv2d, out_shape: Size, init: Init = "default"
     ):
         super().__init__()
         same = isinstance(operation, SameConv2d)
@@ -59,9 +60,13 @@ class BroadcastMap(nn.Module):
         if same:
             geometry = SameConv2d(shape[0], outputs, conv.kernel_size[0], conv.stride[0], bias=False)
         else:
-            geometry = nn.Conv2d(shape[0], outputs, conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+            # By torch's types what a Conv2d has for sizes is of any length, but what it takes is two numbers.
+            sizes: Any = (conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+            geometry = nn.Conv2d(shape[0], outputs, *sizes)
         geometry = geometry.to(conv.weight.dtype)
-        self.transposed = operation_of(geometry).make_feedback(geometry, shape, FeedbackSettings())
+        transposed = operation_of(geometry).make_feedback(geometry, shape, FeedbackSettings())
+        assert isinstance(transposed, LinearMap)
+        self.transposed = transposed
         self.space = out_shape[1:]
         # Fans as torch counts those of a transposed convolution.
         positions = kernel_positions(operation)

@@ -31,7 +31,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -48,6 +48,7 @@ from dtp.feedback.operations import (
     ConvFeedback,
     DropoutAdjoint,
     Elementwise,
+    FeedbackOperation,
     Gate,
     LinearFeedback,
     LinearMap,
@@ -130,12 +131,18 @@ class ExpectedLDRL:
             )
         except NotReducible as error:
             raise NotExpected(str(error)) from error
+        feedback = self.reduced.feedback
         self.layer, self.feedback, self.sigma, self.nodes = layer, feedback, sigma, nodes
         self.factor, self.map, self.modules = self.reduced.factor, self.reduced.map, layer_operations(layer)
-        # Operations of the feedback before its affine map, each with its place in the forward layer.
+        # Operations of the feedback before its affine map, each with its place in the forward layer; all that are
+        # looked up there have one.
         place = self.reduced.place
-        self.before = list(zip(feedback.operations[:place], feedback.positions[:place], strict=True))
-        self.place = feedback.positions[place]
+        self.before: list[tuple[FeedbackOperation, Any]] = list(
+            zip(feedback.operations[:place], feedback.positions[:place], strict=True)
+        )
+        position = feedback.positions[place]
+        assert position is not None
+        self.place = position
         self._require_separate_values(feedback)
         self.drawn = self._why_drawn(routing)
 
@@ -181,7 +188,7 @@ class ExpectedLDRL:
         return ""
 
     @property
-    def weight(self) -> nn.Parameter:
+    def weight(self) -> Tensor:
         """V."""
         return self.map.weight
 
@@ -308,7 +315,7 @@ class ExpectedLDRL:
         slopes = {position: gate.slope_in(context[position]) for gate, position in gates}
         dropped = [position for operation, position in self.before if type(operation) is DropoutAdjoint]
         slopes |= {n: context[n].numbers for n in dropped if context[n] is not None}
-        return {n: pool(slope) if n < pooled_at else slope for n, slope in slopes.items()}
+        return {n: pool(slope) if pool is not None and n < pooled_at else slope for n, slope in slopes.items()}
 
     @property
     def _pool_place(self) -> int:
@@ -340,7 +347,7 @@ class ExpectedLDRL:
         return y
 
 
-def _is_elu(module: nn.Module) -> bool:
+def _is_elu(module: nn.Module) -> TypeGuard[nn.ELU]:
     return type(module) is nn.ELU and not has_hooks(module)
 
 
@@ -355,7 +362,7 @@ def _elu(x: Tensor, alpha: float) -> Tensor:
 
 def _slope(function: Any, x: Tensor) -> Tensor:
     """Derivative of a function of each value by itself."""
-    _, pull = torch.func.vjp(lambda x: function(x.clone()), x)
+    pull = torch.func.vjp(lambda x: function(x.clone()), x)[1]
     return pull(torch.ones_like(x))[0]
 
 
@@ -407,7 +414,8 @@ def momentum_moves(
     small = rate * h < 0.5 * (1 - math.sqrt(momentum)) ** 2
     of_g = torch.where(small, _gone_over_curvature(torch.where(small, h, 0.0), rate, momentum, steps), (1 - left) / h)
     of_g = torch.where(forever, torch.where(h > 0, 1 / h, 0.0), of_g)
-    return -of_g, *(torch.where(forever, 0.0, entry) for entry in (of_m, this, m_to_m))
+    of_m, g_to_m, m_to_m = (torch.where(forever, 0.0, entry) for entry in (of_m, this, m_to_m))
+    return -of_g, of_m, g_to_m, m_to_m
 
 
 def _gone_over_curvature(h: Tensor, rate: Tensor, momentum: float, steps: Tensor) -> Tensor:
@@ -462,24 +470,35 @@ def train_in_expectation(
     Returns:
         The mean loss of each layer at its new weights, and how many steps were taken (as a number for ``inf``).
     """
-    moments = {p.layer: p.expected.moments(p.clean, p.draw() if p.expected.drawn else ()) for p in problems}
+    forms = {p.layer: _form(p) for p in problems}
+    moments = {p.layer: _moments(p, forms[p.layer]) for p in problems}
     if average is not None:
         means = iter(average.mean([t for m in moments.values() for t in (m.first, m.second)]))
         moments = {n: Moments(next(means), next(means), m.drawn) for n, m in moments.items()}
     apart = step is None and not shared_weights(problems)
     at_once = [p for p in problems if apart and _in_closed_form(p, optimizers[p.layer])]
     with torch.no_grad():
-        pulls = {p.layer: p.expected.pull(moments[p.layer]) for p in problems}
+        pulls = {n: form.pull(moments[n]) for n, form in forms.items()}
     _leap(at_once, moments, pulls, optimizers)
     one_by_one = [p for p in problems if p not in at_once]
     _walk(one_by_one, moments, pulls, optimizers, step)
     with torch.no_grad():
-        losses = {p.layer: p.expected.loss(moments[p.layer], pulls[p.layer]) for p in problems}
+        losses = {n: form.loss(moments[n], pulls[n]) for n, form in forms.items()}
     return FeedbackResult(losses, {p.layer: p.iterations for p in problems})
 
 
+def _form(problem: FeedbackProblem) -> ExpectedLDRL:
+    assert problem.expected is not None
+    return problem.expected
+
+
+def _moments(problem: FeedbackProblem, form: ExpectedLDRL) -> Moments:
+    assert problem.clean is not None
+    return form.moments(problem.clean, problem.draw() if form.drawn else ())
+
+
 def _in_closed_form(problem: FeedbackProblem, optimizer: Optimizer) -> bool:
-    alone = len(problem.parameters) == 1 and problem.parameters[0] is problem.expected.weight
+    alone = len(problem.parameters) == 1 and problem.parameters[0] is _form(problem).weight
     return alone and is_plain(optimizer, SGD)
 
 
@@ -501,7 +520,7 @@ def _leap(
     for momentum, alike in by_momentum.items():
         groups = [optimizers[p.layer].param_groups[0] for p in alike]
         curvatures = [
-            p.expected.curvature(moments[p.layer], g["weight_decay"]) for p, g in zip(alike, groups, strict=True)
+            _form(p).curvature(moments[p.layer], g["weight_decay"]) for p, g in zip(alike, groups, strict=True)
         ]
         sizes = tuple(h.numel() for h in curvatures)
         flat = torch.cat([h.flatten() for h in curvatures])
@@ -512,9 +531,10 @@ def _leap(
         steps = _repeated(tuple(float(p.iterations) for p in alike), sizes, flat.device)
         moves = torch.stack(momentum_moves(flat, rates, momentum, steps))
         for problem, group, h, part in zip(alike, groups, curvatures, moves.split(sizes, 1), strict=True):
-            v = problem.expected.weight
+            form = _form(problem)
+            v = form.weight
             by_g, by_m, g_to_m, m_to_m = part.to(v.dtype).to(v.device).view(4, *h.shape)
-            gradient = problem.expected.gradient(moments[problem.layer], pulls[problem.layer])
+            gradient = form.gradient(moments[problem.layer], pulls[problem.layer])
             if group["weight_decay"]:
                 gradient.add_(v, alpha=group["weight_decay"])
             v.addcmul_(gradient, by_g)
@@ -536,19 +556,21 @@ def _walk(
     step = step or steps_of(optimizers)
     for problem in problems:
         if math.isinf(problem.iterations):
-            aim, h = problem.expected.minimiser(moments[problem.layer], _decay(optimizers[problem.layer]))
+            form, optimizer = _form(problem), optimizers[problem.layer]
+            aim, h = form.minimiser(moments[problem.layer], _decay(optimizer))
             with torch.no_grad():
-                problem.expected.weight.copy_(torch.where(h > 0, aim, problem.expected.weight))
+                form.weight.copy_(torch.where(h > 0, aim, form.weight))
             # At the minimum nothing is left of the way there, such as a velocity.
-            optimizers[problem.layer].state.pop(problem.expected.weight, None)
+            optimizer.state.pop(form.weight, None)
     finite = [p for p in problems if not math.isinf(p.iterations)]
-    for k in range(max((p.iterations for p in finite), default=0)):
+    for k in range(max((int(p.iterations) for p in finite), default=0)):
         gradients = {}
         with torch.no_grad():
             for p in finite:
                 if k < p.iterations:
-                    gradient = p.expected.gradient(moments[p.layer], pulls[p.layer])
-                    gradients[p.layer] = p.expected.reduced.gradients(p.parameters, gradient)
+                    form = _form(p)
+                    gradient = form.gradient(moments[p.layer], pulls[p.layer])
+                    gradients[p.layer] = form.reduced.gradients(p.parameters, gradient)
         step(gradients)
 
 

@@ -97,7 +97,7 @@ class RecursionGraph:
             # Weights or optimizer state at other addresses (a checkpoint was loaded) leave nothing to replay.
             if any(old[0] != key[0] for old in self._replays):
                 self._replays.clear()
-            return self._first(form, constants, batch)
+            return self._first(form, constants, batch, self.capture)
         replay, static, loss = self._replays[key]
         static.gradient.copy_(constants.gradient)
         static.q.copy_(constants.q)
@@ -110,7 +110,7 @@ class RecursionGraph:
             self._stream = torch.cuda.Stream(device)
         return self._stream
 
-    def _first(self, form: ReducedLDRL, constants: Constants, batch: int) -> Tensor:
+    def _first(self, form: ReducedLDRL, constants: Constants, batch: int, capture: Capture) -> Tensor:
         """Run the recursion plainly on the side, capture it, check the capture."""
         prepare_state(self.optimizer, self.parameters)
         before = [t.clone() for t in self._tensors()]
@@ -125,7 +125,7 @@ class RecursionGraph:
         after = [t.clone() for t in self._tensors()]
         _copy(before, self._tensors())
         try:
-            replay = self.capture(run)
+            replay = capture(run)
             replay()
         except RuntimeError as error:
             # The allocator and the random generator may still be in capture: nothing on the device is safe any more.
@@ -189,6 +189,7 @@ def train_feedback_in_graphs(
         if problem.iterations == 0:
             continue
         device, form = problem.parameters[0].device, problem.reduced
+        assert form is not None and problem.clean is not None
         # Of the present stream, which uses and frees it.
         losses[problem.layer] = problem.parameters[0].new_zeros(())
         current = torch.cuda.current_stream(device) if device.type == "cuda" else None
@@ -197,7 +198,7 @@ def train_feedback_in_graphs(
             s_in, s_out, context = problem.clean
             clean = form.clean_pass(s_in, s_out, context)
             most = max(1, memory // form.bytes_per_iteration(clean, s_in))
-            for size in even_parts(problem.iterations, most):
+            for size in even_parts(int(problem.iterations), most):
                 constants = form.constants(clean, problem.noise(size), size)
                 loss = graphs[problem.layer](form, constants, len(s_out))
             losses[problem.layer].copy_(loss)

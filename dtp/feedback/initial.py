@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from dtp.models.modules import LocallyConnected2d
 Init = Literal["default", "xavier", "xavier-normal", "kaiming"]
 
 
-def fans(operation: nn.Module) -> tuple[int, int]:
+def fans(operation: Any) -> tuple[int, int]:
     """Fan-in and fan-out of the ``weight`` of a forward operation; of a locally connected one, at each position."""
     weight = operation.weight
     if isinstance(operation, LocallyConnected2d):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 from torch import Size, Tensor, nn
 
@@ -98,7 +98,8 @@ class FeedbackLayer(nn.Module):
 
     def __init__(self, operations: Iterable[FeedbackOperation], positions: Iterable[int | None]):
         super().__init__()
-        self.operations = nn.ModuleList(operations)
+        # A ModuleList, of whose items torch's types say no more than that they are modules.
+        self.operations = cast("Sequence[FeedbackOperation]", nn.ModuleList(operations))
         self.positions = tuple(positions)
         # What was found of the affine map, while operations and weights are the same objects under the same names.
         self._known_place: tuple[Any, int] | None = None
@@ -145,13 +146,14 @@ class FeedbackLayer(nn.Module):
         if len(trained) != 1:
             raise NotReducible(f"its feedback has {len(trained)} operations with weights, not one")
         (place,) = trained
-        kind = type(self.operations[place])
-        if not issubclass(kind, LinearMap) or _definer(kind, "forward") < _definer(kind, "apply_weight"):
+        affine = self.operations[place]
+        kind = type(affine)
+        if not isinstance(affine, LinearMap) or _definer(kind, "forward") < _definer(kind, "apply_weight"):
             raise NotReducible(f"{kind.__name__} does not say how it depends on its weights")
         for operation in self.operations[place + 1 :]:
             if type(operation) not in (Unflatten, PassThrough):
                 raise NotReducible(f"its affine map is followed by {type(operation).__name__}")
-        weight, named = self.operations[place].weight, dict(self.operations[place].named_parameters())
+        weight, named = affine.weight, dict(affine.named_parameters())
         others = [name for name, p in named.items() if p is not weight and name.rpartition(".")[2] != "bias"]
         if others or not any(p is weight for p in named.values()):
             raise NotReducible("its affine map is not linear in one weight, as one with a gain or a norm is not")
@@ -177,7 +179,9 @@ class FeedbackLayer(nn.Module):
         except NotReducible:
             return self(y, context) - self(reference, context)
         change = self.before_affine(y, context, place) - self.before_affine(reference, context, place)
-        r = self.operations[place].apply_weight(change, self.operations[place].weight)
+        affine = self.operations[place]
+        assert isinstance(affine, LinearMap)
+        r = affine.apply_weight(change, affine.weight)
         for operation, position in zip(self.operations[place + 1 :], self.positions[place + 1 :], strict=True):
             r = operation(r, None if position is None else context[position])
         return r
@@ -201,7 +205,7 @@ class FeedbackLayer(nn.Module):
 class FeedbackNetwork(nn.ModuleDict):
     """Feedback layers by the number of the forward layer they undo: ``feedback[n]`` maps s_n back to s_{n-1}."""
 
-    def __init__(self, layers: dict[int, nn.Module]):
+    def __init__(self, layers: Mapping[int, nn.Module]):
         super().__init__({str(n): layer for n, layer in layers.items()})
 
     def __getitem__(self, n: int) -> nn.Module:

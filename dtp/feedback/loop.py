@@ -26,9 +26,11 @@ class Average(Protocol):
 
     def __call__(self, gradients: Gradients) -> Callable[[], Gradients]:
         """Start to average gradients; what this returns waits for the means."""
+        ...
 
     def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Means of other tensors, which have the same shapes on all ranks."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -103,25 +105,27 @@ class ReducedGradients:
     """The same gradients in reduced form; constants are computed for as many iterations as ``memory`` bytes hold."""
 
     def __init__(self, problem: FeedbackProblem, memory: int):
+        assert problem.reduced is not None and problem.clean is not None
         self.problem, self.form, self.steps = problem, problem.reduced, 0
         s_in, s_out, context = problem.clean
         self.clean, self.batch = self.form.clean_pass(s_in, s_out, context), len(s_out)
         self.scale = self.form.scale(self.batch)
         # Where a layer may stop, no noise is drawn ahead: what is drawn must not depend on the memory.
         most = 1 if problem.close > 0 else memory // self.form.bytes_per_iteration(self.clean, s_in)
-        self.chunk = max(1, min(problem.iterations, most))
+        self.iterations = int(problem.iterations)
+        self.chunk = max(1, min(self.iterations, most))
         self._begin = self._end = 0
 
     @torch.no_grad()
     def __call__(self) -> tuple[Tensor, ...] | None:
         k, problem = self.steps, self.problem
-        if k == problem.iterations:
+        if k == self.iterations:
             return None
         self.prepare()
         i = k - self._begin
         constant, quadratic = self._constants.gradient[i], self.form.quadratic_gradient(self._constants, i)
         aligned = problem.close > 0 and self.form.distance(self._constants, i, quadratic, self.batch) <= problem.close
-        if aligned or k == problem.iterations - 1:
+        if aligned or k == self.iterations - 1:
             self.loss = self.form.loss(constant, quadratic, self.batch)
         if aligned:
             return None
@@ -132,8 +136,8 @@ class ReducedGradients:
     def prepare(self) -> None:
         """Compute the constants of the next iteration, and of those after it that fit, unless they are there."""
         k, problem = self.steps, self.problem
-        if k == self._end and k < problem.iterations:
-            self._begin, self._end = k, min(k + self.chunk, problem.iterations)
+        if k == self._end and k < self.iterations:
+            self._begin, self._end = k, min(k + self.chunk, self.iterations)
             count = self._end - self._begin
             self._constants: Constants = self.form.constants(
                 self.clean, problem.noise(count), count, distance=problem.close > 0
@@ -146,11 +150,12 @@ class FeedbackResult:
 
     Attributes:
         losses: last loss of each layer, detached scalars on the device (nothing waits for them).
-        steps: how many steps each layer took; a scalar tensor where another rank has counted them.
+        steps: how many steps each layer took (``inf`` for the minimum itself); a scalar tensor where another rank has
+            counted them.
     """
 
     losses: dict[int, Tensor]
-    steps: dict[int, int | Tensor]
+    steps: dict[int, int | float | Tensor]
 
 
 def train_feedback(
@@ -172,9 +177,9 @@ def train_feedback(
     sources = {problem.layer: _source(problem, memory) for problem in problems if problem.iterations > 0}
     active = dict(sources)
     while active:
-        gradients = {n: source() for n, source in active.items()}
-        active = {n: active[n] for n, values in gradients.items() if values is not None}
-        gradients = {n: gradients[n] for n in active}
+        found = {n: source() for n, source in active.items()}
+        gradients = {n: values for n, values in found.items() if values is not None}
+        active = {n: active[n] for n in gradients}
         if average is not None and active:
             wait = average(gradients)
             for source in active.values():

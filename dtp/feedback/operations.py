@@ -81,6 +81,10 @@ class FeedbackOperation(nn.Module):
         """Its weights, each with the one that :meth:`copy_transpose` would copy there, a view in the same shape."""
         return []
 
+    def of_feedback(self) -> FeedbackOperation:
+        """Of a ``"standardise"`` operation: what stands at the end of the feedback of the layer above instead."""
+        raise NotImplementedError
+
 
 class LinearMap(FeedbackOperation):
     """An affine feedback operation whose weights are one tensor, in which it is linear: A_V(y), plus perhaps a bias.
@@ -91,11 +95,11 @@ class LinearMap(FeedbackOperation):
     kind = "affine"
 
     @property
-    def weight(self) -> nn.Parameter:
+    def weight(self) -> Tensor:
         """V."""
         raise NotImplementedError
 
-    def transpose_of(self, forward_operation: nn.Module) -> Tensor:
+    def transpose_of(self, forward_operation: Any) -> Tensor:
         """The V for which A_V is the adjoint of ``forward_operation``: a view of its weights, in the shape of V."""
         return forward_operation.weight
 
@@ -144,10 +148,11 @@ class Elementwise(FeedbackOperation):
 
     def __init__(self, function: nn.Module):
         super().__init__()
-        self.function = copy.deepcopy(function)
+        own: Any = copy.deepcopy(function)
         # An in-place nonlinearity would overwrite the activation that it is given.
-        if getattr(self.function, "inplace", False):
-            self.function.inplace = False
+        if getattr(own, "inplace", False):
+            own.inplace = False
+        self.function: nn.Module = own
 
     def forward(self, y: Tensor, context: Any = None) -> Tensor:
         return self.function(y)
@@ -202,7 +207,7 @@ class LinearFeedback(LinearMap):
         return self.linear(y)
 
     @property
-    def weight(self) -> nn.Parameter:
+    def weight(self) -> Tensor:
         return self.linear.weight
 
     def apply_weight(self, y: Tensor, weight: Tensor) -> Tensor:
@@ -248,7 +253,9 @@ class ConvFeedback(LinearMap):
                 self.in_size, padding, conv.dilation, conv.kernel_size, conv.stride, strict=True
             )
         )
-        self.transposed = (nn.ConvTranspose1d, nn.ConvTranspose2d)[dimensions - 1](
+        # Which of the two takes tuples of this length is not for a type to say.
+        make: Any = (nn.ConvTranspose1d, nn.ConvTranspose2d)[dimensions - 1]
+        self.transposed: nn.ConvTranspose1d | nn.ConvTranspose2d = make(
             conv.out_channels,
             conv.in_channels,
             conv.kernel_size,
@@ -265,12 +272,12 @@ class ConvFeedback(LinearMap):
         return self.transposed(y)
 
     @property
-    def weight(self) -> nn.Parameter:
+    def weight(self) -> Tensor:
         return self.transposed.weight
 
     def apply_weight(self, y: Tensor, weight: Tensor) -> Tensor:
         t = self.transposed
-        transposed = (F.conv_transpose1d, F.conv_transpose2d)[len(t.kernel_size) - 1]
+        transposed: Any = (F.conv_transpose1d, F.conv_transpose2d)[len(t.kernel_size) - 1]
         return transposed(y, weight, None, t.stride, t.padding, t.output_padding, t.groups, t.dilation)
 
     def weight_gradient(self, y: Tensor, error: Tensor) -> Tensor:
@@ -328,11 +335,11 @@ def slope_of(function: nn.Module, a: Tensor) -> Tensor:
     """f'(a) of an elementwise function, in full precision, without gradients and in any gradient mode."""
     a = full_precision(a.detach())
     # A copy, for a nonlinearity in place would overwrite a.
-    _, pull = torch.func.vjp(lambda a: function(a.clone()), a)
+    pull = torch.func.vjp(lambda a: function(a.clone()), a)[1]
     return pull(torch.ones_like(a))[0].detach()
 
 
-def _symmetric_padding(conv: nn.Conv2d) -> tuple[int, ...]:
+def _symmetric_padding(conv: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
     if conv.padding == "valid":
         return (0,) * len(conv.kernel_size)
     if conv.padding == "same":
@@ -343,6 +350,7 @@ def _symmetric_padding(conv: nn.Conv2d) -> tuple[int, ...]:
                 "feedback layer; use odd kernels or padding given as numbers."
             )
         return tuple(pad // 2 for pad in total)
+    assert not isinstance(conv.padding, str)
     return conv.padding
 
 
@@ -400,13 +408,17 @@ def last_at_each(dim: int, indices: Tensor, values: Tensor, positions: int) -> T
     return known.gather(dim, winners) + (values - known)
 
 
-def windows_overlap(pool: nn.Module) -> bool:
+MaxPool = nn.MaxPool1d | nn.MaxPool2d | nn.AdaptiveMaxPool1d | nn.AdaptiveMaxPool2d
+
+
+def windows_overlap(pool: MaxPool) -> bool:
     """Whether two windows of a pooling can share a position."""
     if isinstance(pool, nn.AdaptiveMaxPool1d | nn.AdaptiveMaxPool2d):
         # They do where the sizes do not divide.
         return True
-    kernel, stride = ((n, n) if isinstance(n, int) else n for n in (pool.kernel_size, pool.stride))
-    return any(k > s for k, s in zip(kernel, stride, strict=True)) or pool.dilation not in (1, (1, 1))
+    dimensions = 1 if isinstance(pool, nn.MaxPool1d) else 2
+    kernel, stride = ((n,) * dimensions if isinstance(n, int) else n for n in (pool.kernel_size, pool.stride))
+    return any(k > s for k, s in zip(kernel, stride, strict=True)) or pool.dilation not in (1, (1,), (1, 1))
 
 
 class PoolingAdjoint(FeedbackOperation):
@@ -420,8 +432,7 @@ class PoolingAdjoint(FeedbackOperation):
 
     def forward(self, y: Tensor, context: ShapeContext) -> Tensor:
         zero = y.new_zeros(y.shape[0], *context.shape)
-        _, adjoint = torch.func.vjp(self.function, zero)
-        return adjoint(y)[0]
+        return torch.func.vjp(self.function, zero)[1](y)[0]
 
 
 class Unflatten(FeedbackOperation):
@@ -512,7 +523,7 @@ def shape_forward(module: nn.Module, x: Tensor, given: Any, routing: Routing) ->
 
 
 def _max_pool_forward(
-    module: nn.Module, x: Tensor, given: SwitchesContext | None, routing: Routing
+    module: MaxPool, x: Tensor, given: SwitchesContext | None, routing: Routing
 ) -> tuple[Tensor, SwitchesContext]:
     if given is not None and routing == "fixed":
         indices = given.indices
@@ -522,11 +533,14 @@ def _max_pool_forward(
             return gathered.transpose(1, 2).unflatten(2, indices.shape[2:]), given
         return x.flatten(2).gather(2, indices.flatten(2)).view_as(indices), given
     one_dimension = isinstance(module, nn.MaxPool1d | nn.AdaptiveMaxPool1d)
+    # Its sizes are those of its dimensions.
+    pool: Any
     if isinstance(module, nn.AdaptiveMaxPool1d | nn.AdaptiveMaxPool2d):
         pool = F.adaptive_max_pool1d if one_dimension else F.adaptive_max_pool2d
         y, indices = pool(x, module.output_size, return_indices=True)
     else:
-        y, indices = (F.max_pool1d if one_dimension else F.max_pool2d)(
+        pool = F.max_pool1d if one_dimension else F.max_pool2d
+        y, indices = pool(
             x,
             module.kernel_size,
             module.stride,
@@ -546,7 +560,7 @@ def _batch_norm_forward(
         if module.weight is not None:
             y = y * per_channel(module.weight, x) + per_channel(module.bias, x)
         return y, given
-    if module.training or module.running_mean is None:
+    if module.training or module.running_mean is None or module.running_var is None:
         over = [0, *range(2, x.dim())]
         # The feedback phase is in full precision, and so must be the statistics that it is given.
         seen = full_precision(x.detach())
@@ -593,8 +607,9 @@ def _dropout_forward(
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
-Forward = Callable[[nn.Module, Tensor, Any, Routing], tuple[Tensor, Any]]
-MakeFeedback = Callable[[nn.Module, Size, FeedbackSettings], FeedbackOperation]
+# The first argument is of the type that the entry is for.
+Forward = Callable[[Any, Tensor, Any, Routing], tuple[Tensor, Any]]
+MakeFeedback = Callable[[Any, Size, FeedbackSettings], FeedbackOperation]
 
 
 @dataclass(frozen=True)

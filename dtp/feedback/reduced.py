@@ -105,10 +105,13 @@ class ReducedLDRL:
         if not isinstance(feedback, FeedbackLayer):
             raise NotReducible(f"{type(feedback).__name__} is not made of known feedback operations")
         self.layer, self.feedback = layer, feedback
-        self.routing, self.noise_samples = routing, noise_samples
+        self.routing: Routing = routing
+        self.noise_samples = noise_samples
         self.factor = 1.0 if paper_scale is None else 1 / (2 * paper_scale**2)
         self.place = feedback.affine_place
-        self.map = feedback.operations[self.place]
+        affine = feedback.operations[self.place]
+        assert isinstance(affine, LinearMap)
+        self.map = affine
         self.weight_free_part = self.place > 0
         # From here on phi is linear in what it is given, for one context: a difference is taken before, where an
         # unpooling has not yet made it larger.
@@ -118,7 +121,7 @@ class ReducedLDRL:
         self.rest = [] if self.split is None else range(self.split + 1, len(self.modules))
 
     @property
-    def weight(self) -> nn.Parameter:
+    def weight(self) -> Tensor:
         """V."""
         return self.map.weight
 
@@ -157,7 +160,7 @@ class ReducedLDRL:
     def constants(
         self,
         clean: CleanPass,
-        noise: Sequence[tuple[Tensor, Tensor]],
+        noise: Sequence[tuple[Tensor, ...]],
         iterations: int | None = None,
         distance: bool = False,
     ) -> Constants:
@@ -238,6 +241,7 @@ class ReducedLDRL:
         """
         product = -(self.weight * constants.gradient[i]).sum() / (2 * self.factor)
         square = (self.weight * quadratic).sum() / (self.noise_samples * batch)
+        assert constants.output_change is not None
         change = constants.output_change[i]
         return ((square - 2 * product + change).clamp(min=0) / change).sqrt()
 
@@ -291,7 +295,7 @@ class ReducedLDRL:
         return r.reshape(len(r), *self.map.apply_weight(p[:1], self.weight).shape[1:])
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
+def _joined(parts: tuple[Tensor, ...]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -324,7 +328,7 @@ def _affine_place(modules: Sequence[nn.Module]) -> int | None:
     return None
 
 
-def _without_bias(module: nn.Module, x: Tensor) -> Tensor:
+def _without_bias(module: Any, x: Tensor) -> Tensor:
     if isinstance(module, nn.Linear):
         return F.linear(x, module.weight)
     convolution = F.conv1d if isinstance(module, nn.Conv1d) else F.conv2d

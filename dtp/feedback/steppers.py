@@ -97,7 +97,7 @@ def is_plain(optimizer: Optimizer, kind: type[Optimizer], groups: bool = False) 
 
 
 @torch.no_grad()
-def _sgd_step(optimizer: SGD, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+def _sgd_step(optimizer: Optimizer, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
     group = optimizer.param_groups[0]
     lr, momentum, decay = group["lr"], group["momentum"], group["weight_decay"]
     for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -115,7 +115,7 @@ def _sgd_step(optimizer: SGD, parameters: Sequence[Tensor], gradients: Sequence[
 
 
 @torch.no_grad()
-def _adam_step(optimizer: Adam, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+def _adam_step(optimizer: Optimizer, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
     group = optimizer.param_groups[0]
     (beta, beta_square), lr, epsilon, decay = group["betas"], group["lr"], group["eps"], group["weight_decay"]
     for parameter, gradient in zip(parameters, gradients, strict=True):

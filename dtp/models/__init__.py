@@ -46,6 +46,6 @@ MODELS = Registry(
 CLASSES = {"Network": "dtp.models.network:Network", "as_network": "dtp.models.cutting:as_network"} | {
     entry.target.partition(":")[2]: entry.target for entry in MODELS.entries.values()
 }
-__all__ = ["MODELS", *CLASSES]
+__all__ = ["MODELS", *CLASSES]  # pyright: ignore[reportUnsupportedDunderAll] (loaded when asked for)
 
 __getattr__ = lazy_attributes(__name__, CLASSES)

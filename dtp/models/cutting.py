@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Size, Tensor, fx, nn
 
 from dtp.errors import UserError
-from dtp.feedback.layers import derive_feedback, has_hooks, layer_operations
+from dtp.feedback.layers import FeedbackLayer, derive_feedback, has_hooks, layer_operations
 from dtp.feedback.operations import Elementwise, FeedbackSettings, is_elementwise, operation_of
 from dtp.models.inputs import DoesNotFit, kinds, shape_text, shapes_through
 from dtp.models.modules import InnerFunction, Residual, Uncut
@@ -41,6 +41,8 @@ class CutNetwork(Network):
         model: the user's own model, whose weights these are, or None where the layers were given as a list. What was
             trained is got from it as from any model, by ``network.model.state_dict()`` for example.
     """
+
+    _given: tuple[list[nn.Module], nn.Module | None]
 
     def __init__(self, layers: Sequence[nn.Module], input_shape: Sequence[int], model: nn.Module | None, name: str):
         # Not registered: its weights are those of the layers already.
@@ -267,7 +269,7 @@ class _Chain:
             self.used.add(node)
             if _is_sum(node):
                 fork = self.before[node]
-                branches = [self._between(fork, end) for end in node.args]
+                branches = [self._between(fork, end) for end in node.all_input_nodes]
                 if any(branch and getattr(branch[0], "inplace", False) for branch in branches):
                     raise _NotAChain({_owner(node): "a branch begins in place and changes what the other one sees"})
                 branches.sort(key=lambda branch: sum(map(_is_affine, branch)), reverse=True)
@@ -275,7 +277,9 @@ class _Chain:
                 found.insert(0, Residual(*parts))
                 node = fork
             else:
-                found[:0] = self._made(node)
+                made = self._made(node)
+                assert made is not None, "_require_known has looked at it"
+                found[:0] = made
                 (node,) = _inputs(node)
         return found
 
@@ -284,13 +288,14 @@ class _Chain:
         if node.op == "call_module":
             if node.kwargs or len(node.args) != 1 or not isinstance(node.args[0], fx.Node):
                 return None
-            module = self.modules[node.target]
-            if node.target not in self.whole and _registered(module):
+            path = str(node.target)
+            module = self.modules[path]
+            if path not in self.whole and _registered(module):
                 return [module]
-            reason = self.whole.get(node.target, "none is known for its type")
-            name = ".".join(part for part in (self.name, _shown(node.target)) if part)
+            reason = self.whole.get(path, "none is known for its type")
+            name = ".".join(part for part in (self.name, _shown(path)) if part)
             return [Uncut(module, name, reason, chosen=bool(self.name))]
-        function = _METHODS.get(node.target) if node.op == "call_method" else node.target
+        function = _METHODS.get(str(node.target)) if node.op == "call_method" else node.target
         if _is_flatten(node):
             return [nn.Flatten()]
         if function is torch.mean and _is_over_space(node):
@@ -346,7 +351,7 @@ def _shown(path: str) -> str:
 
 def _inputs(node: fx.Node) -> list[fx.Node]:
     """The tensors that a node makes its own of; of a flatten it is one, whatever its sizes are taken from."""
-    return [node.args[0]] if _is_flatten(node) else node.all_input_nodes
+    return node.all_input_nodes[:1] if _is_flatten(node) else node.all_input_nodes
 
 
 def _is_sum(node: fx.Node) -> bool:
@@ -363,7 +368,7 @@ def _is_flatten(node: fx.Node) -> bool:
     """Whether a node is ``x.view(len, -1)`` or ``x.view(-1, features)``, or the same with reshape."""
     if (node.op, node.target) not in (("call_method", "view"), ("call_method", "reshape"), _RESHAPE):
         return False
-    shape = node.args[1:]
+    shape: Any = node.args[1:]
     shape = shape[0] if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape
     if len(shape) != 2 or node.kwargs:
         return False
@@ -373,14 +378,14 @@ def _is_flatten(node: fx.Node) -> bool:
 
 def _is_over_space(node: fx.Node) -> bool:
     """Whether a node is the mean over the last two dimensions of maps (B, C, H, W)."""
-    over = [*node.args[1:], *node.kwargs.values()]
+    over: list[Any] = [*node.args[1:], *node.kwargs.values()]
     return len(over) == 1 and isinstance(over[0], tuple | list) and sorted(over[0]) in ([2, 3], [-2, -1])
 
 
 _RESHAPE = ("call_function", torch.reshape)
 
 
-def _is_batch_size(node: fx.Node, of: fx.Node) -> bool:
+def _is_batch_size(node: fx.Node, of: object) -> bool:
     if node.op == "call_method" and node.target == "size":
         return node.args == (of, 0)
     if node.target is not operator.getitem or node.args[1] != 0 or not isinstance(node.args[0], fx.Node):
@@ -434,7 +439,9 @@ def _module_of(function: Any, node: fx.Node) -> nn.Module | None:
     if kind is None or len(given) > len(names) or len(node.all_input_nodes) != 1:
         return None
     known = inspect.signature(kind.__init__).parameters
-    arguments = dict(zip(names, given, strict=False)) | {k: v for k, v in node.kwargs.items() if k in known}
+    arguments: dict[str, Any] = dict(zip(names, given, strict=False)) | {
+        k: v for k, v in node.kwargs.items() if k in known
+    }
     # A flatten from the start would join the samples, which the module's default does not.
     if kind is nn.Flatten and arguments.get("start_dim") != 1:
         return None
@@ -550,6 +557,7 @@ def _feedback_of(number: int, network: Network) -> str:
         # Without memory, and without drawing weights from anyone's generator.
         with torch.device("meta"):
             made = derive_feedback(list(network), network.shapes, [number], FeedbackSettings())[number]
+        assert isinstance(made, FeedbackLayer)
     except UserError as error:
         return f"none: {str(error).partition(': ')[2].partition('. ')[0].partition(';')[0]}"
     return ", ".join(

@@ -21,6 +21,7 @@ class Discrete(Network):
     """
 
     Options = DiscreteOptions
+    options: DiscreteOptions
 
     def make_layers(self) -> Iterable[nn.Sequential]:
         o = self.options

@@ -13,6 +13,7 @@ class LeNet(Network):
     """Two layers of 5x5 convolution, activation and 3x3 max-pooling of stride 2; two linear layers (Ernoult et al.)."""
 
     Options = LeNetOptions
+    options: LeNetOptions
 
     def make_layers(self) -> Iterable[nn.Sequential]:
         if len(self.options.channels) != 2:

@@ -18,6 +18,7 @@ class LocallyConnected(Network):
     """
 
     Options = LocallyConnectedOptions
+    options: LocallyConnectedOptions
 
     def make_layers(self) -> Iterable[nn.Sequential]:
         o = self.options

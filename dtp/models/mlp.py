@@ -16,6 +16,7 @@ class MLP(Network):
     """
 
     Options = MLPOptions
+    options: MLPOptions
 
     def make_layers(self) -> Iterable[nn.Sequential]:
         o = self.options

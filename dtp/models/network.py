@@ -41,6 +41,7 @@ class Network(nn.Module):
     """
 
     Options = ModelOptions
+    options: ModelOptions
     # Losses (--loss) that its outputs are made for; empty for all.
     losses: Sequence[str] = ()
 

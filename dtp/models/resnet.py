@@ -19,6 +19,7 @@ class ResNet18(Network):
     """
 
     Options = ResNetOptions
+    options: ResNetOptions
     units = (2, 2, 2, 2)
 
     def make_layers(self) -> Iterable[nn.Sequential]:

@@ -19,6 +19,7 @@ class Square(Network):
     """
 
     Options = SquareOptions
+    options: SquareOptions
 
     def make_layers(self) -> Iterable[nn.Sequential]:
         widths = [*self.options.widths, self.options.outputs or (self.options.widths or [0])[-1]]
@@ -35,7 +36,7 @@ class Square(Network):
                 f"--outputs: expected at least {self.num_classes} units, one for each class, found {widths[-1]}."
             )
         for i, width in enumerate(widths):
-            before = [nn.Flatten()] if len(self.shapes[-1]) > 1 else []
+            before: list[nn.Module] = [nn.Flatten()] if len(self.shapes[-1]) > 1 else []
             inputs = self.features if i == 0 else width
             if i > 0 and width < self.features:
                 before.append(FirstUnits(width))

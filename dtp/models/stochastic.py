@@ -26,6 +26,7 @@ class Stochastic(Network):
     """
 
     Options = StochasticOptions
+    options: StochasticOptions
     losses = ("cross-entropy",)
 
     def make_layers(self) -> Iterable[nn.Sequential]:

@@ -19,6 +19,7 @@ class TiedAutoencoder(Network):
     """
 
     Options = TiedAutoencoderOptions
+    options: TiedAutoencoderOptions
 
     def make_layers(self) -> Iterable[nn.Sequential]:
         require_positive("hidden", [self.options.hidden])

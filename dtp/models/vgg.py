@@ -13,6 +13,7 @@ class VGG(Network):
     """Layers of 3x3 convolution, activation and 2x2 max-pooling; one linear layer (Ernoult et al.'s SimpleVGG)."""
 
     Options = VGGOptions
+    options: VGGOptions
 
     def make_layers(self) -> Iterable[nn.Sequential]:
         if not self.options.channels:

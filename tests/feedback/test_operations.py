@@ -563,6 +563,8 @@ def test_a_gpu_settles_who_writes_where_windows_overlap_without_a_look_at_a_valu
         (nn.MaxPool2d(2, dilation=2), True),
         (nn.MaxPool1d(2), False),
         (nn.MaxPool1d(3, 2), True),
+        (nn.MaxPool1d((2,), 2), False),
+        (nn.MaxPool1d((3,), 2), True),
         (nn.AdaptiveMaxPool2d(3), True),
     ],
 )

@@ -20,7 +20,7 @@ class Sign(nn.Module):
 
     def __init__(self, gradient: SignGradient = "straight-through"):
         super().__init__()
-        self.gradient = gradient
+        self.gradient: SignGradient = gradient
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and self.gradient == "test-only":

@@ -48,7 +48,8 @@ class LocallyConnected2d(nn.Module):
     ):
         super().__init__()
         self.in_channels, self.out_channels, self.in_size = in_channels, out_channels, tuple(in_size)
-        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+        self.kernel_size, self.stride = kernel_size, stride
+        self.padding: Literal["same"] | int = padding
         # Left, right, top, bottom.
         self.zeros = same_padding(in_size, kernel_size, stride) if padding == "same" else (padding,) * 4
         left, right, top, bottom = self.zeros

@@ -87,6 +87,8 @@ class Standardise(nn.Module):
     """
 
     EPS = 1e-12
+    running_mean: Tensor
+    running_std: Tensor
 
     def __init__(self, features: int, momentum: float = 0.1, batch_statistics_at_test: bool = False):
         super().__init__()
