@@ -64,8 +64,9 @@ def unedited(owner: Any, method: str, tensors: Iterable[tuple[str, Any]]) -> Ite
             )
 
 
-def gradients(owner: Any, network: nn.Module, loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients of ``loss`` by ``weights``; the classes are named where the loss does not have them."""
+def gradients(owner: Any, network: nn.Module, losses: Iterable[Tensor], weights: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients of the sum of ``losses`` by ``weights``; the classes are named where that does not have them."""
+    loss: Any = sum(losses)
     try:
         return list(torch.autograd.grad(loss, weights))
     except RuntimeError as error:
@@ -141,7 +142,7 @@ def require_layer(owner: nn.Module, number: int, layer: Any) -> None:
                 "values that others read; leave inplace out."
             )
     for kind, tensor in [("weights", p) for p in layer.parameters()] + [("buffers", b) for b in layer.buffers()]:
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if nn.parameter.is_lazy(tensor):
             raise UserError(
                 f"Layer {number} of {name} is a lazy one, whose sizes are not known yet; use the type without Lazy "
                 "and give the number of its inputs (self.features, or self.shapes[-1][0] for channels)."

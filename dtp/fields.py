@@ -37,11 +37,15 @@ UNLIMITED = {
 }
 
 
-class Iterations:
-    """How many iterations: a whole number or ``inf``, a float. Made of the word for it."""
+if typing.TYPE_CHECKING:
+    Iterations = int | float
+else:
 
-    def __new__(cls, word: str) -> int | float:
-        return math.inf if str(word) in ("inf", ".inf") else int(word)
+    class Iterations:
+        """How many iterations: a whole number or ``inf``, a float. Made of the word for it."""
+
+        def __new__(cls, word: str) -> int | float:
+            return math.inf if str(word) in ("inf", ".inf") else int(word)
 
 
 @dataclass(frozen=True)
@@ -143,6 +147,11 @@ def _known(cls: type, values: Mapping[str, Any], owner: str) -> Mapping[str, Any
     return values
 
 
+def default_of(field: dataclasses.Field) -> Any:
+    """The default of a field that has one, made anew where it is made."""
+    return field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+
+
 def checked(options: Any) -> Any:
     """``options``, a dataclass, with its numbers as Python's own, and lists where one value was given for a list.
 
@@ -161,9 +170,10 @@ def checked(options: Any) -> Any:
         require_usual(cls, field, found)
         limits = range_of(cls, field.name)
         many = isinstance(found, list)
-        for number in (found if many else [found]) if limits is not None else ():
-            if number is not None and not limits.holds(number):
-                raise UserError(f"{flag(field.name)}: expected {limits.words(many)}, found {number}.")
+        if limits is not None:
+            for number in found if many else [found]:
+                if number is not None and not limits.holds(number):
+                    raise UserError(f"{flag(field.name)}: expected {limits.words(many)}, found {number}.")
     if changes:
         options = copy.copy(options)
         for name, value in changes.items():
@@ -250,7 +260,13 @@ def _number(where: str, hint: type, value: Any) -> int | float:
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 
-PRECISIONS = {"32": "32-true", "32-true": "32-true", "64": "64-true", "64-true": "64-true", "bf16-mixed": "bf16-mixed"}
+PRECISIONS: dict[str, Literal["32-true", "64-true", "bf16-mixed"]] = {
+    "32": "32-true",
+    "32-true": "32-true",
+    "64": "64-true",
+    "64-true": "64-true",
+    "bf16-mixed": "bf16-mixed",
+}
 
 
 def require_precision(precision: str) -> None:

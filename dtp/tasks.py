@@ -229,6 +229,7 @@ class _Contingency(Metric):
     """Counts of images by cluster (the largest output) and class."""
 
     full_state_update = False
+    counts: Tensor
 
     def __init__(self, clusters: int, classes: int):
         super().__init__()

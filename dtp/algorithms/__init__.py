@@ -7,6 +7,6 @@ ALGORITHMS = Registry("algo", "dtp.algorithms.base:Algorithm", RULES)
 
 _BASES = ("dtp.algorithms.base:Algorithm", "dtp.algorithms.target_propagation:TargetPropagation")
 CLASSES = {path.partition(":")[2]: path for path in (*_BASES, *(entry.target for entry in RULES))}
-__all__ = ["ALGORITHMS", *CLASSES]
+__all__ = ["ALGORITHMS", *CLASSES]  # pyright: ignore[reportUnsupportedDunderAll] (loaded when asked for)
 
 __getattr__ = lazy_attributes(__name__, CLASSES)

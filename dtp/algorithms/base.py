@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Self, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -81,6 +81,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
     """
 
     Options = AlgorithmOptions
+    options: AlgorithmOptions
     # Numbers of the layers whose feedback has weights that are trained in a phase of their own.
     trained_feedback: Sequence[int] = ()
     # Why a batch reads values, for which the host must wait for the device; empty where it reads none.
@@ -178,8 +179,8 @@ class Algorithm(LightningModule, metaclass=RuleType):
             self.scores = torch.nn.ModuleDict({split: self.task.scores() for split in ("val", "test")})
         if metrics is not None:
             # A collection is no Metric, and has names, as a dictionary does.
-            is_named = hasattr(metrics, "items")
-            named = dict(metrics.items()) if is_named else {type(metrics).__name__: metrics}
+            given: Any = metrics
+            named = dict(given.items()) if hasattr(given, "items") else {type(given).__name__: given}
             if not all(isinstance(metric, Metric) for metric in named.values()):
                 raise UserError(f"metrics: expected torchmetrics, found {', '.join(map(shown, named.values()))}.")
             self._own_metrics = True
@@ -386,12 +387,20 @@ class Algorithm(LightningModule, metaclass=RuleType):
         """
         return seeded_randomness(self.device, self.noise_streams.seed, self.noise_streams.rank, *purpose)
 
-    def step(self, optimizer: Optimizer, parameters: list[Tensor], gradients: list[Tensor]) -> None:
+    def step(self, optimizer: Optimizer | None, parameters: list[Tensor], gradients: list[Tensor]) -> None:
         """One step of ``optimizer`` on ``gradients``; afterwards no parameter has a ``.grad``.
 
         The step goes through the strategy, which averages the gradients over ranks and applies the precision plugin.
         It does not go through Lightning's optimizer wrapper, which would count it as a global step.
+
+        Raises:
+            UserError: the optimizers are not made yet, or the gradients are not those of the parameters.
         """
+        if optimizer is None:
+            raise UserError(
+                f"{type(self).__name__} has no optimizers yet; call its configure_optimizers() before it learns "
+                "without a trainer."
+            )
         self._require_gradients(parameters, gradients)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
@@ -443,27 +452,28 @@ class Algorithm(LightningModule, metaclass=RuleType):
                 "none; have it return super().configure_optimizers()."
             )
         strategy = self.trainer.strategy
-        if self.trainer.world_size > 1 and not isinstance(strategy, FeedbackDDPStrategy):
-            raise UserError(
-                f"Expected the strategy feedback-ddp on several devices, found {type(strategy).__name__}, under which "
-                'ranks would drift apart; give Trainer(strategy="feedback-ddp").'
-            )
-        if self.trainer.world_size > 1 and not self.division.shares_images and not self.trained_feedback:
-            raise UserError(
-                f"--feedback-parallel {strategy.feedback_parallel}: {type(self).__name__} has no feedback layers that "
-                "are trained in a phase of their own, which could be divided; use data."
-            )
+        if self.trainer.world_size > 1:
+            if not isinstance(strategy, FeedbackDDPStrategy):
+                raise UserError(
+                    f"Expected the strategy feedback-ddp on several devices, found {type(strategy).__name__}, under "
+                    'which ranks would drift apart; give Trainer(strategy="feedback-ddp").'
+                )
+            if not self.division.shares_images and not self.trained_feedback:
+                raise UserError(
+                    f"--feedback-parallel {strategy.feedback_parallel}: {type(self).__name__} has no feedback layers "
+                    "that are trained in a phase of their own, which could be divided; use data."
+                )
         self.division.begin()
         self._ranks = self.trainer.world_size
         # Ranks that see the same images draw the same noise.
         self.noise_streams.rank, self._shares = training_share(self.trainer)
 
-    def check_length(self, max_epochs: int, max_steps: int, batches: int) -> None:
+    def check_length(self, max_epochs: int, max_steps: int, batches: int | float) -> None:
         """Raise UserError if a run of that length would not train what it should. Called before there is a run folder.
 
         Args:
             max_epochs, max_steps: as the trainer's; below 0 for no such limit.
-            batches: of an epoch.
+            batches: of an epoch; ``inf`` where nobody knows.
         """
 
     def on_train_start(self) -> None:
@@ -561,7 +571,8 @@ class Algorithm(LightningModule, metaclass=RuleType):
                 "function that is given as batch."
             )
         self._require_inputs(found[0])
-        return tuple(found)
+        x, y = found
+        return x, y
 
     def _require_inputs(self, x: Tensor, made_for_shapes: str = "") -> None:
         kind = x.shape[1:], x.dtype, x.device.type, made_for_shapes
@@ -583,7 +594,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
         self._last_batch_ended = time.perf_counter()
         # Here, not in a hook after the batch: a checkpoint of this batch is written by such a hook, and the row at its
         # step must be there before it.
-        every = self.trainer.log_every_n_steps
+        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] (its connectors set it)
         window = every and (batch_idx + 1) % every == 0
         if window or self.trainer.is_last_batch:
             # For callbacks: means of the epoch so far, which stay on the device.
@@ -606,7 +617,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
         with torch.no_grad():
             logits = full_precision(logits)
             loss = require_loss_value(self, "task_loss", self.task_loss(logits, y), trained=False)
-            for score in self.scores["train_split"].values() if self._own_metrics else ():
+            for score in self._scores("train_split", 0).values() if self._own_metrics else ():
                 score.update(self.task.scored(logits), y)
             return as_vector({"loss": loss, **self.task.training_scores(logits, y), **scalars})
 
@@ -706,6 +717,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
         if not means:
             return
         self._require_finite(means)
+        assert self.forward_optimizer is not None, "on_fit_start has looked at it"
         lr = self.forward_optimizer.param_groups[0]["lr"]
         self.report(
             {
@@ -764,14 +776,15 @@ class Algorithm(LightningModule, metaclass=RuleType):
         default, with which it returns the metrics and gives them to loggers where there are any."""
         return False if self.trainer.state.fn == TrainerFn.FITTING else None
 
-    def _scores(self, split: str, loader: int) -> torch.nn.ModuleDict:
+    def _scores(self, split: str, loader: int) -> Mapping[str, Metric]:
         """Metrics of one of several data loaders; those after the first are made as they come."""
         name = f"{split}{loader or ''}"
         if name not in self.scores:
             self.scores[name] = copy.deepcopy(self.scores[split])
-            for score in self.scores[name].values():
+            for score in self._scores(split, loader).values():
                 score.reset()
-        return self.scores[name]
+        # A ModuleDict, of whose items torch's types say no more than that they are modules.
+        return cast("Mapping[str, Metric]", self.scores[name])
 
     def _computed_scores(self, split: str, loader: int = 0) -> dict[str, float]:
         """The numbers of the metrics of a split, which begin anew."""
@@ -832,9 +845,10 @@ class Algorithm(LightningModule, metaclass=RuleType):
         if isinstance(batch, tuple | list) and len(batch) == 1:
             # What a TensorDataset of inputs alone gives.
             return batch[0]
-        names = [name for name in INPUTS if name in batch] if isinstance(batch, Mapping) else []
-        if names and not any(name in batch for name in GOALS) and self._own_batch is None:
-            return batch[names[0]]
+        if isinstance(batch, Mapping) and self._own_batch is None and not any(name in batch for name in GOALS):
+            for name in INPUTS:
+                if name in batch:
+                    return batch[name]
         return (self._own_batch or self.batch)(batch)[0]
 
     # --- checkpoints ------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ class BP(Algorithm):
     def forward_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         logits = self(x)
         loss = require_loss_value(self, "task_loss", self.task_loss(full_precision(logits), y))
-        return logits.detach(), gradients(self, self.network, loss, self.forward_parameters)
+        return logits.detach(), gradients(self, self.network, [loss], self.forward_parameters)
 
     def fixed_sequence(self) -> bool:
         return type(self) is BP

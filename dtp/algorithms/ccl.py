@@ -50,6 +50,7 @@ class CCL(LocalLosses):
     """
 
     Options = CCLOptions
+    options: CCLOptions
 
     def __init__(self, network: Network, options: CCLOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
@@ -117,7 +118,7 @@ class CCL(LocalLosses):
     def training_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         logits, losses = self.all_losses(x, y)
         weights = [*self.forward_parameters, *self.feedback_parameters]
-        found = gradients(self, self.network, sum(losses.values()), weights)
+        found = gradients(self, self.network, losses.values(), weights)
         self.step(self.forward_optimizer, weights, self._centred(found))
         self._batches_alone += 1
         return logits, {}
@@ -213,9 +214,11 @@ def _mirror(module: nn.Module, below: Size, above: Size) -> list[nn.Module]:
         return [nn.Linear(module.out_features, module.in_features, bias=False)]
     if isinstance(module, nn.Conv2d | SameConv2d):
         conv = module.conv if isinstance(module, SameConv2d) else module
-        sizes = conv.out_channels, conv.in_channels, conv.kernel_size
+        sizes: Any = conv.out_channels, conv.in_channels, conv.kernel_size
         wider = [] if below[1:] == above[1:] else [nn.Upsample(tuple(below[1:]))]
-        return [*wider, nn.Conv2d(*sizes, padding="same", dilation=conv.dilation, groups=conv.groups, bias=False)]
+        # By torch's types what a Conv2d has for sizes is of any length, but what it takes is two numbers.
+        dilation: Any = conv.dilation
+        return [*wider, nn.Conv2d(*sizes, padding="same", dilation=dilation, groups=conv.groups, bias=False)]
     if next(module.parameters(), None) is not None:
         made = operation_of(module).make_feedback(module, below, FeedbackSettings())
         if isinstance(made, LinearMap):
@@ -232,7 +235,7 @@ def _mirror(module: nn.Module, below: Size, above: Size) -> list[nn.Module]:
 
 
 def _copy(function: nn.Module) -> nn.Module:
-    function = copy.deepcopy(function)
-    if getattr(function, "inplace", False):
-        function.inplace = False
-    return function
+    own: Any = copy.deepcopy(function)
+    if getattr(own, "inplace", False):
+        own.inplace = False
+    return own

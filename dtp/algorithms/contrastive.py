@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -44,6 +45,7 @@ class Contrastive(Algorithm):
     """
 
     Options = ContrastiveOptions
+    options: ContrastiveOptions
     learns_any_loss = False
     waits = "whether a phase has settled is looked at after every tenth step"
 
@@ -102,7 +104,7 @@ class Contrastive(Algorithm):
         """``h`` relaxed: all but the input, or, after the ``free`` phase, all but input and output."""
         o, N = self.options, self.network.depth
         moving = range(1, N + 1 if free is None else N)
-        without_feedback = free is not None and o.free_phase == "feedforward"
+        passed = free.h if free is not None and o.free_phase == "feedforward" else None
         # The input is held, and so is what it drives.
         drive = self._linear(1)(h[0])
         residual = h[0].new_zeros(())
@@ -111,7 +113,7 @@ class Contrastive(Algorithm):
             for k in moving:
                 a = drive if k == 1 else self._linear(k)(h[k - 1])
                 if k < N:
-                    above = h[k + 1] - free.h[k + 1] if without_feedback else h[k + 1]
+                    above = h[k + 1] if passed is None else h[k + 1] - passed[k + 1]
                     a = a + o.gain * F.linear(above, self.feedback_weight(k))
                 changes[k] = o.relaxation * (self._function(k)(a) - h[k])
             h = [unit + changes[k] if k in changes else unit for k, unit in enumerate(h)]
@@ -164,6 +166,7 @@ class CHL(Contrastive):
     """
 
     Options = CHLOptions
+    options: CHLOptions
 
     def update(self, free: tuple[Tensor, Tensor], clamped: tuple[Tensor, Tensor]) -> Tensor:
         return clamped[0].t() @ clamped[1] - free[0].t() @ free[1]
@@ -182,10 +185,12 @@ class GeneRec(Contrastive):
     """
 
     Options = GeneRecOptions
+    options: GeneRecOptions
 
     def __init__(self, network: Network, options: GeneRecOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
-        self.feedback = nn.ModuleList()
+        # Of k = 1..N-1; none where U_k is the transpose. A ModuleList, of whose items torch's types do not know.
+        self.feedback: Any = nn.ModuleList()
         if self.options.feedback_weights == "random":
             for k in range(1, network.depth):
                 above = self._linear(k + 1).weight

@@ -16,6 +16,7 @@ from dtp.feedback import Context, layer_operations
 from dtp.models.modules import TransposedLinear
 from dtp.models.network import Network
 from dtp.models.precision import full_precision
+from dtp.tasks import Autoencoder
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class DenoisingAutoencoder(LocalTargets):
     """
 
     Options = DenoisingAutoencoderOptions
+    options: DenoisingAutoencoderOptions
     learns_any_loss = False
 
     def __init__(self, network: Network, options: DenoisingAutoencoderOptions | None = None, seed: int = 0):
@@ -75,6 +77,7 @@ class DenoisingAutoencoder(LocalTargets):
 
     def lower_target(self, n: int, targets: dict[int, Tensor], activations: Activations) -> Tensor:
         z = self.task.view(full_precision(activations.outputs[2].detach()))
+        assert isinstance(self.task, Autoencoder)
         return 2 * activations.s[1] - self.network[1](self.task.as_input(z))
 
     def forward_loss(self, n: int, output: Tensor, target: Tensor) -> Tensor:

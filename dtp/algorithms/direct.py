@@ -6,7 +6,7 @@ import os
 import sys
 
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
 from dtp.algorithms.local_targets import Activations, LocalTargets
@@ -32,6 +32,7 @@ class DDTPLinear(TargetPropagation):
     """
 
     Options = DDTPLinearOptions
+    options: DDTPLinearOptions
 
     def make_feedback(self) -> FeedbackNetwork:
         dtype, shapes = next(self.network.parameters()).dtype, self.network.shapes
@@ -56,9 +57,10 @@ class DDTPLinear(TargetPropagation):
 
     def feedback_loss(self, n: int, activations: Activations, noise: tuple[Tensor, ...]) -> Tensor:
         a, m = activations, self.options.noise_samples
+        (eps,) = noise
         return drl_loss(
             a.s[n - 1],
-            *noise,
+            eps,
             lambda v: self.output_from(n, v, a, m),
             lambda y: self.reconstruction(n, y, a),
             scale=self.loss_scale(n),
@@ -86,6 +88,7 @@ class DDTPControl(DDTPLinear):
     """
 
     Options = DDTPControlOptions
+    options: DDTPControlOptions
 
     def has_bias(self, n: int) -> bool:
         return len(self.network.shapes[n - 1]) == 1
@@ -111,6 +114,7 @@ class DDTPRHL(DDTPLinear):
     """
 
     Options = DDTPRHLOptions
+    options: DDTPRHLOptions
 
     def make_feedback(self) -> FeedbackNetwork:
         o, classes, dtype = self.options, self.network.num_classes, next(self.network.parameters()).dtype
@@ -142,6 +146,7 @@ class DFA(LocalTargets):
     """
 
     Options = DFAOptions
+    options: DFAOptions
 
     def __init__(self, network, options: DFAOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
@@ -154,7 +159,7 @@ class DFA(LocalTargets):
         sizes = {n: self._size(n, kernel) * dtype.itemsize for n, kernel in kernels.items()}
         self._require_memory(sum(sizes.values()))
         shapes, classes = network.shapes, network.num_classes
-        maps = {
+        maps: dict[int, nn.Module] = {
             n: DirectMap(classes, shapes[n - 1], False, dtype, init)
             if kernel is None
             else BroadcastMap(classes, shapes[n - 1], *kernel, init)
@@ -166,14 +171,14 @@ class DFA(LocalTargets):
         N, s = self.network.depth, activations.s
         return s[n - 1] + self.feedback[n](targets[N] - s[N])
 
-    def _next_convolution(self, n: int) -> tuple[nn.Module, torch.Size] | None:
+    def _next_convolution(self, n: int) -> tuple[nn.Conv2d | SameConv2d, torch.Size] | None:
         """Layer n's convolution and its output shape, where the map to its input is to be a broadcast one."""
         first = layer_operations(self.network[n])[0]
         if self.options.dfa_form == "dense" or not isinstance(first, nn.Conv2d | SameConv2d):
             return None
         return first, output_shape(first, self.network.shapes[n - 1])
 
-    def _size(self, n: int, kernel: tuple[nn.Module, torch.Size] | None) -> int:
+    def _size(self, n: int, kernel: tuple[nn.Conv2d | SameConv2d, torch.Size] | None) -> int:
         """Numbers that the map of layer n holds."""
         shape = self.network.shapes[n - 1]
         each = shape.numel() if kernel is None else shape[0] * kernel_positions(kernel[0])

@@ -26,11 +26,13 @@ class DRL(TargetPropagation):
     """
 
     Options = DRLOptions
+    options: DRLOptions
     feedback_settings = FeedbackSettings(nonlinearity="after", bias=True)
     independent_feedback = False
 
     def feedback_loss(self, n: int, activations: Activations, noise: tuple[Tensor, ...]) -> Tensor:
         a, m = activations, self.options.noise_samples
+        (eps,) = noise
 
         def down(k: int, r: Tensor) -> Tensor:
             s, context = repeat_samples(a.s[k], m), a.contexts[k].repeat(m)
@@ -45,7 +47,7 @@ class DRL(TargetPropagation):
 
         return drl_loss(
             a.s[n - 1],
-            *noise,
+            eps,
             lambda v: self.output_from(n, v, a, m),
             backward,
             scale=self.noise_scale(n),

@@ -34,6 +34,7 @@ class DRTP(DFA):
     """
 
     Options = DRTPOptions
+    options: DRTPOptions
 
     def __init__(self, network, options: DRTPOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)

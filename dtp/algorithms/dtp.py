@@ -29,6 +29,7 @@ class DTP(TargetPropagation):
     """
 
     Options = DTPOptions
+    options: DTPOptions
 
     def __init__(self, network: Network, options: DTPOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
@@ -135,3 +136,4 @@ class ParallelDTP(DTP):
     """
 
     Options = ParallelDTPOptions
+    options: ParallelDTPOptions

@@ -65,6 +65,7 @@ class DualProp(LocalLosses):
     """
 
     Options = DualPropOptions
+    options: DualPropOptions
 
     def __init__(self, network: Network, options: DualPropOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)

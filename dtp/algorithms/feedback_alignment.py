@@ -30,6 +30,7 @@ class FA(Algorithm):
     """
 
     Options = FeedbackAlignmentOptions
+    options: FeedbackAlignmentOptions
 
     def __init__(self, network: Network, options: FeedbackAlignmentOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
@@ -124,12 +125,15 @@ class KolenPollack(FA):
 
     def configure_optimizers(self):
         configured = super().configure_optimizers()
+        assert self.forward_optimizer is not None
         for group in self.forward_optimizer.param_groups:
             group["weight_decay"] = 0.0
         return configured
 
     @torch.no_grad()
-    def step(self, optimizer: Optimizer, parameters: list[Tensor], gradients: list[Tensor]) -> None:
+    def step(self, optimizer: Optimizer | None, parameters: list[Tensor], gradients: list[Tensor]) -> None:
+        if optimizer is None:
+            return super().step(optimizer, parameters, gradients)
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
         keep = {p: 1 - rate * self.options.weight_decay for p, rate in rates.items()}
         biases = {id(p) for name, p in self.network.named_parameters() if name.rpartition(".")[2] == "bias"}
@@ -157,6 +161,7 @@ class WeightMirror(FA):
     """
 
     Options = WeightMirrorOptions
+    options: WeightMirrorOptions
 
     def training_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         with self.feedback_timer.measure(self.device), no_autocast(x):

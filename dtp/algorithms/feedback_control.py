@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -134,6 +134,7 @@ class FeedbackControl(TargetPropagation):
     """
 
     Options = ControlOptions
+    options: ControlOptions
     # The maps learn from one simulation of the whole network.
     independent_feedback = False
     needs_noise = False
@@ -183,6 +184,12 @@ class FeedbackControl(TargetPropagation):
                 for n, product in self._products().items():
                     maps[n].linear.weight.copy_(product)
         return FeedbackNetwork(maps)
+
+    def map(self, n: int) -> DirectMap:
+        """Q_n."""
+        found = self.feedback[n]
+        assert isinstance(found, DirectMap)
+        return found
 
     def _products(self) -> dict[int, Tensor]:
         """Transposed Jacobians (d_n, K) of the output by v_n in the network without its nonlinearities, at image 0."""
@@ -354,7 +361,7 @@ class FeedbackControl(TargetPropagation):
         weights = {n: [p for p in self.network[n].parameters() if p.requires_grad] for n in numbers}
         sums = {n: [torch.zeros_like(p) for p in parameters] for n, parameters in weights.items()}
         # What comes into the first layer does not change: its gradient is that of the sum.
-        first = 0
+        first: Any = 0
         correlate = self.correlator(controller)
         for moment in self.dynamics(a, error, controller, noise, graphs=True):
             if noise is not None:
@@ -407,7 +414,7 @@ class FeedbackControl(TargetPropagation):
         targets = self.targets(activations, y) if early else None
         scalars = self.feedback_phase(activations, y) if feedback_turn else {}
         if forward_turn:
-            targets = targets if early else self.targets(activations, y)
+            targets = self.targets(activations, y) if targets is None else targets
             self.forward_step(activations, targets, y)
             scalars.update(self.settling(targets))
         self._batches_alone += 1
@@ -498,6 +505,7 @@ class DynamicControl(FeedbackControl):
     """Template of the rules that may be simulated in time."""
 
     Options = DynamicControlOptions
+    options: DynamicControlOptions
 
     def __init__(self, network: Network, options: DynamicControlOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
@@ -535,6 +543,7 @@ class DFC(DynamicControl):
     """
 
     Options = DFCOptions
+    options: DFCOptions
 
     def controlled(self, activations: Activations, error: Error) -> Controlled:
         return self.over_time(activations, error, self.controller, self.alpha)
@@ -551,6 +560,7 @@ class DFCSS(DynamicControl):
     """
 
     Options = DFCSSOptions
+    options: DFCSSOptions
     newton = False
 
     @property
@@ -581,6 +591,7 @@ class StrongDFC(DFCSS):
     """
 
     Options = StrongDFCOptions
+    options: StrongDFCOptions
     newton = True
 
     def __init__(self, network: Network, options: StrongDFCOptions | None = None, seed: int = 0):
@@ -676,6 +687,7 @@ class DFCSSA(FeedbackControl):
     """
 
     Options = DFCSSAOptions
+    options: DFCSSAOptions
 
     def controlled(self, activations: Activations, error: Error) -> Controlled:
         return self.at_rest(activations, error, self.options.alpha, 1, False)
@@ -707,6 +719,7 @@ class Correlator:
         self.before = moment
 
     def means(self) -> dict[int, Tensor]:
+        assert self.before is not None, "a simulation has a first moment"
         images = len(self.before.u)
         return {n: total * (self.factors[n] / (self.times * images)) for n, total in self.sums.items()}
 
@@ -717,6 +730,8 @@ class ControlPhase(RulePhase):
     Args:
         known: the correlations, where another simulation has them already.
     """
+
+    rule: FeedbackControl
 
     def __init__(
         self,
@@ -754,7 +769,7 @@ class ControlPhase(RulePhase):
                 rule.feedback_iterations[n],
                 lambda n=n: correlation(n),
                 # Its gradient is the correlation.
-                lambda found, n=n: (rule.feedback[n].linear.weight * found[0]).sum(),
+                lambda found, n=n: (rule.map(n).linear.weight * found[0]).sum(),
             )
             for n in layers
         ]

@@ -26,12 +26,13 @@ class FWDTP(LocalTargets):
     """
 
     Options = FWDTPOptions
+    options: FWDTPOptions
 
     def __init__(self, network: Network, options: FWDTPOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
         o = self.options
         settings = FeedbackSettings(nonlinearity="after", bias=False)
-        self.feedback = derive_feedback(network.layers, network.shapes, range(2, network.depth + 1), settings)
+        self.feedback = derive_feedback(list(network), network.shapes, range(2, network.depth + 1), settings)
         self.feedback.requires_grad_(False)
         for weight in self.feedback.parameters():
             _draw(weight, o.feedback_distribution, o.feedback_scale)

@@ -49,6 +49,7 @@ class GAIT(LocalTargets):
     """
 
     Options = GAITOptions
+    options: GAITOptions
 
     def __init__(self, network: Network, options: GAITOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
@@ -61,6 +62,7 @@ class GAIT(LocalTargets):
         # Of the way that a target goes into the lowest layer; only now is the precision known.
         normalised = self.options.gait_targets == "normalised"
         step = self.gait_step ** (1 if normalised else max(self.network.depth - 1, 1))
+        assert isinstance(self.dtype, torch.dtype)
         least = torch.finfo(self.dtype).eps
         if step < least:
             said = (
@@ -93,7 +95,7 @@ class GAIT(LocalTargets):
         change = _inverse(function, z) - _inverse(function, z - delta * slope**2 * d)
         try:
             change = torch.linalg.solve(linear.weight, change.t()).t() / delta
-        except torch.linalg.LinAlgError as error:
+        except torch.linalg.LinAlgError as error:  # pyright: ignore[reportPrivateImportUsage] (torch documents it there)
             raise UserError(
                 f"gait: expected weights that have an inverse, found a singular matrix in layer {n}; use --init "
                 "orthogonal, a lower --lr or a higher --orthogonality."
@@ -135,10 +137,9 @@ def _parts(n: int, layer: nn.Module) -> tuple[nn.Sequential, nn.Linear, nn.Modul
         UserError: the layer cannot be inverted, or not on all values.
     """
     modules = layer_operations(layer)
-    place = next((i for i, module in enumerate(modules) if isinstance(module, nn.Linear)), None)
-    if place is None or not all(isinstance(m, nn.Flatten | FirstUnits) for m in modules[:place]):
+    place, linear = next(((i, m) for i, m in enumerate(modules) if isinstance(m, nn.Linear)), (0, None))
+    if linear is None or not all(isinstance(m, nn.Flatten | FirstUnits) for m in modules[:place]):
         raise UserError(f"gait: layer {n} is not made of a square linear map and a nonlinearity; use --model square.")
-    linear = modules[place]
     if linear.in_features != linear.out_features:
         raise UserError(
             f"gait: layer {n} has a {linear.out_features} x {linear.in_features} matrix, which has no inverse; "

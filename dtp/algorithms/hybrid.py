@@ -21,6 +21,7 @@ class Hybrid(VanillaDTP):
     """
 
     Options = HybridOptions
+    options: HybridOptions
 
     def lower_target(self, n: int, targets: dict[int, Tensor], activations: Activations) -> Tensor:
         s, alpha = activations.s, self.options.alpha

@@ -34,7 +34,7 @@ class LocalLosses(Algorithm):
 
     def forward_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         logits, losses = self.losses(x, y)
-        return logits, gradients(self, self.network, sum(losses.values()), self.forward_parameters)
+        return logits, gradients(self, self.network, losses.values(), self.forward_parameters)
 
     def loss_gradient(self, s: Tensor, y: Tensor, function=None) -> Tensor:
         """Gradient of each sample's own task loss with respect to ``s`` (B, *shape), not divided by B.

@@ -55,6 +55,7 @@ class LocalTargets(LocalLosses):
     """
 
     Options = TargetOptions
+    options: TargetOptions
 
     # --- hooks: what rules differ in ----------------------------------------------------------------------------------
 
@@ -188,8 +189,8 @@ class LocalTargets(LocalLosses):
         return n == self.network.depth and (n > self.top or self.options.output_loss == "task")
 
     def _local_gradients(self, activations: Activations, targets: dict[int, Tensor], y: Tensor) -> list[Tensor]:
-        total = sum(self.local_losses(activations, targets, y).values())
-        return gradients(self, self.network, total, self.forward_parameters)
+        losses = self.local_losses(activations, targets, y)
+        return gradients(self, self.network, losses.values(), self.forward_parameters)
 
 
 def evaluate_purely(layer: nn.Module, x: Tensor, context: Context) -> Tensor:

@@ -14,7 +14,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from dtp.errors import UserError
-from dtp.fields import made
+from dtp.fields import default_of, made
 from dtp.models.cutting import as_network
 
 _Rule = TypeVar("_Rule")
@@ -25,6 +25,8 @@ class RuleType(ABCMeta):
 
     So every rule, a user's own among them, has a plain constructor of three arguments, and may be called with more.
     """
+
+    Options: Any
 
     def __call__(
         cls: type[_Rule],
@@ -59,7 +61,8 @@ class RuleType(ABCMeta):
         own_loss = None if loss is None or isinstance(loss, str) else loss
         if isinstance(loss, str):
             values["loss"] = loss
-        options = made(cls.Options, options, values, cls.__name__)
+        kind: Any = cls
+        options = made(kind.Options, options, values, cls.__name__)
         if not isinstance(seed, Integral | None):
             raise UserError(f"seed: expected a whole number, found {seed!r}.")
         seed = torch.initial_seed() if seed is None else int(seed)
@@ -82,7 +85,7 @@ class RuleType(ABCMeta):
             Parameter(
                 field.name,
                 kind,
-                default=field.default_factory() if field.default is dataclasses.MISSING else field.default,
+                default=default_of(field),
                 annotation=field.type or empty,
             )
             for field in (dataclasses.fields(cls.Options) if dataclasses.is_dataclass(cls.Options) else ())

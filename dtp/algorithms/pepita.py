@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dtp.algorithms.local_losses import LocalLosses, Stages
 from dtp.algorithms.options import PEPITAOptions
 from dtp.errors import UserError
-from dtp.feedback import per_sample_dot
+from dtp.feedback import Context, per_sample_dot
 from dtp.feedback.direct import DirectMap
 from dtp.models.network import Network
 from dtp.models.precision import full_precision, no_autocast
@@ -40,6 +40,7 @@ class PEPITA(LocalLosses):
     """
 
     Options = PEPITAOptions
+    options: PEPITAOptions
 
     def __init__(self, network: Network, options: PEPITAOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
@@ -57,7 +58,8 @@ class PEPITA(LocalLosses):
         N, stages, losses = self.network.depth, self.stages, {}
         with no_autocast(x):
             x = full_precision(x.detach())
-            h, contexts = [x], [None]
+            h: list[Tensor] = [x]
+            contexts: list[Context | None] = [None]
             with torch.no_grad():
                 for n in range(1, N + 1):
                     a, context = stages.affine(n, h[-1])

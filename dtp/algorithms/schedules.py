@@ -41,7 +41,7 @@ class Schedule:
             UserError: it is not there, and must be.
         """
         if self.monitor in metrics or not self.strict:
-            return metrics.get(self.monitor)
+            return metrics.get(self.monitor or "")
         raise UserError(
             f"ReduceLROnPlateau: expected a metric {self.monitor!r} to watch, found "
             f"{', '.join(sorted(metrics)) or 'none'}; give one of these as monitor."

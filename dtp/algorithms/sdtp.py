@@ -1,5 +1,7 @@
 """Simplified difference target propagation, with and without auxiliary outputs."""
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +26,7 @@ class SDTP(VanillaDTP):
     """
 
     Options = SDTPOptions
+    options: SDTPOptions
     learns_any_loss = False
     reconstructs = "clean"
 
@@ -58,6 +61,8 @@ class AOSDTP(SDTP):
     """
 
     Options = AOSDTPOptions
+    options: AOSDTPOptions
+    auxiliary: nn.Linear
 
     def make_feedback(self) -> FeedbackNetwork:
         *before, output = layer_operations(self.network[self.network.depth])
@@ -83,9 +88,11 @@ class AOSDTP(SDTP):
         if n < self.network.depth:
             return self.network[n]
         *before, output = layer_operations(self.network[n])
+        assert isinstance(output, nn.Linear), "make_feedback has looked at it"
         units, like = output.out_features + self.options.auxiliary, output.weight
         # Without drawing weights for it: measuring angles makes this layer again.
-        wide = nn.utils.skip_init(nn.Linear, output.in_features, units, device=like.device, dtype=like.dtype)
+        made = nn.utils.skip_init(nn.Linear, output.in_features, units, device=like.device, dtype=like.dtype)
+        wide = cast(nn.Linear, made)
         with torch.no_grad():
             wide.weight.copy_(torch.cat([output.weight, self.auxiliary.weight]))
         return nn.Sequential(*before, wide)

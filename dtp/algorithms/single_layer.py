@@ -31,6 +31,7 @@ class SingleLayer(Algorithm):
     """
 
     Options = SingleLayerOptions
+    options: SingleLayerOptions
     learns_any_loss = False
 
     def __init__(self, network: Network, options: SingleLayerOptions | None = None, seed: int = 0):
@@ -74,7 +75,7 @@ class SingleLayer(Algorithm):
         self._batches_alone += 1
         return output, scalars
 
-    def step(self, optimizer: Optimizer, parameters: list[Tensor], gradients: list[Tensor]) -> None:
+    def step(self, optimizer: Optimizer | None, parameters: list[Tensor], gradients: list[Tensor]) -> None:
         super().step(optimizer, parameters, gradients)
         with torch.no_grad():
             self.hold()
@@ -106,6 +107,9 @@ class Hebb(SingleLayer):
     """
 
     Options = HebbOptions
+    options: HebbOptions
+    mean_input: Tensor
+    mean_unit: Tensor
 
     def __init__(self, network: Network, options: HebbOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
@@ -160,6 +164,7 @@ class Delta(SingleLayer):
     """
 
     Options = DeltaOptions
+    options: DeltaOptions
 
     def __init__(self, network: Network, options: DeltaOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
@@ -201,6 +206,9 @@ class Competitive(SingleLayer):
     """
 
     Options = CompetitiveOptions
+    options: CompetitiveOptions
+    share: Tensor
+    won: Tensor
     waits = "whether a prototype has died out, and is put onto an image, is looked at in every batch"
 
     def __init__(self, network: Network, options: CompetitiveOptions | None = None, seed: int = 0):

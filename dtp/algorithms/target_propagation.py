@@ -53,6 +53,8 @@ class TargetPropagation(LocalTargets):
     """
 
     Options = TargetPropagationOptions
+    options: TargetPropagationOptions
+    feedback_iterations: dict[int, int | float]
     feedback_settings = FeedbackSettings()
     # Whether the feedback loss says nothing without noise, as where it compares the answers to it.
     needs_noise = True
@@ -165,10 +167,12 @@ class TargetPropagation(LocalTargets):
         super().on_train_start()
         self.engine.whole_batches = self.captures
         # Where nobody has asked before: a trainer of the user's own.
-        if not self.trainer.fast_dev_run:
-            self.check_length(self.trainer.max_epochs, self.trainer.max_steps, self.trainer.num_training_batches)
+        trainer = self.trainer
+        if not trainer.fast_dev_run:  # pyright: ignore[reportAttributeAccessIssue] (Lightning's connectors set it)
+            epochs = -1 if trainer.max_epochs is None else trainer.max_epochs
+            self.check_length(epochs, trainer.max_steps, trainer.num_training_batches)
 
-    def check_length(self, max_epochs: int, max_steps: int, batches: int) -> None:
+    def check_length(self, max_epochs: int, max_steps: int, batches: int | float) -> None:
         in_all = min((limit for limit in (max_epochs * batches, max_steps) if limit > 0), default=math.inf)
         if self.options.feedback_warmup >= in_all:
             raise UserError(
@@ -204,7 +208,9 @@ class TargetPropagation(LocalTargets):
         feedback = derive_feedback(list(undone.values()), self.network.shapes, numbers, settings)
         if o.feedback_init == "symmetric":
             for n in numbers:
-                feedback[n].copy_transpose(undone[n])
+                layer = feedback[n]
+                assert isinstance(layer, FeedbackLayer)
+                layer.copy_transpose(undone[n])
         return feedback
 
     def undone_layer(self, n: int) -> nn.Module:
@@ -384,8 +390,9 @@ class TargetPropagation(LocalTargets):
         pairs = {}
         for n in self.feedback.numbers:
             # A user's own feedback module may not be made of operations.
-            if isinstance(self.feedback[n], FeedbackLayer):
-                pairs[n] = self.feedback[n].weight_pairs(self.undone_layer(n))
+            layer = self.feedback[n]
+            if isinstance(layer, FeedbackLayer):
+                pairs[n] = layer.weight_pairs(self.undone_layer(n))
         return {n: found for n, found in pairs.items() if found}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -480,7 +487,9 @@ class RulePhase:
 
     def __init__(self, rule: TargetPropagation, activations: Activations):
         self.rule = rule
-        self.layers = [n for n in rule.trained_feedback if rule._feedback_parameters(n) and rule.feedback_iterations[n]]
+        self.layers: Sequence[int] = [
+            n for n in rule.trained_feedback if rule._feedback_parameters(n) and rule.feedback_iterations[n]
+        ]
         self.expected = {n: rule._expected(n) for n in self.layers}
         # What a mean over the noise is made of, the forward pass has; differences under noise need more digits.
         known = all(form is not None and not form.drawn for form in self.expected.values())

@@ -15,6 +15,7 @@ class TP(VanillaDTP):
     """
 
     Options = TPOptions
+    options: TPOptions
 
     def lower_target(self, n: int, targets: dict[int, Tensor], activations: Activations) -> Tensor:
         return self.feedback[n](targets[n], activations.contexts[n])

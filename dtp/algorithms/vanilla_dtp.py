@@ -25,6 +25,7 @@ class VanillaDTP(TargetPropagation):
     """
 
     Options = VanillaDTPOptions
+    options: VanillaDTPOptions
     feedback_settings = FeedbackSettings(nonlinearity="after", bias=True)
     needs_noise = False
     # What the reconstruction is to give back: the noisy s_{n-1}, or the clean one.

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
-from lightning.pytorch.plugins.environments import SLURMEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.strategies.launchers import subprocess_script
 
 from dtp.cli.config import RunOptions
@@ -51,7 +52,8 @@ def watch_started_processes() -> None:
 
     Lightning's own observer kills this one without a word when one of them ends with another status than 0.
     """
-    subprocess_script._launch_process_observer = watch.begin
+    launcher: Any = subprocess_script
+    launcher._launch_process_observer = watch.begin
 
 
 def leave_together() -> None:

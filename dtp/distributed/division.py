@@ -29,15 +29,18 @@ class FeedbackPhase(Protocol):
 
     def problems(self, layers: Sequence[int], rows: slice | None = None) -> list[FeedbackProblem]:
         """The problems of some layers, on all images or on some rows of the batch, with their part of the noise."""
+        ...
 
     def train(self, problems: Sequence[FeedbackProblem], average: Average | None) -> FeedbackResult:
         """Train on some problems; ``average`` brings in the other ranks' part in the gradients of each iteration."""
+        ...
 
     def costs(self, shared: bool) -> dict[int, float]:
         """Seconds that each layer takes in a batch, measured without changing anything.
 
         ``shared``: in the form in which several ranks share a layer, else in that of one rank alone.
         """
+        ...
 
 
 class Division:
@@ -134,17 +137,18 @@ class ByLayers(Division):
     def train(self, phase: FeedbackPhase) -> FeedbackResult:
         if ranks_of() == 1 or not phase.layers:
             return super().train(phase)
-        if self.assignment is None or set(self.assignment.owners) != set(phase.layers):
+        assignment = self.assignment
+        if assignment is None or set(assignment.owners) != set(phase.layers):
             self.begin()
-            self._assign(phase)
+            assignment = self.assignment = self._assigned(phase)
         # On every rank, so that none waits for one that fails.
-        most = max(len(team.ranks) for team in self.assignment.teams)
+        most = max(len(team.ranks) for team in assignment.teams)
         if phase.images < most:
             raise UserError(
                 f"Expected at least {most} images in a batch, one for each rank of a team, found {phase.images}; use "
                 "larger batches or --feedback-parallel layer."
             )
-        team = self.assignment.team_of(dist.get_rank())
+        team = assignment.team_of(dist.get_rank())
         result, share = FeedbackResult({}, {}), 1.0
         if team is not None:
             size, place = len(team.ranks), team.ranks.index(dist.get_rank())
@@ -159,10 +163,10 @@ class ByLayers(Division):
             self._stepped |= {n for n, steps in result.steps.items() if steps}
         optimizers = {n: phase.optimizers[n] for n in phase.layers}
         stepped = team is None or self._stepped >= set(team.layers)
-        self._exchange(optimizers, self.assignment.owners, phase.device, stepped)
-        return self._joined(phase, result, share)
+        self._exchange(optimizers, assignment.owners, phase.device, stepped)
+        return self._joined(phase, result, share, assignment.owners)
 
-    def _assign(self, phase: FeedbackPhase) -> None:
+    def _assigned(self, phase: FeedbackPhase) -> Assignment:
         if set(self.costs) != set(phase.layers):
             self.costs = _of_first_rank(lambda: phase.costs(False))
         if self.teams and set(self.shared_costs) != set(phase.layers):
@@ -175,22 +179,25 @@ class ByLayers(Division):
         ranks = dist.get_world_size()
         # A team must leave each of its ranks an image.
         if self.teams:
-            plan = hybrid(self.costs, min(ranks, phase.images), self.meeting, self.shared_costs)
+            plan = hybrid(self.costs, min(ranks, phase.images), self.meeting or 0.0, self.shared_costs)
         else:
             plan = by_layer(self.costs, ranks)
-        self.assignment = replace(plan, ranks=ranks)
-        for team in self.assignment.teams:
+        assignment = replace(plan, ranks=ranks)
+        for team in assignment.teams:
             if len(team.ranks) > 1:
                 group = dist.new_group(team.ranks, timeout=self.timeout)
                 if dist.get_rank() in team.ranks:
                     self._group = group
         if dist.get_rank() == 0:
-            self.say(f"  feedback of {self.assignment}")
+            self.say(f"  feedback of {assignment}")
+        return assignment
 
-    def _joined(self, phase: FeedbackPhase, result: FeedbackResult, share: float) -> FeedbackResult:
+    def _joined(
+        self, phase: FeedbackPhase, result: FeedbackResult, share: float, owners: dict[int, int]
+    ) -> FeedbackResult:
         """Losses and steps of all layers on every rank."""
         values = torch.zeros(2, len(phase.layers), device=phase.device, dtype=torch.float64)
-        owners, rank = self.assignment.owners, dist.get_rank()
+        rank = dist.get_rank()
         for i, n in enumerate(phase.layers):
             if n in result.losses:
                 values[0, i] = result.losses[n] * share

@@ -54,6 +54,7 @@ class FeedbackDDPStrategy(DDPStrategy):
 
     def configure_ddp(self) -> None:
         # All ranks start from rank 0's parameters and buffers; the module itself stays unwrapped.
+        assert self.lightning_module is not None
         _sync_module_states(self.lightning_module)
 
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:

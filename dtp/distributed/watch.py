@@ -66,7 +66,7 @@ def place_of_process() -> Place | None:
     """What srun, torchrun or Lightning tell this process by its environment; None if it is alone."""
     found = os.environ
     if _number("SLURM_NTASKS") > 1 and "SLURM_PROCID" in found:
-        from lightning.pytorch.plugins.environments import SLURMEnvironment
+        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
         if SLURMEnvironment.detect():
             slurm = SLURMEnvironment(auto_requeue=False)
@@ -120,7 +120,7 @@ class Watch:
     """
 
     # How the run goes on once a rank is gone; whoever trains knows.
-    advice: Callable[[], str] = str
+    advice: staticmethod[[], str] = staticmethod(str)
 
     def __init__(
         self,
@@ -212,7 +212,7 @@ class Watch:
             self._lost = error
 
     def _connect(self) -> None:
-        from torch.distributed import PrefixStore, TCPStore
+        from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage] (documented there)
 
         place = self.place
         if not place.serves:
@@ -402,7 +402,7 @@ def _within(seconds: float, function: Callable[[], Any]) -> Any:
 
 
 def _finish_wandb(status: int) -> None:
-    wandb = sys.modules.get("wandb")
+    wandb: Any = sys.modules.get("wandb")
     if getattr(wandb, "run", None) is not None:
         wandb.finish(exit_code=status)
 
@@ -477,6 +477,7 @@ def end(status: int, text: str, lost_connection: bool = False) -> int:
     """Print ``text``, once for all ranks, and end them; a process on its own gets its exit status back."""
     if is_watching():
         begin()
+        assert _watch is not None
         if lost_connection:
             _watch.end_for_lost_connection(text)
         _watch.end(status, text)

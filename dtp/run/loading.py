@@ -7,7 +7,7 @@ import inspect
 import json
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -22,6 +22,8 @@ from dtp.tasks import Autoencoder, Classification, Clustering
 
 if TYPE_CHECKING:
     from dtp.algorithms.base import Algorithm
+
+Rule = TypeVar("Rule", bound="Algorithm")
 
 # The part of a checkpoint that says what rule and network it is of.
 DESCRIPTION = "description"
@@ -57,13 +59,13 @@ def load(
 
 
 def load_rule(
-    cls: type[Algorithm],
+    cls: type[Rule],
     source: str | Path,
     map_location: str | torch.device,
     network: Any,
     trust: bool,
     changes: dict[str, Any],
-) -> Algorithm:
+) -> Rule:
     """As :func:`load`, for a rule that is a ``cls``.
 
     Raises:
@@ -81,8 +83,8 @@ def load_rule(
 
 
 def _made_of(
-    cls: type[Algorithm], path: Path, checkpoint: dict[str, Any], network: Any, trust: bool, changes: dict[str, Any]
-) -> Algorithm:
+    cls: type[Rule], path: Path, checkpoint: dict[str, Any], network: Any, trust: bool, changes: dict[str, Any]
+) -> Rule:
     found = checkpoint.get(DESCRIPTION) or _described_by_configuration(checkpoint)
     if not isinstance(found, dict):
         raise UserError(
@@ -213,7 +215,7 @@ def _described_by_configuration(checkpoint: dict[str, Any]) -> dict[str, Any] | 
 # --- and what is made of it -------------------------------------------------------------------------------------------
 
 
-def _rule_class(cls: type[Algorithm], path: Path, found: dict[str, Any], trust: bool) -> type[Algorithm]:
+def _rule_class(cls: type[Rule], path: Path, found: dict[str, Any], trust: bool) -> type[Rule]:
     name = found["algo"]
     if ":" in name and name.rpartition(":")[2] == cls.__qualname__:
         # The user's own, who has it at hand.

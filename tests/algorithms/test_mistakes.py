@@ -41,6 +41,14 @@ def test_auxiliary_outputs_refuse_a_normalised_output_layer():
         make("ao-sdtp", _normalised_output())
 
 
+@pytest.mark.parametrize("name", ["bp", "kp", "ccl", "dfa"])
+def test_a_rule_without_optimizers_does_not_pretend_to_learn(name, mlp):
+    """Without a trainer nobody makes them; the batch went by and no weight had changed."""
+    rule = type(make(name, mlp))(mlp)
+    with pytest.raises(UserError, match="no optimizers yet; call its configure_optimizers"):
+        rule.training_batch(*make_batch(mlp))
+
+
 @pytest.mark.parametrize("name", ["sdtp", "ao-sdtp"])
 def test_a_step_towards_the_label_has_no_size(name, mlp):
     """The label is the whole step, and the updates' distance to backprop's is told for it."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
 from dtp.errors import UserError
-from dtp.fields import MOST_OFTEN
+from dtp.fields import MOST_OFTEN, default_of
 from dtp.registry import import_object
 
 
@@ -48,11 +48,6 @@ def option(default: Any, text: str) -> Any:
     if isinstance(default, tuple):
         return field(default_factory=lambda: list(default), metadata={"help": text})
     return field(default=default, metadata={"help": text})
-
-
-def default_of(made: Field) -> Any:
-    """The default value of a field of a dataclass."""
-    return made.default if made.default is not MISSING else made.default_factory()
 
 
 @dataclass
