@@ -53,7 +53,8 @@ class Augmentation:
         left = ((bits >> np.uint64(36)) & part) % offsets
         mirrored = bits & np.uint64(self.flip)
         upside_down = (bits >> np.uint64(1)) & np.uint64(self.flip_vertical)
-        return tuple(values.astype(np.intp) for values in (top, left, mirrored, upside_down))
+        top, left, mirrored, upside_down = (values.astype(np.intp) for values in (top, left, mirrored, upside_down))
+        return top, left, mirrored, upside_down
 
     def _pad(self, images: np.ndarray) -> np.ndarray:
         # By slices: twice as fast as numpy.pad, which is half of the cost of a batch.

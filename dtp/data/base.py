@@ -136,7 +136,8 @@ class ImageData(LightningDataModule):
                 f"{self.name}: expected test images of the shape of the training images, {tuple(train[0].shape[1:])}, "
                 f"found {tuple(test[0].shape[1:])}."
             )
-        self._input_shape = tuple(train[0].shape[1:])
+        channels, height, width = train[0].shape[1:]
+        self._input_shape = (channels, height, width)
         own = self.own_statistics(train[0])
         if not isinstance(own, Statistics):
             raise handed_back(self, "own_statistics", "a Statistics(mean, std)", own)
@@ -155,6 +156,7 @@ class ImageData(LightningDataModule):
     def train_dataloader(self) -> BatchLoader:
         """Shuffled, augmented batches; starts where the run of the attached trainer stands (see ``sampler.py``)."""
         dataset = self._parts["train"]
+        assert dataset is not None
         rank, ranks = training_share(self.trainer)
         done = None if self.trainer is None else self._batches_done
         batches = TrainingBatches(len(dataset), self.options.batch_size, self.seed, rank, ranks, done)
@@ -170,6 +172,7 @@ class ImageData(LightningDataModule):
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         # Loaders may be a subclass's own; here nobody has looked at their batches yet.
+        assert self.trainer is not None
         split = "test" if self.trainer.testing else "val" if self.trainer.evaluating else "train"
         require_batch(self, f"{split}_dataloader", batch, self.input_shape)
         return batch
@@ -186,15 +189,16 @@ class ImageData(LightningDataModule):
 
     def _placed(self, part: str) -> ImageBatches | DeviceBatches:
         """The images of a part where their batches are made: in the host's memory, or in the device's."""
-        device = self._device
+        device, batches = self._device, self._parts[part]
+        assert batches is not None
         if device not in self._on_device:
             parts = [images for images in self._parts.values() if images is not None]
             self._on_device[device] = {} if wanted_on_device(self.options.data_on_device, parts, device) else None
         placed = self._on_device[device]
         if placed is None:
-            return self._parts[part]
+            return batches
         if part not in placed:
-            placed[part] = DeviceBatches(self._parts[part], device)
+            placed[part] = DeviceBatches(batches, device)
         return placed[part]
 
     @property
@@ -203,7 +207,9 @@ class ImageData(LightningDataModule):
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
     def _batches_done(self) -> int:
-        return self.trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        assert self.trainer is not None
+        total: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        return total.processed
 
     def _split(self, train: Part) -> tuple[np.ndarray, tuple[Part, np.ndarray] | None]:
         """Indices of the training images kept, and the validation images with their indices."""
@@ -230,6 +236,7 @@ class ImageData(LightningDataModule):
         return Augmentation(flip, padding, options.padding_mode, self.seed, options.flip_vertical)
 
     def _part(self, part: Part, indices: np.ndarray, augmentation: Augmentation | None = None) -> ImageBatches:
+        assert self._statistics is not None
         return ImageBatches(*part, indices, self._statistics, augmentation, self._projection)
 
     def _checked(self, part: Part, role: str, method: str) -> Part:

@@ -25,7 +25,7 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, indices: np.ndarray) -> np.ndarray: ...
+    def __getitem__(self, indices: np.ndarray, /) -> Any: ...
 
 
 class MappedImages:
@@ -87,7 +87,7 @@ class ImageBatches(Dataset):
 _CPU = torch.device("cpu")
 
 
-def _as_fetched(batch: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def _as_fetched(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return batch
 
 
@@ -114,9 +114,11 @@ class BatchLoader(DataLoader):
         on_host = isinstance(dataset, ImageBatches)
         # Batches that are made on the device leave workers and pinned memory nothing to do.
         num_workers = num_workers if on_host else 0
+        # Batches are no lists of samples, as torch's types have it.
+        sampler: Any = batches
         super().__init__(
             dataset,
-            batch_sampler=batches,
+            batch_sampler=sampler,
             num_workers=num_workers,
             collate_fn=_as_fetched,
             # Pinning starts CUDA: where a GPU is there but not used, that would be for nothing.

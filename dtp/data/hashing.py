@@ -5,6 +5,8 @@ So it does not depend on workers, ranks, batch size, library versions or any glo
 save in a checkpoint.
 """
 
+from typing import Any
+
 import numpy as np
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -14,7 +16,7 @@ _MASK = (1 << 64) - 1
 ORDER, AUGMENTATION, SPLIT = 1, 2, 3
 
 
-def _mix(value: np.ndarray) -> np.ndarray:
+def _mix(value: Any) -> Any:
     """The output function of splitmix64: a bijection of 64-bit integers that passes for random."""
     value = value + _GOLDEN
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
@@ -159,7 +159,9 @@ def decode(path: Path, image_size: int) -> np.ndarray:
         with Image.open(path) as file:
             image = _eight_bits(file).convert("RGB")
         if image.size != (image_size, image_size):
-            image = functional.center_crop(functional.resize(image, image_size), image_size)
+            # torchvision takes images and numbers too, which its types do not say.
+            pictures: Any = functional
+            image = pictures.center_crop(pictures.resize(image, image_size), image_size)
         return np.asarray(image).transpose(2, 0, 1)
     except Exception as error:
         # PIL's decoders fail with many exceptions on damaged files.

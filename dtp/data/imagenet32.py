@@ -3,7 +3,7 @@
 import pickle
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
@@ -183,7 +183,7 @@ class _Array:
         self.numbers = _numbers(content, dtype, shape, "F" if by_columns else "C")
 
 
-def _numbers(content: Any, dtype: _Dtype, shape: tuple[int, ...], order: str = "C") -> np.ndarray:
+def _numbers(content: Any, dtype: _Dtype, shape: tuple[int, ...], order: Literal["C", "F"] = "C") -> np.ndarray:
     # What Python 2 has written are bytes that come as text.
     content = content.encode("latin1") if isinstance(content, str) else content
     return np.frombuffer(content, dtype.numbers).reshape(shape, order=order)

@@ -50,8 +50,9 @@ class DeviceBatches(Dataset):
             (rows,) = self._sent(positions)
             pixels = self._images[rows]
         else:
-            rows, *offsets = self._sent(positions, *self.augmentation.draw(epoch, self.indices[positions]))
-            pixels = _windows(self._images, rows, *offsets, self.augmentation)
+            drawn = self._sent(positions, *self.augmentation.draw(epoch, self.indices[positions]))
+            rows, top, left, mirrored, upside_down = drawn
+            pixels = _windows(self._images, rows, top, left, mirrored, upside_down, self.augmentation)
         x = pixels.float().mul_(self._scale).add_(self._shift)
         return x if self._projection is None else self._projection(x), self._labels[rows]
 

@@ -32,7 +32,7 @@ class Digits(ImageData):
 
 
 def _digits(test: bool) -> Part:
-    values, labels = load_digits(return_X_y=True)
+    values, labels = map(np.asarray, load_digits(return_X_y=True))
     # Seed 0 always: the test part must not depend on any option, or runs could not be compared.
     train_rows, test_rows = split_indices(labels, 360, seed=0, kind="stratified")
     rows = test_rows if test else train_rows
@@ -173,7 +173,8 @@ class CIFAR10(_Downloadable):
     def _problem(self) -> str | None:
         if self._folders is not None:
             # Decodes all of them, once, where a single process prepares the data.
-            self.load_train(), self.load_test()
+            self.load_train()
+            self.load_test()
             if (found := self._folders.num_classes) != self.num_classes:
                 raise UserError(
                     f"{self.name}: expected {self.num_classes} class folders in {self._folders.data_dir / 'train'}, "
