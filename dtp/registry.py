@@ -131,8 +131,10 @@ def _require_signatures(path: str, cls: type) -> None:
         where = f"{path}: its {name}"
         if not callable(own) and not isinstance(own, staticmethod | classmethod):
             raise UserError(f"{where} must be a method, found {own!r}; define it with def, or rename it.")
+        # Of what cannot be called as it is, a classmethod, there is none.
+        method: Any = own
         try:
-            signature = inspect.signature(own)
+            signature = inspect.signature(method)
         except (TypeError, ValueError):
             continue
         usual = list(inspect.signature(theirs).parameters.values())

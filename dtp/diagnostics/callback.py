@@ -85,7 +85,8 @@ class AlignmentCallback(Callback):
                 self._report(trainer, pl_module, metrics)
             else:
                 warnings.warn("Linear probes need validation images to be tested on; there are none.", stacklevel=2)
-        train.clear(), val.clear()
+        train.clear()
+        val.clear()
         for name, value in trainer.callback_metrics.items():
             if name.startswith(("train/", "val/")):
                 self._remember(trainer, name, float(value))
@@ -95,7 +96,8 @@ class AlignmentCallback(Callback):
 
     def draw(self, trainer: pl.Trainer) -> None:
         """Draw what has been measured, unless this process has."""
-        if self._drawn or not trainer.is_global_zero or trainer.fast_dev_run:
+        dry = trainer.fast_dev_run  # pyright: ignore[reportAttributeAccessIssue] (Lightning's connectors set it)
+        if self._drawn or not trainer.is_global_zero or dry:
             return
         self._drawn = True
         for logger in trainer.loggers:

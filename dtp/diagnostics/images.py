@@ -79,11 +79,11 @@ def first_filters(network: Network) -> Tensor | None:
     affine = [module for module in layer_operations(network[1]) if next(module.parameters(), None) is not None]
     if not affine or network.input_shape[0] not in (1, 3):
         return None
-    weight = getattr(affine[0], "weight", None)
-    if isinstance(affine[0], nn.Linear):
-        return weight.detach().unflatten(1, network.input_shape)
-    if isinstance(affine[0], nn.Conv2d) and weight.shape[1] == network.input_shape[0]:
-        return weight.detach()
+    first = affine[0]
+    if isinstance(first, nn.Linear):
+        return first.weight.detach().unflatten(1, network.input_shape)
+    if isinstance(first, nn.Conv2d) and first.weight.shape[1] == network.input_shape[0]:
+        return first.weight.detach()
     return None
 
 
@@ -121,7 +121,8 @@ class PicturesCallback(Callback):
             x, figure = self._first, self.run_dir / self.RECONSTRUCTIONS
             with torch.no_grad(), algorithm.randomness("pictures"):
                 pixels, made = task.goal(x, x, training=False), task.view(full_precision(algorithm(x)))
-            draw_reconstructions(*(t.unflatten(1, network.input_shape).cpu() for t in (pixels, made)), figure)
+            pixels, made = (t.unflatten(1, network.input_shape).cpu() for t in (pixels, made))
+            draw_reconstructions(pixels, made, figure)
             drawn.append(figure)
         filters = first_filters(network) if task.name != "classification" or network.depth == 1 else None
         if filters is not None:

@@ -29,7 +29,8 @@ def new_figure(rows: int, columns: int, panel: tuple[float, float] = PANEL) -> t
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(panel[0] * columns, panel[1] * rows), dpi=DPI, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.1)
+    layout: Any = figure.get_layout_engine()
+    layout.set(w_pad=0.1, h_pad=0.1)
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
@@ -43,7 +44,8 @@ def save_figure(figure: Figure, path: Path) -> None:
     try:
         figure.canvas.draw()
         # 256 colours are plenty for lines on white, and a third of the bytes.
-        picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB").quantize(256)
+        canvas: Any = figure.canvas
+        picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(256)
         picture.save(temporary, format="png", optimize=True, dpi=(DPI, DPI))
         os.replace(temporary, path)
     finally:

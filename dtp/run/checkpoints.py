@@ -83,7 +83,8 @@ class Checkpoints(Checkpoint):
         """Raise UserError unless all ranks are about to do the same: options, numbers of images, checkpoint."""
         options = {name: value for name, value in saved_options(self.config).items() if name not in RANKS_MAY_DIFFER}
         mine = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
-        mine |= {f"number of {split} images": size for split, size in trainer.datamodule.sizes.items()}
+        data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue] (Lightning's connectors set it)
+        mine |= {f"number of {split} images": size for split, size in data.sizes.items()}
         checkpoint = self.run.checkpoint
         mine["checkpoint"] = f"{checkpoint.name} of {checkpoint.stat().st_size} bytes" if checkpoint else "none"
         found: list[dict[str, Any]] = [{} for _ in range(trainer.world_size)]
@@ -218,7 +219,8 @@ class Checkpoints(Checkpoint):
         )
 
     def _save(self, trainer: pl.Trainer) -> Path:
-        trainer.lightning_module.check_finite()
+        rule: Any = trainer.lightning_module
+        rule.check_finite()
         path = self.run.checkpoints / _name(trainer.global_step)
         temporary = path.with_suffix(".tmp")
         # Rank 0 alone writes. Should it fail, the others end with it, wherever they wait.

@@ -93,10 +93,11 @@ class MetricsCSV(Logger):
         if "epoch" in row:
             row["epoch"] = row["epoch"].removesuffix(".0")
         row["step"] = str(step)
-        merge = self._last is not None and self._last["step"] == row["step"]
-        if merge:
+        last = self._last
+        merge = last is not None and last["step"] == row["step"]
+        if last is not None and merge:
             # A test after the last epoch belongs to the step that it follows, and leaves that step's epoch alone.
-            row = {**self._last, **row, "epoch": self._last.get("epoch") or row.get("epoch", "")}
+            row = {**last, **row, "epoch": last.get("epoch") or row.get("epoch", "")}
         new_columns = [name for name in row if name not in self._columns]
         if new_columns or not self.path.exists():
             _, rows = self._read()
@@ -208,7 +209,7 @@ def wandb_mode(environ: Mapping[str, str] = os.environ) -> WandbMode:
     """
     if mode := environ.get("WANDB_MODE", "").lower():
         # The last three are W&B's other names.
-        names = {name: name for name in ("online", "offline", "disabled")}
+        names: dict[str, WandbMode] = {"online": "online", "offline": "offline", "disabled": "disabled"}
         names |= {"run": "online", "shared": "online", "dryrun": "offline"}
         if mode not in names:
             raise UserError(f"WANDB_MODE: expected online, offline or disabled, found {mode!r}.")
@@ -277,8 +278,8 @@ def make_wandb_logger(run_dir: Path, config: dict[str, Any], name: str) -> Wandb
 def log_figure(loggers: Iterable[Logger], name: str, path: Path) -> None:
     """Log a PNG file to the loggers that take images (W&B, TensorBoard, MLflow); the others are passed over."""
     for logger in loggers:
-        if hasattr(logger, "log_image"):
-            logger.log_image(key=name, images=[str(path)])
+        if log_image := getattr(logger, "log_image", None):
+            log_image(key=name, images=[str(path)])
         elif isinstance(logger, TensorBoardLogger):
             with Image.open(path) as image:
                 pixels = np.asarray(image.convert("RGB"))

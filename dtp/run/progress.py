@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.callbacks.progress.tqdm_progress import Tqdm
+
+if TYPE_CHECKING:
+    from dtp.algorithms.base import Algorithm
 
 
 def progress_callback() -> ProgressBar | EpochLines:
@@ -47,7 +50,7 @@ class ProgressBar(TQDMProgressBar):
         super().on_train_epoch_start(trainer, *args)
         self.train_progress_bar.set_description(_epoch(trainer))
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Algorithm, outputs, batch, batch_idx) -> None:
         now = time.monotonic()
         if self.is_disabled or (now - self._refreshed < self.seconds and not trainer.is_last_batch):
             return
@@ -100,7 +103,7 @@ class EpochLines(Callback):
         self._began = self._printed = time.monotonic()
         self._final, self._validated = {}, False
 
-    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs, batch, batch_idx) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Algorithm, outputs, batch, batch_idx) -> None:
         if not trainer.is_global_zero:
             return
         if trainer.is_last_batch:
@@ -115,7 +118,7 @@ class EpochLines(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._validated = True
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Algorithm) -> None:
         if not trainer.is_global_zero:
             return
         shown = self._final or _formatted(pl_module.progress())

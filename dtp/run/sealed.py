@@ -13,6 +13,7 @@ import os
 import re
 import struct
 import zipfile
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -38,7 +39,8 @@ class Damaged(ValueError):
 
 def save_sealed(content: Any, file: BinaryIO) -> None:
     """``torch.save(content, file)`` into an empty file, with the digest."""
-    digested = _Digested(file)
+    # For torch.save it is file enough.
+    digested: Any = _Digested(file)
     torch.save(content, digested)
     digested.seal()
 
@@ -64,7 +66,7 @@ def require_whole(path: Path) -> None:
             raise Damaged("its end is missing, or not that of a checkpoint")
 
 
-def _digest(file: BinaryIO, size: int) -> bytes:
+def _digest(file: BufferedReader, size: int) -> bytes:
     """The digest, in hexadecimal, of the first ``size`` bytes."""
     file.seek(0)
     digest, buffer = hashlib.sha256(), memoryview(bytearray(_BLOCK))

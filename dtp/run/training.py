@@ -12,9 +12,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 
 from dtp.algorithms import ALGORITHMS
 from dtp.algorithms.base import Algorithm
@@ -109,7 +109,7 @@ def _train_in(
     tell_other_ranks(run)
     watch.set_advice(lambda: how_to_go_on(run.folder))
     checkpoints = Checkpoints(run, config, config.run.checkpoint_every)
-    if _already_finished(run, config.run):
+    if run.summary is not None and _already_finished(run, config.run):
         if process_rank() == 0:
             print(f"This run has finished: {_result_line(run.summary)}")
         return run
@@ -186,7 +186,7 @@ def _choose_algorithms(accelerator: str, deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     # Nothing here reads what it has not written.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue] (is there)
 
 
 def tf32_advice(options: RunOptions, accelerator: str) -> str:
@@ -322,7 +322,7 @@ def _finish(
             val["val/accuracy"] = checkpoints.best_accuracy
         else:
             val = {"val/loss": checkpoints.best_loss}
-    for callback in trainer.callbacks:
+    for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue] (Lightning's connectors set it)
         if isinstance(callback, AlignmentCallback):
             # Where there was nothing left to train, nobody has drawn it.
             callback.draw(trainer)
@@ -368,9 +368,10 @@ def _finish(
 def _scores(algorithm: Algorithm, val: dict[str, float], test: dict[str, float]) -> dict[str, float | None]:
     """What the summary says of validation and test, besides the test loss."""
     first = "accuracy" if algorithm.task.name == "classification" else "loss"
+    tested: Any = algorithm.scores["test"]
     return {
         f"val_{first}": val.get(f"val/{first}"),
-        **{f"test_{name}": test.get(f"test/{name}") for name in algorithm.scores["test"]},
+        **{f"test_{name}": test.get(f"test/{name}") for name in tested},
     }
 
 
