@@ -12,6 +12,7 @@ from dtp.experiments.report.groups import FAMILIES, OTHER, Group, Study
 from dtp.plots.style import color, counted, finish, layer_color, new_figure, plot_spread, save_figure
 
 if TYPE_CHECKING:
+    import numpy as np
     from matplotlib.axes import Axes
 
 # Lines that have a name in one panel; further ones are drawn grey.
@@ -220,7 +221,9 @@ def _label_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Any]]) -> No
     """Names to the right of a panel, each at the height of its line's end where there is room, and joined to it."""
     to_fraction = axes.transData + axes.transAxes.inverted()
     at = [tuple(to_fraction.transform((x, y))) for x, y, *_ in ends]
-    height = axes.get_figure().get_size_inches()[1] / max(axes.get_gridspec().nrows, 1)
+    figure: Any = axes.get_figure()
+    grid: Any = axes.get_gridspec()
+    height = figure.get_size_inches()[1] / max(grid.nrows, 1)
     gap = (1.25 * SMALL / 72) / (0.72 * height)
     order = sorted(range(len(ends)), key=lambda i: at[i][1])
     places = spread([min(max(at[i][1], 0.0), 1.0) for i in order], gap)
@@ -265,7 +268,8 @@ def _high(cluster: Sequence[float], gap: float) -> float:
 def _draw_cost(groups: Sequence[Group], named: Sequence[Group], path: Path) -> None:
     figure, (axes,) = new_figure(1, 1, panel=(9.0, 5.4))
     scale = groups[0].measure.scale
-    values = [(scale * group.test.mean, scale * (group.test.deviation or 0.0)) for group in groups]
+    tests = [group.test for group in groups if group.test is not None]
+    values = [(scale * test.mean, scale * (test.deviation or 0.0)) for test in tests]
     _quality_axis(axes, groups[0], values, "test")
     families = [family for family in (*FAMILIES, OTHER) if any(group.family == family for group in groups)]
     points = []
@@ -303,9 +307,10 @@ def _label_points(
     axes: Axes, points: Sequence[tuple[float, float, tuple[float, float], Group, Any]], named: Sequence[int]
 ) -> None:
     """Names beside points where they cover neither points nor other names, joined to them where they are far."""
-    renderer = axes.get_figure().canvas.get_renderer()
+    figure: Any = axes.get_figure()
+    renderer = figure.canvas.get_renderer()
     frame = axes.get_window_extent(renderer)
-    unit = SMALL * axes.get_figure().dpi / 72
+    unit = SMALL * figure.dpi / 72
     places = [axes.transData.transform((x, y)) for x, y, *_ in points]
     taken = [(x - 0.5 * unit, y - 0.5 * unit, x + 0.5 * unit, y + 0.5 * unit) for x, y in places]
     for x, _, ends, *_ in points:
@@ -350,7 +355,7 @@ def _label_points(
         )
 
 
-def _near(a: Sequence[float], b: Sequence[float], distance: float) -> bool:
+def _near(a: np.ndarray, b: np.ndarray, distance: float) -> bool:
     return abs(a[0] - b[0]) < 2 * distance and abs(a[1] - b[1]) < distance
 
 

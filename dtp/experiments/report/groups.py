@@ -211,7 +211,8 @@ class Group:
         """The last ``update_angle`` or ``feedback_angle`` in degrees, by layer, over the runs that have ended."""
         found = [run.last_layers(kind) for run in self.finished or self.runs]
         layers = sorted({layer for angles in found for layer in angles})
-        return {layer: statistic(angles.get(layer) for angles in found) for layer in layers}
+        each = {layer: statistic(angles.get(layer) for angles in found) for layer in layers}
+        return {layer: angle for layer, angle in each.items() if angle is not None}
 
     def course(self, run: RunRecord) -> list[Pass]:
         return course(self.options, run, self.measure)
@@ -271,8 +272,10 @@ def with_defaults(options: dict[str, Any]) -> dict[str, Any]:
     So runs made before an option existed stay together with those made after, and without options that have gone.
     """
     known: dict[str, Any] = {}
-    entries = [registry.entries.get(str(options[registry.flag])) for registry in (ALGORITHMS, MODELS, DATA)]
-    if None in entries:
+    registries = (ALGORITHMS, MODELS, DATA)
+    found = [registry.entries.get(str(options[registry.flag])) for registry in registries]
+    entries = [entry for entry in found if entry is not None]
+    if len(entries) < len(registries):
         # A rule, network or dataset of the user's, which is a program, and nothing that is read here is run: as saved.
         return dict(options)
     for cls in (RunOptions, *(entry.load_options() for entry in entries)):
@@ -496,7 +499,8 @@ def compare_costs(study: Study) -> None:
                 theirs = statistics.fmean(cost(baseline.options, other) for other in runs)
                 if theirs > 0 and (name != "epoch" or group.passes[0]):
                     ratios[name].append(cost(group.options, run) / theirs)
-        group.costs = {name: statistic(found) for name, found in ratios.items() if found}
+        costs = {name: statistic(found) for name, found in ratios.items()}
+        group.costs = {name: cost for name, cost in costs.items() if cost is not None}
         if not used:
             group.notes.append("time not comparable: " + _why_not(group, baselines))
             continue

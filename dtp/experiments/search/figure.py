@@ -213,6 +213,7 @@ def _quantile(values: list[float], share: float) -> float:
 def _numbers(study: Drawn) -> dict[str, Any]:
     """The study for the record: nothing of this machine but its hardware, and of the tests only the best trial's."""
     best = best_trial(study.trials, study.objective)
+    assert best is not None, "there are values to draw"
     summary = result_of(study.folder / best.folder)
     kept = ("test_accuracy", "test_loss", "test_mse", "test_purity", "result", "epochs", "steps", "device", "threads")
     return {

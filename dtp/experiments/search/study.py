@@ -31,7 +31,12 @@ STUDY_FILE = "study.json"
 JOURNAL = "journal.log"
 SAMPLERS = ("random", "sequential")
 # What may be searched for: the best value over the epochs of a trial.
-OBJECTIVES = {"val/accuracy": "maximize", "val/purity": "maximize", "val/loss": "minimize", "val/mse": "minimize"}
+OBJECTIVES: dict[str, Literal["maximize", "minimize"]] = {
+    "val/accuracy": "maximize",
+    "val/purity": "maximize",
+    "val/loss": "minimize",
+    "val/mse": "minimize",
+}
 DIVERGED = "Training diverged"
 _TRIAL = "trial-"
 
@@ -186,7 +191,7 @@ class Study:
         ]
 
     def _described(self, trial: Any) -> Trial:
-        names = {"COMPLETE": "finished", "PRUNED": "diverged", "FAIL": "failed"}
+        names: dict[str, TrialState] = {"COMPLETE": "finished", "PRUNED": "diverged", "FAIL": "failed"}
         state = names.get(trial.state.name, "running")
         job = self._job(trial)
         why = ""
@@ -361,8 +366,8 @@ def described_trials(content: dict[str, Any]) -> list[Trial]:
 def best_trial(trials: list[Trial], objective: str) -> Trial | None:
     """The finished trial of the best value, the earliest of several; None where none has finished."""
     sign = 1 if OBJECTIVES[objective] == "minimize" else -1
-    finished = [trial for trial in trials if trial.value is not None]
-    return min(finished, key=lambda trial: (sign * trial.value, trial.number), default=None)
+    finished = [(sign * trial.value, trial.number, trial) for trial in trials if trial.value is not None]
+    return min(finished, key=lambda found: found[:2])[2] if finished else None
 
 
 def best_value(folder: Path, objective: str) -> float | None:

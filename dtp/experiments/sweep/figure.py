@@ -82,7 +82,8 @@ def draw(sweep: Sweep, measured: Sequence[Measured], png: Path) -> None:
     size = PANEL[0] * columns + 1.0, height * rows + 0.4
     figure = Figure(figsize=size, dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+    layout: Any = figure.get_layout_engine()
+    layout.set(w_pad=0.08, h_pad=0.08)
     figure.suptitle(sweep.title, fontsize=12, x=0.01, ha="left")
     all_axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     styles = _styles(panels)
@@ -95,7 +96,8 @@ def draw(sweep: Sweep, measured: Sequence[Measured], png: Path) -> None:
         finish(axes)
         following = panels[i + 1] if i + 1 < len(panels) else None
         ends_row = following is None or (i + 1) % columns == 0
-        if labels and labels not in rows_named and (ends_row or labels != _labels(*following[::3])):
+        differs = following is None or ends_row or labels != _labels(following[0], following[3])
+        if labels and labels not in rows_named and differs:
             legend_beside(axes, _legend_title(part, settings))
     _share_limits(list(zip(all_axes, panels, strict=False)))
     for axes in all_axes[len(panels) :]:

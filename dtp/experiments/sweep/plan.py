@@ -219,8 +219,8 @@ def read_sweep(path: Path) -> Sweep:
 
 def _figure(path: Path, content: Any, variants: list[str], grid: Mapping[str, Any]) -> tuple[Part, ...]:
     parts = []
-    for given in content if isinstance(content, list) and content else [content]:
-        given = {name: _listed(value) for name, value in _mapping(path, "figure", given).items()}
+    for figure in content if isinstance(content, list) and content else [content]:
+        given: dict[str, Any] = {name: _listed(value) for name, value in _mapping(path, "figure", figure).items()}
         known = [field.name for field in fields(Part)]
         for name in given:
             if name not in known:

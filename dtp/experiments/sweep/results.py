@@ -42,7 +42,7 @@ class Finished:
         """The last value of a metric; None if it has none."""
         return next(reversed(self.metrics.get(metric, {}).values()), None)
 
-    def curve(self, metric: str, against: str) -> Series:
+    def curve(self, metric: str, against: str) -> dict[float, float]:
         """A metric against the batches, or epochs, that have trained the forward weights until then.
 
         Where these stand still, as in epochs that train the feedback weights alone, the last value counts.
@@ -87,7 +87,7 @@ class Measured:
             Where on the horizontal axis, means, and standard deviations (0 for a single run).
         """
         curves = [curve for run in self.runs.values() if (curve := thinned(run.curve(metric, against)))]
-        where = [x for x in (curves[0] if curves else {}) if all(x in curve for curve in curves)]
+        where: list[float] = [x for x in (curves[0] if curves else {}) if all(x in curve for curve in curves)]
         values = [[curve[x] for curve in curves] for x in where]
         return where, [fmean(group) for group in values], [deviation(group) for group in values]
 

@@ -149,9 +149,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     studies = parser.add_subparsers(dest="study", metavar="NAME", required=True, parser_class=_Parser)
     for study in STUDIES.values():
-        one = studies.add_parser(
-            study.name, help=study.summary, description=study.options.__doc__.partition("\n")[0], allow_abbrev=False
-        )
+        described = (study.options.__doc__ or "").partition("\n")[0]
+        one = studies.add_parser(study.name, help=study.summary, description=described, allow_abbrev=False)
         one.add_argument("--output", type=Path, default=MEASURED, metavar="DIR", help=f"folder (default: {MEASURED})")
         one.add_argument("--draw", action="store_true", help="measure nothing, draw NAME.json in that folder again")
         _add_options(one, study.options)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from dtp.algorithms.options import GAITOptions
 from dtp.experiments.theory.common import each_seed, mean_of, over_seeds, rows_of, seeded, spread_words
 from dtp.experiments.theory.options import GaitOptions
 from dtp.models import Square
-from dtp.models.options import SquareOptions
+from dtp.models.options import ActivationName, SquareOptions
 from dtp.plots.style import color, finish, legend_beside, new_figure, plot_range, plot_spread, save_figure
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 CLASSES = 10
 SLOPE = 0.1
-ACTIVATIONS = ("leaky-relu", "sl-relu")
+ACTIVATIONS: Final = ("leaky-relu", "sl-relu")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 TARGETS = ("original", "normalised")
 
@@ -55,7 +55,7 @@ def measure(options: GaitOptions) -> dict[str, Any]:
 
 
 def _correlations(
-    options: GaitOptions, seed: int, activation: str, precision: str, departure: float = 0.0, **changes: Any
+    options: GaitOptions, seed: int, activation: ActivationName, precision: str, departure: float = 0.0, **changes: Any
 ) -> list[float | None]:
     dtype = DTYPES[precision]
     with seeded(seed):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 from dtp.algorithms import DTP
 from dtp.algorithms.options import DTPOptions
@@ -32,9 +32,10 @@ from dtp.plots.style import (
     save_figure,
 )
 
-ROUTINGS = ("noisy", "fixed")
+ROUTINGS: Final = ("noisy", "fixed")
 # Not a routing: what the fixed one comes to in the mean over infinitely many noise probes, in closed form.
-EXPECTED = "expected"
+EXPECTED: Final = "expected"
+Variant = Literal["noisy", "fixed", "expected"]
 KINDS = ("angle", "distance")
 
 
@@ -58,7 +59,9 @@ def measure(options: TransposeOptions) -> dict[str, Any]:
     return {"iterations": taken, "drop_at": drop, "layers": layers}
 
 
-def _run(options: TransposeOptions, seed: int, routing: str, taken: list[int], drop: int) -> dict[str, list[Alignment]]:
+def _run(
+    options: TransposeOptions, seed: int, routing: Variant, taken: list[int], drop: int
+) -> dict[str, list[Alignment]]:
     x, _, classes = make_batch(options, seed)
     with seeded(seed):
         # Of both routings the same weights; and, from streams of their own, the same noise.
@@ -82,7 +85,7 @@ def _title(n: int, network: VGG) -> str:
     return f"layer {n}, {'linear' if n == network.depth else 'convolution, ELU, max-pooling'}, {below} to {above}"
 
 
-def _rule(options: TransposeOptions, network: VGG, seed: int, routing: str) -> DTP:
+def _rule(options: TransposeOptions, network: VGG, seed: int, routing: Variant) -> DTP:
     numbers = range(2, network.depth + 1)
 
     def per_layer(values: list[float]) -> list[float]:
