@@ -34,7 +34,7 @@ def _completion(argv: Sequence[str]) -> int:
     if len(argv) != 1 or argv[0] not in SHELLS:
         raise UserError(f"dtp completion: expected one of {', '.join(SHELLS)}, found {' '.join(argv) or 'none'}.")
     try:
-        import shtab
+        import shtab  # pyright: ignore[reportMissingImports] (an extra, which need not be there)
     except ImportError as error:
         raise UserError("dtp completion needs shtab: pip install 'targetprop[completion]'.") from error
     print(shtab.complete(whole_parser(), argv[0]))
