@@ -163,7 +163,7 @@ def _draw_curves(groups: Sequence[Group], path: Path, by_time: bool) -> None:
 
 
 def _points(
-    group: Group, curve: list[tuple[int, float, float]], by_time: bool
+    group: Group, curve: Sequence[tuple[float, float, float]], by_time: bool
 ) -> tuple[list[float], list[float], list[float]]:
     factor = group.costs["epoch"].mean if by_time else 1
     return [factor * number for number, *_ in curve], [mean for _, mean, _ in curve], [d for *_, d in curve]

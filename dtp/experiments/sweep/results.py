@@ -133,7 +133,7 @@ def _why_missing(job: Job) -> str:
     return f"not finished, {checkpoint_step(checkpoint) if checkpoint else 0} batches so far"
 
 
-def thinned(series: Series, most: int = CURVE_POINTS) -> Series:
+def thinned(series: Mapping[float, float], most: int = CURVE_POINTS) -> dict[float, float]:
     """At most ``most`` values, each the mean of neighbours, at the place of the last of them."""
     where = list(series)
     together = -(-len(where) // most) or 1
