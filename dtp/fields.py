@@ -33,6 +33,7 @@ UNLIMITED = {
     "lr_period",
     "max_steps",
     "seed",
+    "seeds",
     "split_seed",
 }
 
@@ -70,14 +71,14 @@ class Range:
         """What is expected, in words; ``many`` for a list of values."""
         numbers, open_above = "values" if many else "a number", self.most is None and self.below is None
         if self.above is None and open_above:
-            low = f"{self.least:g} or more" if self.least == 0 else f"at least {self.least:g}"
-            text = f"values of at least {self.least:g}" if many else low
+            low = f"{self.least:.10g} or more" if self.least == 0 else f"at least {self.least:.10g}"
+            text = f"values of at least {self.least:.10g}" if many else low
         else:
-            low = f"above {self.above:g}" if self.above is not None else f"from {self.least:g}"
+            low = f"above {self.above:.10g}" if self.above is not None else f"from {self.least:.10g}"
             joined = "and up to" if self.above is not None else "to"
-            high = f" {joined} {self.most:g}" if self.most is not None else ""
+            high = f" {joined} {self.most:.10g}" if self.most is not None else ""
             if self.below is not None:
-                high = f" {'and' if self.above is not None else 'to'} below {self.below:g}"
+                high = f" {'and' if self.above is not None else 'to'} below {self.below:.10g}"
             text = f"{numbers} {low}{high}"
         return f"{text} ({self.unit})" if self.unit else text
 
@@ -90,9 +91,15 @@ def option(
     most: float | None = None,
     below: float | None = None,
     unit: str = "",
+    **more: Any,
 ) -> Any:
-    """A dataclass field with a range. A subclass that gives it another default keeps the range."""
-    metadata = {"range": Range(least, above, most, below, unit)}
+    """A dataclass field with a range. A subclass that gives it another default and no range keeps the range.
+
+    Args:
+        more: what else the field's metadata holds.
+    """
+    limits = Range(least, above, most, below, unit)
+    metadata = more if limits == Range() else {"range": limits, **more}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -168,17 +175,22 @@ def checked(options: Any) -> Any:
         if found is not value:
             changes[field.name] = found
         require_usual(cls, field, found)
-        limits = range_of(cls, field.name)
-        many = isinstance(found, list)
-        if limits is not None:
-            for number in found if many else [found]:
-                if number is not None and not limits.holds(number):
-                    raise UserError(f"{flag(field.name)}: expected {limits.words(many)}, found {number}.")
+        require_range(cls, field.name, found)
     if changes:
         options = copy.copy(options)
         for name, value in changes.items():
             setattr(options, name, value)
     return options
+
+
+def require_range(cls: type, name: str, value: Any) -> None:
+    """Raise UserError for a number, or one of a list, that is out of the range of an option."""
+    limits, many = range_of(cls, name), isinstance(value, list)
+    if limits is None:
+        return
+    for number in value if many else [value]:
+        if number is not None and not limits.holds(number):
+            raise UserError(f"{flag(name)}: expected {limits.words(many)}, found {number}.")
 
 
 def range_of(cls: type, name: str) -> Range | None:

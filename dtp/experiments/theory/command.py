@@ -136,7 +136,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
             f"Unknown option {unknown[0]}{did_you_mean(unknown[0], flags)} "
             f"({command_line('theory')} {given.study} --help lists all)."
         )
-    given.options = STUDIES[given.study].options(**{name: getattr(given, name) for name in fields})
+    # What is not typed is not among them: a study knows what was asked for from what is its default.
+    typed = {name: value for name, value in vars(given).items() if name in fields}
+    given.options = STUDIES[given.study].options(**typed)
     return given
 
 
@@ -162,7 +164,7 @@ def _add_options(parser: argparse.ArgumentParser, options: type[StudyOptions]) -
     for field in dataclasses.fields(options):
         kind, default = kinds[field.name], getattr(defaults, field.name)
         shown = " ".join(map(str, default)) if isinstance(default, list) else default
-        settings: dict[str, Any] = {"default": default, "help": field.metadata["help"].replace("%", "%%")}
+        settings: dict[str, Any] = {"default": argparse.SUPPRESS, "help": field.metadata["help"].replace("%", "%%")}
         if shown != "":
             settings["help"] += f" (default: {shown})"
         if get_origin(kind) is list:

@@ -94,22 +94,26 @@ def test_folders_do_not_get_into_the_record(tmp_path):
         ("gait --steps x", "--steps: expected a number, found 'x'"),
         ("gait --seeds 1.5", "--seeds: expected a whole number, found '1.5'"),
         ("gait --seeds 1 1", "--seeds: expected seeds that differ, found 1 1"),
-        ("gait --seeds -1", "--seeds: expected 0 or more, up to 4294967295, found -1"),
+        ("gait --seeds -1", "--seeds: expected values from 0 to 4294967295, found -1"),
         ("gait --seeds", "--seeds: expected at least one argument"),
-        ("gait --steps 0", "--steps: expected a number above 0, found 0"),
-        ("gait --steps inf", "--steps: expected a number above 0, found inf"),
-        ("gait --seeds 4294967296", "--seeds: expected 0 or more, up to 4294967295"),
-        ("transpose --iterations 1000000000", "--iterations: expected 1 or more, up to 1000000, found 1e+09"),
-        ("gait --departures nan", "--departures: expected 0 or more, found nan"),
-        ("gait --width 9", "--width: expected 10 or more, up to 1000000, found 9"),
+        ("gait --steps 0", "--steps: expected values above 0, found 0"),
+        ("gait --steps inf", "--steps: expected finite values, found inf"),
+        ("gait --seeds 4294967296", "--seeds: expected values from 0 to 4294967295, found 4294967296"),
+        (
+            "transpose --iterations 1000000000",
+            "--iterations: expected a whole number of at most 1000000, found 1000000000",
+        ),
+        ("gait --departures nan", "--departures: expected finite values, found nan"),
+        ("gait --width 9", "--width: expected at least 10, found 9"),
         ("transpose --engine fast", "--engine: invalid choice: 'fast'"),
-        ("transpose --drop 2", "--drop: expected a number above 0, up to 1, found 2"),
+        ("transpose --drop 2", "--drop: expected a number above 0 and up to 1, found 2"),
         ("transpose --noise 1 2 3", "--noise: expected 1 or 2 values, one for both layers or one each; found 3"),
         ("transpose --channels 4", "--channels: expected at least 2 convolutions, found 1"),
         ("transpose --image-shape 3 2 2", "use larger images or fewer layers"),
         ("transpose --data digits --batch-size 5000", "--batch-size: expected at most the 1293 training images"),
         ("transpose --data mnist --data-dir nowhere", "expected nowhere"),
         ("update-angles --channels 4 5 6", "--channels: expected 2 values, one for each convolution; found 3"),
+        ("update-angles --seeds -1", "--seeds: expected values from 0 to 4294967295, found -1"),
         ("update-angles --noise 1 2", "--noise: expected 1 or 3 values"),
         ("lee --widths 5 5", "--widths: expected a narrow and a wide side, found 5 and 5"),
         ("lee --draw", "--draw: expected"),
@@ -151,3 +155,13 @@ def test_the_published_size_is_that_of_the_paper_where_nothing_else_is_asked_for
     assert o.iterations == 7
     assert UpdateAnglesOptions(size="published").iterations == 5000
     assert UpdateAnglesOptions().channels == [8, 16]
+
+
+def test_what_is_typed_is_measured_even_where_it_is_the_default_of_the_other_size(tmp_path, monkeypatch):
+    monkeypatch.setattr("dtp.experiments.theory.update_angles.measure", lambda options: {})
+    monkeypatch.setattr("dtp.experiments.theory.update_angles.draw", lambda values, path: None)
+    monkeypatch.setattr("dtp.experiments.theory.update_angles.table", lambda values: "")
+    words = "--size published --channels 8 16 --batch-size 64 --drop 0.67 --unpool add"
+    record = run(tmp_path, "update-angles", *words.split())
+    found = [record["settings"][name] for name in ("channels", "batch_size", "drop", "unpool", "hidden", "iterations")]
+    assert found == [[8, 16], 64, 0.67, "add", 512, 5000]
