@@ -139,7 +139,7 @@ def parse(argv: Sequence[str], own_classes: bool = True) -> Config:
         known = " or ".join(tasks)
         raise UserError(f"--task {task}: --algo {chosen['algo']} is for {known}; choose another rule or task.")
     check_run_options(run)
-    for options in (run, parsed.algo, parsed.model, parsed.data):
+    for options in (parsed.algo, parsed.model, parsed.data):
         checked(options)
     return Config(run, parsed.algo, parsed.model, parsed.data, tuple(origins))
 

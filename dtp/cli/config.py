@@ -11,7 +11,7 @@ import yaml
 
 from dtp.cli.commands import command_line
 from dtp.errors import UserError, user_path
-from dtp.fields import require_precision
+from dtp.fields import checked, option, require_precision
 from dtp.registry import did_you_mean
 
 # Of a YAML file. Ours have a few kilobytes.
@@ -33,23 +33,23 @@ class RunOptions:
     # with a sigmoid), or sort images into clusters without labels; auto is what the rule is for.
     task: Literal["auto", "classification", "autoencoder", "clustering"] = "auto"
     # Outputs of the network with --task clustering, at least 1.
-    clusters: int = 10
+    clusters: int = option(10, least=1)
     # Run folder, checkpoint or file of weights (safetensors) of another network whose weights this one starts from, in
     # the layers where both have the same name and shape: an auto-encoder's to be tuned for classes, say.
     init_weights: str = ""
     # YAML file with any of these options, or the name of a preset. It beats the preset; the command line beats it.
     config: str = ""
     # Epochs (passes over the training set) to train in all, at least 1.
-    max_epochs: int = 20
+    max_epochs: int = option(20, least=1)
     # Batches to train in all, whatever the number of optimizer steps in a batch; -1 for no such limit.
     max_steps: int = -1
     # Seed of the first weights, the order of the images, their augmentation and the noise; from 0 to 2^32 - 1.
-    seed: int = 0
+    seed: int = option(0, least=0, most=2**32 - 1)
     # Devices per machine: a number of GPUs (or of processes on a CPU), or auto for all GPUs. Under srun and torchrun
     # leave it and --num-nodes out: they are what those have started.
     devices: str = "1"
     # Machines. Start one process per device on each, with srun or torchrun.
-    num_nodes: int = 1
+    num_nodes: int = option(1, least=1)
     # How several devices work together: feedback-ddp averages gradients at every optimizer step; auto is that for
     # several devices and none for one.
     strategy: Literal["auto", "feedback-ddp"] = "auto"
@@ -92,11 +92,11 @@ class RunOptions:
     # Validation batches per epoch: a count (10) or a fraction with a point (0.1); 0 for no validation.
     limit_val_batches: str = "1.0"
     # Batches between two rows of training metrics, at least 1.
-    log_every: int = 50
+    log_every: int = option(50, least=1)
     # Batches between two checkpoints within an epoch; 0 for one at each end of an epoch only.
-    checkpoint_every: int = 0
+    checkpoint_every: int = option(0, least=0)
     # Epochs between two measurements of angles (feedback to forward weights, update to backprop's); 0 for none.
-    diagnostics_every: int = 1
+    diagnostics_every: int = option(1, least=0)
     # Weights that are tested once at the end: those of the best validation accuracy (or loss, for other tasks), or
     # the last.
     test_weights: Literal["best", "last"] = "best"
@@ -105,18 +105,10 @@ class RunOptions:
 
 
 def check_run_options(run: RunOptions) -> None:
-    """Raise UserError for a value of the run options that is out of range."""
-    for name, least in (("max_epochs", 1), ("clusters", 1), ("num_nodes", 1), ("log_every", 1), ("seed", 0)):
-        if getattr(run, name) < least:
-            flag = name.replace("_", "-")
-            raise UserError(f"--{flag}: expected a whole number of at least {least}, found {getattr(run, name)}.")
-    for name in ("checkpoint_every", "diagnostics_every"):
-        if getattr(run, name) < 0:
-            raise UserError(f"--{name.replace('_', '-')}: expected 0 or more, found {getattr(run, name)}.")
+    """Raise UserError for a value of the run options that is out of range, or does not fit the others."""
+    checked(run)
     if run.max_steps < 1 and run.max_steps != -1:
         raise UserError(f"--max-steps: expected at least 1, or -1 for no limit, found {run.max_steps}.")
-    if run.seed >= 2**32:
-        raise UserError(f"--seed: expected a whole number below 2^32, found {run.seed}.")
     require_precision(run.precision)
     if run.feedback_sync == "batch" and run.feedback_parallel != "data":
         raise UserError(

@@ -1,5 +1,6 @@
 """The base of all datasets: splits, normalisation, augmentation and loaders."""
 
+import dataclasses
 import os
 from typing import Any, get_args
 
@@ -19,6 +20,7 @@ from dtp.data.split import SplitKind, count_held_out, split_indices
 from dtp.data.statistics import STATISTICS, Statistics, compute_statistics, used_statistics
 from dtp.distributed.shares import evaluation_share, training_share
 from dtp.errors import UserError
+from dtp.fields import require_range
 
 Part = tuple[Images, np.ndarray]
 
@@ -297,14 +299,8 @@ class ImageData(LightningDataModule):
 
 
 def _check(options: DataOptions) -> None:
-    for flag, value, least in (
-        ("--batch-size", options.batch_size, 1),
-        ("--num-workers", options.num_workers, 0),
-        ("--crop-padding", options.crop_padding or 0, 0),
-        ("--pca", options.pca, 0),
-    ):
-        if value < least:
-            raise UserError(f"{flag} {value}: expected a whole number of at least {least}; give a larger one.")
+    for field in dataclasses.fields(options):
+        require_range(type(options), field.name, getattr(options, field.name))
     # Each is a process with a copy of what this one has imported.
     most = max(16, 4 * (os.cpu_count() or 1))
     if options.num_workers > most:

@@ -50,8 +50,6 @@ class ImageFolderData(ImageData):
 
     def __init__(self, options: ImageFolderOptions, seed: int = 0):
         super().__init__(options, seed)
-        if options.image_size < 1:
-            raise UserError(f"--image-size {options.image_size}: expected at least 1 pixel; give a larger one.")
         self.image_size = options.image_size
         self.crop_padding = options.image_size // 8
         self._files: dict[str, Files] = {}

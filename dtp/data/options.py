@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from dtp.fields import option
+
 
 @dataclass
 class DataOptions:
@@ -16,9 +18,9 @@ class DataOptions:
     # ever touches the network.
     download: bool = False
     # Images per batch over all devices, which share them evenly (a multiple of their number), at least 1.
-    batch_size: int = 128
+    batch_size: int = option(128, least=1)
     # Processes that load and augment batches, 0 or more; 0 loads in the main process, best for small datasets.
-    num_workers: int = 0
+    num_workers: int = option(0, least=0)
     # Keep the images as bytes in the memory of the device and make batches there, the same batches; auto does so on a
     # GPU when they take at most a quarter of its free memory.
     data_on_device: Literal["auto", "yes", "no"] = "auto"
@@ -33,7 +35,7 @@ class DataOptions:
     normalisation: Literal["standard", "std3x", "meanstd05", "unit"] = "standard"
     # Coordinates of each image along this many principal components of the training images in place of its pixels, 0
     # for pixels; components are found after normalisation and without augmentation.
-    pca: int = 0
+    pca: int = option(0, least=0)
     # Whether these coordinates keep their variances over the training images, which fall from the first to the last
     # (kept), or are divided by their deviations (whitened).
     pca_scale: Literal["kept", "whitened"] = "kept"
@@ -43,7 +45,7 @@ class DataOptions:
     flip_vertical: bool = False
     # Crop each training image at random after padding it by this many pixels; 0 for none. Default: the dataset's own
     # (4 for CIFAR and imagenet32, an eighth of the side for imagefolder, 0 for the others).
-    crop_padding: int | None = None
+    crop_padding: int | None = option(None, least=0)
     # What the padding of the random crop holds: the edge pixels repeated, or zeros.
     padding_mode: Literal["edge", "zeros"] = "edge"
 
@@ -53,4 +55,4 @@ class ImageFolderOptions(DataOptions):
     """Class folders: --data-dir holds train/CLASS/*, test/CLASS/* and perhaps val/CLASS/*, or CLASS/* alone."""
 
     # Side in pixels to which every image is resized and centre-cropped, at least 1.
-    image_size: int = 32
+    image_size: int = option(32, least=1, unit="pixels")

@@ -178,7 +178,7 @@ MISTAKES = {
     "long name, config": (f"--config {LONG}", "cannot be read or written (File name too long)"),
     "no value": ("--lr", "--lr: expected one argument, found none"),
     "stray word": ("train", "Unexpected word 'train'"),
-    "zero epochs": ("--max-epochs 0", "--max-epochs: expected a whole number of at least 1, found 0"),
+    "zero epochs": ("--max-epochs 0", "--max-epochs: expected at least 1, found 0"),
     "negative seed": ("--seed -1", "--seed"),
     "zero steps": ("--max-steps 0", "--max-steps: expected at least 1"),
     "wrong devices": ("--devices two", "--devices: expected a whole number of at least 1, or auto, found 'two'"),
@@ -192,7 +192,7 @@ MISTAKES = {
     "class that is not there": ("--algo dtp.algorithms.dtp:Nothing", "could not be imported"),
     "class of another kind": ("--algo dtp.models:VGG", "expected a subclass of dtp.algorithms.base.Algorithm"),
     "neither true nor false": ("--flip maybe", "--flip: expected true or false, found 'maybe'"),
-    "large seed": ("--seed 5000000000", "--seed: expected a whole number below 2^32"),
+    "large seed": ("--seed 5000000000", "--seed: expected a number from 0 to 4294967295, found 5000000000"),
     "other case": ("--algo DTP", "did you mean dtp?"),
     "run that is not there": ("--resume nowhere", "--resume nowhere: no such file or folder"),
 }

@@ -115,7 +115,7 @@ def test_more_components_than_directions_are_refused_in_one_sentence(capsys, her
         digits(pca=62)
     assert digits(pca=61).projection.explained == pytest.approx(1)
     fails(capsys, ["--pca", "500"], "--pca: expected", "found 500")
-    fails(capsys, ["--pca", "-1"], "--pca -1: expected", "at least 0")
+    fails(capsys, ["--pca", "-1"], "--pca: expected 0 or more, found -1")
     fails(capsys, ["--pca-scale", "whitened"], "--pca-scale: expected --pca")
     fails(capsys, ["--pca", "3", "--pca-scale", "white"], "--pca-scale: expected one of kept, whitened; found 'white'")
     fails(capsys, ["--pca", "3", "--task", "autoencoder"], "--pca: expected images", "use 0")
