@@ -119,9 +119,6 @@ class Watch:
         suspicious_limit: the same once something else is wrong.
     """
 
-    # How the run goes on once a rank is gone; whoever trains knows.
-    advice: staticmethod[[], str] = staticmethod(str)
-
     def __init__(
         self,
         place: Place,
@@ -309,7 +306,7 @@ class Watch:
         self._dead.add(rank)
         peer = self._peers.get(rank)
         where = f" ({peer.where})" if peer else ""
-        text = f"error: rank {rank} of {self.place.ranks}{where} has gone: {how}; {self.advice()}"
+        text = f"error: rank {rank} of {self.place.ranks}{where} has gone: {how}; {_advice()}"
         if rank == 0 and not self._reachable():
             # Nobody can be asked who speaks, so the first of those that were there until now does.
             then = self._contact - self.suspicious_limit
@@ -436,6 +433,8 @@ def is_lost_connection(error: BaseException) -> bool:
 # --- the watch of this process ----------------------------------------------------------------------------------------
 
 _watch: Watch | None = None
+# How the run goes on once a rank is gone; whoever trains knows.
+_advice: Callable[[], str] = str
 
 
 def begin(children: Sequence[subprocess.Popen] = ()) -> None:
@@ -453,7 +452,8 @@ def is_watching() -> bool:
 
 def set_advice(advice: Callable[[], str]) -> None:
     """How the run goes on should a rank be lost; asked for when one is."""
-    Watch.advice = staticmethod(advice)
+    global _advice
+    _advice = advice
 
 
 def tell(name: str, value: Any) -> None:
