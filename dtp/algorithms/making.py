@@ -39,7 +39,7 @@ class RuleType(ABCMeta):
         batch: Callable[[Any], tuple[Any, Any]] | None = None,
         input_shape: Sequence[int] | torch.Tensor | None = None,
         **values: Any,
-    ) -> _Rule:
+    ) -> _Rule | Any:  # "or anything": else type checkers ask the constructor below it too
         """A rule for a network.
 
         Args:
