@@ -24,6 +24,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import SGD, Optimizer
 from torchmetrics import Metric
 
+from dtp import compat
 from dtp.algorithms.captured import CapturedBatches
 from dtp.algorithms.making import RuleType
 from dtp.algorithms.metrics import RunningMeans, as_vector
@@ -674,9 +675,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
         ``max_steps``, checkpoints and loggers follow that count. ``step`` above bypasses the wrappers; this is the one
         count instead.
         """
-        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
-        progress.increment_ready()
-        progress.increment_completed()
+        compat.count_step(self.trainer)
 
     def on_train_epoch_end(self) -> None:
         self.check_finite()
@@ -808,8 +807,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
         }
         self.log_dict(scores, logger=self._to_loggers, add_dataloader_idx=False)
         if self.trainer.state.fn != TrainerFn.FITTING:
-            # By Lightning's own count a checkpoint within an epoch is a batch behind.
-            self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
+            compat.log_at(self.trainer, self.global_step)
         if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
             known, names = self.trainer.callback_metrics, [f"{split}/loss{place}" for place in places]
             losses = {name: float(known[name]) for name in names if name in known}

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 
+from dtp.compat import batches_done
 from dtp.contracts import handed_back, require_batch, shown
 from dtp.data.augmentation import Augmentation
 from dtp.data.batches import BatchLoader, ImageBatches, Images
@@ -210,8 +211,7 @@ class ImageData(LightningDataModule):
 
     def _batches_done(self) -> int:
         assert self.trainer is not None
-        total: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
-        return total.processed
+        return batches_done(self.trainer)
 
     def _split(self, train: Part) -> tuple[np.ndarray, tuple[Part, np.ndarray] | None]:
         """Indices of the training images kept, and the validation images with their indices."""

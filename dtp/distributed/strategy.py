@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from lightning.pytorch.overrides.distributed import _sync_module_states
 from lightning.pytorch.strategies import DDPStrategy, StrategyRegistry
 from torch.optim import Optimizer
 
+from dtp.compat import start_from_rank_zero
 from dtp.distributed.averaging import average_gradients
 from dtp.distributed.division import ByImages, ByImagesOncePerBatch, ByLayers, Division
 
@@ -55,7 +55,7 @@ class FeedbackDDPStrategy(DDPStrategy):
     def configure_ddp(self) -> None:
         # All ranks start from rank 0's parameters and buffers; the module itself stays unwrapped.
         assert self.lightning_module is not None
-        _sync_module_states(self.lightning_module)
+        start_from_rank_zero(self.lightning_module)
 
     def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
         """One step on the averaged gradients. Hooks that see gradients before the step (clipping) see the averages."""

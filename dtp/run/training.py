@@ -16,6 +16,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import ProgressBar
 
+from dtp import compat
 from dtp.algorithms import ALGORITHMS
 from dtp.algorithms.base import Algorithm
 from dtp.cli.commands import command_words
@@ -151,9 +152,7 @@ def _train_in(
         enable_progress_bar=isinstance(progress, ProgressBar),
         enable_checkpointing=True,
     )
-    # Where Lightning takes training for one of so many steps, a checkpoint of an epoch's end has it end that epoch once
-    # more, and training with it. For us --max-steps is a limit within epochs like any other.
-    trainer.fit_loop._iteration_based_training = lambda: False
+    compat.train_by_epochs(trainer)
     if stop_request.signum is not None:
         raise Stopped(f"Stopped by {stop_request.name} before training; start it again with --resume auto.")
     try:
