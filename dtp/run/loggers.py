@@ -225,11 +225,12 @@ def make_wandb_logger(run_dir: Path, config: dict[str, Any], name: str) -> Wandb
     let us in. On ranks other than zero a logger that does nothing.
 
     Raises:
-        UserError: the wandb package is missing.
+        UserError: the wandb package is missing, or W&B does not take a name that one of its variables gives.
     """
     try:
         # By name: a folder called wandb in the current one imports too, and holds no such names.
         from wandb import Settings, finish, init, setup, teardown
+        from wandb.errors import UsageError
     except ImportError as error:
         raise UserError("--logger wandb needs a package: pip install wandb, or use --logger csv.") from error
     from lightning.pytorch.loggers import WandbLogger
@@ -245,12 +246,18 @@ def make_wandb_logger(run_dir: Path, config: dict[str, Any], name: str) -> Wandb
     run_id = _wandb_id(run_dir)
 
     def start(mode: WandbMode) -> Any:
-        with _masked_arguments():
-            setup(settings=Settings(silent=True))
-            settings = Settings(silent=True, console="off", init_timeout=INIT_SECONDS)
-            return init(
-                project=project, name=name, dir=str(run_dir), id=run_id, resume="allow", mode=mode, settings=settings
-            )
+        given: dict[str, Any] = {"project": project, "name": name, "dir": str(run_dir), "id": run_id}
+        try:
+            with _masked_arguments():
+                setup(settings=Settings(silent=True))
+                settings = Settings(silent=True, console="off", init_timeout=INIT_SECONDS)
+                return init(**given, resume="allow", mode=mode, settings=settings)
+        except (UsageError, ValueError) as error:
+            if mode == "online":
+                raise
+            # No server has been asked, so it is one of the variables, which W&B reads in either call.
+            said = " ".join(str(error).split())
+            raise UserError(f"--logger wandb: {said}; mend the variable of W&B (WANDB_...) that says so.") from error
 
     # Of an earlier run in this process; init would return that one.
     finish()

@@ -278,6 +278,18 @@ def test_wandb_goes_on_offline_where_nobody_answers(tmp_path, monkeypatch, wandb
     assert "W&B is offline (" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("anew", [False, True])
+@pytest.mark.parametrize("mode", ["offline", "disabled"])
+def test_wandb_variables_that_wandb_does_not_take_are_told_in_a_sentence(tmp_path, monkeypatch, wandb, mode, anew):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    monkeypatch.setenv("WANDB_PROJECT", "a/b")
+    if anew:
+        # W&B then reads its variables before a run is asked for.
+        wandb.teardown()
+    with pytest.raises(UserError, match="--logger wandb: .*a/b"):
+        make_wandb_logger(tmp_path, {}, "run")
+
+
 def test_wandb_variables_name_project_run_and_entity(tmp_path, monkeypatch, wandb):
     for name in ("PROJECT", "NAME", "ENTITY"):
         monkeypatch.setenv(f"WANDB_{name}", f"my-{name.lower()}")
