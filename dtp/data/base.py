@@ -1,6 +1,5 @@
 """The base of all datasets: splits, normalisation, augmentation and loaders."""
 
-import dataclasses
 import os
 from typing import Any, get_args
 
@@ -21,7 +20,7 @@ from dtp.data.split import SplitKind, count_held_out, split_indices
 from dtp.data.statistics import STATISTICS, Statistics, compute_statistics, used_statistics
 from dtp.distributed.shares import evaluation_share, training_share
 from dtp.errors import UserError
-from dtp.fields import require_range
+from dtp.fields import checked
 
 Part = tuple[Images, np.ndarray]
 
@@ -60,8 +59,7 @@ class ImageData(LightningDataModule):
 
     def __init__(self, options: DataOptions, seed: int = 0):
         super().__init__()
-        _check(options)
-        self.options = options
+        self.options = _checked_options(options)
         self.seed = seed
         self.data_dir = data_folder(options.data_dir)
         self._parts: dict[str, ImageBatches | None] = {}
@@ -298,9 +296,9 @@ class ImageData(LightningDataModule):
             )
 
 
-def _check(options: DataOptions) -> None:
-    for field in dataclasses.fields(options):
-        require_range(type(options), field.name, getattr(options, field.name))
+def _checked_options(options: DataOptions) -> DataOptions:
+    """``options`` as :func:`dtp.fields.checked`, and those that must fit each other."""
+    options = checked(options)
     # Each is a process with a copy of what this one has imported.
     most = max(16, 4 * (os.cpu_count() or 1))
     if options.num_workers > most:
@@ -309,3 +307,4 @@ def _check(options: DataOptions) -> None:
         )
     if options.pca_scale != "kept" and not options.pca:
         raise UserError("--pca-scale: expected --pca with a number of components as well, found none; add it.")
+    return options

@@ -122,7 +122,16 @@ def test_loaders_use_no_global_generator():
     ("option", "value"), [("batch_size", 0), ("num_workers", -1), ("crop_padding", -1), ("val_size", -5.0)]
 )
 def test_options_out_of_range_are_refused_by_name(option, value):
-    with pytest.raises(UserError, match=f"--{option.replace('_', '-')}.*{value:g}"):
+    with pytest.raises(UserError, match=rf"--{option.replace('_', '-')}.* {value:g}\b"):
+        digits(**{option: value})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("batch_size", "x"), ("batch_size", None), ("batch_size", 2.5), ("normalisation", "x"), ("num_workers", [1])],
+)
+def test_options_of_another_type_are_refused_by_name(option, value):
+    with pytest.raises(UserError, match=f"--{option.replace('_', '-')}: expected"):
         digits(**{option: value})
 
 
