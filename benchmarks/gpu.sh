@@ -7,7 +7,7 @@
 #     ratios       a batch of every engine and of --probes expected against backprop: float32 and TF32, both layouts
 #     profile      where the time of a batch goes
 #     train NAME   a training run to its end, see NAMES below; stopped by its limit, the same command goes on
-#     sweep NAME   a sweep of dtp/sweeps, 12 runs at once; likewise
+#     sweep NAME   a sweep that dtp sweep --help lists, 12 runs at once; likewise
 #     imagenet32   throughput on shapes of ImageNet 32x32, without images
 #     report       all summaries and curves as one small archive
 #

@@ -325,7 +325,8 @@ def require_same_configuration(what: Path, saved: dict[str, Any], config: Config
             why = ", and its learning rate follows a schedule over all of them" if name == "max_epochs" else ""
             raise UserError(
                 f"{what} was made with --{name.replace('_', '-')} {_shown(before)}, not {_shown(now)}{why}; a resumed "
-                "run keeps its configuration: leave the option out, or start a new run with another --run-dir."
+                f"run keeps its configuration: go on with --resume {what} alone, or start a new run with another "
+                "--run-dir."
             )
 
 
