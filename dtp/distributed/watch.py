@@ -176,11 +176,13 @@ class Watch:
         """End all ranks with ``status``. Prints ``text``, unless another rank was first to end them."""
         # Never released: whoever comes second waits here for the end.
         self._ending.acquire()
-        claim = {"rank": self.place.rank, "status": status}
+        claim = {"rank": self.place.rank, "status": status, "gone": sorted(self._dead)}
         verdict = _within(START_LIMIT, lambda: self._claim(claim))
         if verdict is None or verdict == claim:
             say(text)
-        self._exit(status if verdict is None else verdict["status"], heard=verdict is not None)
+        if verdict is not None:
+            self._end_as(verdict)
+        self._exit(status, heard=False)
 
     def end_for_lost_connection(self, text: str) -> NoReturn:
         """End after a connection broke: that is some other rank's end, of which there will be word soon.
@@ -286,13 +288,20 @@ class Watch:
                 if self._lost is not None:
                     self._not_connected(self._lost)
                 continue
-            suspicious = self._suspicious or stop_request.signum is not None
-            limit = self.suspicious_limit if suspicious else self.limit
-            if self._lost is not None or now - self._contact > limit:
-                self._gone(0, "it no longer answers")
-            for rank, peer in list(self._peers.items()):
-                if now - peer.seen > limit:
-                    self._gone(rank, f"no sign of life for {limit:.0f} seconds")
+            if silent := self._silent(now):
+                self._gone(*silent)
+
+    def _silent(self, now: float) -> tuple[int, str] | None:
+        """The rank that has been silent for too long, if any, and what is known of it."""
+        suspicious = self._suspicious or stop_request.signum is not None
+        limit = self.suspicious_limit if suspicious else self.limit
+        if self._lost is not None or now - self._contact > limit:
+            return 0, "it no longer answers"
+        for rank, peer in list(self._peers.items()):
+            # Of the time since the last contact nothing is known: where rank 0 is silent, all others seem so.
+            if self._contact - peer.seen > limit:
+                return rank, f"no sign of life for {limit:.0f} seconds"
+        return None
 
     def _judge_children(self) -> None:
         for rank, child in self.children.items():
@@ -333,7 +342,12 @@ class Watch:
     def _follow(self, verdict: dict[str, Any]) -> None:
         """End because another rank has. Returns if this process is at it already."""
         if verdict["rank"] != self.place.rank and self._ending.acquire(blocking=False):
-            self._exit(verdict["status"])
+            self._end_as(verdict)
+
+    def _end_as(self, verdict: dict[str, Any]) -> NoReturn:
+        # Nobody waits for a rank that is known to be gone.
+        self._dead.update(verdict["gone"])
+        self._exit(verdict["status"])
 
     def _exit(self, status: int, heard: bool = True) -> NoReturn:
         """End this process at once, its main thread wherever it is, but not before the others know."""

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dtp.distributed.watch import SUSPICIOUS_LIMIT, is_lost_connection
+from dtp.distributed.watch import LIMIT, Peer, Place, Watch, is_lost_connection
 from dtp.run.folder import newest_checkpoint
 from tests.runs import rows
 
@@ -177,7 +177,7 @@ def test_all_end_with_the_message_and_status_of_the_rank_that_fails(fault, statu
     command = [*PLAIN, *COMMAND, *TWO, "--run-dir", "run", "--checkpoint-every", "5"]
     ended, output, took = run(place, command, fault)
     assert message in the_error(output)
-    assert ended == status and took < 20
+    assert ended == status and took < LIMIT
     assert output.count("Traceback") == (1 if fault.startswith("bug") else 0), output
 
 
@@ -185,7 +185,7 @@ def test_under_torchrun_all_end_with_the_message_of_the_rank_that_fails(place):
     status, output, took = run(place, [*torchrun(), *COMMAND, *TWO, "--run-dir", "run"], "mistake 1 3")
     assert the_error(output) == "error: A mistake of one rank."
     # torchrun's own status, whatever that of its processes.
-    assert status == 1 and "exitcode: 2" in output and took < 20
+    assert status == 1 and "exitcode: 2" in output and took < LIMIT
 
 
 def test_a_mistake_that_every_rank_finds_is_told_once(place):
@@ -214,7 +214,7 @@ def test_a_rank_with_another_command_or_without_a_file_ends_all(argument, messag
     began = time.monotonic()
     status, output, _ = run(place, [*torchrun(script=script), *COMMAND, *TWO, "--run-dir", "run"])
     assert message in the_error(output)
-    assert status == 1 and time.monotonic() - began < 60
+    assert status == 1 and time.monotonic() - began < 120
 
 
 # --- one rank is killed -----------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def test_a_killed_rank_ends_the_run_which_goes_on_with_the_command_that_is_print
     status, output, took = run(place, command, "kill 1 18")
     error = the_error(output)
     assert "rank 1 of 2" in error and "SIGKILL" in error and "step=00000015.ckpt" in error
-    assert status == 1 and took < 10
+    assert status == 1 and took < LIMIT
     again = shlex.split(error.rpartition("python main.py ")[2])
     status, output, _ = run(place, [*PLAIN, *again])
     assert status == 0 and "goes on from batch 15" in output, output
@@ -237,7 +237,7 @@ def test_ranks_whose_first_is_killed_end_too(place):
     status, output, took = run(place, command, "kill 0 8")
     error = the_error(output)
     assert "rank 0 of 2" in error and "step=00000005.ckpt" in error
-    assert status == -signal.SIGKILL and took < 10
+    assert status == -signal.SIGKILL and took < LIMIT
 
 
 def test_under_torchrun_a_killed_rank_ends_the_run(place):
@@ -245,7 +245,7 @@ def test_under_torchrun_a_killed_rank_ends_the_run(place):
     status, output, took = run(place, command, "kill 1 8")
     error = the_error(output)
     assert "rank 1 of 2" in error and "step=00000005.ckpt" in error and "--resume run" in error
-    assert status == 1 and took < SUSPICIOUS_LIMIT + 15
+    assert status == 1 and took < LIMIT
 
 
 def test_a_run_whose_ranks_are_all_killed_goes_on(place, whole):
@@ -270,7 +270,7 @@ def test_a_full_disk_ends_all_ranks_and_spoils_no_checkpoint(place, whole):
     status, output, took = run(place, command, "full 0 13")
     error = the_error(output)
     assert "step=00000015.ckpt: the checkpoint cannot be written" in error and "step=00000010.ckpt" in error
-    assert status == 2 and took < 20
+    assert status == 2 and took < LIMIT
     names = {path.name for path in (place / "run" / "checkpoints").iterdir()}
     assert names == {"step=00000005.ckpt", "step=00000010.ckpt"}
     status, output, _ = run(place, command)
@@ -399,12 +399,12 @@ def ends(ranks, limit):
 
 def test_ranks_that_are_all_well_may_take_their_time():
     with three("leave", "leave", "leave") as ranks:
-        assert ends(ranks, 30) == ([0, 0, 0], [])
+        assert ends(ranks, 60) == ([0, 0, 0], [])
 
 
 def test_of_two_ranks_that_fail_at_once_one_speaks_and_all_end_with_its_status():
     with three("wait", "fail", "fail") as ranks:
-        statuses, said = ends(ranks, 15)
+        statuses, said = ends(ranks, 40)
     assert len(said) == 1 and statuses == [40 + int(re.match(r"rank (\d) failed", said[0])[1])] * 3
 
 
@@ -413,9 +413,21 @@ def test_a_rank_that_keeps_its_connections_but_is_silent_counts_as_gone(silent):
     """As where a machine is cut off, and where a collective of NCCL would wait: nothing breaks, no error is raised."""
     with three("wait", "wait", "wait") as ranks:
         ranks[silent].send_signal(signal.SIGSTOP)
-        statuses, said = ends([process for process in ranks if process is not ranks[silent]], 20)
+        statuses, said = ends([process for process in ranks if process is not ranks[silent]], 40)
     assert statuses == [1, 1] and len(said) == 1
     assert f"rank {silent} of 3" in said[0] and "has gone" in said[0]
+
+
+def test_without_contact_to_rank_zero_no_other_rank_counts_as_silent():
+    """Of those that are well the last sign is always a little older than the last contact."""
+    watch = Watch(Place(2, 3, "127.0.0.1", 1, serves=False), limit=30)
+    now = time.monotonic()
+    watch._peers = {1: Peer("5 here 1", seen=now - 30.5), 0: Peer("6 here 0", seen=now - 29.9)}
+    watch._contact = now - 29.9
+    assert watch._silent(now) is None
+    assert watch._silent(now + 0.2) == (0, "it no longer answers")
+    watch._contact = now
+    assert watch._silent(now) == (1, "no sign of life for 30 seconds")
 
 
 def test_errors_of_a_lost_connection_are_told_from_others():
