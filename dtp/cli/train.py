@@ -14,6 +14,7 @@ from dtp.cli.commands import look_for_modules_here
 from dtp.distributed import watch
 from dtp.errors import NO_ROOM, UserError, told_by_the_system
 from dtp.run.folder import process_rank
+from dtp.system.memory import importing_torch
 from dtp.system.signals import Interrupted, Stopped, stop_request
 
 
@@ -33,9 +34,11 @@ def _main(argv: list[str]) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         look_for_modules_here()
-        config = parse(argv)
-        # Only now: importing torch takes seconds, and --help and wrong options should not wait for it.
-        from dtp.run.training import train
+        # A class of the user's own imports torch as it is parsed.
+        with importing_torch():
+            config = parse(argv)
+            # Only now: importing torch takes seconds, and --help and wrong options should not wait for it.
+            from dtp.run.training import train
 
         stop_request.starting = False
         train(config, argv)

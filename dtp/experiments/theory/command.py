@@ -17,6 +17,7 @@ from dtp.errors import UserError
 from dtp.experiments.theory.options import STUDIES, Study, StudyOptions
 from dtp.registry import did_you_mean
 from dtp.system.files import write_atomically
+from dtp.system.memory import importing_torch, keep_freed_memory
 
 MEASURED = Path("runs") / "theory"
 
@@ -47,11 +48,12 @@ def _theory(argv: Sequence[str]) -> int:
 
 
 def _measure(study: Study, options: StudyOptions, argv: Sequence[str]) -> dict[str, Any]:
-    from dtp.run.provenance import hardware, versions
-    from dtp.system.memory import keep_freed_memory
+    with importing_torch():
+        from dtp.run.provenance import hardware, versions
 
+        measure = study.load("measure")
     keep_freed_memory()
-    values = study.load("measure")(options)
+    values = measure(options)
     settings = dataclasses.asdict(options)
     if "data_dir" in settings:
         settings["data_dir"] = "DIR"
