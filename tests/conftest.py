@@ -1,5 +1,6 @@
 """What all tests share: determinism, small networks and batches, and no traces left behind."""
 
+import gc
 import os
 import shutil
 import signal
@@ -15,6 +16,11 @@ from dtp.system.signals import STOP_SIGNALS, stop_request
 # that wait for each other on a busy machine would cost far more than they bring.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items):

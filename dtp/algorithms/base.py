@@ -771,8 +771,10 @@ class Algorithm(LightningModule, metaclass=RuleType):
 
     @property
     def _to_loggers(self) -> bool | None:
-        """For ``self.log``: False in ``fit``, where :meth:`report` does it; in ``validate`` and ``test`` Lightning's
-        default, with which it returns the metrics and gives them to loggers where there are any."""
+        """For ``self.log``: False in ``fit``, where :meth:`report` does it, else Lightning's default.
+
+        With that ``validate`` and ``test`` return the metrics and give them to loggers where there are any.
+        """
         return False if self.trainer.state.fn == TrainerFn.FITTING else None
 
     def _scores(self, split: str, loader: int) -> Mapping[str, Metric]:

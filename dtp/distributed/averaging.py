@@ -92,8 +92,7 @@ def average_gradients(parameters: Sequence[Tensor]) -> None:
 
 
 class GradientAverage:
-    """Means over ranks of the gradients of several layers: one collective, however many layers, that may be waited for
-    later.
+    """Means over ranks of the gradients of several layers: one collective, which may be waited for later.
 
     Args:
         parameters: of each layer.

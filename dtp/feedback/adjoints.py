@@ -153,8 +153,10 @@ class FirstUnitsFeedback(FeedbackOperation):
 
 
 class StandardiseAdjoint(FeedbackOperation):
-    """Adjoint of a standardisation with its statistics frozen. Left out where the nonlinearity follows the affine map,
-    as in ``fw-dtp``, whose feedback is standardised itself."""
+    """Adjoint of a standardisation with its statistics frozen.
+
+    Left out where the nonlinearity follows the affine map, as in ``fw-dtp``, whose feedback is standardised itself.
+    """
 
     kind = "standardise"
 

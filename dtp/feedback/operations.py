@@ -503,6 +503,7 @@ def _positions_first(x: Tensor) -> Tensor:
 
 
 def per_channel(values: Tensor, like: Tensor) -> Tensor:
+    """``values`` (C,) in a shape that goes with images ``like`` (B, C, ...)."""
     return values.reshape(1, -1, *(1 for _ in like.shape[2:]))
 
 
@@ -519,6 +520,7 @@ def _plain_forward(module: nn.Module, x: Tensor, given: Any, routing: Routing) -
 
 
 def shape_forward(module: nn.Module, x: Tensor, given: Any, routing: Routing) -> tuple[Tensor, ShapeContext]:
+    """The forward pass of a module whose feedback needs no more than the shape of its input."""
     return module(x), ShapeContext(x.shape[1:])
 
 

@@ -71,8 +71,10 @@ def prepare_state(optimizer: Optimizer, parameters: Sequence[Tensor]) -> None:
 
 
 def is_plain(optimizer: Optimizer, kind: type[Optimizer], groups: bool = False) -> bool:
-    """Whether an optimizer is one of ``kind`` without extras: no hooks, no variant of its step, one group if not
-    ``groups``."""
+    """Whether an optimizer is one of ``kind`` without extras.
+
+    That is: no hooks, no variant of its step, and one group unless ``groups``.
+    """
     group = optimizer.param_groups[0]
     hooked = (
         optimizer._optimizer_step_pre_hooks

@@ -11,8 +11,10 @@ from dtp.models.options import ResNetOptions
 
 
 class ResNet18(Network):
-    """A 3x3 stem, four stages of residual units, global average pooling, a linear layer (He et al. 2016; the small
-    images' form in the code of Ernoult et al.). 11,164,362 parameters for 10 classes without batch normalisation.
+    """A 3x3 stem, four stages of residual units, global average pooling, a linear layer (He et al. 2016).
+
+    The form for small images in the code of Ernoult et al.: 11,164,362 parameters for 10 classes without batch
+    normalisation.
 
     A layer of the learning rule is the stem, each residual unit with the nonlinearity after it, and the last linear
     layer with its pooling; with ``residual_layers="stage"`` a whole stage is one.

@@ -37,8 +37,9 @@ from dtp.system.signals import Stopped, stop_request
 
 
 class Checkpoints(Checkpoint):
-    """Writes ``checkpoints/step=N.ckpt`` (the newest two are kept) and ``checkpoints/best.ckpt`` (validation accuracy,
-    or loss where the task has no accuracy).
+    """Writes ``checkpoints/step=N.ckpt``, of which the newest two are kept, and ``checkpoints/best.ckpt``.
+
+    The best is that with the highest validation accuracy, or the least loss where the task has no accuracy.
 
     A subclass of Lightning's ``Checkpoint`` so that it runs after every other hook at the end of an epoch.
 

@@ -237,6 +237,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def checkpoint_step(path: Path) -> int:
+    """The number of batches after which a checkpoint was written, by its name; -1 if that does not say."""
     match = re.search(r"step=(\d+)", path.name)
     return int(match.group(1)) if match else -1
 
@@ -346,10 +347,12 @@ def write_config(run: Run, config: Config, command: str) -> None:
 
 
 def write_summary(run: Run, summary: dict[str, Any]) -> None:
+    """Write the summary of a run that has ended."""
     _write(run.folder / SUMMARY_FILE, json.dumps(summary, indent=2) + "\n")
 
 
 def write_weights(run: Run, content: bytes) -> None:
+    """Write the trained weights, a safetensors file as bytes."""
     _write(run.folder / WEIGHTS_FILE, content)
 
 

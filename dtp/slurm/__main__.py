@@ -29,6 +29,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The command's options, for it and for shell completion."""
     parser = _Parser(
         prog=command_line("slurm"),
         description="Print a script for a SLURM cluster, to be changed and given to sbatch; or submit it as it is.",

@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The command's options, for it and for shell completion."""
     parser = _Parser(
         prog=command_line("report"),
         description="One page about many runs: accuracies over seeds beside those of the papers, time relative to "

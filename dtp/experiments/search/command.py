@@ -51,6 +51,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The command's options, for it and for shell completion."""
     parser = _Parser(
         prog=command_line("search"),
         description="Search for hyper-parameters: many short runs with values drawn from the domain of a rule, judged "

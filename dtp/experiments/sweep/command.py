@@ -32,6 +32,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The command's options, for it and for shell completion."""
     parser = _Parser(
         prog=command_line("sweep"),
         description="Run a sweep: what has not finished, several runs at once; then draw it. The same command goes on.",

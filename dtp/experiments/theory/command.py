@@ -145,6 +145,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """The command's options, for it and for shell completion."""
     parser = _Parser(
         prog=command_line("theory"),
         description="Measure what a paper proves or shows on small networks, and draw it: NAME.json and NAME.png.",

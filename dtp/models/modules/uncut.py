@@ -6,8 +6,9 @@ from torch import Tensor, nn
 
 
 class Uncut(nn.Module):
-    """``module`` as it is: (B, *in) to (B, *out). Errors of ``fa`` and its kin go through it; targets of rules with
-    feedback layers do not.
+    """``module`` as it is: (B, *in) to (B, *out).
+
+    Errors of ``fa`` and its kin go through it; targets of rules with feedback layers do not.
 
     Args:
         module: of the user's model.
