@@ -4,18 +4,33 @@ import gc
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from dtp.models import MLP, LeNet, Network
 from dtp.models.options import LeNetOptions, MLPOptions
 from dtp.system.signals import STOP_SIGNALS, stop_request
+from tests.preloaded import children
 
 # For this process, and for the processes that tests start: the tensors of the tests are small, and threads
 # that wait for each other on a busy machine would cost far more than they bring.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    # Workers take tests from each other, so that none ends long after the rest.
+    if config.getoption("dist", "no") == "load":
+        config.option.dist = "worksteal"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """One more than cores, for some tests wait: for SLURM, or for silence that lasts."""
+    return len(os.sched_getaffinity(0)) + 1
 
 
 def pytest_collection_finish():
@@ -49,6 +64,29 @@ def isolation(monkeypatch):
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """Runs in this process leave an empty picture, for drawing is three quarters of a short run's time.
+
+    Those of tests marked ``drawn`` draw, and so do all processes.
+    """
+    if request.node.get_closest_marker("drawn") is None:
+        for place in ("callback.draw_metrics", "images.save_figure"):
+            monkeypatch.setattr(f"dtp.diagnostics.{place}", _draw_nothing)
+
+
+def _draw_nothing(_, figure: Path) -> bool:
+    Image.new("L", (1, 1)).save(figure)
+    return True
+
+
+@pytest.fixture
+def preloaded():
+    """Other Pythons that the test starts have torch, Lightning and dtp imported already."""
+    with children():
+        yield
 
 
 @pytest.fixture

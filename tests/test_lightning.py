@@ -182,6 +182,7 @@ def test_without_a_logger_nothing_is_given_to_one(tmp_path):
 
 
 @row("several loaders in `validate` and `test`")
+@pytest.mark.filterwarnings("ignore:Found 4 module")
 def test_several_loaders_have_metrics_of_their_own(tmp_path):
     module, (x, _) = rule(), images()
     wrong = (module(x).argmax(1) + 1) % 5
@@ -593,6 +594,7 @@ def test_shorter_training(settings, batches, cls, tmp_path):
 
 
 @row("`barebones`")
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")
 def test_barebones(tmp_path):
     nothing = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"))
     module, plain = rule(), rule()

@@ -15,6 +15,8 @@ from dtp.models import MLP, Network
 from dtp.models.options import MLPOptions
 from dtp.run.loggers import MetricsCSV
 
+pytestmark = pytest.mark.drawn
+
 BATCHES = 3
 
 

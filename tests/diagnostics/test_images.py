@@ -10,6 +10,8 @@ from dtp.diagnostics.images import draw_filters, draw_reconstructions, draw_rows
 from dtp.models import MLP, LeNet, LocallyConnected
 from dtp.models.options import LeNetOptions, LocallyConnectedOptions, MLPOptions
 
+pytestmark = pytest.mark.drawn
+
 # Side of a pixel of 12 images of 8x8 with a gap of 1, and where the picture begins.
 SIDE, LEFT, TOP = 7, 12, 40
 

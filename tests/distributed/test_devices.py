@@ -63,6 +63,7 @@ def test_what_does_not_add_up_is_refused(launched, environ):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("preloaded")
 def test_torchrun_needs_no_numbers(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "dtp"]
     environ = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]])}

@@ -17,11 +17,13 @@ import torch
 
 from dtp.distributed.watch import LIMIT, Peer, Place, Watch, is_lost_connection
 from dtp.run.folder import newest_checkpoint
+from tests.preloaded import children
 from tests.runs import rows
 
 ROOT = Path(__file__).parent.parent.parent
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.usefixtures("preloaded"),
     pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores"),
     pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for the processes that are left in /proc"),
 ]
@@ -80,13 +82,17 @@ def place(tmp_path):
     return tmp_path
 
 
-def run(place, command, fault="none 0 0", limit=150):
-    """Run ``command`` in ``place`` to its end; returns its status and output. Leaves no process behind."""
+def run(place, command, fault="none 0 0", limit=150, new=False):
+    """Run ``command`` in ``place`` to its end; returns its status and output. Leaves no process behind.
+
+    ``new``: start Python as users do, for all that happens before torch is imported.
+    """
     for path in place.glob("process-*"):
         path.unlink()
     with (place / "output").open("w+") as output:
         process = subprocess.Popen(
             command,
+            executable=command[0] if new else None,
             cwd=place,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -148,7 +154,8 @@ def whole(tmp_path_factory):
     """A run of two ranks that nothing happens to."""
     place = tmp_path_factory.mktemp("whole")
     (place / "faulty.py").write_text(RULE)
-    status, output, _ = run(place, [*PLAIN, *COMMAND, *TWO, "--run-dir", "run"])
+    with children():
+        status, output, _ = run(place, [*PLAIN, *COMMAND, *TWO, "--run-dir", "run"])
     assert status == 0, output
     return place / "run"
 
@@ -234,7 +241,7 @@ def test_a_killed_rank_ends_the_run_which_goes_on_with_the_command_that_is_print
 
 def test_ranks_whose_first_is_killed_end_too(place):
     command = [*PLAIN, *COMMAND, *TWO, "--run-dir", "run", "--checkpoint-every", "5"]
-    status, output, took = run(place, command, "kill 0 8")
+    status, output, took = run(place, command, "kill 0 8", new=True)
     error = the_error(output)
     assert "rank 0 of 2" in error and "step=00000005.ckpt" in error
     assert status == -signal.SIGKILL and took < LIMIT
@@ -305,9 +312,10 @@ def whole_by_layers(tmp_path_factory):
     place = tmp_path_factory.mktemp("by-layers")
     (place / "faulty.py").write_text(RULE)
     command = [*PLAIN, *COMMAND, "--run-dir", "run", "--resume", "auto"]
-    assert run(place, [*command, "--max-steps", "13"])[0] == 0
-    shutil.copytree(place / "run", place / "part")
-    assert run(place, command)[0] == 0
+    with children():
+        assert run(place, [*command, "--max-steps", "13"])[0] == 0
+        shutil.copytree(place / "run", place / "part")
+        assert run(place, command)[0] == 0
     return place
 
 

@@ -20,6 +20,7 @@ def test_a_batch_that_devices_cannot_share_is_refused_before_there_is_a_folder(h
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("preloaded")
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
 def test_two_processes_train_and_stay_identical(tmp_path):
     """A user's rule that compares the ranks' weights after every batch, under the plain command with --devices 2."""

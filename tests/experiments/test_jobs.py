@@ -15,7 +15,7 @@ from dtp.experiments.jobs import FAILURE_FILE, Job, run_jobs, visible_gpus
 from dtp.system.locks import try_lock
 from tests.runs import ROOT, contents
 
-pytestmark = pytest.mark.usefixtures("here")
+pytestmark = pytest.mark.usefixtures("preloaded", "here")
 
 SMALL = {"algo": "bp", "data": "digits", "widths": [8], "max_epochs": 1, "diagnostics_every": 0}
 

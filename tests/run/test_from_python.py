@@ -179,6 +179,7 @@ def test_notebooks_have_one_device(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("preloaded")
 def test_a_script_trains_on_several_devices_once(tmp_path):
     (tmp_path / "script.py").write_text(
         "import dtp\n"

@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader
 
 from dtp.run.progress import EpochLines, ProgressBar, progress_callback
 
+# The toy trains nothing.
+pytestmark = pytest.mark.filterwarnings("ignore:`LightningModule.configure_optimizers` returned")
 BATCHES = 12
 
 

@@ -260,6 +260,7 @@ def whole_slow_run(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("preloaded")
 @pytest.mark.parametrize(
     "signum, status", [(signal.SIGKILL, -9), (signal.SIGTERM, 75), (signal.SIGINT, 130), (signal.SIGHUP, 75)]
 )

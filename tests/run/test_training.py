@@ -400,6 +400,7 @@ def test_ctrl_c_outside_training_and_a_second_one_within_end_with_130(tmp_path, 
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("preloaded")
 def test_a_second_process_in_the_same_folder_is_refused(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "run"
     refused = []

@@ -18,7 +18,7 @@ from dtp.experiments.search.command import main
 from dtp.experiments.search.study import read_study
 from tests.runs import ROOT, contents
 
-pytestmark = pytest.mark.usefixtures("here")
+pytestmark = pytest.mark.usefixtures("preloaded", "here")
 
 SMALL = "--algo bp --data digits --widths 8 --max-epochs 1 --limit-train-batches 4 --diagnostics-every 0".split()
 SEARCH = [*SMALL, "--study", "study"]
@@ -34,9 +34,11 @@ def fails(capsys, words, *expected):
         assert text in error
 
 
-def begin(*words):
+def begin(*words, new=False):
+    """``new``: as users do, with its command line where the system tells it."""
     return subprocess.Popen(
         [sys.executable, "-m", "dtp", "search", *words],
+        executable=sys.executable if new else None,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -138,20 +140,20 @@ def checkpoints():
 
 @pytest.mark.slow
 def test_a_search_that_is_killed_goes_on_where_its_trial_was():
-    search = second = third = begin(*LONG)
+    search = second = third = begin(*LONG, new=True)
     try:
         wait_for(checkpoints, search)
         search.kill()
         search.wait(30)
         # The trial lives on by itself, and nobody else begins it.
         (trial,) = trainers("study/trial-0000")
-        second = begin(*LONG)
+        second = begin(*LONG, new=True)
         said = second.communicate(timeout=120)[0]
         assert second.returncode == 0 and "trial-0000 is run elsewhere" in said and "1 of 1 trials are run" in said
         assert trainers("study/trial-0000") == [trial]
         os.kill(trial, signal.SIGKILL)
         wait_for(lambda: not trainers("study/trial-0000"))
-        third = begin(*LONG)
+        third = begin(*LONG, new=True)
         wait_for(lambda: "goes on from batch" in Path("study/trial-0000.log").read_text(), third)
         third.send_signal(signal.SIGTERM)
         said = third.communicate(timeout=120)[0]
@@ -215,7 +217,14 @@ def test_help_needs_neither_torch_nor_optuna():
         "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
         "assert not {'torch', 'optuna', 'matplotlib'} & set(sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        executable=sys.executable,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert done.returncode == 0 and "--sampler" in done.stdout, done.stderr
 
 

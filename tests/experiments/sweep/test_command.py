@@ -15,7 +15,7 @@ from dtp.run.folder import checkpoint_step, newest_checkpoint
 from tests.experiments.sweep.helpers import made_up, sweep_file
 from tests.runs import ROOT
 
-pytestmark = pytest.mark.usefixtures("here")
+pytestmark = pytest.mark.usefixtures("preloaded", "here")
 
 QUICK = """
 base: {algo: bp, data: digits, widths: [8], max_epochs: 1, lr_schedule: constant, diagnostics_every: 0}
@@ -147,6 +147,7 @@ def test_the_manual_loads_no_torch():
     code = "import sys, dtp.experiments.sweep.command as it\ntry: it.main(['--help'])\nexcept SystemExit: pass\n"
     done = subprocess.run(
         [sys.executable, "-c", code + "assert 'torch' not in sys.modules and 'matplotlib' not in sys.modules"],
+        executable=sys.executable,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
