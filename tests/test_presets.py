@@ -72,8 +72,7 @@ def build(preset):
         shape = (3, 28, 28) if config.run.data == "imagefolder" else shape
         x, y = torch.randn(4, *shape), torch.randint(classes, (4,))
     task = make_task(config, data) if config.run.data in TRAINING_IMAGES else Classification(classes)
-    network = MODELS.resolve(config.run.model).load()(model, shape, task.outputs)
-    network.task = task
+    network = MODELS.resolve(config.run.model).load().for_task(model, shape, task)
     rule = ALGORITHMS.resolve(config.run.algo).load()(network, options, seed=0)
     if config.run.precision == "64":
         rule, x = rule.double(), x.double()

@@ -19,6 +19,7 @@ def loaded_by(module: str) -> set[str]:
         ("dtp.data.small", {"dtp.algorithms", "dtp.feedback", "dtp.cli", "dtp.run", "dtp.experiments"}),
         ("dtp.feedback", {"dtp.algorithms", "dtp.data", "dtp.cli", "dtp.run", "dtp.experiments", "lightning"}),
         ("dtp.models.vgg", {"dtp.algorithms", "dtp.data", "dtp.cli", "dtp.run", "dtp.experiments", "lightning"}),
+        ("dtp.tasks", {"dtp.models", "dtp.algorithms", "dtp.feedback", "dtp.data", "dtp.cli", "dtp.run", "lightning"}),
         ("dtp.cli.arguments", {"torch", "lightning", "dtp.experiments"}),
         ("dtp.experiments.jobs", {"torch", "lightning"}),
     ],

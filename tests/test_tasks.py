@@ -1,4 +1,4 @@
-"""Tasks: what outputs are compared with, how runs of other tasks train, are judged, chosen and continued."""
+"""Runs of other tasks than classification: how they train, are judged, chosen and continued."""
 
 import json
 import shutil
@@ -6,14 +6,11 @@ import shutil
 import pytest
 import torch
 import yaml
-from sklearn.metrics import normalized_mutual_info_score
-from torch.nn.functional import binary_cross_entropy, cross_entropy, one_hot
 
 from dtp.algorithms import ALGORITHMS
 from dtp.cli.arguments import parse
 from dtp.cli.train import main
 from dtp.run.training import build
-from dtp.tasks import NMI, Autoencoder, Classification, Clustering, Purity
 from tests.runs import SHORT, contents, fails, rows
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -21,61 +18,6 @@ pytestmark = pytest.mark.usefixtures("here")
 # These train networks of their own alone, and are tested with them.
 OWN_NETWORKS = ("gait", "dtp-dae")
 AUTOENCODER = ["--task", "autoencoder", *SHORT]
-
-
-# --- the tasks alone --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_losses_of_classification_are_those_of_torch(reduction):
-    output, y = torch.randn(7, 4, dtype=torch.float64), torch.randint(4, (7,))
-    factor = 7 if reduction == "sum" else 1
-    task, label = Classification(4), one_hot(y, 4).double()
-    found = {kind: task.loss(kind, output, y, reduction) for kind in task.losses}
-    torch.testing.assert_close(found["cross-entropy"], factor * cross_entropy(output, y))
-    torch.testing.assert_close(found["squared"], factor * 0.5 * (output - label).square().sum(1).mean())
-    expected = binary_cross_entropy(output.sigmoid(), label, reduction="sum") / 7
-    torch.testing.assert_close(found["binary-cross-entropy"], factor * expected)
-
-
-def test_an_autoencoder_is_asked_for_the_pixels_before_normalisation():
-    pixels = torch.rand(3, 2, 4, 4)
-    mean, std = (0.2, 0.6), (0.5, 0.1)
-    x = (pixels - torch.tensor(mean).view(-1, 1, 1)) / torch.tensor(std).view(-1, 1, 1)
-    task = Autoencoder((2, 4, 4), mean, std)
-    goal = task.goal(x, torch.zeros(3))
-    torch.testing.assert_close(goal, pixels.flatten(1))
-    assert task.outputs == 32 and goal.min() >= 0 and goal.max() <= 1
-    output = torch.randn(3, 32)
-    expected = 0.5 * (output.sigmoid() - goal).square().sum(1).mean()
-    torch.testing.assert_close(task.loss("squared", output, goal), expected)
-    torch.testing.assert_close(task.loss("squared", output, goal, "sum"), 3 * expected)
-
-
-def test_clusters_are_trained_without_labels():
-    y = torch.tensor([3, 1])
-    task = Clustering(outputs=5, classes=4)
-    assert not task.goal(torch.zeros(2, 1), y).any()
-    assert torch.equal(task.goal(torch.zeros(2, 1), y, training=False), y)
-
-
-def test_purity_and_mutual_information_are_those_of_their_definitions():
-    output, y = torch.randn(200, 6), torch.randint(3, (200,))
-    output[:, 0] += 2.0 * (y == 0)
-    purity, nmi = Purity(6, 3), NMI(6, 3)
-    for part in (slice(0, 90), slice(90, 200)):
-        purity.update(output[part], y[part])
-        nmi.update(output[part], y[part])
-    clusters = output.argmax(1)
-    most = sum(int(torch.bincount(y[clusters == k]).max()) for k in clusters.unique())
-    assert float(purity.compute()) == pytest.approx(most / 200)
-    assert float(nmi.compute()) == pytest.approx(normalized_mutual_info_score(y, clusters), abs=1e-6)
-
-
-def test_one_cluster_tells_nothing():
-    nmi = NMI(2, 3)
-    nmi.update(torch.tensor([[1.0, 0.0]] * 6), torch.tensor([0, 1, 2, 0, 1, 2]))
-    assert float(nmi.compute()) == pytest.approx(0.0, abs=1e-6)
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------

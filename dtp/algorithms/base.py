@@ -56,7 +56,7 @@ from dtp.models.modules import RandomOperation, Standardise
 from dtp.models.network import Network
 from dtp.models.precision import full_precision
 from dtp.run.loading import DESCRIPTION, described, load_rule
-from dtp.tasks import Classification, OwnLoss, require_loss
+from dtp.tasks import OwnLoss, Task, require_loss
 
 _UNDIVIDED = Division()
 
@@ -110,7 +110,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
         self.options = options if options is not None else self.Options()
         require_loss(self.task, self.options.loss)
         losses = require_losses(network)
-        if losses and self.task.name != "classification":
+        if losses and not self.task.uses_labels:
             raise UserError(
                 f"--task {self.task.name}: {type(network).__name__} is made for classification; use another network."
             )
@@ -281,7 +281,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
         return found
 
     @property
-    def task(self) -> Classification:
+    def task(self) -> Task:
         """What the network is trained to do."""
         return self._own_loss or self.network.task
 

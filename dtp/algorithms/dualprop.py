@@ -135,7 +135,7 @@ class DualProp(LocalLosses):
     @property
     def _closed_form(self) -> bool:
         """Whether the output states minimise the squared loss instead of following its gradient."""
-        return self.options.form == "dyadic" and self.options.loss == "squared" and self.task.name == "classification"
+        return self.options.form == "dyadic" and self.task.has_linear_units(self.options.loss)
 
     def gradient_scale(self, n: int) -> float:
         up, down = self.options.mix * self.options.nudge, (1 - self.options.mix) * self.options.nudge

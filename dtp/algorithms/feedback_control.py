@@ -619,12 +619,9 @@ class StrongDFC(DFCSS):
 
     def error(self, activations: Activations, y: Tensor) -> Error:
         wanted, c = self.task.wanted(y, like=activations.s[-1]), self.options.label_confidence
-        if self.task.name == "classification" and self.task.outputs > 1:
+        if self.task.uses_labels and self.task.outputs > 1:
             wanted = c * wanted + (1 - c) / (self.task.outputs - 1) * (1 - wanted)
-        if self.task.name == "classification" and self.options.loss != "binary-cross-entropy":
-            linear = self.options.loss == "squared"
-            return lambda output: wanted - (output if linear else output.softmax(1))
-        return lambda output: wanted - output.sigmoid()
+        return lambda output: wanted - self.task.units(self.options.loss, output)
 
     def feedback_error(self, activations: Activations, y: Tensor | None) -> Error:
         if y is None:

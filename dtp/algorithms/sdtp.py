@@ -32,7 +32,7 @@ class SDTP(VanillaDTP):
 
     def __init__(self, network: Network, options: SDTPOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
-        if self.task.name == "classification" and self.options.loss != "cross-entropy":
+        if self.task.uses_labels and self.options.loss != "cross-entropy":
             raise UserError(
                 f"--loss {self.options.loss}: expected cross-entropy for classification, for the first target is one "
                 "of probabilities; leave it out."

@@ -144,7 +144,7 @@ class Hebb(SingleLayer):
             bias.div_(lengths)
 
     def _units(self, output: Tensor, y: Tensor) -> Tensor:
-        if self.task.name == "classification":
+        if self.task.uses_labels:
             return self.task.wanted(y, like=output)
         return output.softmax(1) if self.options.units == "competing" else output
 
@@ -175,16 +175,12 @@ class Delta(SingleLayer):
             )
 
     def changes(self, x: Tensor, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Seen]:
-        o, wanted = self.options, self.task.wanted(y, like=output)
-        if o.loss == "squared" and self.task.name == "classification":
-            # Linear units, whose slope is 1.
-            error = wanted - output
-        elif o.loss == "cross-entropy":
-            error = wanted - output.softmax(1)
-        else:
-            h = output.sigmoid()
-            with_slope = o.slope == "yes" or (o.slope == "auto" and o.loss == "squared")
-            error = (wanted - h) * (h * (1 - h) if with_slope else 1)
+        o, h = self.options, self.task.units(self.options.loss, output)
+        error = self.task.wanted(y, like=output) - h
+        # The slope of linear units is 1, and a softmax has none.
+        sigmoids = not self.task.has_linear_units(o.loss) and o.loss != "cross-entropy"
+        if sigmoids and (o.slope == "yes" or (o.slope == "auto" and o.loss == "squared")):
+            error = error * (h * (1 - h))
         return error.t() @ x / len(x), error.mean(0), {}
 
 

@@ -70,7 +70,7 @@ class AlignmentCallback(Callback):
             metrics[f"feedback_angle/layer{n}"] = found.angle
             metrics[f"feedback_distance/layer{n}"] = found.distance
         # Clusters have no labels that backprop could learn from.
-        updates = update_alignment(algorithm, x, y) if algorithm.task.name != "clustering" else {}
+        updates = update_alignment(algorithm, x, y) if algorithm.task.has_training_goals else {}
         for n, found in updates.items():
             metrics[f"update_angle/layer{n}"] = found.angle
             metrics[f"update_distance/layer{n}"] = found.distance

@@ -88,7 +88,7 @@ def first_filters(network: Network) -> Tensor | None:
 
 
 class PicturesCallback(Callback):
-    """At the end of a run whose task is not classification, or whose network is one layer, of the tested weights.
+    """At the end of a run whose task uses no labels, or whose network is one layer, of the tested weights.
 
     ``RUN/reconstructions.png``, for auto-encoders: the first images of the test above what the network makes of them.
     ``RUN/filters.png``: the weights of the first layer as images. Measures nothing and changes nothing.
@@ -117,17 +117,17 @@ class PicturesCallback(Callback):
     def _draw(self, algorithm: Algorithm) -> list[Path]:
         network, task, drawn = algorithm.network, algorithm.task, []
         images = network.input_shape[0] in (1, 3)
-        if task.name == "autoencoder" and images and self._first is not None:
+        if task.outputs_images and images and self._first is not None:
             x, figure = self._first, self.run_dir / self.RECONSTRUCTIONS
             with torch.no_grad(), algorithm.randomness("pictures"):
                 pixels, made = task.goal(x, x, training=False), task.view(full_precision(algorithm(x)))
             pixels, made = (t.unflatten(1, network.input_shape).cpu() for t in (pixels, made))
             draw_reconstructions(pixels, made, figure)
             drawn.append(figure)
-        filters = first_filters(network) if task.name != "classification" or network.depth == 1 else None
+        filters = first_filters(network) if not task.uses_labels or network.depth == 1 else None
         if filters is not None:
             figure = self.run_dir / self.FILTERS
-            prototypes = task.name == "clustering"
+            prototypes = task.weights_are_prototypes
             title = "Prototypes" if prototypes else "Weights of the first layer"
             if len(filters) > 100:
                 title += f" (100 of {len(filters)})"

@@ -34,7 +34,7 @@ def alignment(rule: Algorithm, batch: Any) -> dict[int, Alignment]:
         UserError: no rule, or one that has no labels to compare by (``Competitive``), or the batch is none of its task.
     """
     _require_rule("alignment", rule)
-    if rule.task.name == "clustering":
+    if not rule.task.has_training_goals:
         raise UserError(f"{type(rule).__name__} sorts into clusters without labels, from which backprop could learn.")
     with _mode(rule, training=True):
         return update_alignment(rule, *_on_device(rule, batch, training=True))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from typing import Self
 
 import torch
 from torch import Size, Tensor, nn
@@ -13,7 +15,7 @@ from dtp.errors import UserError
 from dtp.models.modules import LocallyConnected2d, SLReLU
 from dtp.models.options import ModelOptions
 from dtp.models.shapes import NotOneTensor, output_shape
-from dtp.tasks import Classification
+from dtp.tasks import Classification, Task
 
 ACTIVATIONS: dict[str, Callable[[float], nn.Module]] = {
     "elu": lambda slope: nn.ELU(),
@@ -35,6 +37,7 @@ class Network(nn.Module):
         options: the dataclass named by ``Options``.
         input_shape: (C, H, W) of one image.
         num_classes: number of outputs: classes, or pixels of an auto-encoder, or clusters.
+        task: what the outputs are for; left out, classification.
 
     Raises:
         UserError: the images are too small for the network, or an option is out of range.
@@ -45,15 +48,16 @@ class Network(nn.Module):
     # Losses (--loss) that its outputs are made for; empty for all.
     losses: Sequence[str] = ()
 
-    def __init__(self, options: ModelOptions, input_shape: Sequence[int], num_classes: int):
+    def __init__(
+        self, options: ModelOptions, input_shape: Sequence[int], num_classes: int, *, task: Task | None = None
+    ):
         super().__init__()
         self.options = options
         if not 0 < options.leaky_slope < 1:
             raise UserError(f"--leaky-slope: expected a number above 0 and below 1, found {options.leaky_slope}.")
         self.input_shape = Size(input_shape)
         self.num_classes = num_classes
-        # What the outputs are for; whoever makes a network for another task says so before a rule gets it.
-        self.task = Classification(num_classes)
+        self.task: Task = task or Classification(num_classes)
         self.shapes = [self.input_shape]
         self.layers = nn.ModuleList()
         made = self.make_layers()
@@ -75,6 +79,15 @@ class Network(nn.Module):
                 f"{type(self).__name__} must have weights to train, found none; give it a layer that has, such as "
                 "nn.Linear."
             )
+
+    @classmethod
+    def for_task(cls, options: ModelOptions, input_shape: Sequence[int], task: Task) -> Self:
+        """A network with as many outputs as the task has, whether or not its own constructor takes a task."""
+        if "task" in inspect.signature(cls).parameters:
+            return cls(options, input_shape, task.outputs, task=task)
+        network = cls(options, input_shape, task.outputs)
+        network.task = task
+        return network
 
     def make_layers(self) -> Iterable[nn.Sequential]:
         """Yield the layers in forward order. ``self.shapes[-1]`` is the shape that the next layer receives."""

@@ -18,7 +18,7 @@ from dtp.models import MODELS, Network
 from dtp.registry import Registry
 from dtp.run.checkpoints import checkpoints_of, read_first_whole
 from dtp.run.folder import AS_BEFORE, SUMMARY_FILE, WEIGHTS_FILE, plain
-from dtp.tasks import Autoencoder, Classification, Clustering
+from dtp.tasks import TASKS
 
 if TYPE_CHECKING:
     from dtp.algorithms.base import Algorithm
@@ -150,25 +150,18 @@ def described(rule: Algorithm) -> dict[str, Any]:
 
 
 def _of_network(network: Network) -> dict[str, Any] | None:
-    made_alike = list(inspect.signature(type(network)).parameters) == ["options", "input_shape", "num_classes"]
-    task = _of_task(network.task)
-    if not made_alike or not dataclasses.is_dataclass(network.options) or task is None:
+    parameters = [name for name in inspect.signature(type(network)).parameters if name != "task"]
+    made_alike = parameters == ["options", "input_shape", "num_classes"]
+    known_task = TASKS.get(network.task.name) is type(network.task)
+    if not made_alike or not dataclasses.is_dataclass(network.options) or not known_task:
         return None
     return {
         "model": MODELS.name_of(type(network)),
         "options": _values(network.options),
         "input_shape": list(network.input_shape),
         "outputs": network.num_classes,
-        "task": task,
+        "task": network.task.saved(),
     }
-
-
-def _of_task(task: Classification) -> dict[str, Any] | None:
-    if type(task) is Autoencoder:
-        return {"name": task.name, "mean": task.mean.flatten().tolist(), "std": task.std.flatten().tolist()}
-    if type(task) is Clustering:
-        return {"name": task.name, "classes": task.classes}
-    return {"name": task.name} if type(task) is Classification else None
 
 
 def _values(options: Any) -> dict[str, Any]:
@@ -234,18 +227,8 @@ def _described_network(path: Path, found: dict[str, Any], trust: bool) -> Networ
             "earlier version; give network=... with one like it."
         )
     cls = _class(MODELS, path, said["model"], trust)
-    network = cls(_filled(cls.Options, said["options"]), said["input_shape"], said["outputs"])
-    network.task = _task(said)
-    return network
-
-
-def _task(said: dict[str, Any]) -> Classification:
-    task = said["task"]
-    if task["name"] == Autoencoder.name:
-        return Autoencoder(said["input_shape"], task["mean"], task["std"])
-    if task["name"] == Clustering.name:
-        return Clustering(said["outputs"], task["classes"])
-    return Classification(said["outputs"])
+    task = TASKS[said["task"]["name"]].from_saved(said["task"], said["input_shape"], said["outputs"])
+    return cls.for_task(_filled(cls.Options, said["options"]), said["input_shape"], task)
 
 
 def _class(registry: Registry, path: Path, name: str, trust: bool) -> Any:

@@ -59,7 +59,7 @@ from dtp.run.progress import progress_callback
 from dtp.run.provenance import cpu_name, recorded, versions
 from dtp.system.memory import keep_freed_memory
 from dtp.system.signals import Stopped, stop_request
-from dtp.tasks import Autoencoder, Classification, Clustering
+from dtp.tasks import Autoencoder, Classification, Clustering, Task
 
 
 def train(config: Config, argv: Sequence[str]) -> Run:
@@ -241,9 +241,8 @@ def build(config: Config) -> tuple[ImageData, Algorithm]:
     # Reading data may have drawn random numbers, and must not change the first weights.
     pl.seed_everything(config.run.seed, verbose=False)
     task = make_task(config, data)
-    network = MODELS.resolve(config.run.model).load()(config.model, data.input_shape, task.outputs)
+    network = MODELS.resolve(config.run.model).load().for_task(config.model, data.input_shape, task)
     _require_made(network, "layers")
-    network.task = task
     # A run that goes on has all weights from its checkpoint, and the other run may be gone.
     if config.run.init_weights and not goes_on(config):
         take_weights(network, config.run.init_weights)
@@ -266,7 +265,7 @@ def _require_made(part: Any, attribute: str) -> None:
         )
 
 
-def make_task(config: Config, data: ImageData) -> Classification:
+def make_task(config: Config, data: ImageData) -> Task:
     """The task that ``--task`` names, for this data.
 
     Raises:
@@ -366,7 +365,7 @@ def _finish(
 
 def _scores(algorithm: Algorithm, val: dict[str, float], test: dict[str, float]) -> dict[str, float | None]:
     """What the summary says of validation and test, besides the test loss."""
-    first = "accuracy" if algorithm.task.name == "classification" else "loss"
+    first = algorithm.task.selected_by
     tested: Any = algorithm.scores["test"]
     return {
         f"val_{first}": val.get(f"val/{first}"),

@@ -28,9 +28,7 @@ def small_network(name: str, kind: str = "small") -> Network:
     }[usual]()
     # Of a dataset that has no preset for such a network, whose options would mix in.
     config = parse(["--algo", "bp", "--data", "imagefolder", *facts(name).network.split()])
-    network = MODELS.resolve(config.run.model).load()(config.model, shape, task.outputs)
-    network.task = task
-    return network
+    return MODELS.resolve(config.run.model).load().for_task(config.model, shape, task)
 
 
 def make(name: str, network: Network, seed: int = 3, **changes) -> Algorithm:

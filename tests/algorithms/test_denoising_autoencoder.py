@@ -15,9 +15,8 @@ SHAPE, PIXELS = (2, 3, 4), 24
 
 
 def autoencoder(mean=(0.0,), std=(1.0,), **options):
-    network = TiedAutoencoder(TiedAutoencoderOptions(hidden=7, **options), SHAPE, PIXELS).double()
-    network.task = Autoencoder(SHAPE, mean, std)
-    return network
+    task = Autoencoder(SHAPE, mean, std)
+    return TiedAutoencoder.for_task(TiedAutoencoderOptions(hidden=7, **options), SHAPE, task).double()
 
 
 def test_a_batch_is_the_published_update():
@@ -123,7 +122,6 @@ def test_values_out_of_range_are_refused(options, words):
 
 
 def test_other_networks_are_refused():
-    network = MLP(MLPOptions(widths=[7]), SHAPE, PIXELS)
-    network.task = Autoencoder(SHAPE)
+    network = MLP.for_task(MLPOptions(widths=[7]), SHAPE, Autoencoder(SHAPE))
     with pytest.raises(UserError, match="dtp-dae: expected .* one weight matrix, found MLP; use --model tied-auto"):
         make("dtp-dae", network)

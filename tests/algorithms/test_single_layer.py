@@ -22,9 +22,7 @@ PLAIN = {"momentum": 0.0, "weight_decay": 0.0}
 
 def one_layer(task=None, **options):
     task = task or Classification(UNITS)
-    network = MLP(MLPOptions(widths=[], **options), SHAPE, task.outputs).double()
-    network.task = task
-    return network
+    return MLP.for_task(MLPOptions(widths=[], **options), SHAPE, task).double()
 
 
 def clustering(units=UNITS, **options):

@@ -20,9 +20,8 @@ SHAPE, PIXELS = (2, 3, 4), 24
 
 
 def autoencoder(**options):
-    network = TiedAutoencoder(TiedAutoencoderOptions(**{"hidden": 7, **options}), SHAPE, PIXELS).double()
-    network.task = Autoencoder(SHAPE)
-    return network
+    options = TiedAutoencoderOptions(**{"hidden": 7, **options})
+    return TiedAutoencoder.for_task(options, SHAPE, Autoencoder(SHAPE)).double()
 
 
 def test_the_decoder_is_the_transpose_of_the_encoder():

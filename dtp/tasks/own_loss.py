@@ -1,0 +1,53 @@
+"""The task of minimising a function of the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from dtp.errors import UserError
+from dtp.tasks.classification import Classification
+
+
+class OwnLoss(Classification):
+    """Minimise a function of the user's own, of outputs (B, K) and goals as the data has them.
+
+    Args:
+        outputs: K.
+        function: of outputs and goals; the mean over the batch, one number.
+    """
+
+    name = "own loss"
+    selected_by = "loss"
+    # The function alone knows what its goals are, and what it makes of the outputs.
+    uses_labels = False
+
+    def __init__(self, outputs: int, function: Callable[..., Tensor]):
+        super().__init__(outputs)
+        self.function = function
+
+    def require_goals(self, x: Tensor, y: Tensor) -> None:
+        """The function says what it takes."""
+
+    def has_linear_units(self, kind: str) -> bool:
+        return False
+
+    def units(self, kind: str, output: Tensor) -> Tensor:
+        return output.sigmoid()
+
+    def loss(self, kind: str, output: Tensor, goal: Tensor, reduction: str = "mean") -> Tensor:
+        found = self.function(output, goal)
+        if not isinstance(found, Tensor) or found.dim() > 0:
+            raise UserError(
+                "loss: expected a function of outputs and goals that returns the mean over the batch, a tensor of "
+                f"shape (), found {f'the shape {tuple(found.shape)}' if isinstance(found, Tensor) else repr(found)}; "
+                "mend it."
+            )
+        return found * len(output) if reduction == "sum" else found
+
+    def training_scores(self, output: Tensor, goal: Tensor) -> dict[str, Tensor]:
+        return {}
+
+    def scores(self) -> nn.ModuleDict:
+        return nn.ModuleDict()
