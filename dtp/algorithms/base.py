@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import inspect
 import json
 import math
 import time
@@ -12,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn, Self, cast
+from typing import Any, NoReturn, Self, TypeVar, cast
 
 import torch
 from lightning.pytorch import LightningModule
@@ -66,6 +67,28 @@ INPUTS = ("x", "image", "images", "img", "input", "inputs", "pixel_values", "dat
 GOALS = ("y", "label", "labels", "target", "targets")
 
 
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _counted(learn: _Method) -> _Method:
+    """A ``training_batch`` after which the rule has learned from one batch more, whether or not it calls super()'s."""
+
+    @functools.wraps(learn)
+    def counted(self: Algorithm, *args: Any, **kwargs: Any) -> Any:
+        if self._within_batch:
+            return learn(self, *args, **kwargs)
+        self._within_batch = True
+        try:
+            found = learn(self, *args, **kwargs)
+        finally:
+            self._within_batch = False
+        self._batches_alone += 1
+        return found
+
+    cast(Any, counted).counts = True
+    return cast(_Method, counted)
+
+
 class Algorithm(LightningModule, metaclass=RuleType):
     """A learning rule: how a network's weights change on a batch.
 
@@ -96,6 +119,10 @@ class Algorithm(LightningModule, metaclass=RuleType):
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
+        learn = inspect.getattr_static(cls, "training_batch")
+        # One of a class beside the rules, too. What cannot be called as a method is refused elsewhere.
+        if inspect.isfunction(learn) and not hasattr(learn, "counts"):
+            cls.training_batch = _counted(learn)
         if "configure_optimizers" in vars(cls):
             cls.configure_optimizers = _completed(cls.configure_optimizers)
 
@@ -134,8 +161,9 @@ class Algorithm(LightningModule, metaclass=RuleType):
         self._images = 0
         # Ranks, and how many parts of every batch they have.
         self._ranks = self._shares = 1
-        # Without a trainer nobody else counts them.
+        # Without a trainer nobody else counts them (:func:`_counted`).
         self._batches_alone = 0
+        self._within_batch = False
         self._epoch_began = self._last_batch_ended = time.perf_counter()
         self._feedback_before = 0.0
         # Of a checkpoint within an epoch, what was added up in it until then.
@@ -216,6 +244,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
         """
         raise UserError(f"{type(self).__name__} does not say how the forward weights learn; define forward_gradients.")
 
+    @_counted
     def training_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Learn from one batch: one step on :meth:`forward_gradients`.
 
@@ -224,7 +253,6 @@ class Algorithm(LightningModule, metaclass=RuleType):
         """
         logits, gradients = self.checked_gradients(x, y)
         self.step(self.forward_optimizer, self.forward_parameters, gradients)
-        self._batches_alone += 1
         return logits, {}
 
     def checked_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:

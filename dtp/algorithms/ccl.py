@@ -120,7 +120,6 @@ class CCL(LocalLosses):
         weights = [*self.forward_parameters, *self.feedback_parameters]
         found = gradients(self, self.network, losses.values(), weights)
         self.step(self.forward_optimizer, weights, self._centred(found))
-        self._batches_alone += 1
         return logits, {}
 
     def gradient_scale(self, n: int) -> float:

@@ -72,7 +72,6 @@ class Contrastive(Algorithm):
     def training_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         logits, gradients, scalars = self._learned(x, y)
         self.step(self.forward_optimizer, self.forward_parameters, gradients)
-        self._batches_alone += 1
         return logits, scalars
 
     def forward_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:

@@ -417,7 +417,6 @@ class FeedbackControl(TargetPropagation):
             targets = self.targets(activations, y) if targets is None else targets
             self.forward_step(activations, targets, y)
             scalars.update(self.settling(targets))
-        self._batches_alone += 1
         return activations.logits, scalars
 
     def settling(self, found: Controlled) -> dict[str, Tensor]:
@@ -650,7 +649,6 @@ class StrongDFC(DFCSS):
         with no_autocast(activations.s[0]):
             scalars = self._train_feedback(ControlPhase(self, activations, y, targets.correlations))
         self.forward_step(activations, targets, y)
-        self._batches_alone += 1
         return activations.logits, {**scalars, **self.settling(targets)}
 
     def feedback_noise_of(self, controller: Controller, draw: Noise) -> Noise:

@@ -99,7 +99,6 @@ class LocalTargets(LocalLosses):
     def training_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         activations = self.activations(x)
         self.forward_step(activations, self.targets(activations, y), y)
-        self._batches_alone += 1
         return activations.logits, {}
 
     def forward_step(self, activations: Activations, targets: dict[int, Tensor], y: Tensor) -> None:

@@ -72,7 +72,6 @@ class SingleLayer(Algorithm):
         self.step(self.forward_optimizer, self.forward_parameters, gradients)
         with no_autocast(x):
             scalars = self.remember(seen)
-        self._batches_alone += 1
         return output, scalars
 
     def step(self, optimizer: Optimizer | None, parameters: list[Tensor], gradients: list[Tensor]) -> None:

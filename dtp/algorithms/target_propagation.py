@@ -305,7 +305,6 @@ class TargetPropagation(LocalTargets):
                 targets = self.targets(activations, y)
             with self._tracked():
                 self.forward_step(activations, targets, y)
-        self._batches_alone += 1
         return activations.logits, scalars
 
     @contextmanager

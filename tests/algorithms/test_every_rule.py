@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from dtp.algorithms import ALGORITHMS
+from dtp.algorithms import ALGORITHMS, BP
 from dtp.algorithms.base import Algorithm
 from dtp.algorithms.feedback_alignment import WeightMirror
 from dtp.algorithms.local_losses import LocalLosses
@@ -82,6 +82,45 @@ def test_it_trains_one_batch(name, kind):
     assert all(value.dim() == 0 and not value.requires_grad and value.isfinite() for value in scalars.values())
     assert changed(before, network.state_dict()) == set(before)
     assert all(p.grad is None for p in rule.parameters())
+    assert rule.batches_done == 1
+
+
+class Twice:
+    """Learns from each batch twice, and is no rule by itself."""
+
+    def training_batch(self, x, y):
+        super().training_batch(x, y)
+        return super().training_batch(x, y)
+
+
+class TwiceBP(Twice, BP):
+    pass
+
+
+class OwnBatch(BP):
+    def training_batch(self, x, y):
+        if not len(x):
+            raise ValueError("no images")
+        return self.checked_gradients(x, y)[0], {}
+
+
+@pytest.mark.parametrize("rule", [TwiceBP, OwnBatch])
+def test_a_batch_counts_once_whatever_a_rule_of_ones_own_makes_of_it(rule):
+    network = small_network("bp")
+    made = rule(network, rule.Options(), seed=0)
+    made.configure_optimizers()
+    for done in (1, 2):
+        made.training_batch(*make_batch(network))
+        assert made.batches_done == done
+
+
+def test_a_batch_that_failed_does_not_count():
+    network = small_network("bp")
+    rule = OwnBatch(network, OwnBatch.Options(), seed=0)
+    x, y = make_batch(network)
+    with pytest.raises(ValueError):
+        rule.training_batch(x[:0], y[:0])
+    rule.training_batch(x, y)
     assert rule.batches_done == 1
 
 
