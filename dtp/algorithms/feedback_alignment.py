@@ -10,7 +10,7 @@ from dtp.algorithms.base import Algorithm
 from dtp.algorithms.options import FeedbackAlignmentOptions, WeightMirrorOptions
 from dtp.errors import UserError
 from dtp.feedback import is_elementwise, layer_operations
-from dtp.feedback.backward import BackwardMaps, Carried
+from dtp.feedback.backward import AffineOperation, BackwardMaps
 from dtp.feedback.initial import deviation, fans, init_map
 from dtp.feedback.noise import seeded_generator
 from dtp.models.network import Network
@@ -35,8 +35,8 @@ class FA(Algorithm):
     def __init__(self, network: Network, options: FeedbackAlignmentOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
         self.feedback = BackwardMaps(network)
-        for carried in self.feedback.carried:
-            init_map(carried.carrier.weight, *fans(carried.module), self.options.backward_init)
+        for operation in self.feedback.operations:
+            init_map(operation.backward_map.weight, *fans(operation.module), self.options.backward_init)
 
     def forward_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         with self.feedback.in_place(self.backward_weight, self.options.error_clamp):
@@ -48,15 +48,15 @@ class FA(Algorithm):
             gradients = [g.clamp(-clamp, clamp) if id(p) in affine else g for p, g in pairs]
         return logits.detach(), list(gradients)
 
-    def backward_weight(self, carried: Carried) -> Tensor:
-        """B of one operation for this batch, in the shape of its carrier's weight; must change nothing."""
-        return carried.carrier.weight
+    def backward_weight(self, operation: AffineOperation) -> Tensor:
+        """B of one operation for this batch, in the shape of the weight of its backward map; must change nothing."""
+        return operation.backward_map.weight
 
     def feedback_weights(self) -> dict[int, list[tuple[Tensor, Tensor]]]:
         pairs: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        for carried in self.feedback.carried:
-            forward = carried.carrier.transpose_of(carried.module)
-            pairs.setdefault(carried.layer, []).append((self.backward_weight(carried), forward))
+        for operation in self.feedback.operations:
+            forward = operation.backward_map.transpose_of(operation.module)
+            pairs.setdefault(operation.layer, []).append((self.backward_weight(operation), forward))
         return pairs
 
 
@@ -71,9 +71,9 @@ class USF(FA):
     in biotorch.
     """
 
-    def backward_weight(self, carried: Carried) -> Tensor:
-        scale = deviation(*fans(carried.module), self.options.backward_init)
-        return scale * carried.carrier.transpose_of(carried.module).detach().sign()
+    def backward_weight(self, operation: AffineOperation) -> Tensor:
+        scale = deviation(*fans(operation.module), self.options.backward_init)
+        return scale * operation.backward_map.transpose_of(operation.module).detach().sign()
 
 
 class FRSF(FA):
@@ -83,8 +83,10 @@ class FRSF(FA):
     biotorch.
     """
 
-    def backward_weight(self, carried: Carried) -> Tensor:
-        return carried.carrier.weight.abs() * carried.carrier.transpose_of(carried.module).detach().sign()
+    def backward_weight(self, operation: AffineOperation) -> Tensor:
+        return (
+            operation.backward_map.weight.abs() * operation.backward_map.transpose_of(operation.module).detach().sign()
+        )
 
 
 class BRSF(FRSF):
@@ -97,9 +99,9 @@ class BRSF(FRSF):
     """
 
     def training_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        for i, carried in enumerate(self.feedback.carried):
+        for i, operation in enumerate(self.feedback.operations):
             generator = seeded_generator(x.device, self.noise_streams.seed, self.batches_done, i)
-            init_map(carried.carrier.weight, *fans(carried.module), self.options.backward_init, generator)
+            init_map(operation.backward_map.weight, *fans(operation.module), self.options.backward_init, generator)
         return super().training_batch(x, y)
 
 
@@ -140,12 +142,12 @@ class KolenPollack(FA):
         for parameter in parameters:
             if id(parameter) not in biases:
                 parameter.mul_(keep[id(parameter)])
-        trained = [c for c in self.feedback.carried if id(c.module.weight) in keep]
-        before = [carried.carrier.transpose_of(carried.module).clone() for carried in trained]
+        trained = [operation for operation in self.feedback.operations if id(operation.module.weight) in keep]
+        before = [operation.backward_map.transpose_of(operation.module).clone() for operation in trained]
         super().step(optimizer, parameters, gradients)
-        for carried, old in zip(trained, before, strict=True):
-            change = carried.carrier.transpose_of(carried.module) - old
-            carried.carrier.weight.mul_(keep[id(carried.module.weight)]).add_(change)
+        for operation, old in zip(trained, before, strict=True):
+            change = operation.backward_map.transpose_of(operation.module) - old
+            operation.backward_map.weight.mul_(keep[id(operation.module.weight)]).add_(change)
 
 
 class WeightMirror(FA):
@@ -172,29 +174,31 @@ class WeightMirror(FA):
     @torch.no_grad()
     def mirror(self) -> None:
         """One mirror phase: each B_n takes one step towards its estimate of W_n^T."""
-        if not self.feedback.carried:
+        if not self.feedback.operations:
             return
         o = self.options
         weights, gradients = [], []
-        for i, carried in enumerate(self.feedback.carried):
-            like = carried.module.weight
-            xi = self.noise_streams.normal(i, (o.mirror_samples, *carried.in_shape), o.mirror_noise, like, common=True)
-            response = carried.module(xi) - carried.module(torch.zeros_like(xi[:1]))
-            response = self._function_after(carried)(response)
+        for i, operation in enumerate(self.feedback.operations):
+            like = operation.module.weight
+            xi = self.noise_streams.normal(
+                i, (o.mirror_samples, *operation.in_shape), o.mirror_noise, like, common=True
+            )
+            response = operation.module(xi) - operation.module(torch.zeros_like(xi[:1]))
+            response = self._function_after(operation)(response)
             response = response - response.mean(0)
             # A weight that is shared over positions answers in each of them; at the border of a map, in fewer.
             ones = torch.ones_like(response[:1]), torch.ones_like(xi[:1])
-            positions = carried.carrier.weight_gradient(*ones).clamp_(min=1)
-            estimate = carried.carrier.weight_gradient(response, xi)
+            positions = operation.backward_map.weight_gradient(*ones).clamp_(min=1)
+            estimate = operation.backward_map.weight_gradient(response, xi)
             estimate = estimate / ((o.mirror_samples - 1) * o.mirror_noise**2 * positions)
-            weights.append(carried.carrier.weight)
-            gradients.append(carried.carrier.weight - estimate)
+            weights.append(operation.backward_map.weight)
+            gradients.append(operation.backward_map.weight - estimate)
         self.step(self.mirror_optimizer, weights, gradients)
 
-    def _function_after(self, carried: Carried) -> nn.Module:
+    def _function_after(self, operation: AffineOperation) -> nn.Module:
         """The nonlinearity that the operation's output goes to in the network; none after the last layer."""
-        modules = layer_operations(self.network[carried.layer])
-        places = [i for i, module in enumerate(modules) if module is carried.module]
+        modules = layer_operations(self.network[operation.layer])
+        places = [i for i, module in enumerate(modules) if module is operation.module]
         if not places:
             # Within a residual unit.
             return self.network.activation()
@@ -202,7 +206,7 @@ class WeightMirror(FA):
 
     def feedback_optimizer_list(self) -> list[Optimizer]:
         # As a step of plain SGD, which the strategy keeps the same on all devices.
-        weights = [carried.carrier.weight for carried in self.feedback.carried]
+        weights = [operation.backward_map.weight for operation in self.feedback.operations]
         if not weights:
             return []
         self.mirror_optimizer = torch.optim.SGD([{"params": weights, "name": "mirror"}], lr=self.options.mirror_lr)

@@ -19,21 +19,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Carried:
-    """An affine operation that errors go down through.
+class AffineOperation:
+    """An affine operation of a network, and the map that takes errors down past it.
 
     Attributes:
         name: of the operation in the network.
         layer: number n of the layer that it is in.
         module: the forward operation, which has a ``weight``.
-        carrier: the map that carries the error of its output to its input, with weights of its own.
+        backward_map: from the error of its output to that of its input, with weights of its own.
         in_shape: of one sample of its input.
     """
 
     name: str
     layer: int
     module: Any
-    carrier: LinearMap
+    backward_map: LinearMap
     in_shape: Size
 
 
@@ -49,43 +49,48 @@ class BackwardMaps(nn.ModuleDict):
 
     def __init__(self, network: Network):
         super().__init__()
-        self.carried: list[Carried] = []
+        self.operations: list[AffineOperation] = []
         for name, (module, in_shape) in _operations_with_errors(network).items():
-            carrier = _carrier(name, module, in_shape).requires_grad_(False)
-            self[name.replace(".", "_")] = carrier
-            self.carried.append(Carried(name, _layer_number(network, module), module, carrier, in_shape))
+            backward_map = _backward_map(name, module, in_shape).requires_grad_(False)
+            self[name.replace(".", "_")] = backward_map
+            self.operations.append(
+                AffineOperation(name, _layer_number(network, module), module, backward_map, in_shape)
+            )
 
     @contextmanager
-    def in_place(self, weight: Callable[[Carried], Tensor], clamp: float = 0.0) -> Iterator[None]:
-        """Within it, what is backpropagated through the network uses ``weight(carried)`` where W^T would be.
+    def in_place(self, weight: Callable[[AffineOperation], Tensor], clamp: float = 0.0) -> Iterator[None]:
+        """Within it, what is backpropagated through the network uses ``weight(operation)`` where W^T would be.
 
         Every forward weight still gets the gradient of its own operation, for the error that arrives there. The
-        weights, in the shape of the carrier's, are taken when the forward pass reaches the operation. ``clamp`` limits
-        the errors that go down to that absolute value; 0 for no limit.
+        weights, in the shape of the backward map's, are taken when the forward pass reaches the operation. ``clamp``
+        limits the errors that go down to that absolute value; 0 for no limit.
         """
         handles = []
-        for carried in self.carried:
+        for operation in self.operations:
             inputs: list[Tensor] = []
 
             def cut(module, args, inputs=inputs):
                 inputs.append(args[0])
                 return (args[0].detach(), *args[1:])
 
-            def carry(module, args, output, inputs=inputs, carried=carried):
-                x, b = inputs.pop(), weight(carried)
-                if b.shape != carried.carrier.weight.shape:
+            def send_down(module, args, output, inputs=inputs, operation=operation):
+                x, b = inputs.pop(), weight(operation)
+                if b.shape != operation.backward_map.weight.shape:
                     raise UserError(
-                        f"The backward weight of {carried.name} has shape {tuple(b.shape)}; expected "
-                        f"{tuple(carried.carrier.weight.shape)}. Mend the rule's backward_weight."
+                        f"The backward weight of {operation.name} has shape {tuple(b.shape)}; expected "
+                        f"{tuple(operation.backward_map.weight.shape)}. Mend the rule's backward_weight."
                     )
 
                 def down(error: Tensor) -> Tensor:
-                    r = carried.carrier.apply_weight(error, b.to(error.dtype)).to(x.dtype)
+                    r = operation.backward_map.apply_weight(error, b.to(error.dtype)).to(x.dtype)
                     return r.clamp_(-clamp, clamp) if clamp > 0 else r
 
-                return _Carry.apply(output, x, down) if x.requires_grad else output
+                return _SendDown.apply(output, x, down) if x.requires_grad else output
 
-            handles += [carried.module.register_forward_pre_hook(cut), carried.module.register_forward_hook(carry)]
+            handles += [
+                operation.module.register_forward_pre_hook(cut),
+                operation.module.register_forward_hook(send_down),
+            ]
         try:
             yield
         finally:
@@ -93,7 +98,7 @@ class BackwardMaps(nn.ModuleDict):
                 handle.remove()
 
 
-class _Carry(torch.autograd.Function):
+class _SendDown(torch.autograd.Function):
     """The output as it is; backwards its error goes on to the operation, and through ``down`` to the input."""
 
     @staticmethod
@@ -132,14 +137,14 @@ def _operations_with_errors(network: Network) -> dict[str, tuple[nn.Module, Size
     return found
 
 
-def _carrier(name: str, module: nn.Module, in_shape: Size) -> LinearMap:
-    carrier = operation_of(module).make_feedback(module, in_shape, FeedbackSettings())
-    if not isinstance(carrier, LinearMap):
+def _backward_map(name: str, module: nn.Module, in_shape: Size) -> LinearMap:
+    backward_map = operation_of(module).make_feedback(module, in_shape, FeedbackSettings())
+    if not isinstance(backward_map, LinearMap):
         raise UserError(
             f"No backward weights are known for {name}, a {type(module).__name__}; use Linear, Conv2d or a type that "
             "is registered with dtp.feedback.register_feedback and a LinearMap."
         )
-    return carrier
+    return backward_map
 
 
 def _layer_number(network: Network, module: nn.Module) -> int:

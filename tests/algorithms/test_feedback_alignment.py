@@ -162,7 +162,7 @@ class ByHand:
 
 
 def maps_of(rule):
-    return {carried.module: rule.backward_weight(carried).clone() for carried in rule.feedback.carried}
+    return {operation.module: rule.backward_weight(operation).clone() for operation in rule.feedback.operations}
 
 
 @pytest.mark.parametrize("of", NETWORKS)
@@ -205,8 +205,8 @@ def test_errors_that_go_down_and_gradients_of_weights_and_biases_are_clamped(of)
 def test_with_transposed_weights_it_is_backprop_for_every_network(model):
     network = shipped_network(model).double()
     rule = make("fa", network)
-    for carried in rule.feedback.carried:
-        carried.carrier.copy_transpose(carried.module)
+    for operation in rule.feedback.operations:
+        operation.backward_map.copy_transpose(operation.module)
     x, y = make_batch(network)
     gradients = []
     for algorithm in (rule, BP(network)):
@@ -217,7 +217,7 @@ def test_with_transposed_weights_it_is_backprop_for_every_network(model):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
     # All but the operations that see the image itself.
     weights = [name for name, p in network.named_parameters() if p.dim() > 1 and name.endswith("weight")]
-    assert len(rule.feedback.carried) == len(weights) - 1
+    assert len(rule.feedback.operations) == len(weights) - 1
 
 
 def test_maps_have_the_distribution_of_the_first_forward_weights_and_never_change():
@@ -239,7 +239,7 @@ def test_no_error_goes_below_the_lowest_trained_layer():
     network = small_network("fa")
     network[1].requires_grad_(False)
     network[2].requires_grad_(False)
-    assert [carried.layer for carried in make("fa", network).feedback.carried] == [4]
+    assert [operation.layer for operation in make("fa", network).feedback.operations] == [4]
 
 
 @pytest.mark.parametrize("of", ["lenet", "residual"])
@@ -248,10 +248,10 @@ def test_no_error_goes_below_the_lowest_trained_layer():
 def test_sign_rules_have_the_signs_of_the_transposed_weights_and_their_own_magnitudes(name, init, of):
     network = NETWORKS[of]()
     rule = make(name, network, backward_init=init)
-    drawn = {carried.module: carried.carrier.weight.clone() for carried in rule.feedback.carried}
+    drawn = {operation.module: operation.backward_map.weight.clone() for operation in rule.feedback.operations}
     for _ in range(2):
-        for carried in rule.feedback.carried:
-            b, w = rule.backward_weight(carried), carried.module.weight
+        for operation in rule.feedback.operations:
+            b, w = rule.backward_weight(operation), operation.module.weight
             # LinearFeedback holds matrices transposed, convolutions of both directions have one shape of kernel.
             transposed = w.T if w.dim() == 2 else w
             assert b.shape == transposed.shape and torch.equal(b.sign(), transposed.sign())
@@ -260,7 +260,7 @@ def test_sign_rules_have_the_signs_of_the_transposed_weights_and_their_own_magni
                 scale = 1 / math.sqrt(3 * fan_in) if init == "default" else math.sqrt(2 / (fan_in + fan_out))
                 torch.testing.assert_close(b.abs(), torch.full_like(b, scale))
             if name == "frsf":
-                assert torch.equal(b.abs(), drawn[carried.module].abs())
+                assert torch.equal(b.abs(), drawn[operation.module].abs())
         rule.training_batch(*make_batch(network))
 
 
@@ -282,8 +282,8 @@ def test_magnitudes_of_brsf_are_a_function_of_the_seed_and_the_number_of_the_bat
     for a, b in zip(found, found[1:], strict=False):
         assert not any(torch.equal(x, y) for x, y in zip(a, b, strict=True))
     # ... of the right size ...
-    for carried, m in zip(rule.feedback.carried, found[0], strict=True):
-        assert m.max() <= math.sqrt(3) * deviation(*fans(carried.module), "default")
+    for operation, m in zip(rule.feedback.operations, found[0], strict=True):
+        assert m.max() <= math.sqrt(3) * deviation(*fans(operation.module), "default")
     # ... whatever the images and the maps it began with, but not whatever the seed.
     for again, expected in zip(magnitudes(1, 5)[1], found, strict=True):
         assert all(torch.equal(x, y) for x, y in zip(again, expected, strict=True))
@@ -302,8 +302,8 @@ def test_fixed_maps_align_with_nothing_and_signs_do(mlp):
 
 def differences(rule):
     """W^T - B of every operation."""
-    carried = rule.feedback.carried
-    return [(c.carrier.transpose_of(c.module) - c.carrier.weight).detach() for c in carried]
+    maps = [(operation.backward_map, operation.module) for operation in rule.feedback.operations]
+    return [(backward.transpose_of(module) - backward.weight).detach() for backward, module in maps]
 
 
 @pytest.mark.parametrize("of", ["mlp", "lenet", "residual"])
@@ -318,7 +318,8 @@ def test_kolen_pollack_differences_shrink_by_one_minus_rate_times_decay_in_each_
         rate = 0.02 / (1 + step)
         rule.forward_optimizer.param_groups[0]["lr"] = rate
         before = [
-            carried.carrier.transpose_of(carried.module) - carried.carrier.weight for carried in rule.feedback.carried
+            operation.backward_map.transpose_of(operation.module) - operation.backward_map.weight
+            for operation in rule.feedback.operations
         ]
         rule.training_batch(*make_batch(network))
         for difference, old in zip(differences(rule), before, strict=True):
@@ -332,11 +333,12 @@ def test_kolen_pollack_with_rates_for_each_layer(mlp):
     rates = [0.05, 0.04, 0.03, 0.02]
     rule = make("kp", mlp, layer_lr=rates, weight_decay=0.5)
     before = [
-        carried.carrier.transpose_of(carried.module) - carried.carrier.weight for carried in rule.feedback.carried
+        operation.backward_map.transpose_of(operation.module) - operation.backward_map.weight
+        for operation in rule.feedback.operations
     ]
     rule.training_batch(*make_batch(mlp))
-    for carried, difference, old in zip(rule.feedback.carried, differences(rule), before, strict=True):
-        torch.testing.assert_close(difference, (1 - rates[carried.layer - 1] * 0.5) * old, rtol=1e-10, atol=1e-14)
+    for operation, difference, old in zip(rule.feedback.operations, differences(rule), before, strict=True):
+        torch.testing.assert_close(difference, (1 - rates[operation.layer - 1] * 0.5) * old, rtol=1e-10, atol=1e-14)
 
 
 def test_kolen_pollack_forward_step_is_the_optimizers_after_the_decay_of_weights_but_not_of_biases(mlp):
@@ -399,7 +401,7 @@ def test_weight_mirror_follows_a_relu_at_its_mean_slope():
     rule = make("wm", network, mirror_lr=0.02)
     for _ in range(600):
         rule.mirror()
-    relu, linear = (carried.carrier.weight.detach() for carried in rule.feedback.carried)
+    relu, linear = (operation.backward_map.weight.detach() for operation in rule.feedback.operations)
     assert relative(relu, network[2][0].weight.detach().T / 2) < 0.1
     assert relative(linear, network[3].weight.detach().T) < 0.1
 
@@ -425,16 +427,16 @@ def test_weight_mirror_step_is_the_one_of_the_paper(mlp):
     """B <- (1 - lam) B + lam xi y^T / sigma^2 on average over patterns, for a layer without nonlinearity after it."""
     mlp.double()
     rule = make("wm", mlp, mirror_samples=50, mirror_lr=0.3, mirror_noise=0.2)
-    carried = rule.feedback.carried[-1]
-    old, seen = carried.carrier.weight.clone(), {}
+    operation = rule.feedback.operations[-1]
+    old, seen = operation.backward_map.weight.clone(), {}
     original = rule.noise_streams.normal
     rule.noise_streams.normal = lambda i, *rest, **named: seen.setdefault(i, original(i, *rest, **named))
     rule.mirror()
-    xi = seen[len(rule.feedback.carried) - 1]
-    response = xi @ carried.module.weight.T
+    xi = seen[len(rule.feedback.operations) - 1]
+    response = xi @ operation.module.weight.T
     response = response - response.mean(0)
     estimate = sum(torch.outer(a, b) for a, b in zip(xi, response, strict=True)) / 49 / 0.2**2
-    torch.testing.assert_close(carried.carrier.weight.detach(), (0.7 * old + 0.3 * estimate).detach())
+    torch.testing.assert_close(operation.backward_map.weight.detach(), (0.7 * old + 0.3 * estimate).detach())
 
 
 def test_weight_mirror_warms_up_before_the_first_batch_and_then_takes_one_phase_per_batch(mlp, monkeypatch):
@@ -544,8 +546,8 @@ def test_a_layer_that_it_does_not_know_is_named(mlp):
 
 def test_layers_are_numbered_as_in_the_network(lenet):
     rule = make("fa", lenet)
-    assert [carried.layer for carried in rule.feedback.carried] == [2, 3, 4]
-    assert [carried.module for carried in rule.feedback.carried] == [
+    assert [operation.layer for operation in rule.feedback.operations] == [2, 3, 4]
+    assert [operation.module for operation in rule.feedback.operations] == [
         next(m for m in layer_operations(lenet[n]) if list(m.parameters())) for n in (2, 3, 4)
     ]
     assert sorted(rule.feedback_weights()) == [2, 3, 4]

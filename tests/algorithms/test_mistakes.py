@@ -134,8 +134,8 @@ class TooFew(Algorithm):
 class WrongMap(FA):
     """Backward weights of another shape."""
 
-    def backward_weight(self, carried):
-        return carried.carrier.weight[:-1]
+    def backward_weight(self, operation):
+        return operation.backward_map.weight[:-1]
 
 
 @pytest.mark.parametrize(

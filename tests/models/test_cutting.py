@@ -637,8 +637,8 @@ def test_feedback_alignment_with_transposed_weights_is_backprop():
     network = as_network(torchvision_network("squeezenet1_1"), images("squeezenet1_1")).double().eval()
     rule, x, y = FA(network), images("squeezenet1_1").double(), torch.randint(CLASSES, (2,))
     rule.double()
-    for carried in rule.feedback.carried:
-        carried.carrier.copy_transpose(carried.module)
+    for operation in rule.feedback.operations:
+        operation.backward_map.copy_transpose(operation.module)
     for ours, theirs in zip(rule.forward_gradients(x, y)[1], BP(network).forward_gradients(x, y)[1], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
