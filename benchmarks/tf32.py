@@ -48,15 +48,17 @@ class RoundedProducts(TorchDispatchMode):
         return (as_integers >> dropped << dropped).view(torch.float32)
 
 
-class SameNoise:
-    """The same numbers for every number format: drawn in float64, in place of a rule's noise streams."""
+class SameNoise(DTP):
+    """DTP whose noise is the same numbers for every number format: drawn in float64."""
 
-    def __init__(self):
+    def __init__(self, network, options=None, seed=0):
+        super().__init__(network, options, seed)
         self.generators: dict[int, torch.Generator] = {}
 
-    def normal(self, n, shape, scale, like):
+    def draw_noise(self, n, like):
         generator = self.generators.setdefault(n, torch.Generator().manual_seed(n))
-        return (scale * torch.randn(tuple(shape), generator=generator, dtype=torch.float64)).to(like)
+        noise = torch.randn(like.shape, generator=generator, dtype=torch.float64)
+        return (self.noise_scale(n) * noise).to(like)
 
 
 def train(engine: str, bits: int, dtype: torch.dtype, o: argparse.Namespace, trained: bool) -> dict[int, Tensor]:
@@ -70,12 +72,10 @@ def train(engine: str, bits: int, dtype: torch.dtype, o: argparse.Namespace, tra
         feedback_iterations=[20],
         feedback_init="symmetric" if trained else "random",
     )
-    rule = DTP(network, options).to(dtype)
+    rule = SameNoise(network, options).to(dtype)
     rule.configure_optimizers()
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(o.batch_size, 3, 32, 32, generator=generator).to(dtype)
-
-    rule.noise_streams = SameNoise()
     # The clean pass is exact: what is asked is the error of the feedback phase, not that of another set of switches.
     activations = rule.activations(x, gradients=False)
     with RoundedProducts(bits):

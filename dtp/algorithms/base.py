@@ -116,6 +116,10 @@ class Algorithm(LightningModule, metaclass=RuleType):
     learns_any_loss = True
     # Whether the rule has something of the shapes of the network's activations, as feedback layers are.
     made_for_shapes = False
+    # Whether :meth:`training_batch` is under way.
+    _within_batch = False
+    # How the training of feedback weights is divided where no trainer says so.
+    _division_alone = _UNDIVIDED
 
     def __init_subclass__(cls, **settings: Any) -> None:
         super().__init_subclass__(**settings)
@@ -163,7 +167,6 @@ class Algorithm(LightningModule, metaclass=RuleType):
         self._ranks = self._shares = 1
         # Without a trainer nobody else counts them (:func:`_counted`).
         self._batches_alone = 0
-        self._within_batch = False
         self._epoch_began = self._last_batch_ended = time.perf_counter()
         self._feedback_before = 0.0
         # Of a checkpoint within an epoch, what was added up in it until then.
@@ -463,7 +466,13 @@ class Algorithm(LightningModule, metaclass=RuleType):
     @property
     def division(self) -> Division:
         """How the ranks divide the training of feedback weights."""
-        return getattr(self.trainer.strategy, "division", _UNDIVIDED) if self._trainer is not None else _UNDIVIDED
+        if self._trainer is None:
+            return self._division_alone
+        return getattr(self.trainer.strategy, "division", _UNDIVIDED)
+
+    def divide_by(self, division: Division) -> None:
+        """Divide the training of feedback weights in this way without a trainer, whose strategy would say how."""
+        self._division_alone = division
 
     def setup(self, stage: str) -> None:
         """Before anything runs, in every stage.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -337,6 +337,28 @@ class TargetPropagation(LocalTargets):
                 {f"feedback_steps_{n}": torch.as_tensor(k, dtype=torch.float32) for n, k in result.steps.items()}
             )
         return scalars
+
+    def train_feedback_for(
+        self, activations: Activations, iterations: Mapping[int, int], rate_factor: float = 1.0
+    ) -> dict[str, Tensor]:
+        """A :meth:`feedback_phase` of other lengths and rates, for studies of the feedback alone.
+
+        Args:
+            activations: of the batch.
+            iterations: by layer; layers that are left out stay as they are.
+            rate_factor: of the learning rates of all layers, in this phase alone.
+        """
+        usual, groups = self.feedback_iterations, {n: o.param_groups[0] for n, o in self.feedback_optimizers.items()}
+        rates = {n: group["lr"] for n, group in groups.items()}
+        self.feedback_iterations = {n: iterations.get(n, 0) for n in self.trained_feedback}
+        for n, group in groups.items():
+            group["lr"] = rate_factor * self.feedback_lr[n]
+        try:
+            return self.feedback_phase(activations)
+        finally:
+            self.feedback_iterations = usual
+            for n, group in groups.items():
+                group["lr"] = rates[n]
 
     def draw_noise(self, n: int, like: Tensor) -> Tensor:
         """Noise for feedback layer n, (m B, *shape) for ``like`` (B, *shape) and m noise samples."""

@@ -1,5 +1,7 @@
 """Properties of the rules that are made on the template of target propagation, and of its options."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -96,6 +98,24 @@ def test_no_layer_receives_an_input_that_carries_gradients_during_training(name,
     # Lee's first target is a gradient through the output layer, and only there.
     allowed = {network.depth} if getattr(rule.options, "first_target", "output") == "penultimate" else set()
     assert with_gradient <= allowed
+
+
+@pytest.mark.parametrize("engine", ["literal", "auto"])
+def test_a_phase_of_other_lengths_and_rates_is_that_of_a_rule_with_these_options(engine, mlp):
+    usual = {"feedback_iterations": [3], "feedback_lr": [0.02], "engine": engine}
+    rule = make("dtp", mlp, **usual)
+    other = make("dtp", copy.deepcopy(mlp), **{**usual, "feedback_iterations": [0, 5, 2], "feedback_lr": [0.002]})
+    other.load_state_dict(rule.state_dict())
+    x, _ = make_batch(mlp)
+    before = state(rule)
+    rule.train_feedback_for(rule.activations(x, gradients=False), {3: 5, 4: 2}, 0.1)
+    other.feedback_phase(other.activations(x, gradients=False))
+    for value, expected in zip(rule.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(value, expected)
+    learned = changed(before, rule.state_dict())
+    assert learned and all(name.startswith(("feedback.3.", "feedback.4.")) for name in learned)
+    assert rule.feedback_iterations == {2: 3, 3: 3, 4: 3}
+    assert {n: o.param_groups[0]["lr"] for n, o in rule.feedback_optimizers.items()} == dict.fromkeys((2, 3, 4), 0.02)
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -8,10 +8,12 @@ from torch import nn
 from dtp.algorithms import DTP, VanillaDTP
 from dtp.distributed import division
 from dtp.distributed.assignment import Assignment, Team
+from dtp.distributed.division import Division
 from dtp.errors import UserError
 from dtp.feedback import per_sample_dot
 from tests.algorithms.helpers import make, make_trained, small_network, state
 from tests.algorithms.networks import Layers
+from tests.conftest import make_batch
 from tests.distributed.ranks import fit, train_on_ranks
 
 ITERATIONS = [3, 5, 2]
@@ -403,3 +405,19 @@ def test_a_loss_that_is_infinite_on_one_rank_stops_all(tmp_path):
             fit(trainer, rule, _batches(rule.network))
 
     train_on_ranks(train, tmp_path, 2)
+
+
+def test_without_a_trainer_a_rule_is_divided_as_it_is_told():
+    class Counted(Division):
+        phases = 0
+
+        def train(self, phase):
+            self.phases += 1
+            return super().train(phase)
+
+    network = small_network("dtp")
+    rule, told = make_trained("dtp", network), Counted()
+    rule.training_batch(*make_batch(network))
+    rule.divide_by(told)
+    rule.training_batch(*make_batch(network))
+    assert rule.division is told and told.phases == 1

@@ -72,11 +72,8 @@ def advance(
     for first, last, factor in ((begin, min(end, drop), 1.0), (max(begin, drop), end, 0.1)):
         if last <= first:
             continue
-        for n, optimizer in rule.feedback_optimizers.items():
-            optimizer.param_groups[0]["lr"] = factor * rule.feedback_lr[n]
-        trained = rule.trained_feedback if layers is None else set(layers)
-        rule.feedback_iterations = {n: last - first if n in trained else 0 for n in rule.trained_feedback}
-        rule.feedback_phase(activations)
+        trained = rule.trained_feedback if layers is None else layers
+        rule.train_feedback_for(activations, dict.fromkeys(trained, last - first), factor)
 
 
 def marks(iterations: int, points: int) -> list[int]:
