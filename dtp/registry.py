@@ -12,7 +12,7 @@ import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
@@ -31,12 +31,14 @@ class Entry:
         target: ``"module:Class"`` that implements it (imports torch).
         options: ``"module:Dataclass"`` with its command-line options (does not import torch).
         summary: one line for ``--help`` and the README table.
+        preset: values of its presets for small runs, besides those that all share; None: files say all that there is.
     """
 
     name: str
     target: str
     options: str
     summary: str
+    preset: Mapping[str, Any] | None = None
 
     def load(self) -> Any:
         """The class itself. Imports torch."""

@@ -19,7 +19,7 @@ from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
 from dtp.algorithms import ALGORITHMS
-from dtp.cli.config import PRESETS
+from dtp.cli.config import Preset, find_preset, preset_names
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -76,29 +76,20 @@ def _equations(equations: list[dict[str, str]]) -> str:
     return "\n\n".join(lines)
 
 
-def presets(name: str) -> list[Path]:
-    """Files of a rule's presets."""
-    return sorted(path for path in PRESETS.glob("*.yaml") if path.stem.partition("_")[0] == name)
+def presets(name: str) -> list[Preset]:
+    """A rule's presets."""
+    found = [find_preset(preset) for preset in preset_names() if preset.partition("_")[0] == name]
+    return [preset for preset in found if preset]
 
 
 def _commands(name: str) -> str:
-    rows = [f"| `{path.stem}` | {_origin(path)} |" for path in presets(name)]
+    rows = ["| `{}` | {} |".format(preset.name, preset.origin.replace("|", "\\|")) for preset in presets(name)]
     table = "\n".join(["| preset | what it is |", "|---|---|", *rows]) if rows else ""
     text = (
         "## Presets\n\n`dtp train --config NAME` trains with one; "
         f"`dtp train --algo {name} ...` picks the one of its network and data."
     )
     return f"{text}\n\n{table}" if rows else ""
-
-
-def _origin(path: Path) -> str:
-    """The comment at the head of a preset, its first sentence."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.lstrip("# "))
-    return " ".join(lines).replace("|", "\\|")
 
 
 def _cost(name: str) -> str:

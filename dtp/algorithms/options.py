@@ -5,7 +5,7 @@ This is where a rule is registered: :func:`rule` before the dataclass of its opt
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from dtp.fields import Iterations, option
 from dtp.registry import Entry
@@ -15,11 +15,18 @@ RULES: list[Entry] = []
 _Options = TypeVar("_Options", bound=type)
 
 
-def rule(name: str, target: str, summary: str) -> Callable[[_Options], _Options]:
-    """Register the rule ``--algo name``: class ``"module:Class"`` of this package, with the decorated options."""
+def rule(name: str, target: str, summary: str, preset: dict[str, Any] | None = None) -> Callable[[_Options], _Options]:
+    """Register the rule ``--algo name``: class ``"module:Class"`` of this package, with the decorated options.
+
+    Args:
+        preset: values of its presets for small runs (digits and MNIST), besides those that all rules share
+            (``dtp/presets/shared``), picked by validation accuracy in short runs. Left out where files in
+            ``dtp/presets`` say all: for another network, or other values for each of the two.
+    """
 
     def register(options: _Options) -> _Options:
-        RULES.append(Entry(name, f"dtp.algorithms.{target}", f"{__name__}:{options.__name__}", summary))
+        path = f"{__name__}:{options.__name__}"
+        RULES.append(Entry(name, f"dtp.algorithms.{target}", path, summary, preset))
         return options
 
     return register
@@ -212,7 +219,12 @@ class TPOptions(VanillaDTPOptions):
     first_target: Literal["penultimate", "output"] = "output"
 
 
-@rule("sdtp", "sdtp:SDTP", "simplified DTP: no gradient, the label as target (Bartunov et al. 2018)")
+@rule(
+    "sdtp",
+    "sdtp:SDTP",
+    "simplified DTP: no gradient, the label as target (Bartunov et al. 2018)",
+    preset={"activation": "tanh", "lr": 0.003, "noise": [0.1]},
+)
 @dataclass
 class SDTPOptions(VanillaDTPOptions):
     """Simplified difference target propagation (Bartunov et al. 2018): the first target is the label itself."""
@@ -226,7 +238,12 @@ class SDTPOptions(VanillaDTPOptions):
     output_loss: Literal["task"] = "task"
 
 
-@rule("ao-sdtp", "sdtp:AOSDTP", "SDTP with auxiliary outputs (Bartunov et al. 2018)")
+@rule(
+    "ao-sdtp",
+    "sdtp:AOSDTP",
+    "SDTP with auxiliary outputs (Bartunov et al. 2018)",
+    preset={"activation": "tanh", "lr": 0.003, "noise": [0.1]},
+)
 @dataclass
 class AOSDTPOptions(SDTPOptions):
     """SDTP whose output layer has further units, random and never trained, that diversify the targets below."""
@@ -263,7 +280,12 @@ class MeulemansOptions(TargetPropagationOptions):
     local_loss_scale: float = 2.0
 
 
-@rule("drl", "drl:DRL", "DTP with the difference reconstruction loss, DTPDRL (Meulemans et al. 2020)")
+@rule(
+    "drl",
+    "drl:DRL",
+    "DTP with the difference reconstruction loss, DTPDRL (Meulemans et al. 2020)",
+    preset={"activation": "tanh", "lr": 0.003},
+)
 @dataclass
 class DRLOptions(MeulemansOptions):
     """DTP whose feedback layers learn to reconstruct together, along the chain of differences from the output."""
@@ -280,13 +302,23 @@ class DDTPOptions(MeulemansOptions):
     unpool: Literal["add"] = "add"
 
 
-@rule("ddtp-linear", "direct:DDTPLinear", "targets straight from the output by linear maps (Meulemans et al. 2020)")
+@rule(
+    "ddtp-linear",
+    "direct:DDTPLinear",
+    "targets straight from the output by linear maps (Meulemans et al. 2020)",
+    preset={"activation": "tanh", "lr": 0.003},
+)
 @dataclass
 class DDTPLinearOptions(DDTPOptions):
     """Direct DTP: one linear map from the output to each hidden layer, trained with the difference reconstruction."""
 
 
-@rule("ddtp-rhl", "direct:DDTPRHL", "the same through a random hidden layer (Meulemans et al. 2020)")
+@rule(
+    "ddtp-rhl",
+    "direct:DDTPRHL",
+    "the same through a random hidden layer (Meulemans et al. 2020)",
+    preset={"activation": "tanh", "lr": 0.003},
+)
 @dataclass
 class DDTPRHLOptions(DDTPOptions):
     """Direct DTP through one random hidden layer, shared by all maps and never trained."""
@@ -366,9 +398,12 @@ rule("fa", "feedback_alignment:FA", "feedback alignment: fixed random backward w
 rule("usf", "feedback_alignment:USF", "signs of the forward weights, one scale (Moskovitz et al. 2018)")(
     FeedbackAlignmentOptions
 )
-rule("brsf", "feedback_alignment:BRSF", "signs of the forward weights, sizes drawn for each batch (ditto)")(
-    FeedbackAlignmentOptions
-)
+rule(
+    "brsf",
+    "feedback_alignment:BRSF",
+    "signs of the forward weights, sizes drawn for each batch (ditto)",
+    preset={"lr": 0.05},
+)(FeedbackAlignmentOptions)
 rule("frsf", "feedback_alignment:FRSF", "signs of the forward weights, sizes drawn once (ditto)")(
     FeedbackAlignmentOptions
 )

@@ -19,15 +19,14 @@ from simple_parsing.wrappers.field_wrapper import DashVariant
 from dtp.algorithms import ALGORITHMS
 from dtp.cli.commands import command_line, require_words
 from dtp.cli.config import (
-    PRESETS,
     Config,
     RunOptions,
     as_arguments,
     check_run_options,
-    config_path,
+    config_values,
     preset_choices,
-    preset_origin,
-    preset_path,
+    preset_names,
+    preset_of,
     read_yaml,
 )
 from dtp.data import DATA
@@ -78,10 +77,10 @@ def parse(argv: Sequence[str], own_classes: bool = True) -> Config:
             run_folders.append(saved.parent)
             _require_same_names(first, *files[0])
     if first["config"]:
-        path = config_path(first["config"])
-        files.append((f"--config {first['config']}", read_yaml(path)))
-        if path != user_path(first["config"]):
-            run_folders.append(path.parent)
+        values, run_folder = config_values(first["config"])
+        files.append((f"--config {first['config']}", values))
+        if run_folder is not None:
+            run_folders.append(run_folder)
     file_values = {name: value for _, values in files for name, value in values.items()}
     implied = preset_choices(first["config"] or "")
     chosen = {}
@@ -101,10 +100,10 @@ def parse(argv: Sequence[str], own_classes: bool = True) -> Config:
 
     sources: list[tuple[str, list[str]]] = _usual_loss(task, entries["algo"])
     origins = []
-    preset = preset_path(**chosen, task="" if task == usual_task else task)
+    preset = preset_of(**chosen, task="" if task == usual_task else task)
     if preset is not None:
-        sources.append((f"preset {preset.name}", as_arguments(read_yaml(preset), empty=True)))
-        origins.append(f"preset {preset.stem}: {preset_origin(preset)}")
+        sources.append((f"preset {preset.name}", as_arguments(preset.values, empty=True)))
+        origins.append(f"preset {preset.name}: {preset.origin}")
     for name, values in files:
         for key in ("config", "resume", "trust"):
             if values.get(key):
@@ -317,8 +316,7 @@ def _manual(entries: dict[str, Entry], defaults: argparse.Namespace) -> str:
     titles = {"run": "run", "algo": f"rule {algo}", "model": f"network {model}", "data": f"dataset {data}"}
     for flag, cls in _option_classes(entries).items():
         blocks.append(_describe(titles[flag], cls, getattr(defaults, flag), width))
-    presets = ", ".join(sorted(path.stem for path in PRESETS.glob("*.yaml")))
-    blocks.append("presets:\n" + textwrap.indent(_wrap(presets, width - 2), "  "))
+    blocks.append("presets:\n" + textwrap.indent(_wrap(", ".join(preset_names()), width - 2), "  "))
     blocks.append(
         "examples:\n"
         f"  {called}                                            digits, under a minute\n"

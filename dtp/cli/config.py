@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
+from dtp.algorithms import ALGORITHMS
 from dtp.cli.commands import command_line
 from dtp.errors import UserError, user_path
 from dtp.fields import checked, option, require_precision
@@ -17,6 +18,8 @@ from dtp.registry import did_you_mean
 # Of a YAML file. Ours have a few kilobytes.
 MOST_BYTES, MOST_VALUES = 2**20, 100_000
 PRESETS = Path(__file__).parents[1] / "presets"
+# What the small runs of all rules share, by network and dataset.
+SHARED = PRESETS / "shared"
 
 
 @dataclass
@@ -154,38 +157,70 @@ class Config:
         return {**asdict(self.run), **asdict(self.data), **asdict(self.model), **asdict(self.algo)}
 
 
-def preset_path(algo: str, model: str, data: str, task: str = "") -> Path | None:
+@dataclass(frozen=True)
+class Preset:
+    """A shipped preset.
+
+    Attributes:
+        name: what ``--config`` calls it, ``RULE_NETWORK_DATA`` or ``RULE_NETWORK_DATA_VARIANT``.
+        origin: where its values come from: the comment lines at the head of its file.
+        values: of options, by name.
+    """
+
+    name: str
+    origin: str
+    values: dict[str, Any]
+
+
+def find_preset(name: str) -> Preset | None:
+    """The shipped preset of a name, if there is one: its file, or the values that small runs of all rules share,
+    with those that the rule is registered with.
+    """
+    path = PRESETS / f"{name}.yaml"
+    if path.is_file():
+        return Preset(name, comment_of(path), read_yaml(path))
+    rule, _, place = name.partition("_")
+    shared, entry = SHARED / f"{place}.yaml", ALGORITHMS.entries.get(rule)
+    if entry is None or entry.preset is None or not shared.is_file():
+        return None
+    return Preset(name, comment_of(shared), {**read_yaml(shared), **entry.preset})
+
+
+def preset_of(algo: str, model: str, data: str, task: str = "") -> Preset | None:
     """The shipped preset of these three, if there is one; ``task`` where it is not the usual one of the rule."""
-    path = PRESETS / f"{'_'.join(filter(None, (algo, model, data, task)))}.yaml"
-    return path if path.is_file() else None
+    return find_preset("_".join(filter(None, (algo, model, data, task))))
+
+
+def preset_names() -> list[str]:
+    """Names of all shipped presets, in their order."""
+    made = (f"{rule}_{path.stem}" for rule in ALGORITHMS.names() for path in SHARED.glob("*.yaml"))
+    return sorted({path.stem for path in PRESETS.glob("*.yaml")} | {name for name in made if find_preset(name)})
 
 
 def preset_choices(name: str) -> dict[str, str]:
     """The rule, network and dataset that the name of a shipped preset stands for; empty for any other name."""
     stem = name.removesuffix(".yaml")
-    if "/" in name or Path(name).exists() or not (PRESETS / f"{stem}.yaml").is_file():
+    if "/" in name or Path(name).exists() or find_preset(stem) is None:
         return {}
     return dict(zip(("algo", "model", "data"), stem.split("_"), strict=False))
 
 
-def config_path(name: str) -> Path:
-    """The file that ``--config name`` means: a path, or the name of a preset.
+def config_values(name: str) -> tuple[dict[str, Any], Path | None]:
+    """What ``--config name``, a path or the name of a preset, says; and the run folder, where it names one.
 
     Raises:
-        UserError: neither exists.
+        UserError: neither exists, or the file cannot be read.
     """
     path = user_path(name)
     if path.is_dir() and (path / "config.yaml").is_file():
-        # A run folder: its configuration.
-        return path / "config.yaml"
+        return read_yaml(path / "config.yaml"), path
     if path.is_file():
-        return path
-    shipped = PRESETS / f"{name.removesuffix('.yaml')}.yaml"
-    if shipped.is_file():
-        return shipped
-    names = [preset.stem for preset in PRESETS.glob("*.yaml")]
+        return read_yaml(path), None
+    preset = find_preset(name.removesuffix(".yaml"))
+    if preset is not None:
+        return preset.values, None
     raise UserError(
-        f"--config {name}: no such file, nor a preset of that name{did_you_mean(name, names)}; "
+        f"--config {name}: no such file, nor a preset of that name{did_you_mean(name, preset_names())}; "
         f"give the path of a YAML file, or a preset's name ({command_line('train')} --help lists them)."
     )
 
@@ -282,8 +317,8 @@ def _word(value: Any) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
-def preset_origin(path: Path) -> str:
-    """The comment lines at the top of a preset: where its values come from."""
+def comment_of(path: Path) -> str:
+    """The comment lines at the top of a file."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         if not line.startswith("#"):

@@ -14,7 +14,7 @@ import yaml
 
 from dtp.algorithms import ALGORITHMS
 from dtp.cli.arguments import REGISTRIES, parse
-from dtp.cli.config import PRESETS, RunOptions, as_arguments, read_yaml
+from dtp.cli.config import RunOptions, as_arguments, find_preset, preset_names, read_yaml
 from dtp.data import DATA
 from dtp.errors import UserError
 from dtp.experiments.jobs import Job
@@ -112,16 +112,16 @@ def test_help_answers_in_under_three_seconds_and_without_torch():
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
-@pytest.mark.parametrize("preset", sorted(PRESETS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("preset", preset_names())
 def test_every_preset_parses_and_tells_its_origin(preset):
-    algo, model, data, *variant = preset.stem.split("_")
-    config = parse(["--algo", algo, "--model", model, "--data", data, *(["--config", preset.stem] if variant else [])])
-    values = config.as_dict()
-    assert all(values[name] == value for name, value in read_yaml(preset).items())
+    algo, model, data, *variant = preset.split("_")
+    config = parse(["--algo", algo, "--model", model, "--data", data, *(["--config", preset] if variant else [])])
+    values, said = config.as_dict(), find_preset(preset)
+    assert said and all(values[name] == value for name, value in said.values.items())
     if variant:
-        assert f"file {preset.stem}" in config.origins
+        assert f"file {preset}" in config.origins
     else:
-        assert len(config.origins[0]) > len(f"preset {preset.stem}: ")
+        assert len(config.origins[0]) > len(f"preset {preset}: ")
 
 
 def test_a_configuration_survives_being_written_as_arguments():

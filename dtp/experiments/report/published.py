@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from dtp.algorithms import ALGORITHMS
-from dtp.cli.config import PRESETS, read_yaml
+from dtp.cli.config import find_preset
 from dtp.experiments.report.groups import Group, Statistic, dataset, describe_network, model_options, shown
 from dtp.models import MODELS
 
@@ -221,13 +221,12 @@ def _selection(group: Group, theirs: str | None) -> list[str]:
 
 def _values(group: Group, figure: Figure) -> list[str]:
     """Values of the preset that stands for the publication which a group does not have."""
-    path = PRESETS / f"{figure.preset}.yaml"
-    if not figure.preset or not path.is_file():
+    preset = find_preset(figure.preset)
+    if preset is None:
         return ["hyper-parameters of ours, for theirs are not known to us"]
     usual = dataclasses.asdict(ALGORITHMS.resolve(figure.rule).load_options()())
-    preset = read_yaml(path)
     network = model_options(group.options)
-    wanted = {**usual, **preset}
+    wanted = {**usual, **preset.values}
     differing = [
         f"{name.replace('_', ' ')} {shown(group.options.get(name))} for {shown(value)}"
         for name, value in wanted.items()

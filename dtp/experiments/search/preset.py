@@ -8,7 +8,7 @@ from pathlib import Path
 import yaml
 
 from dtp.cli.arguments import parse
-from dtp.cli.config import as_arguments, config_path, preset_path, read_yaml
+from dtp.cli.config import as_arguments, config_values, preset_of
 from dtp.errors import UserError
 from dtp.experiments.search.study import Settings, Study, Trial
 from dtp.run.folder import MAY_DIFFER, NOT_SAVED, saved_options
@@ -31,12 +31,12 @@ def write_preset(path: Path, study: Study, best: Trial) -> None:
     config = parse(as_arguments(own))
     run = config.run
     names = ["algo", "model", "data"]
-    preset = preset_path(run.algo, run.model, run.data, str(given.get("task", "")))
-    preset = preset or preset_path(run.algo, run.model, run.data)
+    preset = preset_of(run.algo, run.model, run.data, str(given.get("task", "")))
+    preset = preset or preset_of(run.algo, run.model, run.data)
     if preset is not None:
-        names += read_yaml(preset)
+        names += preset.values
     if run.config:
-        names += read_yaml(config_path(run.config))
+        names += config_values(run.config)[0]
     values = saved_options(config)
     names = [name for name in dict.fromkeys([*names, *own]) if name in values and name not in MAY_DIFFER | NOT_SAVED]
     text = yaml.safe_dump({name: values[name] for name in names}, sort_keys=False, default_flow_style=None, width=110)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from dtp.algorithms import ALGORITHMS
-from dtp.cli.config import PRESETS, preset_choices, preset_origin, read_yaml
+from dtp.cli.config import find_preset, preset_choices
 from dtp.data import DATA
 from dtp.experiments.report.groups import studies, with_defaults
 from dtp.experiments.report.published import differences, is_network, matches, nearest, published
@@ -39,10 +39,11 @@ def test_rules_networks_options_and_presets_exist(figure):
     assert 0 < figure.accuracy < 100
     assert set(figure.budget) == {"epochs", "train_images", "batch_size", "selection"}
     if figure.preset:
-        preset = read_yaml(PRESETS / f"{figure.preset}.yaml")
-        named, origin = preset_choices(figure.preset), preset_origin(PRESETS / f"{figure.preset}.yaml")
+        preset = find_preset(figure.preset)
+        assert preset is not None
+        named, origin = preset_choices(figure.preset), preset.origin
         assert (named["algo"], named["model"]) == (figure.rule, figure.model)
-        options = with_defaults({**named, **preset})
+        options = with_defaults({**named, **preset.values})
         # Where --model cannot make theirs, the preset says so of its own.
         assert is_network(figure, options) or figure.network is None and "with another" in origin
         assert all(options[name] == value for name, value in figure.options.items())
@@ -120,7 +121,7 @@ def test_weights_trained_before_are_matched_with_those_alone(tmp_path):
 
 
 def notes_of(folder, *args, preset="bp_mlp_mnist_bartunov", **options):
-    values = {name: value for name, value in read_yaml(PRESETS / f"{preset}.yaml").items() if name != "max_epochs"}
+    values = {name: value for name, value in find_preset(preset).values.items() if name != "max_epochs"}
     group = group_of(folder, *args, **(values | options))
     (match,) = matches(group)
     return list(match.notes)
@@ -176,7 +177,7 @@ def test_class_folders_are_taken_for_cifar10_where_name_and_numbers_say_so(tmp_p
 
 def test_one_value_for_all_layers_is_no_difference(tmp_path):
     preset = "vanilla-dtp_mlp_mnist_lee"
-    noise = read_yaml(PRESETS / f"{preset}.yaml")["noise"]
+    noise = find_preset(preset).values["noise"]
     same = notes_of(tmp_path / "a", "vanilla-dtp", preset=preset, epochs=200, noise=noise * 6)
     other = notes_of(tmp_path / "b", "vanilla-dtp", preset=preset, epochs=200, noise=[*noise * 5, 0.1])
     assert not any("other values" in note for note in same)
