@@ -36,7 +36,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from dtp.algorithms import ALGORITHMS  # noqa: E402
 from dtp.algorithms.feedback_schedule import FeedbackSchedule  # noqa: E402
-from dtp.experiments.search.space import space_path  # noqa: E402
+from dtp.experiments.search.space import domain  # noqa: E402
 
 SHARED = "--batch-size 128 --val-size 5000 --normalisation standard --precision 32"
 MLP = f"--model mlp --widths 256 256 --activation tanh --init xavier --last-hidden-bias true {SHARED}"
@@ -138,8 +138,10 @@ def widened(rule: str, folder: Path) -> Path:
     """The rule's domain, its rates up to 1e-2 where those that Bartunov et al. print end at 3e-4."""
     path = folder / "spaces" / f"{rule}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = space_path("", rule).read_text(encoding="utf-8")
-    path.write_text(text.replace("[1.0e-5, 3.0e-4]", "[1.0e-5, 1.0e-2]"), encoding="utf-8")
+    space = domain("", rule)
+    narrow, wide = {"log-uniform": [1e-5, 3e-4]}, {"log-uniform": [1e-5, 1e-2]}
+    content = {name: wide if value == narrow else value for name, value in space.as_dict().items()}
+    path.write_text(f"# {space.origin}\n{yaml.safe_dump(content, sort_keys=False)}", encoding="utf-8")
     return path
 
 

@@ -96,7 +96,8 @@ def option(
     """A dataclass field with a range. A subclass that gives it another default and no range keeps the range.
 
     Args:
-        more: what else the field's metadata holds.
+        more: what else the field's metadata holds: ``search``, what a search of the rule is to make of the option, as
+            the file of a domain says it: ``{kind: values}``, or the one value of all trials.
     """
     limits = Range(least, above, most, below, unit)
     metadata = more if limits == Range() else {"range": limits, **more}
@@ -195,10 +196,15 @@ def require_range(cls: type, name: str, value: Any) -> None:
 
 def range_of(cls: type, name: str) -> Range | None:
     """The range of an option: its own, or that of the nearest class above which gives one."""
+    return said_of(cls, name, "range")
+
+
+def said_of(cls: type, name: str, what: str) -> Any:
+    """What the metadata of an option says of ``what``: its own, or that of the nearest class above which says it."""
     for base in cls.__mro__:
         field = vars(base).get("__dataclass_fields__", {}).get(name)
-        if field is not None and "range" in field.metadata:
-            return field.metadata["range"]
+        if field is not None and what in field.metadata:
+            return field.metadata[what]
     return None
 
 

@@ -43,6 +43,8 @@ class AlgorithmOptions:
 
     # What the rule can be used for (--task); the first is what --task auto means.
     tasks: ClassVar[tuple[str, ...]] = ("classification", "autoencoder")
+    # Where the domain comes from that the rule's fields give a search (search=), unless a file of spaces/ gives it.
+    search_origin: ClassVar[str] = "Ours: no published domain."
 
     # What the network is to minimise: cross-entropy of the softmax, half the squared distance of the output to the
     # one-hot label, or cross-entropy of a sigmoid for each class. For --task autoencoder half the squared distance of
@@ -269,15 +271,25 @@ class HybridOptions(VanillaDTPOptions):
 class MeulemansOptions(TargetPropagationOptions):
     """What the rules of Meulemans et al. 2020 share."""
 
-    optimizer: OptimizerName = "adam"
-    lr: float = 3e-4
-    weight_decay: float = 0.0
-    lr_schedule: Literal["constant", "cosine", "step"] = "constant"
-    beta: float = 0.1
-    feedback_optimizer: OptimizerName = "adam"
-    feedback_lr: list[float] = field(default_factory=lambda: [1e-3])
-    noise: list[float] = field(default_factory=lambda: [0.08])
-    local_loss_scale: float = 2.0
+    search_origin: ClassVar[str] = (
+        "Ours: no published domain; around the values of Meulemans et al. 2020 that the presets hold."
+    )
+    optimizer: OptimizerName = option("adam", search="adam")
+    lr: float = option(3e-4, search={"log-uniform": [1e-5, 1e-2]})
+    momentum: float = option(0.9, search={"choice": [0.9, 0.99]})
+    beta2: float = option(0.0, search={"choice": [0.9, 0.99, 0.999]})
+    eps: list[float] = option([], search={"log-uniform": [1e-8, 1e-4]})
+    weight_decay: float = option(0.0, search=0.0)
+    lr_schedule: Literal["constant", "cosine", "step"] = option("constant", search="constant")
+    beta: float = option(0.1, search={"log-uniform": [0.01, 0.3]})
+    local_loss_scale: float = option(2.0, search=2.0)
+    feedback_optimizer: OptimizerName = option("adam", search="adam")
+    feedback_lr: list[float] = option([1e-3], search={"log-uniform": [1e-5, 1e-2]})
+    feedback_momentum: float = option(0.9, search={"choice": [0.9, 0.99]})
+    feedback_beta2: float = option(0.0, search={"choice": [0.9, 0.99, 0.999]})
+    feedback_eps: float = option(0.0, search={"log-uniform": [1e-8, 1e-4]})
+    feedback_weight_decay: float = option(0.0, search={"choice": [0.0, 1e-6, 1e-4]})
+    noise: list[float] = option([0.08], search={"log-uniform": [0.01, 0.3]})
 
 
 @rule(
@@ -338,18 +350,25 @@ class DDTPControlOptions(DDTPOptions):
 class FWDTPOptions(TargetOptions):
     """Fixed-weight difference target propagation."""
 
-    lr: float = 0.1
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    lr_schedule: Literal["constant", "cosine", "step"] = "constant"
-    beta: float = 0.04
-    local_loss_scale: float = 2.0
+    search_origin: ClassVar[str] = (
+        "Ours: no published domain; around the example of Shibuya et al. 2023. The scale of the fixed weights reaches "
+        "up to what networks without --standardise need."
+    )
+    optimizer: OptimizerName = option("sgd", search="sgd")
+    lr: float = option(0.1, search={"log-uniform": [0.003, 1.0]})
+    momentum: float = option(0.0, search=0.0)
+    weight_decay: float = option(0.0, search=0.0)
+    lr_schedule: Literal["constant", "cosine", "step"] = option("constant", search="constant")
+    beta: float = option(0.04, search={"log-uniform": [0.01, 0.3]})
+    local_loss_scale: float = option(2.0, search=2.0)
     # Distribution of the fixed feedback weights: uniform from -scale to scale, normal of that deviation, or an
     # orthogonal matrix times it.
-    feedback_distribution: Literal["uniform", "normal", "orthogonal"] = "uniform"
+    feedback_distribution: Literal["uniform", "normal", "orthogonal"] = option(
+        "uniform", search={"choice": ["uniform", "normal", "orthogonal"]}
+    )
     # Scale of that distribution, above 0. The published 1e-3 is for networks with --standardise; in others float32
     # rounds the targets of the lower layers away, and 0.1 to 1 serves.
-    feedback_scale: float = option(1e-3, above=0)
+    feedback_scale: float = option(1e-3, above=0, search={"log-uniform": [1e-3, 1.0]})
     # Standardise each hidden target over the batch, as the code does for networks with --standardise; auto does so
     # for such networks.
     standardise_targets: Literal["auto", "yes", "no"] = "auto"
@@ -360,12 +379,16 @@ class FWDTPOptions(TargetOptions):
 class GAITOptions(TargetOptions):
     """GAIT-prop for networks of invertible layers (--model square); nothing is learned in the feedback."""
 
+    search_origin: ClassVar[str] = (
+        "Ours: no published domain; around the values of Ahmad et al. 2020 and Dalm et al. 2021."
+    )
     loss: Literal["cross-entropy", "squared", "binary-cross-entropy"] = "squared"
-    optimizer: OptimizerName = "adam"
-    lr: float = 1e-4
-    beta2: float = 0.99
-    weight_decay: float = 0.0
-    lr_schedule: Literal["constant", "cosine", "step"] = "constant"
+    optimizer: OptimizerName = option("adam", search="adam")
+    lr: float = option(1e-4, search={"log-uniform": [1e-5, 1e-3]})
+    momentum: float = option(0.9, search=0.9)
+    beta2: float = option(0.99, search={"choice": [0.99, 0.999]})
+    weight_decay: float = option(0.0, search=0.0)
+    lr_schedule: Literal["constant", "cosine", "step"] = option("constant", search="constant")
     beta: float = 1.0
     # Step towards the target in each layer: of the same length for every sample (normalised, Dalm et al.), or a
     # fixed fraction of the way (original, Ahmad et al.), which needs --precision 64 in deep networks.
@@ -375,7 +398,7 @@ class GAITOptions(TargetOptions):
     gait_step: float = option(0.0, least=0)
     # Weight of the penalty on weights that are not orthogonal, 0 or more: it times the sum over i != j of (W^T W)_ij^2
     # of every square layer.
-    orthogonality: float = option(0.1, least=0)
+    orthogonality: float = option(0.1, least=0, search={"log-uniform": [1e-3, 1.0]})
     # What that penalty is on: overlaps alone, as above (Ahmad et al.), or the whole difference to the identity,
     # |W^T W - 1|^2, which holds lengths at 1 too (identity, the code of Dalm et al.).
     orthogonality_form: Literal["overlaps", "identity"] = "overlaps"
@@ -446,15 +469,17 @@ class DFAOptions(TargetOptions):
 class ContrastiveOptions(AlgorithmOptions):
     """Networks that settle with feedback, once freely and once with the label held at the output."""
 
+    search_origin: ClassVar[str] = "Ours: no published domain; around the values of the presets."
+    optimizer: OptimizerName = option("sgd", search="sgd")
     # The phases stand for this loss alone.
     loss: Literal["binary-cross-entropy"] = "binary-cross-entropy"
-    weight_decay: float = 0.0
-    momentum: float = 0.0
-    lr_schedule: Literal["constant", "cosine", "step"] = "constant"
+    weight_decay: float = option(0.0, search=0.0)
+    momentum: float = option(0.0, search={"choice": [0.0, 0.9]})
+    lr_schedule: Literal["constant", "cosine", "step"] = option("constant", search="constant")
     # Gain of the feedback into each hidden layer, above 0; small gains come near to backprop.
-    gain: float = option(0.5, above=0)
+    gain: float = option(0.5, above=0, search={"log-uniform": [0.05, 0.5]})
     # Step of the relaxation of the units, above 0 and up to 1.
-    relaxation: float = option(0.1, above=0, most=1)
+    relaxation: float = option(0.1, above=0, most=1, search={"uniform": [0.1, 0.5]})
     # Most steps of each relaxation, at least 1.
     settling_steps: int = option(100, least=1)
     # Largest change of a unit in a step at which a relaxation is taken as settled, 0 or more.
@@ -469,7 +494,7 @@ class ContrastiveOptions(AlgorithmOptions):
 class CHLOptions(ContrastiveOptions):
     """Contrastive Hebbian learning."""
 
-    lr: float = 0.05
+    lr: float = option(0.05, search={"log-uniform": [0.005, 0.5]})
 
 
 @rule("generec", "contrastive:GeneRec", "generalised recirculation (O'Reilly 1996)")
@@ -477,12 +502,14 @@ class CHLOptions(ContrastiveOptions):
 class GeneRecOptions(ContrastiveOptions):
     """Generalised recirculation."""
 
-    lr: float = 0.1
+    lr: float = option(0.1, search={"log-uniform": [0.005, 0.5]})
     # Feedback weights: the transposes of the forward ones, or fixed random ones of their own.
     feedback_weights: Literal["symmetric", "random"] = "symmetric"
     # Sender of the update: the free activity (plain), the mean of both (midpoint), or that made symmetric over both
     # directions, which equals chl where the feedback is symmetric (symmetrised).
-    generec_form: Literal["plain", "midpoint", "symmetrised"] = "plain"
+    generec_form: Literal["plain", "midpoint", "symmetrised"] = option(
+        "plain", search={"choice": ["plain", "midpoint", "symmetrised"]}
+    )
 
 
 @dataclass
@@ -499,13 +526,15 @@ class SingleLayerOptions(AlgorithmOptions):
 class HebbOptions(SingleLayerOptions):
     """Hebbian learning of one layer."""
 
+    search_origin: ClassVar[str] = "Ours: no published domain; rates over three decades, and both forms of the rule."
     tasks: ClassVar[tuple[str, ...]] = ("classification", "clustering")
-    lr: float = 0.01
+    optimizer: OptimizerName = option("sgd", search="sgd")
+    lr: float = option(0.01, search={"log-uniform": [1e-4, 0.1]})
     # What a weight grows with: the product of its two sides (plain), which may grow without bound, or of their
     # differences from running means (covariance).
-    hebb_form: Literal["plain", "covariance"] = "covariance"
+    hebb_form: Literal["plain", "covariance"] = option("covariance", search={"choice": ["plain", "covariance"]})
     # Weight of each batch in those running means, above 0 and up to 1.
-    mean_rate: float = option(0.01, above=0, most=1)
+    mean_rate: float = option(0.01, above=0, most=1, search={"log-uniform": [1e-3, 0.1]})
     # Bring the weights of each unit, its bias among them, to length 1 after every step.
     normalise_rows: bool = False
     # Units under --task clustering: they share one unit of activity by softmax (competing), or each is its own weighted
@@ -518,8 +547,13 @@ class HebbOptions(SingleLayerOptions):
 class DeltaOptions(SingleLayerOptions):
     """The delta rule."""
 
+    search_origin: ClassVar[str] = (
+        "Ours: no published domain; rates over three decades, with the slope of the units and without."
+    )
+    optimizer: OptimizerName = option("sgd", search="sgd")
+    lr: float = option(0.05, search={"log-uniform": [1e-3, 1.0]})
     # Multiply each error by the slope of its unit: as the loss has it (auto, which is backprop), always or never.
-    slope: Literal["auto", "yes", "no"] = "auto"
+    slope: Literal["auto", "yes", "no"] = option("auto", search={"choice": ["auto", "yes", "no"]})
 
 
 @rule("competitive", "single_layer:Competitive", "competitive learning, the winner takes all (Rumelhart, Zipser 1985)")
@@ -527,11 +561,15 @@ class DeltaOptions(SingleLayerOptions):
 class CompetitiveOptions(SingleLayerOptions):
     """Prototypes that compete for images, and move towards those that they win."""
 
+    search_origin: ClassVar[str] = (
+        "Ours: no published domain; the rate, and what keeps units from never winning. Not who wins (--winner): trials "
+        "are judged by the loss, which is another one with each."
+    )
     tasks: ClassVar[tuple[str, ...]] = ("clustering",)
     # Prototypes move by fractions of their distance to images.
     optimizer: Literal["sgd"] = "sgd"
     # Fraction of the way to the images won, above 0 and up to 1.
-    lr: float = option(0.5, above=0, most=1)
+    lr: float = option(0.5, above=0, most=1, search={"log-uniform": [0.01, 1.0]})
     # Fraction for each layer, of which there is one, in place of --lr.
     layer_lr: list[float] = option([], above=0, most=1)
     # Who wins an image: the prototype at the least distance to it, or of the largest product with it.
@@ -549,10 +587,10 @@ class CompetitiveOptions(SingleLayerOptions):
     first_prototypes: Literal["images", "weights"] = "images"
     # Head start of a prototype that has won nothing of late, in squared distance (twice a product), 0 or more; one that
     # wins an equal share has none, one that wins more a handicap.
-    conscience: float = option(0.0, least=0)
+    conscience: float = option(0.0, least=0, search={"uniform": [0.0, 10.0]})
     # Put a prototype onto a random image once its share of the images won falls below this part of an equal share;
     # from 0, for never, to below 1.
-    revive_below: float = option(0.01, least=0, below=1)
+    revive_below: float = option(0.01, least=0, below=1, search={"choice": [0.0, 0.01, 0.1]})
     # Weight of each batch in the running shares of the images won, above 0 and up to 1.
     share_rate: float = option(0.02, above=0, most=1)
 
@@ -562,10 +600,11 @@ class CompetitiveOptions(SingleLayerOptions):
 class DenoisingAutoencoderOptions(TargetOptions):
     """Denoising auto-encoder with tied weights (``--model tied-autoencoder``)."""
 
+    search_origin: ClassVar[str] = "Ours: no published domain; around the values of Lee 2018 that the preset holds."
     tasks: ClassVar[tuple[str, ...]] = ("autoencoder",)
     loss: Literal["squared"] = "squared"
     optimizer: OptimizerName = "lee-rmsprop"
-    lr: float = 1e-3
+    lr: float = option(1e-3, search={"log-uniform": [1e-4, 1e-2]})
     weight_decay: float = 0.0
     lr_schedule: Literal["constant", "cosine", "step"] = "constant"
     # Without effect, for the first target is the image itself: always 1.
@@ -573,9 +612,9 @@ class DenoisingAutoencoderOptions(TargetOptions):
     output_loss: Literal["mse"] = "mse"
     local_loss_scale: float = 2.0
     # Standard deviation of the noise on the images that the encoder learns from, as normalised, 0 or more.
-    pixel_noise: float = option(0.3, least=0)
+    pixel_noise: float = option(0.3, least=0, search={"uniform": [0.0, 0.5]})
     # Standard deviation of the noise on the hidden units that the decoder sees, 0 or more.
-    hidden_noise: float = option(0.3, least=0)
+    hidden_noise: float = option(0.3, least=0, search={"uniform": [0.0, 0.5]})
 
 
 @rule("drtp", "drtp:DRTP", "direct random target projection: labels in place of errors (Frenkel et al. 2021)")
@@ -583,6 +622,12 @@ class DenoisingAutoencoderOptions(TargetOptions):
 class DRTPOptions(DFAOptions):
     """Direct random target projection: fixed random maps from the label to each hidden layer."""
 
+    search_origin: ClassVar[str] = "Ours: no published domain; around the values of the presets."
+    optimizer: OptimizerName = option("sgd", search="sgd")
+    lr: float = option(0.05, search={"log-uniform": [0.001, 0.2]})
+    momentum: float = option(0.9, search={"choice": [0.0, 0.9]})
+    weight_decay: float = option(1e-4, search=0.0)
+    lr_schedule: Literal["constant", "cosine", "step"] = option("cosine", search={"choice": ["constant", "cosine"]})
     # Without effect, for no target is a step along a gradient: always 1.
     beta: float = 1.0
     # The output layer learns the task loss.
@@ -600,10 +645,14 @@ class DRTPOptions(DFAOptions):
 class PEPITAOptions(AlgorithmOptions):
     """Two forward passes, the second with the error added to the image."""
 
-    weight_decay: float = 0.0
-    lr_schedule: Literal["constant", "cosine", "step"] = "constant"
+    search_origin: ClassVar[str] = "Ours: no published domain; around the values of the authors' code."
+    optimizer: OptimizerName = option("sgd", search="sgd")
+    lr: float = option(0.05, search={"log-uniform": [0.003, 1.0]})
+    momentum: float = option(0.9, search={"choice": [0.0, 0.9]})
+    weight_decay: float = option(0.0, search=0.0)
+    lr_schedule: Literal["constant", "cosine", "step"] = option("constant", search="constant")
     # Scale of the fixed map from the error to the image, above 0: uniform within this times sqrt(6 / pixels).
-    input_scale: float = 0.05
+    input_scale: float = option(0.05, search={"log-uniform": [0.01, 1.0]})
     # Update of a convolution over the positions that share its weights: their mean (as published), or their sum divided
     # by the square root of their number, or their sum.
     positions: Literal["mean", "root", "sum"] = "mean"
@@ -614,16 +663,18 @@ class PEPITAOptions(AlgorithmOptions):
 class CCLOptions(AlgorithmOptions):
     """Two networks that run against each other: images go up in one, classes go down in the other."""
 
+    search_origin: ClassVar[str] = "Ours: wider than the authors' domain (rates 0.2 to 2, clipping at 0.5 or 1)."
     tasks: ClassVar[tuple[str, ...]] = ("classification",)
-    lr: float = 1.0
-    momentum: float = 0.0
-    weight_decay: float = 0.0
-    lr_schedule: Literal["constant", "cosine", "step"] = "constant"
+    optimizer: OptimizerName = option("sgd", search="sgd")
+    lr: float = option(1.0, search={"log-uniform": [0.1, 2.0]})
+    momentum: float = option(0.0, search={"choice": [0.0, 0.9]})
+    weight_decay: float = option(0.0, search=0.0)
+    lr_schedule: Literal["constant", "cosine", "step"] = option("constant", search={"choice": ["constant", "cosine"]})
     # What activations and class signals are compared by: inner products (inner, the code for fully connected networks),
     # or cosines, with the decorrelation of images and of classes (cosine, for convolutions; needs --decorrelation).
     similarity: Literal["inner", "cosine"] = "inner"
     # Weight of the comparison, above 0.
-    correlation: float = 0.5
+    correlation: float = option(0.5, search={"log-uniform": [0.1, 2.0]})
     # Weight of the decorrelation with --similarity cosine, 0 or more. It pushes images of one class apart as well.
     decorrelation: float = 0.5
     # Leave images out of the hidden layers' losses whose class has a probability above 0.9.
@@ -632,7 +683,7 @@ class CCLOptions(AlgorithmOptions):
     centralise: bool = False
     # Clip the norm of the gradient of each layer, forward and feedback, to this value; 0 for none. --clip-norm clips
     # that of each whole network, as published.
-    layer_clip: float = 1.0
+    layer_clip: float = option(1.0, search={"choice": [0.3, 0.5, 1.0]})
     # Batches over which all losses rise to their full weight, 0 or more.
     loss_warmup: int = 0
     # Whether the feedback network learns; without, its random features are the control.

@@ -15,7 +15,7 @@ from dtp.cli.config import Config, as_arguments, parse_limit
 from dtp.errors import UserError
 from dtp.experiments.jobs import MOST_AT_ONCE, run_jobs
 from dtp.experiments.search.preset import write_preset
-from dtp.experiments.search.space import Space, read_space, space_path
+from dtp.experiments.search.space import Space, domain
 from dtp.experiments.search.study import (
     OBJECTIVES,
     SAMPLERS,
@@ -171,16 +171,17 @@ def _given(words: Sequence[str]) -> tuple[Config, dict[str, Any]]:
 
 def _space(name: str, config: Config, given: dict[str, Any], words: Sequence[str]) -> Space:
     """The domain, without the options that the command line sets, and known to fit the rule."""
-    path = space_path(name, config.run.algo)
-    whole = read_space(path)
+    whole = domain(name, config.run.algo)
     for corner in whole.corners():
         try:
             parse([*as_arguments({**whole.fixed, **corner}), *words])
         except UserError as error:
-            raise UserError(f"{path}: {error}") from error
+            raise UserError(f"{whole.where}: {error}") from error
     space = whole.without(given)
     if not space.parameters:
-        raise UserError(f"{path}: nothing is left to be searched: the command line sets {', '.join(whole.parameters)}.")
+        raise UserError(
+            f"{whole.where}: nothing is left to be searched: the command line sets {', '.join(whole.parameters)}."
+        )
     return space
 
 

@@ -1,6 +1,6 @@
-"""The search space as a YAML file: which options are varied, and over which values. Imports no torch.
+"""The search space: which options are varied, and over which values. Imports no torch.
 
-The file::
+It is what the options of the rule say (``search=`` of their fields), or a YAML file::
 
     # Where the domain comes from.
     lr: {log-uniform: [1.0e-5, 3.0e-4]}        # evenly in the logarithm
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from dtp.algorithms import ALGORITHMS
 from dtp.cli.config import load_yaml
 from dtp.errors import UserError, user_path
+from dtp.fields import said_of
 from dtp.registry import did_you_mean
 
 if TYPE_CHECKING:
@@ -77,16 +78,18 @@ class Space:
     """The domain of a search.
 
     Attributes:
-        name: of its file, without the ending.
-        origin: the comment at its head.
+        name: of its file, without the ending, or of the rule whose options say it.
+        origin: where it comes from.
         parameters: what is varied, by option.
         fixed: options that are the same in all trials.
+        where: the file, or whose options, for messages.
     """
 
     name: str
     origin: str
     parameters: dict[str, Parameter]
     fixed: dict[str, Any]
+    where: str = ""
 
     def without(self, names: Iterable[str]) -> Space:
         """The same without these options, which somebody else sets."""
@@ -111,35 +114,53 @@ class Space:
         return {**self.fixed, **parameters}
 
 
-def space_path(name: str, algo: str) -> Path:
-    """The file of the domain ``name``: a path, or one of ours by its rule; without a name that of the rule ``algo``.
+def domain(name: str, algo: str) -> Space:
+    """The domain ``name``: a file, or that of one of our rules; without a name that of the rule ``algo``.
 
-    For a rule of the user's own it is that of the rule whose options it extends.
+    A rule's domain is a file of ours, or what its options say (``option(..., search=...)``). Of a rule of the user's
+    own that says nothing it is the domain of the rule whose options it extends.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it cannot be read, or does not say what a domain is to say.
     """
     if not name:
-        found = next((SPACES / f"{rule}.yaml" for rule in _lineage(algo) if (SPACES / f"{rule}.yaml").is_file()), None)
+        found = next(filter(None, (_of_rule(rule, options) for rule, options in _lineage(algo))), None)
         if found is None:
-            raise UserError(f"--algo {algo}: no domain is known for it; describe one in a YAML file, --space FILE.")
+            raise UserError(
+                f"--algo {algo}: no domain is known for it; describe one in a YAML file, --space FILE, or at its "
+                "options, option(..., search=...)."
+            )
         return found
-    for path in (user_path(name), SPACES / f"{name.removesuffix('.yaml')}.yaml"):
-        if path.is_file():
-            return path
-    names = sorted(path.stem for path in SPACES.glob("*.yaml"))
+    path, rule = user_path(name), name.removesuffix(".yaml")
+    if path.is_file():
+        return read_space(path)
+    if rule in ALGORITHMS.entries:
+        return domain("", rule)
     raise UserError(
-        f"--space {name}: no such file{did_you_mean(name, names)}; expected a YAML file, or a rule, for its own domain."
+        f"--space {name}: no such file{did_you_mean(name, ALGORITHMS.entries)}; expected a YAML file, or a rule, for "
+        "its own domain."
     )
 
 
-def _lineage(algo: str) -> list[str]:
-    """The rule, and those whose options it extends, nearest first."""
-    entry = ALGORITHMS.resolve(algo)
+def _of_rule(rule: str, options: type) -> Space | None:
+    """The domain in our file of a rule, or else the one that its options say, in their order; None for neither."""
+    path = SPACES / f"{rule}.yaml"
+    if path.is_file():
+        return read_space(path)
+    said = {field.name: said_of(options, field.name, "search") for field in dataclasses.fields(options)}
+    content = {name: value for name, value in said.items() if value is not None}
+    origin = getattr(options, "search_origin", f"the options of {rule}")
+    space = _space(rule, f"domain of {rule}", origin, content)
+    return space if space.parameters else None
+
+
+def _lineage(algo: str) -> list[tuple[str, type]]:
+    """The rule, and those whose options it extends, nearest first, each with its options."""
+    own = (algo, ALGORITHMS.resolve(algo).load_options())
     if algo in ALGORITHMS.entries:
-        return [algo]
+        return [own]
     names = {other.load_options(): name for name, other in reversed(ALGORITHMS.entries.items())}
-    return [names[cls] for cls in entry.load_options().__mro__ if cls in names]
+    return [own, *((names[cls], cls) for cls in own[1].__mro__ if cls in names)]
 
 
 def read_space(path: Path) -> Space:
@@ -151,25 +172,28 @@ def read_space(path: Path) -> Space:
     text, content = load_yaml(path)
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise UserError(f"{path}: expected lines of the form 'option: {{uniform: [0, 1]}}' or 'option: value'.")
+    comments = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return _space(path.stem, str(path), " ".join(line.lstrip("# ").strip() for line in comments), content)
+
+
+def _space(name: str, where: str, origin: str, content: dict[str, Any]) -> Space:
     parameters, fixed = {}, {}
-    for name, value in content.items():
-        name = name.replace("-", "_")
-        if name in NOT_SEARCHED:
+    for option, value in content.items():
+        option = option.replace("-", "_")
+        if option in NOT_SEARCHED:
             raise UserError(
-                f"{path}: {name!r} is no option of a domain; give --{name.replace('_', '-')} to the search."
+                f"{where}: {option!r} is no option of a domain; give --{option.replace('_', '-')} to the search."
             )
         if value is None:
-            raise UserError(f"{path}: {name}: expected a value, found none (null); give one, or take the line out.")
+            raise UserError(f"{where}: {option}: expected a value, found none (null); give one, or take the line out.")
         if isinstance(value, dict):
-            parameters[name] = _parameter(path, name, value)
+            parameters[option] = _parameter(f"{where}: {option}", value)
         else:
-            fixed[name] = value
-    comments = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
-    return Space(path.stem, " ".join(line.lstrip("# ").strip() for line in comments), parameters, fixed)
+            fixed[option] = value
+    return Space(name, origin, parameters, fixed, where)
 
 
-def _parameter(path: Path, name: str, content: dict[str, Any]) -> Parameter:
-    where = f"{path}: {name}"
+def _parameter(where: str, content: dict[str, Any]) -> Parameter:
     if len(content) != 1 or next(iter(content)) not in KINDS:
         found = ", ".join(map(str, content)) or "nothing"
         raise UserError(f"{where}: expected one of {', '.join(KINDS)}, found {found}{did_you_mean(found, KINDS)}.")
