@@ -176,6 +176,8 @@ def test_every_link_of_the_documentation_leads_somewhere(name):
 
 def test_every_rule_has_a_drawing_and_sources_that_are_listed():
     known = yaml.safe_load((DOCS / "rules" / "rules.yaml").read_text())
+    missing = set(ALGORITHMS.names()) - set(known["rules"])
+    assert not missing, f"docs/rules/rules.yaml lacks {missing}"
     assert set(known["rules"]) == set(ALGORITHMS.names())
     for name, fact in known["rules"].items():
         assert set(fact) <= {"what", "flow", "equations", "sources"}, name

@@ -17,6 +17,7 @@ from dtp.algorithms import ALGORITHMS
 from dtp.algorithms.options import AlgorithmOptions, DTPOptions
 from dtp.errors import UserError
 from dtp.models import MODELS
+from tests import listed
 
 
 def plain() -> nn.Sequential:
@@ -43,9 +44,17 @@ def test_what_type_checkers_are_told_is_what_is_there():
     tree = ast.parse(Path(dtp.__file__).read_text())
     block = next(node for node in tree.body if isinstance(node, ast.If))
     told = {alias.asname: (node.module, alias.name) for node in block.body for alias in node.names}
+    missing = set(dtp._names()) - set(told)
+    assert not missing, f"{listed.COMMAND} writes {missing}"
     assert set(told) == set(dtp._names())
     for name, (module, attribute) in told.items():
         assert getattr(__import__(module, fromlist=[attribute]), attribute) is getattr(dtp, name)
+
+
+def test_names_that_type_checkers_are_not_told_are_written():
+    text = Path(dtp.__file__).read_text()
+    without = text.replace("    from dtp.algorithms.direct import DDTPRHL as DDTPRHL\n", "")
+    assert without != text and listed.with_names(without) == text
 
 
 def test_what_is_not_there_is_an_attribute_error():

@@ -12,6 +12,7 @@ import pytest
 from dtp.algorithms import ALGORITHMS
 from dtp.cli.arguments import parse
 from dtp.cli.program import COMMANDS
+from tests import listed
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -120,9 +121,21 @@ def test_the_commands_that_are_named_are_there():
     assert {"train", "sweep", "search", "theory", "report", "slurm", "completion"} == named == set(COMMANDS)
 
 
-def test_every_rule_is_in_the_table():
-    for name in ALGORITHMS.names():
-        assert f"`{name}`" in README
+def test_every_rule_is_in_the_table_once_and_nothing_else_is():
+    named = [name for row in listed.rows(README) for name in listed.rules_of(row)]
+    missing = set(ALGORITHMS.names()) - set(named)
+    assert not missing, f"{listed.COMMAND} adds the rows of {missing}"
+    assert sorted(named) == sorted(ALGORITHMS.names())
+
+
+def test_a_rule_without_a_row_gets_one_of_its_registration_and_its_sources():
+    without = "".join(line for line in README.splitlines(keepends=True) if "`ccl`" not in line and "`tp`" not in line)
+    added = listed.with_rows(without)
+    assert [row for row in listed.rows(added) if listed.rules_of(row) in (["tp"], ["ccl"])] == [
+        "| `tp` | target propagation | Bengio 2014, Lee 2018 |\n",
+        "| `ccl` | counter-current learning: a feedback network that reads the label | Kao and Hariharan 2024 |\n",
+    ]
+    assert listed.with_rows(added) == added
 
 
 def test_it_is_short():

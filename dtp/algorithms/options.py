@@ -824,3 +824,16 @@ class StrongDFCOptions(DFCSSOptions):
     noise_time: float = option(0.07, above=0)
     # Time constant of the running mean that is taken off the control in a single phase, at least the step.
     filter_time: float = option(0.5, above=0)
+
+
+# Rules that reports draw together, in their order; those that are in none come last.
+FAMILIES = {
+    "Backprop": ("bp",),
+    "Feedback learns to transpose": ("dtp", "parallel-dtp"),
+    "Feedback learns to invert": ("tp", "vanilla-dtp", "sdtp", "ao-sdtp", "hybrid"),
+    "Difference reconstruction": ("drl", "ddtp-linear", "ddtp-rhl", "ddtp-control"),
+    "Feedback does not learn": ("fw-dtp", "fa", "dfa", "usf", "brsf", "frsf"),
+    "Feedback control": ("dfc", "dfc-ss", "dfc-ssa", "strong-dfc"),
+    "Mirroring, settling, exact inverses": ("kp", "wm", "chl", "generec", "gait"),
+    "Labels, second passes, pairs of states": ("drtp", "pepita", "ccl", "dualprop"),
+}

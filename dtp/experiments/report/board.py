@@ -14,10 +14,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from dtp.algorithms.options import FAMILIES
 from dtp.cli.arguments import parse
 from dtp.errors import UserError
 from dtp.experiments.report.groups import (
-    FAMILIES,
     Group,
     Study,
     compare_costs,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtp.experiments.report.groups import FAMILIES, OTHER, Group, Study
+from dtp.algorithms.options import FAMILIES
+from dtp.experiments.report.groups import OTHER, Group, Study
 from dtp.plots.style import color, counted, finish, layer_color, new_figure, plot_spread, save_figure
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ from typing import Any
 
 from dtp.algorithms import ALGORITHMS
 from dtp.algorithms.feedback_schedule import FeedbackSchedule
+from dtp.algorithms.options import FAMILIES
 from dtp.cli.config import RunOptions
 from dtp.data import DATA
 from dtp.experiments.report.reading import RunRecord
@@ -57,17 +58,6 @@ SAME_WORK = {
     "tf32": "tf32",
 }
 
-# Rules that are drawn together.
-FAMILIES = {
-    "Backprop": ("bp",),
-    "Feedback learns to transpose": ("dtp", "parallel-dtp"),
-    "Feedback learns to invert": ("tp", "vanilla-dtp", "sdtp", "ao-sdtp", "hybrid"),
-    "Difference reconstruction": ("drl", "ddtp-linear", "ddtp-rhl", "ddtp-control"),
-    "Feedback does not learn": ("fw-dtp", "fa", "dfa", "usf", "brsf", "frsf"),
-    "Feedback control": ("dfc", "dfc-ss", "dfc-ssa", "strong-dfc"),
-    "Mirroring, settling, exact inverses": ("kp", "wm", "chl", "generec", "gait"),
-    "Labels, second passes, pairs of states": ("drtp", "pepita", "ccl", "dualprop"),
-}
 OTHER = "Other rules"
 
 

@@ -7,8 +7,9 @@ import pytest
 from matplotlib.text import Text
 from PIL import Image
 
+from dtp.algorithms.options import FAMILIES
 from dtp.experiments.report import figures
-from dtp.experiments.report.groups import FAMILIES, compare_costs, studies
+from dtp.experiments.report.groups import compare_costs, studies
 from dtp.experiments.report.reading import read_runs
 from tests.experiments.report.folders import make_run
 

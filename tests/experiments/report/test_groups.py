@@ -4,8 +4,8 @@ import pytest
 import yaml
 
 from dtp.algorithms import ALGORITHMS
+from dtp.algorithms.options import FAMILIES
 from dtp.experiments.report.groups import (
-    FAMILIES,
     OTHER,
     compare_costs,
     describe_data,
