@@ -79,8 +79,7 @@ def _report(argv: Sequence[str]) -> int:
         raise UserError(f"--output {page}: expected the name of a Markdown file, which ends in .md.")
 
     from dtp.experiments.report.groups import compare_costs, studies, take_costs
-    from dtp.experiments.report.page import MARK, numbers, write_page
-    from dtp.experiments.report.published import matches, nearest
+    from dtp.experiments.report.page import MARK, Report, numbers, write_page
     from dtp.experiments.report.reading import read_runs
     from dtp.system.files import write_atomically
 
@@ -94,39 +93,35 @@ def _report(argv: Sequence[str]) -> int:
         compare_costs(study)
     for study in found if timed else ():
         take_costs(study, timed)
-    groups = [group for study in found for group in study.groups]
-    matched, near = {id(g): matches(g) for g in groups}, {id(g): nearest(g) for g in groups}
-    figures, drawn = {}, []
-    names = [_slug(study.title) for study in found]
-    before = page.read_text(encoding="utf-8") if page.is_file() else ""
-    if not options.no_figures:
-        from dtp.experiments.report.figures import drawings
-    for study, name in zip(found, names, strict=True):
-        figures[id(study)] = []
-        for drawing in [] if options.no_figures else drawings(study):
-            parts = [page.stem, *([name] if len(found) > 1 else []), drawing.kind]
-            png = page.with_name("-".join(parts) + ".png")
-            if png.exists() and f"({png.name})" not in before:
-                raise UserError(f"{png}: exists, and is no figure of {page}; move it away, or give another --output.")
-            figures[id(study)].append((png.name, drawing.caption))
-            drawn.append((drawing, png))
     title = options.title or options.runs[0].resolve().name
     words = ["dtp report", *map(_name, options.runs)]
     command = " ".join([*words, *(["--times", *map(_name, options.times)] if options.times else [])])
+    report = Report(title, command, runs, found, timed, timed_runs, {study: [] for study in found})
+    drawn = []
+    before = page.read_text(encoding="utf-8") if page.is_file() else ""
+    for study in [] if options.no_figures else found:
+        from dtp.experiments.report.figures import drawings
+
+        for drawing in drawings(study):
+            parts = [page.stem, *([_slug(study.title)] if len(found) > 1 else []), drawing.kind]
+            png = page.with_name("-".join(parts) + ".png")
+            if png.exists() and f"({png.name})" not in before:
+                raise UserError(f"{png}: exists, and is no figure of {page}; move it away, or give another --output.")
+            report.figures[study].append((png.name, drawing.caption))
+            drawn.append((drawing, png))
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
         # The page first: it says whose the figures are.
-        write_atomically(page, write_page(title, command, runs, found, matched, near, figures, timed, timed_runs))
+        write_atomically(page, write_page(report))
         for drawing, png in drawn:
             drawing.draw(png)
         if options.json:
             options.json.parent.mkdir(parents=True, exist_ok=True)
-            content = numbers(title, command, runs, found, matched, near, timed_runs)
-            write_atomically(options.json, json.dumps(content, indent=1) + "\n")
+            write_atomically(options.json, json.dumps(numbers(report), indent=1) + "\n")
     except OSError as error:
         raise UserError(f"{page}: cannot be written ({error}); give another --output.") from error
     finished = sum(run.state == "finished" for run in runs)
-    print(f"{len(runs)} runs, {finished} finished, in {len(groups)} settings: {page}")
+    print(f"{len(runs)} runs, {finished} finished, in {len(report.groups)} settings: {page}")
     return 0
 
 

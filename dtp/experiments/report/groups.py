@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePath
@@ -16,6 +16,7 @@ from dtp.algorithms.feedback_schedule import FeedbackSchedule
 from dtp.algorithms.options import FAMILIES
 from dtp.cli.config import RunOptions
 from dtp.data import DATA
+from dtp.experiments.over_seeds import Statistic, statistic
 from dtp.experiments.report.reading import RunRecord
 from dtp.models import MODELS
 from dtp.run.folder import NOT_SAVED
@@ -93,27 +94,6 @@ LOSS = Measure("test_loss", "val/loss", "loss", "nats", 1.0, False, 4)
 
 
 @dataclass(frozen=True)
-class Statistic:
-    """Mean of numbers, and their standard deviation if there are two or more."""
-
-    mean: float
-    deviation: float | None
-    values: tuple[float, ...]
-
-    @property
-    def n(self) -> int:
-        return len(self.values)
-
-
-def statistic(values: Iterable[float | None]) -> Statistic | None:
-    """Of the numbers among ``values``; None if there are none."""
-    found = tuple(value for value in values if value is not None)
-    if not found:
-        return None
-    return Statistic(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, found)
-
-
-@dataclass(frozen=True)
 class Pass:
     """The end of an epoch that trained forward weights, and what went before it since the last such epoch.
 
@@ -129,7 +109,7 @@ class Pass:
     validation: float | None
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
     """Runs of one configuration, in the order of their seeds.
 
@@ -208,7 +188,7 @@ class Group:
         return course(self.options, run, self.measure)
 
 
-@dataclass
+@dataclass(eq=False)
 class Study:
     """Groups on one dataset with one task: what belongs into one table and one set of figures."""
 

@@ -1,25 +1,32 @@
-"""The page: Markdown of tables and figures, and the numbers as JSON. Deterministic: no date, no path of a machine."""
+"""The page: Markdown of tables and figures, and the numbers as JSON. Deterministic: no date, no path of a machine.
+
+Its text is in ``page.md.jinja``; here is what the cells and the notes say.
+"""
 
 from __future__ import annotations
 
 import re
 import shlex
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+from dtp.experiments.over_seeds import Statistic, distinct
 from dtp.experiments.report.groups import (
     COSTS,
     SAME_MACHINE,
     Group,
-    Statistic,
+    Measure,
     Study,
     forward_passes,
     shown,
     training_seconds,
     unsteadiness,
 )
-from dtp.experiments.report.published import Figure, Match, is_whole
+from dtp.experiments.report.published import Figure, Match, is_whole, matches, nearest
 from dtp.experiments.report.reading import RunRecord
 
 MARK = "<!-- Written by python -m dtp.report, which replaces this page and its figures. -->"
@@ -31,87 +38,74 @@ UNSTEADY = 1.3
 BUDGET = ("batch_size", "limit_train_batches", "max_steps", "limit_val_batches", "precision", "val_size")
 
 
-def write_page(
-    title: str,
-    command: str,
-    runs: Sequence[RunRecord],
-    studies: Sequence[Study],
-    matches: dict[int, list[Match]],
-    nearest: dict[int, list[Figure]],
-    figures: dict[int, list[tuple[str, str]]],
-    timed: Sequence[Study] = (),
-    timed_runs: Sequence[RunRecord] = (),
-) -> str:
-    """The whole page.
+@dataclass(eq=False)
+class Report:
+    """What a page is made of.
 
-    Args:
+    Attributes:
         command: that made it.
-        matches, nearest: published results by ``id`` of the group.
-        figures: file name and caption, by ``id`` of the study.
         timed, timed_runs: what times are of, where it is not the runs themselves.
+        figures: file name and caption of those of each study.
     """
-    lines = [
-        MARK,
-        "",
-        f"# {_plain(title)}",
-        "",
-        _overview(runs),
-        "",
-        f"    {command}",
-        "",
-        *_reading(studies, bool(timed)),
-    ]
-    for study in studies:
-        lines += [f"## {_plain(study.title)}", "", *_facts(study, timed), *_results(study, matches)]
-        for name, caption in figures[id(study)]:
-            # What it shows, for those who do not see it.
-            shown = caption.partition(";")[0].partition(". ")[0].rstrip(".")
-            lines += [f"![{shown}]({name})", "", caption, ""]
-        lines += _angles(study)
-        lines += _published(study, matches)
-        lines += _nearest(study, nearest)
-    lines += _unended(runs)
-    lines += _provenance(runs, studies, timed_runs)
-    return "\n".join(lines).rstrip() + "\n"
+
+    title: str
+    command: str
+    runs: Sequence[RunRecord]
+    studies: Sequence[Study]
+    timed: Sequence[Study] = ()
+    timed_runs: Sequence[RunRecord] = ()
+    figures: dict[Study, list[tuple[str, str]]] = field(default_factory=dict)
+
+    @property
+    def groups(self) -> list[Group]:
+        return [group for study in self.studies for group in study.groups]
+
+    @property
+    def finished(self) -> list[RunRecord]:
+        return [run for run in (*self.runs, *self.timed_runs) if run.summary]
+
+    @cached_property
+    def matches(self) -> dict[Group, list[Match]]:
+        return {group: matches(group) for group in self.groups}
+
+    @cached_property
+    def nearest(self) -> dict[Group, list[Figure]]:
+        return {group: nearest(group) for group in self.groups}
+
+
+def write_page(report: Report) -> str:
+    """The whole page."""
+    said = (states, facts, results, angles, nearest_rows, unended, provenance, machine_differences, commands)
+    return rendered("page.md.jinja", mark=MARK, report=report, **{function.__name__: function for function in said})
+
+
+def rendered(template: str, **content: Any) -> str:
+    """A Markdown template of this folder, without more than one empty line at once.
+
+    Markdown is not HTML, which autoescape is for: names are in code, where an entity would be shown as it is written.
+    What would break a line or a table is taken out by the filters ``plain`` and ``cell``.
+    """
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"plain": _plain, "cell": lambda text: _plain(text).replace("|", "\\|")}
+    text = environment.get_template(template).render(content)
+    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
 
 def _plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def _cell(text: str) -> str:
-    return _plain(text).replace("|", "\\|")
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return [*lines, *("| " + " | ".join(map(_cell, row)) + " |" for row in rows), ""]
-
-
-def _overview(runs: Sequence[RunRecord]) -> str:
+def states(runs: Sequence[RunRecord]) -> list[str]:
+    """How many of the runs are in each state that any is in."""
     counts = Counter(run.state for run in runs)
-    states = ", ".join(f"{counts[state]} {state}" for state in ("finished", "unfinished", "failed") if counts[state])
-    return f"{len(runs)} run{'s' if len(runs) != 1 else ''}: {states}. Made by"
-
-
-def _reading(studies: Sequence[Study], timed: bool) -> list[str]:
-    """How the tables are to be read."""
-    text = "Results are means over seeds ± standard deviation (number of seeds)."
-    if any(group.costs for study in studies for group in study.groups):
-        text += (
-            " Times are relative to `bp` with a network of the same sizes and the same batch size on the same device: "
-            "of a batch; of an epoch that trains the forward weights, with the feedback epochs that belong to it"
-        )
-        text += (
-            ". They are those of other runs of the same settings, made to measure them (--times)."
-            if timed
-            else "; of the whole run, with validation and measurements."
-        )
-    text += (
-        " Images per second are those of the training batches of the runs themselves; feedback is that phase's share "
-        "of the whole run."
-    )
-    return [text, ""]
+    return [f"{counts[state]} {state}" for state in ("finished", "unfinished", "failed") if counts[state]]
 
 
 # --- results ----------------------------------------------------------------------------------------------------------
@@ -122,16 +116,8 @@ def common(study: Study) -> dict[str, Any]:
     return {
         name: values[0]
         for name in BUDGET
-        if len(values := list(_distinct(group.options.get(name) for group in study.groups))) == 1
+        if len(values := distinct(group.options.get(name) for group in study.groups)) == 1
     }
-
-
-def _distinct(values) -> list[Any]:
-    found: list[Any] = []
-    for value in values:
-        if value not in found:
-            found.append(value)
-    return found
 
 
 def _budget_words(options: dict[str, Any], names: Sequence[str]) -> list[str]:
@@ -152,10 +138,11 @@ def _budget_words(options: dict[str, Any], names: Sequence[str]) -> list[str]:
     return words
 
 
-def _facts(study: Study, timed: Sequence[Study]) -> list[str]:
+def facts(study: Study, timed: Sequence[Study]) -> str:
+    """What is said of all runs of a study."""
     shared = common(study)
     words = _budget_words(shared, list(shared))
-    tested = _distinct(_selection(run) for group in study.groups for run in group.finished)
+    tested = distinct(_selection(run) for group in study.groups for run in group.finished)
     if tested:
         words.append("tested weights " + (tested[0] if len(tested) == 1 else "as the notes say"))
     text = f"All: {', '.join(words)}. " if words else ""
@@ -166,7 +153,7 @@ def _facts(study: Study, timed: Sequence[Study]) -> list[str]:
             f"**Times are rough**: epochs of one setting, `{worst[0].label}`, took up to {worst[1]:.1f} times as long "
             "as others, as on a machine with other work."
         )
-    return [text.strip(), ""] if text else []
+    return text.strip()
 
 
 def _selection(run: RunRecord) -> str:
@@ -177,17 +164,17 @@ def _selection(run: RunRecord) -> str:
 def row_notes(study: Study, group: Group, matches: Sequence[Match]) -> list[str]:
     """All that a reader must know to judge the row of ``group``, in words."""
     shared = common(study)
-    notes = []
-    counts = Counter(run.state for run in group.runs)
-    for state in ("unfinished", "failed"):
-        if counts[state]:
-            notes.append(f"{counts[state]} of {len(group.runs)} runs {state}")
+    notes = [
+        f"{count} of {len(group.runs)} runs {state}"
+        for count, state in map(str.split, states(group.runs))
+        if state != "finished"
+    ]
     seeds = Counter(run.seed for run in group.finished)
     notes += [f"seed {seed} {count} times" for seed, count in sorted(seeds.items(), key=str) if count > 1]
     notes += _budget_words(group.options, [name for name in BUDGET if name not in shared])
-    tested = _distinct(_selection(run) for other in study.groups for run in other.finished)
+    tested = distinct(_selection(run) for other in study.groups for run in other.finished)
     if len(tested) > 1:
-        notes.append("tested weights " + " or ".join(_distinct(_selection(run) for run in group.finished)))
+        notes.append("tested weights " + " or ".join(distinct(_selection(run) for run in group.finished)))
     for flag, values in machine_differences(group.finished).items():
         notes.append(f"runs with differing {flag}: {', '.join(values)}")
     notes += group.notes
@@ -199,49 +186,47 @@ def row_notes(study: Study, group: Group, matches: Sequence[Match]) -> list[str]
 
 def machine_differences(runs: Sequence[RunRecord]) -> dict[str, list[str]]:
     """In what runs differ that should have nothing to do with their results, with the values."""
+    versions = [run.summary.get("versions", {}) for run in runs]
     found = {
-        "commits": _distinct(str(run.summary.get("versions", {}).get("commit") or "unknown") for run in runs),
-        "devices": _distinct(str(run.summary.get("device")) for run in runs),
-        "threads": _distinct(str(run.summary.get("threads")) for run in runs),
-        "numbers of devices": _distinct(str(run.summary.get("world_size")) for run in runs),
-        "versions of torch": _distinct(str(run.summary.get("versions", {}).get("torch")) for run in runs),
+        "commits": {str(version.get("commit") or "unknown") for version in versions},
+        "devices": {str(run.summary.get("device")) for run in runs},
+        "threads": {str(run.summary.get("threads")) for run in runs},
+        "numbers of devices": {str(run.summary.get("world_size")) for run in runs},
+        "versions of torch": {str(version.get("torch")) for version in versions},
     }
     return {name: sorted(values) for name, values in found.items() if len(values) > 1}
 
 
-def _results(study: Study, matches: dict[int, list[Match]]) -> list[str]:
-    groups = study.groups
-    measure = groups[0].measure
-    unit = f", {measure.unit}" if measure.unit else ""
-    any_published = any(matches[id(group)] for group in groups)
-    more = _more_measures(groups)
-    head = ["rule", "network", "epochs (batches)", f"test {measure.title}{unit}", *more]
-    head += ["published, %", "difference"] if any_published else []
-    costs = [name for name in COSTS if any(name in group.costs for group in groups)]
-    head += [f"{name} / bp" for name in costs]
-    head += ["images/s", "feedback", "notes"]
+def results(study: Study, matches: dict[Group, list[Match]]) -> tuple[Sequence[str], list[Iterable[str]], list[str]]:
+    """Head and rows of the table of results, and the notes that its last column counts."""
+    measure = study.groups[0].measure
+    any_published = any(matches[group] for group in study.groups)
+    more = _more_measures(study.groups)
+    costs = [name for name in COSTS if any(name in group.costs for group in study.groups)]
     rows, notes = [], []
-    for group in groups:
-        row = [f"`{group.label}`", group.network, _epochs(group), _test(group, measure)]
-        row += [_scaled(group.of_summaries(name), scale, digits) for name, scale, digits in more.values()]
-        if any_published:
-            found = matches[id(group)]
-            row.append("<br>".join(f"{_accuracy(m.figure)}, {m.figure.source}" for m in found))
-            row.append("<br>".join(f"{m.difference:+.2f}" for m in found))
-        none = "not comparable" if group.finished else ""
-        row += [f"{group.costs[name].mean:.2f}" if name in group.costs else none for name in costs]
-        row.append(f"{group.images_per_second.mean:,.0f}" if group.images_per_second else "")
-        row.append(f"{group.feedback_share.mean:.0%}" if group.feedback_share else "")
-        said = row_notes(study, group, matches[id(group)])
+    for group in study.groups:
+        found = matches[group]
+        said = row_notes(study, group, found)
         if said:
-            notes.append(f"{len(notes) + 1}. `{group.label}`: {_plain('. '.join(map(_capital, said)))}.")
-        row.append(str(len(notes)) if said else "")
+            sentences = _plain(". ".join(note[:1].upper() + note[1:] for note in said))
+            notes.append(f"`{group.label}`: {sentences}.")
+        row = {
+            "rule": f"`{group.label}`",
+            "network": group.network,
+            "epochs (batches)": _epochs(group),
+            ", ".join(filter(None, (f"test {measure.title}", measure.unit))): _test(group, measure),
+            **{title: _scaled(group.of_summaries(name), scale, n) for title, (name, scale, n) in more.items()},
+        }
+        if any_published:
+            row["published, %"] = "<br>".join(f"{_accuracy(m.figure)}, {m.figure.source}" for m in found)
+            row["difference"] = "<br>".join(f"{m.difference:+.2f}" for m in found)
+        none = "not comparable" if group.finished else ""
+        row |= {f"{name} / bp": f"{group.costs[name].mean:.2f}" if name in group.costs else none for name in costs}
+        row["images/s"] = f"{group.images_per_second.mean:,.0f}" if group.images_per_second else ""
+        row["feedback"] = f"{group.feedback_share.mean:.0%}" if group.feedback_share else ""
+        row["notes"] = str(len(notes)) if said else ""
         rows.append(row)
-    return [*_table(head, rows), *(["Notes:", "", *notes, ""] if notes else [])]
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
+    return list(rows[0]), [row.values() for row in rows], notes
 
 
 def _more_measures(groups: Sequence[Group]) -> dict[str, tuple[str, float, int]]:
@@ -275,10 +260,10 @@ def _epochs(group: Group) -> str:
         passes, epochs = forward_passes(group.options, run), run.epochs
         counted = str(passes) if passes == epochs else f"{passes} + {round(epochs - passes, 3)} of feedback"
         found.append(f"{counted} ({run.steps:,})")
-    return " or ".join(_distinct(found))
+    return " or ".join(distinct(found))
 
 
-def _test(group: Group, measure) -> str:
+def _test(group: Group, measure: Measure) -> str:
     if group.test is None:
         return "failed" if all(run.state == "failed" for run in group.runs) else "unfinished"
     own = group.measure
@@ -287,10 +272,7 @@ def _test(group: Group, measure) -> str:
 
 
 def _scaled(found: Statistic | None, scale: float, digits: int) -> str:
-    if found is None:
-        return ""
-    deviation = "" if found.deviation is None else f" ± {scale * found.deviation:.{digits}f}"
-    return f"{scale * found.mean:.{digits}f}{deviation} ({found.n})"
+    return f"{found.text(scale, digits)} ({found.n})" if found else ""
 
 
 def _accuracy(figure: Figure) -> str:
@@ -299,65 +281,38 @@ def _accuracy(figure: Figure) -> str:
     return f"{figure.accuracy:.4g}{deviation}{top}"
 
 
-# --- angles -----------------------------------------------------------------------------------------------------------
-
-
-def _angles(study: Study) -> list[str]:
-    rows = []
-    for group in study.groups:
-        if group.rule == "bp":
-            # Zero, by what they are.
-            continue
-        kinds = [group.angles(kind) for kind in ("update_angle", "feedback_angle")]
-        if any(kinds):
-            rows.append([f"`{group.label}`", *map(_layers, kinds)])
-    if not rows:
-        return []
-    text = "Angles in degrees at the last measurement, by layer: mean ± standard deviation over seeds."
-    return [text, "", *_table(["rule", "update to backprop's", "feedback to transposed forward weights"], rows)]
+def angles(study: Study) -> list[list[str]]:
+    """The rows of the table of angles. Those of backprop are zero, by what they are."""
+    kinds = {
+        group.label: [group.angles(kind) for kind in ("update_angle", "feedback_angle")]
+        for group in study.groups
+        if group.rule != "bp"
+    }
+    return [[f"`{label}`", *map(_layers, found)] for label, found in kinds.items() if any(found)]
 
 
 def _layers(angles: dict[int, Statistic]) -> str:
     if not angles:
         return ""
-    words = [
-        f"{angle.mean:.0f}" + ("" if angle.deviation is None else f" ± {angle.deviation:.0f}")
-        for angle in angles.values()
-    ]
     first = next(iter(angles))
-    return ("" if first == 1 else f"from layer {first}: ") + ", ".join(words)
+    return ("" if first == 1 else f"from layer {first}: ") + ", ".join(angle.text(1, 0) for angle in angles.values())
 
 
-# --- published --------------------------------------------------------------------------------------------------------
-
-
-def _published(study: Study, matches: dict[int, list[Match]]) -> list[str]:
-    if study.task != "classification" or any(matches[id(group)] for group in study.groups):
-        return []
-    return ["No published figure known to us has one of these rules with this network on these images.", ""]
-
-
-def _nearest(study: Study, nearest: dict[int, list[Figure]]) -> list[str]:
+def nearest_rows(study: Study, nearest: dict[Group, list[Figure]]) -> list[list[str]]:
     """Published figures of other networks, without a difference, for there is nothing that it would say."""
     rows = []
     for group in study.groups:
-        found = nearest[id(group)]
+        found = nearest[group]
         if not found or group.test is None:
             continue
-        ours = _scaled(group.test, 100.0, 2)
         words = [
             f"{_accuracy(figure)}: {figure.described}{variant(figure)}{_theirs(figure)}, {figure.source}"
             for figure in found[:MOST_NEAREST]
         ]
         more = [f"and {len(found) - MOST_NEAREST} more"] if len(found) > MOST_NEAREST else []
-        rows.append([f"`{group.label}`", f"{ours}: {group.network}, {_epochs(group)}", "<br>".join([*words, *more])])
-    if not rows:
-        return []
-    text = (
-        "For orientation, published accuracies in % of the same rules on the same images with other networks, other "
-        "numbers of epochs and other values; their differences to ours say nothing about either."
-    )
-    return [text, "", *_table(["rule", "ours", "published"], rows)]
+        ours = f"{_scaled(group.test, 100.0, 2)}: {group.network}, {_epochs(group)}"
+        rows.append([f"`{group.label}`", ours, "<br>".join([*words, *more])])
+    return rows
 
 
 def variant(figure: Figure) -> str:
@@ -374,7 +329,8 @@ def _theirs(figure: Figure) -> str:
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def _unended(runs: Sequence[RunRecord]) -> list[str]:
+def unended(runs: Sequence[RunRecord]) -> list[list[str]]:
+    """A row for each run that has not finished."""
     rows = []
     for run in runs:
         if run.state == "finished":
@@ -385,55 +341,37 @@ def _unended(runs: Sequence[RunRecord]) -> list[str]:
         rows.append(
             [f"`{run.name}`", run.state, how_far, "" if best is None else f"{best:.2%}", run.failure.replace("`", "'")]
         )
-    if not rows:
-        return []
-    head = ["run", "state", "trained", "best validation accuracy", "why"]
-    return ["## Runs without a result", "", *_table(head, rows)]
+    return rows
 
 
-def _provenance(runs: Sequence[RunRecord], studies: Sequence[Study], timed_runs: Sequence[RunRecord]) -> list[str]:
-    finished = [run for run in (*runs, *timed_runs) if run.summary]
-    if not finished:
-        return []
-    lines = ["## Provenance", ""]
-    differing = machine_differences(finished)
-    for name, values in differing.items():
-        lines.append(f"- **Runs differ in {name}**: {', '.join(values)}.")
-    dirty = sum("dirty" in str(run.summary.get("versions", {}).get("commit")) for run in finished)
-    if dirty:
-        lines.append(f"- {dirty} of {len(finished)} runs were made with changes that are in no commit (-dirty).")
-    usual = {name: Counter(_about(run)[name] for run in finished).most_common(1)[0][0] for name in _about(finished[0])}
-    lines += [f"- Most runs: {', '.join(f'{name} {value}' for name, value in usual.items() if value)}.", ""]
-    lines += ["<details><summary>Every run</summary>", ""]
-    rows = []
-    for run in finished:
-        about = _about(run)
-        other = [f"{name} {value or 'unknown'}" for name, value in about.items() if value != usual[name]]
-        rows.append(
-            [
-                f"`{run.name}`" + (" (times)" if any(run is other for other in timed_runs) else ""),
-                str(run.seed),
-                f"{run.summary.get('wall_seconds', 0):,.0f}",
-                f"{training_seconds(run):,.0f}",
-                str(run.summary.get("finished", "")),
-                ", ".join(other),
-            ]
-        )
-    head = ["run", "seed", "wall, s", "of it training batches, s", "finished", "other than most"]
-    lines += [*_table(head, rows), "</details>", "", "<details><summary>Commands</summary>", ""]
-    for study in studies:
-        for group in study.groups:
-            seeds = ", ".join(str(run.seed) for run in group.runs)
-            where = f"{_plain(study.title)}, " if len(studies) > 1 else ""
-            lines += [f"{where}`{group.label}`, seed {seeds}:", ""]
-            lines += [f"    {command}" for command in _distinct(command_words(group.runs[0]))] + [""]
-    return [*lines, "</details>", ""]
+def provenance(finished: Sequence[RunRecord], timed: Sequence[RunRecord]) -> tuple[list[str], int, list[list[str]]]:
+    """What most runs were made with, how many with changes that are in no commit, and a row for each run."""
+    abouts = [_about(run) for run in finished]
+    usual = {name: Counter(about[name] for about in abouts).most_common(1)[0][0] for name in abouts[0]}
+    rows = [
+        [
+            f"`{run.name}`" + (" (times)" if any(run is other for other in timed) else ""),
+            str(run.seed),
+            f"{run.summary.get('wall_seconds', 0):,.0f}",
+            f"{training_seconds(run):,.0f}",
+            str(run.summary.get("finished", "")),
+            ", ".join(f"{name} {value or 'unknown'}" for name, value in about.items() if value != usual[name]),
+        ]
+        for run, about in zip(finished, abouts, strict=True)
+    ]
+    dirty = sum("dirty" in about["commit"] for about in abouts)
+    return [f"{name} {value}" for name, value in usual.items() if value], dirty, rows
 
 
 def _about(run: RunRecord) -> dict[str, str]:
     versions = run.summary.get("versions", {})
     about = {name: str(versions.get(name) or "") for name in ("commit", "dtp", "python", "torch", "lightning")}
     return {**about, **{words: str(run.summary.get(name, "")) for name, words in SAME_MACHINE.items()}}
+
+
+def commands(group: Group) -> list[str]:
+    """Those of the first run, each once."""
+    return distinct(command_words(group.runs[0]))
 
 
 def command_words(run: RunRecord) -> list[str]:
@@ -446,60 +384,50 @@ def _without_places(command: str) -> str:
         words = shlex.split(command)
     except ValueError:
         words = command.split()
+    if words[1:] and words[1].endswith("main.py"):
+        words[1] = "main.py"
     kept: list[str] = []
-    skip = 0
-    for i, word in enumerate(words):
+    rest = iter(words)
+    for word in rest:
         flag, equals, _ = word.partition("=")
-        if skip:
-            skip -= 1
-        elif re.fullmatch(r"--(run[-_]dir|resume)", flag):
-            skip = 0 if equals else 1
-        elif re.fullmatch(r"--(data[-_]dir|init[-_]weights)", flag):
-            kept += [flag, "DIR"]
-            skip = 0 if equals else 1
-        elif i == 1 and word.endswith("main.py"):
-            kept.append("main.py")
-        else:
+        place = re.fullmatch(r"--(run[-_]dir|resume|(data[-_]dir|init[-_]weights))", flag)
+        if not place:
             kept.append(word)
+            continue
+        kept += [flag, "DIR"] if place[2] else []
+        if not equals:
+            next(rest, None)
     return shlex.join(kept)
 
 
 # --- JSON -------------------------------------------------------------------------------------------------------------
 
 
-def numbers(
-    title: str,
-    command: str,
-    runs: Sequence[RunRecord],
-    studies: Sequence[Study],
-    matches: dict[int, list[Match]],
-    nearest: dict[int, list[Figure]],
-    timed_runs: Sequence[RunRecord] = (),
-) -> dict[str, Any]:
+def numbers(report: Report) -> dict[str, Any]:
     """All that the page says, for programs."""
     return {
         "made_by": "python -m dtp.report",
-        "title": title,
-        "command": command,
+        "title": report.title,
+        "command": report.command,
         "studies": [
             {
                 "data": study.data,
                 "task": study.task,
                 "groups": [
-                    _group_numbers(study, group, matches[id(group)], nearest[id(group)]) for group in study.groups
+                    _group_numbers(study, group, report.matches[group], report.nearest[group]) for group in study.groups
                 ],
             }
-            for study in studies
+            for study in report.studies
         ],
         "without_configuration": [
-            {"run": run.name, "state": run.state, "failure": run.failure} for run in runs if not run.options
+            {"run": run.name, "state": run.state, "failure": run.failure} for run in report.runs if not run.options
         ],
         "times_of": [
             {"run": run.name, "training_seconds": round(training_seconds(run), 3), "about": _about(run)}
-            for run in timed_runs
+            for run in report.timed_runs
             if run.summary
         ],
-        "differing": machine_differences([run for run in (*runs, *timed_runs) if run.summary]),
+        "differing": machine_differences(report.finished),
     }
 
 
@@ -561,6 +489,4 @@ def _group_numbers(study: Study, group: Group, matches: Sequence[Match], nearest
 
 
 def _as_json(found: Statistic | None) -> dict[str, Any] | None:
-    if found is None:
-        return None
-    return {"mean": found.mean, "deviation": found.deviation, "values": list(found.values)}
+    return found and asdict(found)

@@ -12,7 +12,8 @@ import yaml
 
 from dtp.algorithms import ALGORITHMS
 from dtp.cli.config import find_preset
-from dtp.experiments.report.groups import Group, Statistic, dataset, describe_network, model_options, shown
+from dtp.experiments.over_seeds import Statistic
+from dtp.experiments.report.groups import Group, dataset, describe_network, model_options, shown
 from dtp.models import MODELS
 
 FILE = Path(__file__).parent / "published.yaml"
@@ -131,12 +132,7 @@ def matches(group: Group) -> list[Match]:
             continue
         ours = group.of_summaries("test_accuracy" if figure.top == 1 else f"test_top{figure.top}")
         if ours is not None:
-            percent = Statistic(
-                100 * ours.mean,
-                None if ours.deviation is None else 100 * ours.deviation,
-                tuple(100 * value for value in ours.values),
-            )
-            found.append(Match(figure, percent, tuple(differences(group, figure))))
+            found.append(Match(figure, ours.scaled(100), tuple(differences(group, figure))))
     return found
 
 

@@ -1,0 +1,57 @@
+"""What runs that differ in their seeds come to, for reports and sweeps: means and deviations. Imports no torch."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """Mean of numbers, and their standard deviation if there are two or more."""
+
+    mean: float
+    deviation: float | None
+    values: tuple[float, ...]
+
+    @property
+    def n(self) -> int:
+        return len(self.values)
+
+    def scaled(self, factor: float) -> Statistic:
+        deviation = None if self.deviation is None else factor * self.deviation
+        return Statistic(factor * self.mean, deviation, tuple(factor * value for value in self.values))
+
+    def text(self, scale: float, digits: int) -> str:
+        """Mean and deviation in words, times ``scale``: 97.20 ± 0.20."""
+        deviation = "" if self.deviation is None else f" ± {scale * self.deviation:.{digits}f}"
+        return f"{scale * self.mean:.{digits}f}{deviation}"
+
+
+def statistic(values: Iterable[float | None]) -> Statistic | None:
+    """Of the numbers among ``values``; None if there are none."""
+    found = tuple(value for value in values if value is not None)
+    if not found:
+        return None
+    return Statistic(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, found)
+
+
+def mean_curve(curves: Sequence[Mapping[float, float]]) -> pandas.DataFrame:
+    """Columns mean and deviation (0 of a single curve) of ``curves``, by the places where all of them have a value."""
+    if not curves:
+        return pandas.DataFrame(columns=["mean", "deviation"], dtype=float)
+    table = pandas.concat([pandas.Series(curve, dtype=float) for curve in curves], axis=1, join="inner")
+    return pandas.DataFrame({"mean": table.mean(axis=1), "deviation": table.std(axis=1).fillna(0.0)})
+
+
+def distinct(values: Iterable[Any]) -> list[Any]:
+    """Each value once, in the order in which they come; of any kind, lists among them."""
+    found: list[Any] = []
+    for value in values:
+        if value not in found:
+            found.append(value)
+    return found
