@@ -22,6 +22,11 @@ class Statistic:
     def n(self) -> int:
         return len(self.values)
 
+    @property
+    def spread(self) -> float:
+        """The deviation to draw: 0 of a single number."""
+        return self.deviation or 0.0
+
     def scaled(self, factor: float) -> Statistic:
         deviation = None if self.deviation is None else factor * self.deviation
         return Statistic(factor * self.mean, deviation, tuple(factor * value for value in self.values))

@@ -23,14 +23,20 @@ PANEL = (4.9, 3.1)
 _ANGLE_TICKS = {10: 2, 30: 5, 60: 10, 105: 15, 125: 30, 185: 30}
 
 
-def new_figure(rows: int, columns: int, panel: tuple[float, float] = PANEL) -> tuple[Figure, list[Axes]]:
-    """A figure of ``rows`` by ``columns`` panels of ``panel`` inches each, and its panels, row by row."""
+def new_figure(
+    rows: int, columns: int, panel: tuple[float, float] = PANEL, pad: float = 0.1
+) -> tuple[Figure, list[Axes]]:
+    """A figure of ``rows`` by ``columns`` panels of ``panel`` inches each, and its panels, row by row.
+
+    Args:
+        pad: inches around each panel.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(panel[0] * columns, panel[1] * rows), dpi=DPI, layout="constrained")
     layout: Any = figure.get_layout_engine()
-    layout.set(w_pad=0.1, h_pad=0.1)
+    layout.set(w_pad=pad, h_pad=pad)
     FigureCanvasAgg(figure)
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pandas
+
 from dtp.algorithms.options import FAMILIES
 from dtp.experiments.report.groups import OTHER, Group, Study
 from dtp.plots.style import color, counted, finish, layer_color, new_figure, plot_spread, save_figure
 
 if TYPE_CHECKING:
-    import numpy as np
     from matplotlib.axes import Axes
 
 # Lines that have a name in one panel; further ones are drawn grey.
@@ -44,7 +46,7 @@ class Drawing:
 def drawings(study: Study) -> list[Drawing]:
     """The figures that there is data for. Nothing is drawn before they are asked to."""
     found = []
-    groups = [group for group in study.groups if _curve(group)]
+    groups = [group for group in study.groups if len(group.curve)]
     if groups:
         what = groups[0].measure
         caption = (
@@ -88,7 +90,7 @@ def _named(what: str, groups: Sequence[Group]) -> str:
 def _best(groups: Sequence[Group], most: int) -> list[Group]:
     """The ``most`` best by test, in the order that they had."""
     best = sorted(groups, key=_badness)[:most]
-    return [group for group in groups if any(group is other for other in best)]
+    return [group for group in groups if group in best]
 
 
 def _badness(group: Group) -> float:
@@ -98,22 +100,6 @@ def _badness(group: Group) -> float:
 
 
 # --- learning curves --------------------------------------------------------------------------------------------------
-
-
-def _curve(group: Group) -> list[tuple[float, float, float]]:
-    """Epoch of the forward weights, mean and deviation of the validation measure, as far as all runs have come."""
-    runs = [
-        {step.number: step.validation for step in group.course(run) if step.validation is not None}
-        for run in group.finished or group.runs
-    ]
-    runs = [run for run in runs if run]
-    numbers = sorted(set.intersection(*map(set, runs))) if runs else []
-    scale, found = group.measure.scale, []
-    for number in numbers:
-        values = [scale * run[number] for run in runs]
-        deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-        found.append((number, statistics.fmean(values), deviation))
-    return found
 
 
 def _draw_curves(groups: Sequence[Group], path: Path, by_time: bool) -> None:
@@ -126,28 +112,26 @@ def _draw_curves(groups: Sequence[Group], path: Path, by_time: bool) -> None:
         panels.insert(0, ("Backprop", references))
     columns = min(len(panels), 3)
     figure, all_axes = new_figure(-(-len(panels) // columns), columns, panel=(4.4, 2.9))
-    curves = {id(group): _curve(group) for group in groups}
-    everything = [(mean, deviation) for curve in curves.values() for _, mean, deviation in curve]
-    times = [x for group in groups for x in _points(group, curves[id(group)], by_time)[0]]
+    everything = pandas.concat([group.curve for group in groups])
+    times = [x for group in groups for x in _points(group, by_time)[0]]
     for axes, (title, members) in zip(all_axes, panels, strict=False):
         backs = references if members is not references else []
         _quality_axis(axes, groups[0], everything, "validation")
         ends = []
         for group in backs:
-            x, y, deviation = _points(group, curves[id(group)], by_time)
-            plot_spread(axes, x, _flipped(group, y), deviation, "0.45", None, linestyle="--", marker=None)
-        if len(backs) == 1:
-            ends.append((x[-1], _flipped(backs[0], y)[-1], backs[0].label, "0.45"))
+            x, y, deviation = _points(group, by_time)
+            plot_spread(axes, x, y, deviation, "0.45", None, linestyle="--", marker=None)
+            if len(backs) == 1:
+                ends.append((x[-1], y[-1], group.label, "0.45"))
         best = _best(members, NAMED)
-        named = 0
         for group in members:
-            x, y, deviation = _points(group, curves[id(group)], by_time)
-            if any(group is other for other in best):
-                plot_spread(axes, x, _flipped(group, y), deviation, color(named), None)
-                ends.append((x[-1], _flipped(group, y)[-1], group.label, color(named)))
-                named += 1
+            x, y, deviation = _points(group, by_time)
+            if group in best:
+                shade = color(best.index(group))
+                plot_spread(axes, x, y, deviation, shade, None)
+                ends.append((x[-1], y[-1], group.label, shade))
             else:
-                axes.plot(x, _flipped(group, y), color=GREY, alpha=0.5, linewidth=0.7, zorder=1)
+                axes.plot(x, y, color=GREY, alpha=0.5, linewidth=0.7, zorder=1)
         if len(best) < len(members):
             title += f" (best {len(best)} of {len(members)} named)"
         axes.set_title(title, loc="left", fontsize=10)
@@ -163,30 +147,27 @@ def _draw_curves(groups: Sequence[Group], path: Path, by_time: bool) -> None:
     save_figure(figure, path)
 
 
-def _points(
-    group: Group, curve: Sequence[tuple[float, float, float]], by_time: bool
-) -> tuple[list[float], list[float], list[float]]:
+def _points(group: Group, by_time: bool) -> tuple[list[float], list[float], list[float]]:
+    """Where the curve of ``group`` runs, and its deviations."""
     factor = group.costs["epoch"].mean if by_time else 1
-    return [factor * number for number, *_ in curve], [mean for _, mean, _ in curve], [d for *_, d in curve]
+    curve = group.curve
+    return [factor * number for number in curve.index], _flipped(group, curve["mean"]), curve["deviation"].tolist()
 
 
-def _flipped(group: Group, values: Sequence[float]) -> list[float]:
-    """Errors in place of accuracies: the axis is logarithmic in them, and labelled with accuracies."""
-    if group.measure.unit != "%":
-        return list(values)
-    return [max(100 - value, LEAST_ERROR) for value in values]
+def _flipped(group: Group, values: Any) -> list[float]:
+    """Errors in place of a series of accuracies: the axis is logarithmic in them, and labelled with accuracies."""
+    return ((100 - values).clip(lower=LEAST_ERROR) if group.measure.unit == "%" else values).tolist()
 
 
-def _quality_axis(axes: Axes, group: Group, values: Sequence[tuple[float, float]], split: str) -> None:
+def _quality_axis(axes: Axes, group: Group, values: pandas.DataFrame, split: str) -> None:
     """A vertical axis for the measure of ``group`` on validation or test, which spreads what is nearly perfect; good is
     up."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
     measure = group.measure
-    means = _flipped(group, [mean for mean, _ in values])
-    spread = [deviation for _, deviation in values]
-    lowest = min(max(mean - deviation, 0.7 * mean) for mean, deviation in zip(means, spread, strict=True))
-    highest = max(mean + deviation for mean, deviation in zip(means, spread, strict=True))
+    means = np.asarray(_flipped(group, values["mean"]))
+    lowest = np.maximum(means - values["deviation"], 0.7 * means).min()
+    highest = (means + values["deviation"]).max()
     axes.set_ylabel(", ".join(filter(None, (f"{split} {measure.title}", measure.unit))))
     if lowest <= 0:
         return
@@ -269,28 +250,32 @@ def _high(cluster: Sequence[float], gap: float) -> float:
 def _draw_cost(groups: Sequence[Group], named: Sequence[Group], path: Path) -> None:
     figure, (axes,) = new_figure(1, 1, panel=(9.0, 5.4))
     scale = groups[0].measure.scale
-    tests = [group.test for group in groups if group.test is not None]
-    values = [(scale * test.mean, scale * (test.deviation or 0.0)) for test in tests]
-    _quality_axis(axes, groups[0], values, "test")
-    families = [family for family in (*FAMILIES, OTHER) if any(group.family == family for group in groups)]
+    table = pandas.DataFrame(
+        [
+            (group, group.family, group.costs["epoch"].mean, scale * test.mean, scale * test.spread)
+            for group in groups
+            if (test := group.test)
+        ],
+        columns=["group", "family", "time", "mean", "deviation"],
+    )
+    _quality_axis(axes, groups[0], table, "test")
+    table["error"] = _flipped(groups[0], table["mean"])
+    table["below"] = np.minimum(table["deviation"], 0.9 * table["error"])
     points = []
-    for i, family in enumerate(families):
-        members = [(g, *v) for g, v in zip(groups, values, strict=True) if g.family == family]
-        x = [group.costs["epoch"].mean for group, *_ in members]
-        y = _flipped(groups[0], [mean for _, mean, _ in members])
-        bars = [[min(d, 0.9 * error) for (*_, d), error in zip(members, y, strict=True)], [d for *_, d in members]]
+    for i, family in enumerate(family for family in (*FAMILIES, OTHER) if family in set(table["family"])):
+        members = table[table["family"] == family]
         axes.errorbar(
-            x,
-            y,
-            yerr=bars,
+            members["time"],
+            members["error"],
+            yerr=members[["below", "deviation"]].to_numpy().T,
             fmt="o",
             markersize=5,
             color=color(i),
             elinewidth=1,
             label=family,
         )
-        ends = [(error - low, error + high) for error, low, high in zip(y, *bars, strict=True)]
-        points += [(a, b, end, g, color(i)) for a, b, end, (g, *_) in zip(x, y, ends, members, strict=True)]
+        for group, _, time, _, above, error, below in members.itertuples(index=False):
+            points.append((time, error, (error - below, error + above), group, color(i)))
     times = [x for x, *_ in points]
     beyond = max(times) / min(times)
     axes.set_xlim(min(times) / beyond**0.08, max(times) * beyond**0.08)
@@ -299,13 +284,13 @@ def _draw_cost(groups: Sequence[Group], named: Sequence[Group], path: Path) -> N
     axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=SMALL)
     # Where the points lie on the page is known once the layout is.
     figure.canvas.draw()
-    _label_points(axes, points, [id(group) for group in named])
+    _label_points(axes, points, named)
     figure.set_layout_engine("none")
     save_figure(figure, path)
 
 
 def _label_points(
-    axes: Axes, points: Sequence[tuple[float, float, tuple[float, float], Group, Any]], named: Sequence[int]
+    axes: Axes, points: Sequence[tuple[float, float, tuple[float, float], Group, Any]], named: Sequence[Group]
 ) -> None:
     """Names beside points where they cover neither points nor other names, joined to them where they are far."""
     figure: Any = axes.get_figure()
@@ -321,7 +306,7 @@ def _label_points(
     order = sorted(range(len(points)), key=lambda i: sum(_near(places[i], other, 4 * unit) for other in places))
     for i in reversed(order):
         *_, group, point_color = points[i]
-        if id(group) not in named:
+        if group not in named:
             continue
         text = axes.text(0, 0, group.label, fontsize=SMALL)
         width, height = text.get_window_extent(renderer).width, text.get_window_extent(renderer).height
@@ -386,15 +371,10 @@ def _draw_angles(groups: Sequence[Group], path: Path) -> None:
             for layer, angle in angles.items():
                 # One beside the other, so that equal angles are seen.
                 y = row + 0.5 * ((layer - 1) / max(depth - 1, 1) - 0.5)
-                deviation = angle.deviation or 0.0
-                axes.plot(
-                    [angle.mean - deviation, angle.mean + deviation],
-                    [y, y],
-                    color=layer_color(layer, depth),
-                    linewidth=1,
-                )
-                axes.plot([angle.mean], [y], "o", color=layer_color(layer, depth), markersize=4)
-                highest = max(highest, angle.mean + deviation)
+                shade, ends = layer_color(layer, depth), [angle.mean - angle.spread, angle.mean + angle.spread]
+                axes.plot(ends, [y, y], color=shade, linewidth=1)
+                axes.plot([angle.mean], [y], "o", color=shade, markersize=4)
+                highest = max(highest, ends[1])
         axes.set_title(title, loc="left", fontsize=10)
         axes.set_ylim(len(groups) - 0.4, -0.6)
         if axes is all_axes[0]:

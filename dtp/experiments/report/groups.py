@@ -11,12 +11,14 @@ from functools import cached_property
 from pathlib import PurePath
 from typing import Any
 
+import pandas
+
 from dtp.algorithms import ALGORITHMS
 from dtp.algorithms.feedback_schedule import FeedbackSchedule
 from dtp.algorithms.options import FAMILIES
 from dtp.cli.config import RunOptions
 from dtp.data import DATA
-from dtp.experiments.over_seeds import Statistic, statistic
+from dtp.experiments.over_seeds import Statistic, mean_curve, statistic
 from dtp.experiments.report.reading import RunRecord
 from dtp.models import MODELS
 from dtp.run.folder import NOT_SAVED
@@ -93,22 +95,6 @@ MEASURES = {
 LOSS = Measure("test_loss", "val/loss", "loss", "nats", 1.0, False, 4)
 
 
-@dataclass(frozen=True)
-class Pass:
-    """The end of an epoch that trained forward weights, and what went before it since the last such epoch.
-
-    Attributes:
-        number: how many passes over the training set have trained these weights by then: 1, 2, ..., or less where a
-            warm-up took batches of the first.
-        seconds: of the training batches up to here, those of feedback alone among them.
-        validation: the task's measure on the validation set, or None.
-    """
-
-    number: float
-    seconds: float
-    validation: float | None
-
-
 @dataclass(eq=False)
 class Group:
     """Runs of one configuration, in the order of their seeds.
@@ -167,8 +153,11 @@ class Group:
 
     @cached_property
     def images_per_second(self) -> Statistic | None:
-        found = [(trained_images(run), training_seconds(run)) for run in self.finished or self.runs]
-        return statistic(images / seconds for images, seconds in found if seconds > 0)
+        """Of the training batches, each image as often as it was seen."""
+        timed = [run for run in self.finished or self.runs if training_seconds(run) > 0]
+        return statistic(
+            run.at_the_end("step") * run.options.get("batch_size", 0) / training_seconds(run) for run in timed
+        )
 
     @cached_property
     def feedback_share(self) -> Statistic | None:
@@ -184,8 +173,28 @@ class Group:
         each = {layer: statistic(angles.get(layer) for angles in found) for layer in layers}
         return {layer: angle for layer, angle in each.items() if angle is not None}
 
-    def course(self, run: RunRecord) -> list[Pass]:
-        return course(self.options, run, self.measure)
+    def course(self, run: RunRecord) -> pandas.DataFrame:
+        """What ``run`` had come to at the end of each epoch that trained its forward weights.
+
+        Columns: number (how many passes over the training set have trained these weights by then: 1, 2, ..., or less
+        where a warm-up took batches of the first), seconds (of the training batches up to there, those of feedback
+        alone among them), validation (the task's measure on the validation set, or not a number).
+        """
+        ends = run.ends.assign(
+            validation=[row.get(self.measure.validation) for row, _ in run.column("train/images_per_second")],
+            number=[_passes_until(self.options, run, int(epoch) + 1) for epoch in run.ends["epoch"]],
+        )
+        return ends.loc[_trains_forward(self.options, run)]
+
+    @cached_property
+    def curve(self) -> pandas.DataFrame:
+        """Mean and deviation of the validation measure, as shown, by epoch of the forward weights: as far as all runs
+        have come."""
+        courses = [self.course(run).dropna(subset="validation") for run in self.finished or self.runs]
+        scale = self.measure.scale
+        return mean_curve(
+            [dict(zip(c["number"], scale * c["validation"].astype(float), strict=True)) for c in courses if len(c)]
+        )
 
 
 @dataclass(eq=False)
@@ -411,34 +420,15 @@ def _passes_until(options: dict[str, Any], run: RunRecord, epoch: int) -> float:
     return int(passes) if passes == int(passes) else passes
 
 
-def course(options: dict[str, Any], run: RunRecord, measure: Measure) -> list[Pass]:
-    """What a run had come to at the end of each epoch that trained its forward weights."""
-    passes, seconds, before, schedule = [], 0.0, 0.0, FeedbackSchedule.of(options)
-    for row, rate in run.column("train/images_per_second"):
-        seconds += _seconds(run, row["step"] - before, rate)
-        before, epoch = row["step"], int(row["epoch"])
-        if schedule.trains_forward(epoch, run.batches_per_epoch):
-            passes.append(Pass(_passes_until(options, run, epoch + 1), seconds, row.get(measure.validation)))
-    return passes
+def _trains_forward(options: dict[str, Any], run: RunRecord) -> pandas.Series:
+    """Whether each epoch that has ended trained the forward weights."""
+    schedule, length = FeedbackSchedule.of(options), run.batches_per_epoch
+    return pandas.Series([schedule.trains_forward(int(epoch), length) for epoch in run.ends["epoch"]], dtype=bool)
 
 
 def training_seconds(run: RunRecord) -> float:
     """Seconds of the training batches, without validation, angles and checkpoints."""
-    seconds = before = 0.0
-    for row, rate in run.column("train/images_per_second"):
-        seconds += _seconds(run, row["step"] - before, rate)
-        before = row["step"]
-    return seconds
-
-
-def trained_images(run: RunRecord) -> float:
-    """Images that the batches of :func:`training_seconds` had, each as often as it was seen."""
-    last = max((row["step"] for row, _ in run.column("train/images_per_second")), default=0.0)
-    return last * run.options.get("batch_size", 0)
-
-
-def _seconds(run: RunRecord, batches: float, rate: float) -> float:
-    return batches * run.options.get("batch_size", 0) / rate if rate > 0 else 0.0
+    return run.at_the_end("seconds")
 
 
 # --- cost relative to backprop ----------------------------------------------------------------------------------------
@@ -506,16 +496,15 @@ def unsteadiness(study: Study) -> tuple[Group, float] | None:
     shortest; None where no times are compared. First epochs, which prepare much, do not count."""
     found = []
     for group in study.groups:
-        schedule, times = FeedbackSchedule.of(group.options), {}
         for run in group.finished if group.costs else ():
-            seen: set[bool] = set()
-            for row, rate in run.column("train/images_per_second"):
-                kind = schedule.trains_forward(int(row["epoch"]), run.batches_per_epoch)
-                if kind in seen and rate > 0:
-                    times.setdefault((kind, *_machine(run).values()), []).append(1 / rate)
-                seen.add(kind)
-        found += [(group, max(values) / min(values)) for values in times.values()]
-    return max(found, key=lambda item: item[1], default=None)
+            kinds = _trains_forward(group.options, run)
+            times = run.ends.assign(kind=kinds, group=group, machine=str(_machine(run)))
+            found.append(times.loc[kinds.duplicated() & (times["rate"] > 0)])
+    if not any(map(len, found)):
+        return None
+    rates: Any = pandas.concat(found).groupby(["group", "kind", "machine"], sort=False)["rate"]
+    spreads = rates.max() / rates.min()
+    return spreads.idxmax()[0], spreads.max()
 
 
 def _baseline(group: Group, run: RunRecord, baselines: Sequence[Group]) -> tuple[Group, list[RunRecord]] | None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
+
+import pandas
 
 from dtp.cli.config import read_yaml
 from dtp.errors import UserError
@@ -70,18 +73,29 @@ class RunRecord:
                 return dict(sorted(found.items()))
         return {}
 
+    @cached_property
+    def ends(self) -> pandas.DataFrame:
+        """A row for each end of an epoch, of any kind: epoch, step, rate (images per second), and seconds, which the
+        training batches took up to there, without validation, angles and checkpoints."""
+        found = [(row["epoch"], row["step"], rate) for row, rate in self.column("train/images_per_second")]
+        ends = pandas.DataFrame(found, columns=["epoch", "step", "rate"], dtype=float)
+        images = ends["step"].diff().fillna(ends["step"]) * self.options.get("batch_size", 0)
+        ends["seconds"] = (images / ends["rate"]).where(ends["rate"] > 0, 0.0).cumsum()
+        return ends
+
+    def at_the_end(self, column: str) -> float:
+        """Of ``ends``, the last; 0 where no epoch has ended."""
+        return float(self.ends[column].iloc[-1]) if len(self.ends) else 0.0
+
     @property
     def epochs(self) -> int:
         """Epochs that it has trained, of any kind."""
-        if self.summary:
-            return self.summary["epochs"]
-        return len({row["epoch"] for row, _ in self.column("train/images_per_second")})
+        return self.summary["epochs"] if self.summary else len(set(self.ends["epoch"]))
 
     @cached_property
     def batches_per_epoch(self) -> float:
         """Batches of an epoch, the mean over those that it has trained."""
-        ends = [row["step"] for row, _ in self.column("train/images_per_second")]
-        steps = self.summary["steps"] if self.summary else max(ends, default=0)
+        steps = self.summary["steps"] if self.summary else self.at_the_end("step")
         return steps / max(1, self.epochs)
 
     @property
@@ -127,17 +141,7 @@ def _run_folders(folder: Path) -> list[Path]:
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
     """A key that sorts seed10 after seed9."""
-    parts, digits = [], ""
-    for letter in [*name, ""]:
-        if letter.isdigit() and letter.isascii():
-            digits += letter
-            continue
-        if digits:
-            parts.append((0, int(digits), ""))
-            digits = ""
-        if letter:
-            parts.append((1, 0, letter))
-    return parts
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split("([0-9]+)", name) if part]
 
 
 def read_run(folder: Path, name: str | None = None) -> RunRecord:

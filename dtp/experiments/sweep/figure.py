@@ -5,20 +5,20 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from dtp.errors import UserError
 from dtp.experiments.jobs import Job
+from dtp.experiments.over_seeds import statistic
 from dtp.experiments.sweep.plan import Part, Sweep, shown
-from dtp.experiments.sweep.results import Measured, collect, deviation, is_share, metric_name, write_results
+from dtp.experiments.sweep.results import Measured, collect, is_share, metric_name, write_results
 from dtp.plots.style import (
-    DPI,
     color,
     counted,
     finish,
     layer_color,
     legend_beside,
+    new_figure,
     plot_spread,
     save_figure,
 )
@@ -68,9 +68,6 @@ def draw(sweep: Sweep, measured: Sequence[Measured], png: Path) -> None:
     Raises:
         UserError: no run has a value of any of their metrics.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     panels = [panel for part in sweep.figure for panel in _panels(part, measured)]
     if not panels:
         names = ", ".join(metric for part in sweep.figure for metric in part.metric)
@@ -80,12 +77,8 @@ def draw(sweep: Sweep, measured: Sequence[Measured], png: Path) -> None:
     finals = [len(settings) for part, _, _, settings in panels if part.kind == "final"]
     height = max([PANEL[1], *(1.0 + ROW * count for count in finals)])
     size = PANEL[0] * columns + 1.0, height * rows + 0.4
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)
-    layout: Any = figure.get_layout_engine()
-    layout.set(w_pad=0.08, h_pad=0.08)
+    figure, all_axes = new_figure(rows, columns, (size[0] / columns, size[1] / rows), pad=0.08)
     figure.suptitle(sweep.title, fontsize=12, x=0.01, ha="left")
-    all_axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     styles = _styles(panels)
     # Rows in the colours of the lines are a legend by themselves.
     rows_named = [list(_lines(part, settings)) for part, _, _, settings in panels if part.kind == "final"]
@@ -245,14 +238,13 @@ def _draw_values(
 
     factor, ticks = _factor(metric), set()
     for label, line in _lines(part, settings).items():
-        points = sorted((_number(m, part.x), m.last(metric)) for m in line if m.last(metric))
-        ticks |= {x for x, _ in points}
-        means = [factor * fmean(values) for _, values in points]
-        bars = [factor * deviation(values) for _, values in points]
+        found = {_number(m, part.x): found.scaled(factor) for m in line if (found := statistic(m.last(metric)))}
+        points = sorted(found.items(), key=lambda point: point[0])
+        ticks |= set(found)
         axes.errorbar(
             [x for x, _ in points],
-            means,
-            bars,
+            [value.mean for _, value in points],
+            [value.spread for _, value in points],
             color=styles[label],
             label=label or None,
             marker="o",
@@ -278,10 +270,10 @@ def _draw_final(
 
     factor, lines = _factor(metric), _lines(part, settings)
     for row, (label, (m,)) in enumerate(lines.items()):
-        values, shade = [factor * value for value in m.last(metric)], styles.get(label, color(0))
-        if values:
-            axes.errorbar(fmean(values), row, xerr=deviation(values), color=shade, marker="o", markersize=7, capsize=3)
-            axes.plot(values, [row] * len(values), "|", color="0.3", markersize=7, linestyle="none")
+        found, shade = statistic(factor * value for value in m.last(metric)), styles.get(label, color(0))
+        if found:
+            axes.errorbar(found.mean, row, xerr=found.spread, color=shade, marker="o", markersize=7, capsize=3)
+            axes.plot(found.values, [row] * found.n, "|", color="0.3", markersize=7, linestyle="none")
         else:
             inside = axes.get_yaxis_transform()
             axes.text(0.02, row, "no result", color="0.45", fontsize=8, va="center", transform=inside)

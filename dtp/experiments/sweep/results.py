@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 from dtp.algorithms.feedback_schedule import FeedbackSchedule
 from dtp.cli.commands import command_words
 from dtp.cli.config import as_arguments, read_yaml
 from dtp.experiments.jobs import Job
+from dtp.experiments.over_seeds import distinct, mean_curve, statistic
 from dtp.experiments.sweep.plan import Point, Sweep
 from dtp.run.folder import CONFIG_FILE, METRICS_FILE, Run, checkpoint_step, newest_checkpoint
 from dtp.run.provenance import recorded
@@ -87,9 +88,8 @@ class Measured:
             Where on the horizontal axis, means, and standard deviations (0 for a single run).
         """
         curves = [curve for run in self.runs.values() if (curve := thinned(run.curve(metric, against)))]
-        where: list[float] = [x for x in (curves[0] if curves else {}) if all(x in curve for curve in curves)]
-        values = [[curve[x] for curve in curves] for x in where]
-        return where, [fmean(group) for group in values], [deviation(group) for group in values]
+        mean = mean_curve(curves)
+        return mean.index.tolist(), mean["mean"].tolist(), mean["deviation"].tolist()
 
     @property
     def command(self) -> str:
@@ -141,11 +141,6 @@ def thinned(series: Mapping[float, float], most: int = CURVE_POINTS) -> dict[flo
     return {group[-1]: fmean(series[x] for x in group) for group in groups}
 
 
-def deviation(values: Sequence[float]) -> float:
-    """Standard deviation of a sample; 0 of a single value."""
-    return stdev(values) if len(values) > 1 else 0.0
-
-
 def all_metrics(sweep: Sweep) -> list[str]:
     """What the figure shows, and the accuracies of validation and test."""
     return list(dict.fromkeys([*(m for part in sweep.figure for m in part.metric), "val/accuracy", "test/accuracy"]))
@@ -190,15 +185,12 @@ def as_json(sweep: Sweep, measured: Sequence[Measured], command: str) -> dict[st
 
 
 def _setting(sweep: Sweep, m: Measured) -> dict[str, Any]:
-    numbers = {}
-    for metric in all_metrics(sweep):
-        values = m.last(metric)
-        if values:
-            numbers[metric] = {
-                "values": _rounded(values),
-                "mean": _rounded(fmean(values)),
-                "deviation": _rounded(deviation(values)) if len(values) > 1 else None,
-            }
+    found = {metric: statistic(m.last(metric)) for metric in all_metrics(sweep)}
+    numbers = {
+        metric: {"values": _rounded([*s.values]), "mean": _rounded(s.mean), "deviation": _rounded(s.deviation)}
+        for metric, s in found.items()
+        if s
+    }
     curves = {}
     for part in sweep.figure:
         for metric in part.metric if part.kind == "curves" else ():
@@ -267,11 +259,8 @@ def is_share(metric: str) -> bool:
 
 
 def _mean_and_deviation(metric: str, values: list[float]) -> str:
-    if not values:
-        return ""
-    factor, digits = (100, 2) if is_share(metric) else (1, 4)
-    text = f"{factor * fmean(values):.{digits}f}"
-    return f"{text} ± {factor * stdev(values):.{digits}f}" if len(values) > 1 else text
+    found = statistic(values)
+    return found.text(*((100, 2) if is_share(metric) else (1, 4))) if found else ""
 
 
 def _words(value: Any) -> str:
@@ -281,10 +270,7 @@ def _words(value: Any) -> str:
 
 def _distinct(values: Any) -> Any:
     """The one value that all have; a list of the different ones if there are several, None if there is none."""
-    found: list[Any] = []
-    for value in values:
-        if value not in found:
-            found.append(value)
+    found = distinct(values)
     return found[0] if len(found) == 1 else found or None
 
 
