@@ -11,22 +11,15 @@ import math
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dtp.algorithms.options import FAMILIES
 from dtp.cli.arguments import parse
 from dtp.errors import UserError
-from dtp.experiments.report.groups import (
-    Group,
-    Study,
-    compare_costs,
-    dataset,
-    describe_data,
-    studies,
-    take_costs,
-)
-from dtp.experiments.report.page import command_words, variant
+from dtp.experiments.over_seeds import Statistic, distinct
+from dtp.experiments.report.groups import Group, Study, add_costs, dataset, describe_data, place, studies
+from dtp.experiments.report.page import command_words, rendered, variant
 from dtp.experiments.report.published import Figure, differences, is_whole, matches, published
 from dtp.experiments.report.reading import RunRecord, read_runs
 from dtp.run.folder import saved_options
@@ -105,10 +98,7 @@ def rows_of(
     """
     found = studies([_renamed(run, images) for run in _records(paths)])
     timed = studies([_renamed(run, images) for run in _records(times)])
-    for study in timed or found:
-        compare_costs(study)
-    for study in found if timed else ():
-        take_costs(study, timed)
+    add_costs(found, timed)
     rows = [row for study in found for group in study.groups for row in rows_of_group(study, group, date, note)]
     for row in rows:
         if not _is_row(row):
@@ -137,15 +127,12 @@ def _figure_key(row: Row) -> tuple:
 
 
 def _order(row: Row) -> tuple:
-    rules = [rule for rules in FAMILIES.values() for rule in rules]
-    place = rules.index(row["rule"]) if row["rule"] in rules else len(rules)
     return (
         row["data"],
         not row["source"],
         row["source"],
         row["network"],
-        place,
-        row["rule"],
+        place(row["rule"]),
         row["published"] or 0,
         -(row["epochs"] or 0),
         row["command"],
@@ -160,11 +147,8 @@ def rows_of_group(study: Study, group: Group, date: str = "", note: str = "") ->
     if not found and group.test is not None:
         figure = _of_another_network(group)
         said = (f"another network: theirs {figure.described}", *differences(group, figure)) if figure else ()
-        test = group.test
-        scaled = (100 * value for value in (test.mean, test.deviation) if value is not None)
-        mean, deviation = [*scaled, None][:2]
-        return [_row(group, figure, mean, deviation, said, date, note)]
-    return [_row(group, figure, ours.mean, ours.deviation, said, date, note) for figure, ours, said in found]
+        found = [(figure, group.test.scaled(100), said)]
+    return [_row(group, figure, ours, said, date, note) for figure, ours, said in found]
 
 
 def _of_another_network(group: Group) -> Figure | None:
@@ -177,9 +161,7 @@ def _of_another_network(group: Group) -> Figure | None:
     return None
 
 
-def _row(
-    group: Group, figure: Figure | None, mean: float, deviation: float | None, said: Sequence[str], date: str, note: str
-) -> Row:
+def _row(group: Group, figure: Figure | None, ours: Statistic, said: Sequence[str], date: str, note: str) -> Row:
     runs, options = group.finished, group.options
     data, remark = dataset(options, runs[0].summary)
     notes = list(said)
@@ -200,14 +182,14 @@ def _row(
         "data": figure.data if figure else data or describe_data(options),
         "source": _source(figure) if figure else "",
         "published": figure.accuracy if figure else None,
-        "ours": round(mean, 2),
-        "deviation": None if deviation is None else round(deviation, 2),
+        "ours": round(ours.mean, 2),
+        "deviation": None if ours.deviation is None else round(ours.deviation, 2),
         "seeds": [run.seed for run in runs],
         "epochs": passes[0] if len(passes) == 1 else None,
         "published_epochs": figure.budget["epochs"] if figure else None,
         "cost": float(f"{costs[0]:.3g}") if costs else None,
         "command": _command(runs[0]),
-        "commit": " ".join(_distinct(run.summary.get("versions", {}).get("commit", "") for run in runs)),
+        "commit": " ".join(filter(None, distinct(run.summary.get("versions", {}).get("commit", "") for run in runs))),
         "date": max((str(run.summary.get("finished", ""))[:10] for run in runs), default="") or date,
         "note": "; ".join(dict.fromkeys(notes)),
     }
@@ -245,10 +227,6 @@ def _command(run: RunRecord) -> str:
     if "--seed" in words[:-1]:
         words[words.index("--seed") + 1] = "SEED"
     return shlex.join(words)
-
-
-def _distinct(values: Iterable[str]) -> list[str]:
-    return [value for value in dict.fromkeys(values) if value]
 
 
 # --- results that were kept without their run folders -----------------------------------------------------------------
@@ -352,7 +330,7 @@ def _renamed(run: RunRecord, images: str) -> RunRecord:
     """``run`` with the name of its folder of images, where it reads one."""
     if not images or run.options.get("data") != "imagefolder":
         return run
-    return RunRecord(**{**vars(run), "options": {**run.options, "data_dir": images}})
+    return replace(run, options={**run.options, "data_dir": images})
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
@@ -362,49 +340,24 @@ def write_page(rows: Sequence[Row], json_name: str) -> str:
     """The board as Markdown, by dataset."""
     ours = [row for row in rows if row["ours"] is not None]
     three = sum(len(set(row["seeds"])) >= 3 for row in ours)
-    figures = [row for row in rows if row["source"]]
-    lines = [
-        MARK,
-        "# Board",
-        "",
-        f"{len(rows)} rows: {len(ours)} with figures of ours, {three} of them over three seeds or more; "
-        f"{sum(row['ours'] is None for row in figures)} published figures without one. Test accuracy in %, mean ± "
-        "deviation over seeds. Epochs are those that train the forward weights; cost is that of such an epoch, with "
-        f"the feedback epochs that belong to it, relative to `bp`. Commands, commits and dates are in [{json_name}]"
-        f"({json_name}). A figure is to be compared with the published one only as far as the note allows.",
-        "",
-        "    python -m dtp.report --board RUNS     # adds runs, or replaces those of the same settings",
-        "",
-    ]
-    for data in dict.fromkeys(row["data"] for row in rows):
-        lines += [f"## {data}", ""]
-        lines += [
-            "| rule | network | source | published | ours | seeds | epochs | theirs | cost | note |",
-            "|---" * 10 + "|",
-        ]
-        lines += [_line(row) for row in rows if row["data"] == data] + [""]
-    return "\n".join(lines)
+    content = {"mark": MARK, "rows": rows, "ours": ours, "three": three, "json_name": json_name}
+    return rendered("board.md.jinja", content, cells=_cells)
 
 
-def _line(row: Row) -> str:
-    ours = "" if row["ours"] is None else f"{row['ours']:.2f}"
-    if row["deviation"] is not None:
-        ours += f" ± {row['deviation']:.2f}"
-    published_ = "" if row["published"] is None else f"{row['published']:g}"
+def _cells(row: Row) -> list[str]:
+    deviation = "" if row["deviation"] is None else f" ± {row['deviation']:.2f}"
     cells = [
         f"`{row['rule']}`",
         row["network"],
         row["source"],
-        published_,
-        ours,
+        _number(row["published"]),
+        "" if row["ours"] is None else f"{row['ours']:.2f}{deviation}",
         ", ".join(map(str, row["seeds"])),
-        _number(row["epochs"]),
-        _number(row["published_epochs"]),
-        _number(row["cost"]),
+        *(_number(row[name]) for name in ("epochs", "published_epochs", "cost")),
         row["note"],
     ]
-    return "| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |"
+    return [cell.replace("|", "/") for cell in cells]
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None or not math.isfinite(value) else f"{value:g}"
+    return "" if value is None else f"{value:g}"

@@ -78,7 +78,7 @@ def _report(argv: Sequence[str]) -> int:
     if page.suffix != ".md":
         raise UserError(f"--output {page}: expected the name of a Markdown file, which ends in .md.")
 
-    from dtp.experiments.report.groups import compare_costs, studies, take_costs
+    from dtp.experiments.report.groups import add_costs, studies
     from dtp.experiments.report.page import MARK, Report, numbers, write_page
     from dtp.experiments.report.reading import read_runs
     from dtp.system.files import write_atomically
@@ -89,10 +89,7 @@ def _report(argv: Sequence[str]) -> int:
         _require_own(options.json, _is_own_json, "JSON")
     found, timed_runs = studies(runs), read_runs(options.times) if options.times else []
     timed = studies(timed_runs)
-    for study in timed or found:
-        compare_costs(study)
-    for study in found if timed else ():
-        take_costs(study, timed)
+    add_costs(found, timed)
     title = options.title or options.runs[0].resolve().name
     words = ["dtp report", *map(_name, options.runs)]
     command = " ".join([*words, *(["--times", *map(_name, options.times)] if options.times else [])])

@@ -228,21 +228,16 @@ def studies(runs: Sequence[RunRecord]) -> list[Study]:
         group.runs.sort(key=lambda run: run.seed or 0)
         data = describe_data(group.options)
         found.setdefault((data, group.task), Study(data, group.task, [])).groups.append(group)
-    order = [rule for rules in FAMILIES.values() for rule in rules]
     for study in found.values():
         _label(study.groups)
-        study.groups.sort(
-            key=lambda group: (
-                order.index(group.rule) if group.rule in order else len(order),
-                group.rule,
-                _natural_label(group),
-            )
-        )
+        study.groups.sort(key=lambda group: (place(group.rule), len(group.label), group.label))
     return [found[key] for key in sorted(found)]
 
 
-def _natural_label(group: Group) -> tuple:
-    return len(group.label), group.label
+def place(rule: str) -> tuple[int, str]:
+    """A key that sorts rules by family, and those of none to the end."""
+    rules = [rule for rules in FAMILIES.values() for rule in rules]
+    return rules.index(rule) if rule in rules else len(rules), rule
 
 
 def with_defaults(options: dict[str, Any]) -> dict[str, Any]:
@@ -438,6 +433,14 @@ COSTS: dict[str, Callable[[dict[str, Any], RunRecord], float]] = {
     "epoch": lambda options, run: training_seconds(run) / (forward_passes(options, run) or 1),
     "wall": lambda options, run: run.summary.get("wall_seconds", 0.0),
 }
+
+
+def add_costs(studies: Sequence[Study], timed: Sequence[Study] = ()) -> None:
+    """Fill in the costs of all groups, from the runs themselves or, if there are any, from those of ``timed``."""
+    for study in timed or studies:
+        compare_costs(study)
+    for study in studies if timed else ():
+        take_costs(study, timed)
 
 
 def compare_costs(study: Study) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -76,10 +76,11 @@ class Report:
 def write_page(report: Report) -> str:
     """The whole page."""
     said = (states, facts, results, angles, nearest_rows, unended, provenance, machine_differences, commands)
-    return rendered("page.md.jinja", mark=MARK, report=report, **{function.__name__: function for function in said})
+    content = {"mark": MARK, "report": report} | {function.__name__: function for function in said}
+    return rendered("page.md.jinja", content)
 
 
-def rendered(template: str, **content: Any) -> str:
+def rendered(template: str, content: dict[str, Any], **filters: Callable[..., Any]) -> str:
     """A Markdown template of this folder, without more than one empty line at once.
 
     Markdown is not HTML, which autoescape is for: names are in code, where an entity would be shown as it is written.
@@ -93,7 +94,7 @@ def rendered(template: str, **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"plain": _plain, "cell": lambda text: _plain(text).replace("|", "\\|")}
+    environment.filters |= {"plain": _plain, "cell": lambda text: _plain(text).replace("|", "\\|")} | filters
     text = environment.get_template(template).render(content)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 
