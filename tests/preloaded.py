@@ -8,6 +8,7 @@ it waits a process that stays as new, of which its own children are forked, and 
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import fcntl
 import gc
@@ -57,6 +58,7 @@ def children() -> Iterator[None]:
 def _serve_me(server: socket.socket) -> None:
     global _server
     _server = server, os.getpid()
+    atexit.register(server.close)
 
 
 def _adopt_orphans(yes: bool) -> None:

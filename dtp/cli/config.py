@@ -173,8 +173,9 @@ class Preset:
 
 
 def find_preset(name: str) -> Preset | None:
-    """The shipped preset of a name, if there is one: its file, or the values that small runs of all rules share,
-    with those that the rule is registered with.
+    """The shipped preset of a name, if there is one.
+
+    That is its file, or the values that small runs of all rules share, with those that the rule is registered with.
     """
     path = PRESETS / f"{name}.yaml"
     if path.is_file():

@@ -160,8 +160,10 @@ def _flipped(group: Group, values: Any) -> list[float]:
 
 
 def _quality_axis(axes: Axes, group: Group, values: pandas.DataFrame, split: str) -> None:
-    """A vertical axis for the measure of ``group`` on validation or test, which spreads what is nearly perfect; good is
-    up."""
+    """A vertical axis for the measure of ``group`` on validation or test; good is up.
+
+    It spreads what is nearly perfect.
+    """
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
     measure = group.measure

@@ -188,8 +188,10 @@ class Group:
 
     @cached_property
     def curve(self) -> pandas.DataFrame:
-        """Mean and deviation of the validation measure, as shown, by epoch of the forward weights: as far as all runs
-        have come."""
+        """Mean and deviation of the validation measure, as shown, by epoch of the forward weights.
+
+        It ends where the shortest of the runs does.
+        """
         courses = [self.course(run).dropna(subset="validation") for run in self.finished or self.runs]
         scale = self.measure.scale
         return mean_curve(
@@ -444,8 +446,10 @@ def add_costs(studies: Sequence[Study], timed: Sequence[Study] = ()) -> None:
 
 
 def compare_costs(study: Study) -> None:
-    """Fill in the costs of each group relative to the backprop runs of the same work on the same machine, or say why
-    there are none."""
+    """Fill in the costs of each group, or say why there are none.
+
+    They are relative to the backprop runs of the same work on the same machine.
+    """
     baselines = [group for group in study.groups if group.rule == "bp" and group.finished]
     for group in study.groups:
         if not group.finished:
@@ -495,8 +499,10 @@ def _timed_key(group: Group) -> str:
 
 
 def unsteadiness(study: Study) -> tuple[Group, float] | None:
-    """The group whose epochs of one kind took the most different times on one machine, and the longest over the
-    shortest; None where no times are compared. First epochs, which prepare much, do not count."""
+    """The group whose epochs of one kind took the most different times, and the longest over the shortest.
+
+    They are times of one machine. None where no times are compared. First epochs, which prepare much, do not count.
+    """
     found = []
     for group in study.groups:
         for run in group.finished if group.costs else ():

@@ -317,6 +317,7 @@ def nearest_rows(study: Study, nearest: dict[Group, list[Figure]]) -> list[list[
 
 
 def variant(figure: Figure) -> str:
+    """What tells a published figure from others of the same rule and network, in words that follow its name."""
     return f", {figure.options['schedule']}" if "schedule" in figure.options else ""
 
 

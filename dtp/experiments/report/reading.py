@@ -75,8 +75,10 @@ class RunRecord:
 
     @cached_property
     def ends(self) -> pandas.DataFrame:
-        """A row for each end of an epoch, of any kind: epoch, step, rate (images per second), and seconds, which the
-        training batches took up to there, without validation, angles and checkpoints."""
+        """A row for each end of an epoch, of any kind: epoch, step, rate (images per second) and seconds.
+
+        The seconds are those of all training batches up to there, without validation, angles and checkpoints.
+        """
         found = [(row["epoch"], row["step"], rate) for row, rate in self.column("train/images_per_second")]
         ends = pandas.DataFrame(found, columns=["epoch", "step", "rate"], dtype=float)
         images = ends["step"].diff().fillna(ends["step"]) * self.options.get("batch_size", 0)
