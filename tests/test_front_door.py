@@ -1,6 +1,7 @@
 """What ``import dtp`` gives to a notebook: every rule and network, made of any network with options by keyword."""
 
 import ast
+import copy
 import inspect
 import subprocess
 import sys
@@ -171,13 +172,23 @@ def test_a_loss_that_is_a_module_goes_where_the_rule_goes():
     torch.testing.assert_close(rule.task_loss(rule(x.double()), y), expected)
 
 
-@pytest.mark.parametrize("name", ["sdtp", "ao-sdtp", "chl", "generec", "delta", "hebb", "competitive", "dtp-dae"])
-def test_rules_made_for_one_loss_refuse_another(name):
+@pytest.mark.parametrize("name", ALGORITHMS.names())
+def test_a_rule_follows_the_loss_it_is_given_or_refuses_it(name):
     from tests.algorithms.helpers import make, small_network
 
-    rule = make(name, small_network(name))
-    with pytest.raises(UserError, match=f"loss: {type(rule).__name__} is made for a loss of its own"):
-        rule.use(loss=nn.functional.cross_entropy)
+    x, y, network, found = torch.randn(6, 1, 4, 4), torch.randint(5, (6,)), small_network(name), []
+    for label in (1, 1, 2):
+        torch.manual_seed(0)
+        rule = make(name, copy.deepcopy(network))
+        if not rule.learns_any_loss:
+            with pytest.raises(UserError, match=f"loss: {type(rule).__name__} is made for a loss of its own"):
+                rule.use(loss=nn.functional.cross_entropy)
+            return
+        # Of the same images and labels, another output is to grow.
+        rule.use(loss=lambda output, goal, label=label: -output.log_softmax(1)[:, label].mean())
+        found.append(rule.forward_gradients(x, y)[1])
+    assert all(torch.equal(one, again) for one, again in zip(*found[:2], strict=True))
+    assert any(not torch.equal(one, other) for one, other in zip(*found[1:], strict=True))
 
 
 def test_a_loss_of_each_sample_is_refused():

@@ -592,6 +592,8 @@ class StrongDFC(DFCSS):
     Options = StrongDFCOptions
     options: StrongDFCOptions
     newton = True
+    # The output is led to the label, whatever a loss would say of it.
+    learns_any_loss = False
 
     def __init__(self, network: Network, options: StrongDFCOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
