@@ -174,7 +174,7 @@ def row_notes(study: Study, group: Group, matches: Sequence[Match]) -> list[str]
     notes += [f"seed {seed} {count} times" for seed, count in sorted(seeds.items(), key=str) if count > 1]
     notes += _budget_words(group.options, [name for name in BUDGET if name not in shared])
     tested = distinct(_selection(run) for other in study.groups for run in other.finished)
-    if len(tested) > 1:
+    if len(tested) > 1 and group.finished:
         notes.append("tested weights " + " or ".join(distinct(_selection(run) for run in group.finished)))
     for flag, values in machine_differences(group.finished).items():
         notes.append(f"runs with differing {flag}: {', '.join(values)}")

@@ -150,7 +150,9 @@ def test_cut_epochs_are_said_even_where_nothing_is_published(tmp_path):
     make_run(tmp_path / "a", limit_train_batches="5", data="kmnist")
     make_run(tmp_path / "b", "fa", limit_train_batches="0.5", data="kmnist")
     make_run(tmp_path / "c", "kp", data="kmnist", summary={"tested_weights": "last"})
+    make_run(tmp_path / "d", "tp", finished=False, data="kmnist")
     page = page_of(tmp_path, "--no-figures")
+    assert "Tested weights." not in page
     assert "`bp`: Epochs cut to 5 batches. Tested weights best on validation." in page
     assert "`fa`: Epochs cut to a part of 0.5." in page
     assert "`kp`: Tested weights last." in page
