@@ -83,9 +83,9 @@ class Network(nn.Module):
     @classmethod
     def for_task(cls, options: ModelOptions, input_shape: Sequence[int], task: Task) -> Self:
         """A network with as many outputs as the task has, whether or not its own constructor takes a task."""
-        if "task" in inspect.signature(cls).parameters:
-            return cls(options, input_shape, task.outputs, task=task)
-        network = cls(options, input_shape, task.outputs)
+        given = {"task": task} if "task" in inspect.signature(cls).parameters else {}
+        network = cls(options, input_shape, task.outputs, **given)
+        # A constructor that takes one may still not hand it on.
         network.task = task
         return network
 

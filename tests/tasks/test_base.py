@@ -47,13 +47,20 @@ class WithoutTask(MLP):
         super().__init__(options, input_shape, num_classes)
 
 
+class KeepsTask(MLP):
+    """A network of the user's own, whose constructor takes a task and does not hand it on."""
+
+    def __init__(self, options, input_shape, num_classes, task=None):
+        super().__init__(options, input_shape, num_classes)
+
+
 class SeesTask(MLP):
     def make_layers(self):
         self.seen = self.task
         return super().make_layers()
 
 
-@pytest.mark.parametrize("model", [MLP, WithoutTask])
+@pytest.mark.parametrize("model", [MLP, WithoutTask, KeepsTask])
 @pytest.mark.parametrize("task", EACH, ids=lambda task: task.name)
 def test_a_network_for_a_task_has_it_and_its_outputs(model, task):
     network = model.for_task(MLPOptions(widths=[4]), SHAPE, task)
