@@ -89,6 +89,16 @@ def _counted(learn: _Method) -> _Method:
     return cast(_Method, counted)
 
 
+def _next_one(cls: type, inherited: _Method) -> _Method:
+    """The ``training_batch`` after that of ``cls``: ``inherited``, or of a class that a subclass has beside ``cls``."""
+
+    @functools.wraps(inherited)
+    def learn(self: Algorithm, *args: Any, **kwargs: Any) -> Any:
+        return cast(Any, super(cls, self)).training_batch(*args, **kwargs)
+
+    return cast(_Method, learn)
+
+
 class Algorithm(LightningModule, metaclass=RuleType):
     """A learning rule: how a network's weights change on a batch.
 
@@ -126,7 +136,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
         learn = inspect.getattr_static(cls, "training_batch")
         # One of a class beside the rules, too. What cannot be called as a method is refused elsewhere.
         if inspect.isfunction(learn) and not hasattr(learn, "counts"):
-            cls.training_batch = _counted(learn)
+            cls.training_batch = _counted(learn if "training_batch" in vars(cls) else _next_one(cls, learn))
         if "configure_optimizers" in vars(cls):
             cls.configure_optimizers = _completed(cls.configure_optimizers)
 

@@ -114,6 +114,21 @@ def test_a_batch_counts_once_whatever_a_rule_of_ones_own_makes_of_it(rule):
         assert made.batches_done == done
 
 
+class TwiceBPThatSays(Twice, BP):
+    def training_batch(self, x, y):
+        logits, scalars = super().training_batch(x, y)
+        return logits, {**scalars, "said": logits.new_ones(())}
+
+
+def test_a_class_beside_another_with_the_same_training_batch_is_not_passed_over():
+    network = small_network("bp")
+    # By Python's order of methods, the second class comes before what both have in common.
+    rule = type("Both", (TwiceBP, TwiceBPThatSays), {})(network, BP.Options(), seed=0)
+    rule.configure_optimizers()
+    assert "said" in rule.training_batch(*make_batch(network))[1]
+    assert rule.batches_done == 1
+
+
 def test_a_batch_that_failed_does_not_count():
     network = small_network("bp")
     rule = OwnBatch(network, OwnBatch.Options(), seed=0)
