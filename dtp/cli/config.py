@@ -221,7 +221,7 @@ def config_values(name: str) -> tuple[dict[str, Any], Path | None]:
     if preset is not None:
         return preset.values, None
     raise UserError(
-        f"--config {name}: no such file, nor a preset of that name{did_you_mean(name, preset_names())}; "
+        f"--config {name}: no such file, nor a preset of that name{did_you_mean(path.stem, preset_names())}; "
         f"give the path of a YAML file, or a preset's name ({command_line('train')} --help lists them)."
     )
 

@@ -188,6 +188,7 @@ MISTAKES = {
     "zero training batches": ("--limit-train-batches 0", "--limit-train-batches"),
     "stock ddp": ("--strategy ddp", "--strategy: expected one of auto, feedback-ddp"),
     "missing file": ("--config nowhere.yaml", "--config nowhere.yaml: no such file"),
+    "path of a preset without a file": ("--config a/long/way/to/drl_mlp_mnist.yaml", "; did you mean drl_mlp_mnist?"),
     "module that is not there": ("--algo no_such_module:Rule", "could not be imported"),
     "class that is not there": ("--algo dtp.algorithms.dtp:Nothing", "could not be imported"),
     "class of another kind": ("--algo dtp.models:VGG", "expected a subclass of dtp.algorithms.base.Algorithm"),

@@ -58,8 +58,8 @@ def make_parser() -> argparse.ArgumentParser:
         "by the best validation accuracy over their epochs. The same command goes on where it was stopped; started "
         "several times at once, on one machine or several, it divides the trials.",
         epilog="All other options are those of dtp train, are the same in all trials, and beat the domain: --algo sdtp "
-        "--model mlp --data mnist --max-epochs 5 --seed 1. The domains of our rules: "
-        "dtp/experiments/search/spaces.",
+        "--model mlp --data mnist --max-epochs 5 --seed 1. A rule's own domain "
+        "stands in dtp/experiments/search/spaces, or at its options (search=) in dtp/algorithms/options.py.",
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, width=100),
     )

@@ -137,8 +137,8 @@ def domain(name: str, algo: str) -> Space:
     if rule in ALGORITHMS.entries:
         return domain("", rule)
     raise UserError(
-        f"--space {name}: no such file{did_you_mean(name, ALGORITHMS.entries)}; expected a YAML file, or a rule, for "
-        "its own domain."
+        f"--space {name}: no such file{did_you_mean(path.stem, ALGORITHMS.entries)}; expected a YAML file, or a rule, "
+        "for its own domain."
     )
 
 
