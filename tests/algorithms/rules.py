@@ -64,7 +64,7 @@ RULES = {
     "tp": Facts(77, 14),
     "sdtp": Facts(93, 15),
     "ao-sdtp": Facts(94, 15),
-    "hybrid": Facts(93, 8, not_local="for alpha above 0 targets go through the layers' own transposed Jacobians"),
+    "hybrid": Facts(93.5, 8, not_local="for alpha above 0 targets go through the layers' own transposed Jacobians"),
     "drl": Facts(93, 8),
     "ddtp-linear": Facts(92.5, 8),
     "ddtp-rhl": Facts(92, 8),
@@ -122,10 +122,10 @@ RULES = {
         apart="hidden layers learn what their class signals are",
     ),
     "dualprop": Facts(93.5, 16, not_local="feedback goes through the layers' own transposed Jacobians"),
-    "dfc": Facts(91, 10, options={"time_steps": 20, "feedback_time_steps": 10}, not_true=CONTROL),
-    "dfc-ss": Facts(90.5, 10, options={"feedback_time_steps": 10}, not_true=CONTROL),
-    "dfc-ssa": Facts(90.5, 10, options={"feedback_time_steps": 10}, not_true=CONTROL),
-    "strong-dfc": Facts(90, 10, options={"feedback_time_steps": 10}, not_true=CONTROL, feedback_sees_goals=True),
+    "dfc": Facts(93, 20, options={"time_steps": 20, "feedback_time_steps": 10}, not_true=CONTROL),
+    "dfc-ss": Facts(92.5, 20, options={"feedback_time_steps": 10}, not_true=CONTROL),
+    "dfc-ssa": Facts(92.5, 20, options={"feedback_time_steps": 10}, not_true=CONTROL),
+    "strong-dfc": Facts(93.5, 20, options={"feedback_time_steps": 10}, not_true=CONTROL, feedback_sees_goals=True),
 }
 
 
