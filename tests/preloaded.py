@@ -36,7 +36,13 @@ _server: tuple[socket.socket, int] | None = None
 
 @contextmanager
 def children() -> Iterator[None]:
-    """Within it ``subprocess`` forks what is to be another Python, unless ``executable`` or ``preexec_fn`` is given."""
+    """Within it ``subprocess`` forks what is to be another Python, unless ``executable`` or ``preexec_fn`` is given.
+
+    On other systems than Linux, which alone lets a process adopt another, it starts one as ever.
+    """
+    if sys.platform != "linux":
+        yield
+        return
     if _server is None:
         ours, theirs = socket.socketpair()
         # Of a Python that runs nothing itself, and ends with the socket.
