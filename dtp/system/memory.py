@@ -33,9 +33,9 @@ def keep_freed_memory() -> bool:
 def importing_torch() -> Iterator[None]:
     """Let no garbage be looked for while torch and Lightning are imported, nor later among what they have made.
 
-    They make half a million objects and keep them all; to go through these again and again, and once more as the
-    process ends, is a quarter of the seconds in which a command begins and ends. Nothing changes where torch has been
-    imported before, as in the process of a user of the library.
+    They make very many objects and keep them all; to go through these again and again, and once more as the process
+    ends, would make every command slower. Nothing changes where torch has been imported before, as in the process of a
+    user of the library.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield
