@@ -178,12 +178,12 @@ dtp_supervise() {
     elif ! dtp_still_running; then
         echo "job $job was ended from outside; unless it is queued again, submit it with DTP_RUN_DIR=$run_dir to go on"
     elif [[ -n $to_be_continued ]]; then
+        # Before the request, for SLURM ends this shell with it.
+        echo "job $job stopped before its end and is to be queued again"
         if ! scontrol requeue "$job"; then
-            echo "error: job $job stopped before its end but cannot be queued again; submit it with" \
-                "DTP_RUN_DIR=$run_dir to go on" >&2
+            echo "error: job $job cannot be queued again; submit it with DTP_RUN_DIR=$run_dir to go on" >&2
             return "$status"
         fi
-        echo "job $job stopped before its end and is queued again"
         status=0
     elif [[ ! -f $run_dir/$begun ]]; then
         # The run never began: nothing to keep a folder for.

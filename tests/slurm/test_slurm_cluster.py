@@ -206,7 +206,7 @@ def assert_went_on_as_if_never_stopped(job, uninterrupted, stopped_by):
     assert job.about("Restarts") == "1"
     assert f"Stopped by {stopped_by} after batch {HELD_AT + 1};" in job.log
     assert f"goes on from batch {HELD_AT + 1}\n" in job.log
-    assert "is queued again" in job.submit_log and "start 2," in job.submit_log
+    assert "queued again" in job.submit_log and "start 2," in job.submit_log
     assert job.summary["steps"] == STEPS
     assert_same_weights(job, uninterrupted)
 

@@ -212,6 +212,13 @@ def test_a_job_that_slurm_preempts_lives_until_its_run_has_stopped_and_is_queued
     assert cluster.noted("scontrol") == ["requeue 17"]
 
 
+def test_a_job_says_that_it_is_queued_again_before_slurm_ends_it(cluster):
+    cluster.program("scontrol", 'test "$1" = show && echo "JobState=RUNNING" && exit; kill -KILL "$PPID"')
+    done = cluster.run(status=75)
+    assert done.returncode == -9
+    assert done.stdout.endswith("job 17 stopped before its end and is to be queued again\n")
+
+
 @pytest.mark.parametrize("state", ["COMPLETING", "CANCELLED", "PENDING"])
 def test_a_job_that_was_cancelled_or_queued_again_meanwhile_is_left_alone(cluster, state):
     done = cluster.run(status=75, STATE=state)
