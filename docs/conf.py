@@ -41,6 +41,10 @@ included_pages = {
     "../benchmarks/results/README.md": "results.md",
     "../benchmarks/results/board.md": "board.md",
     "../benchmarks/results/comparison.md": "comparison.md",
+    **{
+        f"../benchmarks/results/{name}.md": f"results-{name}.md"
+        for name in ("accuracy", "published", "theory", "speed", "parallel", "robustness")
+    },
 }
 nb_execution_mode = "cache"
 # What notebooks write is not a part of the sources.

@@ -29,6 +29,11 @@ PAGES = {str(path.relative_to(DOCS)): path.read_text() for path in sorted(DOCS.r
 # Made when the site is built.
 MADE = {f"rules/{name}.md" for name in [*ALGORITHMS.names(), "_table", "_classes", "_options", "_papers"]}
 PAGES = {name: text for name, text in PAGES.items() if name not in MADE and "_build" not in name}
+# Included in pages of the site.
+RESULTS = {
+    f"../benchmarks/results/{path.name}": path.read_text()
+    for path in sorted((DOCS.parent / "benchmarks" / "results").glob("*.md"))
+}
 
 
 def blocks(text, language):
@@ -38,11 +43,12 @@ def blocks(text, language):
 
 def commands():
     """The words of each ``dtp`` in a block, or in a sentence where it stands without placeholders."""
-    for name, text in PAGES.items():
-        lines = [line for _, block in blocks(text, "bash") for line in block.splitlines()]
+    for name, text in (PAGES | RESULTS).items():
+        lines = [line for _, block in blocks(text, "bash") for line in block.replace("\\\n", " ").splitlines()]
         lines += [said for said in re.findall(r"`(dtp \w+ [^`]+)`", text) if not re.search(r"[A-Z]{2}|\.\.\.", said)]
         for line in lines:
-            words = shlex.split(line, comments=True)
+            # What a variable of the shell completes is not to be parsed.
+            words = [] if "$" in line else shlex.split(line, comments=True)
             if words[:1] == ["dtp"]:
                 yield pytest.param(words[1:], id=f"{name}: {' '.join(words)}")
 
@@ -165,10 +171,10 @@ def test_the_listing_of_an_own_rule_is_short_and_does_what_it_says(here):
         torch.testing.assert_close(ours / 0.3, theirs, rtol=1e-10, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", PAGES | RESULTS)
 def test_every_link_of_the_documentation_leads_somewhere(name):
     page = DOCS / name
-    for target in re.findall(r"\]\((?!https?:|#)([^)\s#]+)", PAGES[name]):
+    for target in re.findall(r"\]\((?!https?:|#)([^)\s#]+)", (PAGES | RESULTS)[name]):
         path = (page.parent / target).resolve()
         made = path.is_relative_to(DOCS) and str(path.relative_to(DOCS)) in MADE
         assert path.exists() or made, f"{name} links to {target}"
@@ -207,9 +213,7 @@ def test_files_and_folders_that_the_documentation_names_are_there():
 
 
 def test_every_picture_has_an_alternative_text():
-    results = DOCS.parent / "benchmarks" / "results"
-    pages = PAGES | {path.name: path.read_text() for path in results.glob("*.md")}
-    for name, text in pages.items():
+    for name, text in (PAGES | RESULTS).items():
         for words in re.findall(r"!\[([^\]]*)\]\(", text):
             assert len(words.split()) >= 4, f"{name}: {words!r}"
 
