@@ -116,9 +116,7 @@ def main() -> None:
 
 
 def print_table(found: dict[str, dict]) -> None:
-    print(
-        "| rule | test accuracy | time of an epoch / bp | angle to backprop, layers 1, 2, 3: first batch | last batch |"
-    )
+    print("| rule | test accuracy | time of an epoch / bp | angles, first batch | angles, last batch |")
     print("|---|---|---|---|---|")
     for rule, result in found.items():
         if "failed" in result:
