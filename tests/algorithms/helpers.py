@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +11,7 @@ from dtp.algorithms import ALGORITHMS
 from dtp.algorithms.base import Algorithm
 from dtp.cli.arguments import parse
 from dtp.models import MODELS, LeNet, Network
-from dtp.models.options import LeNetOptions
+from dtp.models.options import LeNetOptions, ModelOptions
 from dtp.tasks import Autoencoder, Classification, Clustering
 from tests.algorithms.rules import facts
 
@@ -26,9 +28,16 @@ def small_network(name: str, kind: str = "small") -> Network:
         "autoencoder": lambda: Autoencoder(shape),
         "clustering": lambda: Clustering(CLASSES, 3),
     }[usual]()
+    model, options = chosen(facts(name).network)
+    return MODELS.resolve(model).load().for_task(options, shape, task)
+
+
+@cache
+def chosen(words: str) -> tuple[str, ModelOptions]:
+    """The name and the options of the network that these words of a command line choose, always the same objects."""
     # Of a dataset that has no preset for such a network, whose options would mix in.
-    config = parse(["--algo", "bp", "--data", "imagefolder", *facts(name).network.split()])
-    return MODELS.resolve(config.run.model).load().for_task(config.model, shape, task)
+    config = parse(["--algo", "bp", "--data", "imagefolder", *words.split()])
+    return config.run.model, config.model
 
 
 def make(name: str, network: Network, seed: int = 3, **changes) -> Algorithm:

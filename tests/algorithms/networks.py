@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from dtp.cli.arguments import parse
 from dtp.models import MODELS, Network
 from dtp.models.options import ModelOptions
+from tests.algorithms.helpers import chosen
 
 # Words of the command line that make each shipped network small; one that is not here has its own size.
 SMALL = {
@@ -28,8 +28,8 @@ SMALL = {
 
 def shipped_network(model: str) -> Network:
     """A small one of the network ``--model model``, for images of 2x16x16 and 5 classes."""
-    words = ["--algo", "bp", "--model", model, "--data", "imagefolder", *SMALL.get(model, "").split()]
-    return MODELS.resolve(model).load()(parse(words).model, (2, 16, 16), 5)
+    _, options = chosen(f"--model {model} {SMALL.get(model, '')}")
+    return MODELS.resolve(model).load()(options, (2, 16, 16), 5)
 
 
 class Layers(Network):
