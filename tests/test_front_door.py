@@ -31,6 +31,8 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_importing_dtp_and_listing_it_wait_for_no_torch():
     code = "import sys, dtp; dir(dtp); assert 'torch' not in sys.modules; dtp.DTP; assert 'torch' in sys.modules"
+    # A module of the name of a function is no obstacle to it.
+    code += "; import dtp.run.training; dtp.train.__call__"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
