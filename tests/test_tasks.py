@@ -31,6 +31,7 @@ def test_every_rule_for_it_trains_an_autoencoder(algo, here):
     # Networks in time take long for a batch, and show it after few.
     epochs = "2" if "dfc" in algo else "8"
     words = ["--algo", algo, *AUTOENCODER, "--max-epochs", epochs, "--run-dir", "run", "--normalisation", "unit"]
+    words += ["--time-steps", "50"] if algo == "dfc" else []
     words += ["--activation", "sigmoid"] if algo in ("chl", "generec") else []
     if algo in ("delta",):
         words[words.index("--widths") + 1 : words.index("--widths") + 2] = []
