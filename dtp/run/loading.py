@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import json
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,6 +17,7 @@ from dtp.models import MODELS, Network
 from dtp.registry import Registry
 from dtp.run.checkpoints import checkpoints_of, read_first_whole
 from dtp.run.folder import AS_BEFORE, SUMMARY_FILE, WEIGHTS_FILE, plain
+from dtp.run.reading import read_summary
 from dtp.tasks import TASKS
 
 if TYPE_CHECKING:
@@ -131,9 +131,10 @@ def _read(source: str | Path) -> tuple[Path, dict[str, Any]]:
 def _tested_its_last(folder: Path) -> bool:
     """Whether a run has tested its last weights, not the best."""
     try:
-        return json.loads((folder / SUMMARY_FILE).read_text(encoding="utf-8"))["tested_weights"] == "last"
-    except (OSError, ValueError, KeyError, TypeError):
+        summary = read_summary(folder / SUMMARY_FILE, ())
+    except UserError:
         return False
+    return summary is not None and summary.get("tested_weights") == "last"
 
 
 # --- what a checkpoint says -------------------------------------------------------------------------------------------
