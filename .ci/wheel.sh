@@ -1,12 +1,18 @@
 # Everything that the installed package does, in a folder that has nothing of the checkout. Run by .ci/run.
 
 python - <<'PYTHON'
+import importlib.metadata
 import pathlib
+import re
 import sys
 
 import dtp
 
 assert pathlib.Path(dtp.__file__).is_relative_to(sys.prefix), f"not the wheel: {dtp.__file__}"
+told = importlib.metadata.metadata("targetprop")
+assert "dtp train" in told["Description"] and told["Description-Content-Type"] == "text/markdown"
+# Of the repository's files and pictures there is none.
+assert not re.search(r"\]\((?!https?:)", told["Description"])
 PYTHON
 
 dtp --version

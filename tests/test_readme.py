@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -146,3 +147,14 @@ def test_it_is_short():
 def test_files_that_the_readme_names_exist():
     for path in re.findall(r"\]\((?!http)([^)#]+)\)", README):
         assert (ROOT / path).exists(), path
+
+
+def test_the_package_is_described_by_the_readme_without_what_lies_beside_it():
+    told = runpy.run_path(str(ROOT / "setup.py"))["description"](README)
+    assert "![" in README and "](docs/" in README
+    assert "![" not in told and not re.search(r"\]\((?!https?:)", told) and "measured here" not in told
+    # The words of links stay, and so does all else.
+    kept = [line for line in README.splitlines() if line and "](" not in line]
+    lost = set(kept) - set(told.splitlines())
+    assert all("Ernoult et al. (2022)" in line or "backprop. Their VGG" in line for line in lost), lost
+    assert "| to use GPUs or a cluster | devices, `dtp slurm`; speed; Weights & Biases |" in told

@@ -104,7 +104,7 @@ def test_a_signal_ends_the_wait(cache, tmp_path):
         )
         assert "waiting for process" in waiting.stderr.readline()
         waiting.send_signal(signal.SIGTERM)
-        said, _ = waiting.communicate(timeout=10)
+        said, _ = waiting.communicate(timeout=60)
     assert f"Stopped by SIGTERM while it waited for process {os.getpid()}" in said
 
 
