@@ -1,11 +1,10 @@
-"""The documentation tells the truth: its commands parse, its listings run, its links lead somewhere."""
+"""The documentation tells the truth: its listings run, its links lead somewhere; test_commands.py has its commands."""
 
 import contextlib
 import io
 import json
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 import yaml
@@ -16,49 +15,8 @@ from dtp.cli.arguments import parse
 from dtp.cli.program import COMMANDS
 from dtp.cli.train import main
 from dtp.data import DATA
-from dtp.experiments.report import command as report
-from dtp.experiments.search import command as search
-from dtp.experiments.sweep import command as sweep
-from dtp.experiments.sweep.plan import read_sweep, sweep_path
-from dtp.experiments.theory.options import STUDIES
 from dtp.models import MODELS
-from dtp.slurm import __main__ as slurm
-
-DOCS = Path(__file__).parent.parent / "docs"
-PAGES = {str(path.relative_to(DOCS)): path.read_text() for path in sorted(DOCS.rglob("*.md"))}
-# Made when the site is built.
-MADE = {f"rules/{name}.md" for name in [*ALGORITHMS.names(), "_table", "_classes", "_options", "_papers"]}
-PAGES = {name: text for name, text in PAGES.items() if name not in MADE and "_build" not in name}
-# Included in pages of the site.
-RESULTS = {
-    f"../benchmarks/results/{path.name}": path.read_text()
-    for path in sorted((DOCS.parent / "benchmarks" / "results").glob("*.md"))
-}
-
-
-def blocks(text, language):
-    """Fenced blocks of a language, each with the line before it."""
-    return re.findall(rf"(?:^(%[^\n]*)\n)?^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-
-
-def commands():
-    """The words of each ``dtp`` in a block, or in a sentence where it stands without placeholders."""
-    for name, text in (PAGES | RESULTS).items():
-        lines = [line for _, block in blocks(text, "bash") for line in block.replace("\\\n", " ").splitlines()]
-        lines += [said for said in re.findall(r"`(dtp \w+ [^`]+)`", text) if not re.search(r"[A-Z]{2}|\.\.\.", said)]
-        for line in lines:
-            # What a variable of the shell completes is not to be parsed.
-            words = [] if "$" in line else shlex.split(line, comments=True)
-            if words[:1] == ["dtp"]:
-                yield pytest.param(words[1:], id=f"{name}: {' '.join(words)}")
-
-
-# What is to lie in files for commands that name them.
-OWN_RULE = blocks(PAGES["own-rule.md"], "python")[0][1]
-OWN_SWEEPS = {
-    "my_sweep.yaml": blocks(PAGES["experiments.md"], "yaml")[0][1],
-    "runs/two-rules.yaml": PAGES["notebooks/sweep.md"].split('"""')[1],
-}
+from tests.pages import DOCS, MADE, OWN_RULE, PAGES, RESULTS, blocks, commands
 
 
 @pytest.fixture
@@ -66,54 +24,6 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
-
-
-@pytest.mark.parametrize("words", list(commands()))
-def test_every_command_of_the_documentation_is_understood(words, here):
-    name, rest = words[0], words[1 : words.index(">")] if ">" in words else words[1:]
-    if name == "--help":
-        return
-    assert name in COMMANDS
-    if "my_rule:LearnedHybrid" in rest:
-        (here / "my_rule.py").write_text(OWN_RULE)
-    if name == "train" and "--help" in rest:
-        with pytest.raises(SystemExit):
-            parse(rest)
-    elif name == "train":
-        # A run that there is none of.
-        if "--init-weights" in rest:
-            del rest[(at := rest.index("--init-weights")) : at + 2]
-        parse(rest)
-    elif name == "search":
-        _, of_train = search.make_parser().parse_known_args(rest)
-        parse(of_train)
-    elif name == "sweep" and rest != ["--help"]:
-        options, of_train = sweep.make_parser().parse_known_args(rest)
-        for path, text in OWN_SWEEPS.items():
-            (here / path).parent.mkdir(exist_ok=True)
-            (here / path).write_text(text)
-        assert read_sweep(sweep_path(options.sweep)).points
-        parse(of_train)
-    elif name == "theory":
-        assert rest[0] in STUDIES
-    elif name == "report":
-        report.make_parser().parse_args(rest)
-    elif name == "slurm":
-        slurm.make_parser().parse_known_args(rest[: rest.index("--")] if "--" in rest else rest)
-
-
-def test_every_other_command_calls_a_file_that_is_there():
-    """Other lines of a block begin with a program of the repository, or a comment says why the block is not run."""
-    for name, text in PAGES.items():
-        for comment, block in blocks(text, "bash"):
-            if comment.startswith("% not run:"):
-                continue
-            for line in block.splitlines():
-                words = shlex.split(line, comments=True)
-                if words and words[0] != "dtp":
-                    files = [word for word in words if re.fullmatch(r"(benchmarks|slurm)/\w+\.(py|sh)", word)]
-                    assert files or "-m dtp train" in line, f"{name}: {line}"
-                    assert all((DOCS.parent / path).exists() for path in files), f"{name}: {line}"
 
 
 @pytest.fixture
@@ -200,8 +110,7 @@ def test_every_choice_and_every_command_has_its_place():
     for registry, page in ((MODELS, "networks.md"), (DATA, "data.md")):
         for name in registry.names():
             assert f"`{name}`" in PAGES[page]
-    named = {words.values[0][0] for words in commands()}
-    assert named >= set(COMMANDS) - {"completion"} and "dtp completion" in PAGES["start.md"]
+    assert {words[1] for words, page in commands().items() if words[0] == "dtp" and page in PAGES} >= set(COMMANDS)
 
 
 def test_files_and_folders_that_the_documentation_names_are_there():

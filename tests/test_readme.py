@@ -1,4 +1,4 @@
-"""The README tells the truth, on one screen: its commands are the ones that work, and its listing trains."""
+"""The README tells the truth, on one screen: its first commands are the ones that work, and its listing trains."""
 
 import json
 import re
@@ -6,17 +6,13 @@ import runpy
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from dtp.algorithms import ALGORITHMS
-from dtp.cli.arguments import parse
 from dtp.cli.program import COMMANDS
 from tests import listed
-
-ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
+from tests.pages import README, ROOT
 
 
 def block(marker, language):
@@ -24,12 +20,6 @@ def block(marker, language):
     found = re.search(rf"<!-- {marker} -->\n```{language}\n(.*?)```", README, re.DOTALL)
     assert found, f"no block {marker!r} in README.md"
     return found.group(1)
-
-
-def commands():
-    """The words of every ``dtp train`` that the README names, in a block or in a sentence."""
-    found = re.findall(r"(?:^|`|/)dtp train([^`\n]*)", README, re.MULTILINE)
-    return [shlex.split(words, comments=True) for words in found]
 
 
 @pytest.fixture
@@ -94,15 +84,6 @@ def test_the_second_command_runs_the_tests(standing_for_an_install):
     assert "1 passed" in done.stdout
 
 
-@pytest.mark.parametrize("command", commands(), ids=" ".join)
-def test_every_command_parses(command, here, capsys):
-    if "--help" in command:
-        with pytest.raises(SystemExit):
-            parse(command)
-        return
-    parse(command)
-
-
 def test_the_listing_from_python_trains_and_loads(here, monkeypatch):
     monkeypatch.setenv("MPLBACKEND", "agg")
     names = {}
@@ -117,7 +98,7 @@ def test_every_listing_has_a_test():
 
 
 def test_the_commands_that_are_named_are_there():
-    """Of dtp itself; of those of train test_every_command_parses says more."""
+    """Of dtp itself; test_commands.py runs them."""
     named = {word for word in re.findall(r"(?:^|`)dtp ([a-z]+)", README, re.MULTILINE)}
     assert {"train", "sweep", "search", "theory", "report", "slurm", "completion"} == named == set(COMMANDS)
 
