@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
+import functools
 import re
 import shutil
 import textwrap
@@ -127,7 +129,8 @@ def parse(argv: Sequence[str], own_classes: bool = True) -> Config:
     # Alone first: a stray word at its beginning would become a value of the last option of the file.
     _parse_checked(parser, list(argv), entries)
     sources.append(("command line", list(argv)))
-    parsed = _parse_checked(parser, [word for _, words in sources for word in words], entries)
+    # The parser, which is used again, puts its own lists where nothing is given.
+    parsed = copy.deepcopy(_parse_checked(parser, [word for _, words in sources for word in words], entries))
     if argv:
         origins.append("command line: " + " ".join(map(masked, argv)))
     home = {name: str(user_path(value)) for name in ("run_dir", "resume") if (value := getattr(parsed.run, name))}
@@ -220,16 +223,24 @@ def _option_classes(entries: dict[str, Entry]) -> dict[str, type]:
 
 
 def _make_parser(entries: dict[str, Entry]) -> _Parser:
-    classes = _option_classes(entries)
+    return _parser_of(tuple((flag, entry.name, entry.load_options()) for flag, entry in entries.items()))
+
+
+# Making it takes most of the time of parsing, and a sweep parses four times for each of its runs.
+@functools.lru_cache(maxsize=64)
+def _parser_of(chosen: tuple[tuple[str, str, type], ...]) -> _Parser:
+    """The parser of a rule, a network and a dataset, each as flag, name and class of options."""
+    classes = {"run": RunOptions, **{flag: cls for flag, _, cls in chosen}}
+    names = {flag: name for flag, name, _ in chosen}
     owners: dict[str, str] = {}
     for flag, cls in classes.items():
         undecorated = "__annotations__" in vars(cls) and "__dataclass_fields__" not in vars(cls)
         if not dataclasses.is_dataclass(cls) or undecorated:
-            raise UserError(f"--{flag} {entries[flag].name}: its class Options must be decorated with @dataclass.")
+            raise UserError(f"--{flag} {names[flag]}: its class Options must be decorated with @dataclass.")
         for field in dataclasses.fields(cls):
             if owners.setdefault(field.name, flag) != flag:
                 raise UserError(
-                    f"The options of --{flag} {entries[flag].name} and of the {owners[field.name]} both define "
+                    f"The options of --{flag} {names[flag]} and of the {owners[field.name]} both define "
                     f"{field.name!r}; rename the field in the class of your own."
                 )
     parser = _Parser(

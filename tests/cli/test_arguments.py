@@ -70,6 +70,13 @@ def test_dashes_and_underscores_mean_the_same(spelling):
     assert parse([f"{spelling}=7"]).run.max_epochs == 7
 
 
+def test_a_configuration_shares_nothing_with_the_next_of_the_same_choices():
+    first = parse(words("--algo dfc --model vgg"))
+    first.algo.noise.append(9.0), first.model.channels.clear()
+    again = parse(words("--algo dfc --model vgg"))
+    assert again.algo.noise == [0.01] and again.model.channels == [128, 128, 256, 256, 512]
+
+
 OPTIONS_THAT_SCRIPTS_RELY_ON = words(
     "algo model data data-dir config max-epochs max-steps batch-size seed devices num-nodes strategy accelerator "
     "precision run-dir resume logger limit-train-batches limit-val-batches num-workers download"
