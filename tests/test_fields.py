@@ -98,6 +98,19 @@ def test_options_that_are_right_stay_the_same_object_and_others_are_not_changed(
     assert checked(wrong).values == [2.0] and wrong.values == 2.0
 
 
+SAID = {}
+
+
+def said_by_the_command_line(owner, limits, option, word, name):
+    """Of the first rule that has the option from the class that defines it, for it takes far longer than in Python."""
+    if (owner, option, limits) not in SAID:
+        with pytest.raises(UserError) as error:
+            # The first model and dataset have no preset with every rule, whose values would mix in.
+            parse(["--algo", name, f"--{option}", word])
+        SAID[owner, option, limits] = str(error.value)
+    return SAID[owner, option, limits]
+
+
 @pytest.mark.parametrize("name", ALGORITHMS.names())
 def test_the_defaults_of_every_rule_are_in_range_and_what_is_not_is_refused_alike_everywhere(name):
     options = ALGORITHMS.resolve(name).load_options()
@@ -110,11 +123,10 @@ def test_the_defaults_of_every_rule_are_in_range_and_what_is_not_is_refused_alik
         wrong = low - 1
         with pytest.raises(UserError) as here:
             made(options, None, {field.name: wrong}, name)
-        with pytest.raises(UserError) as there:
-            # The first model and dataset have no preset with every rule, whose values would mix in.
-            parse(["--algo", name, f"--{field.name}", str(int(wrong))])
+        owner = next(cls for cls in options.__mro__ if field.name in vars(cls).get("__annotations__", {}))
         # The command line makes fractions of whole numbers.
-        assert str(there.value).replace(".0.", ".") == str(here.value).replace(".0.", ".")
+        there = said_by_the_command_line(owner, limits, field.name, str(int(wrong)), name)
+        assert there.replace(".0.", ".") == str(here.value).replace(".0.", ".")
 
 
 @pytest.mark.parametrize("option, value", [("optimizer", "adamw"), ("lr_schedule", "consine"), ("loss", "hinge")])

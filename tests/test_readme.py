@@ -52,6 +52,8 @@ def standing_for_an_install(here):
 
 def run_as_shown(marker, here):
     environment = {"PATH": f"{here / 'bin'}:/usr/bin:/bin", "HOME": str(here), "OMP_NUM_THREADS": "1"}
+    # What -n auto means: one process is enough for the one test of the folder.
+    environment["PYTEST_XDIST_AUTO_NUM_WORKERS"] = "1"
     return subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block(marker, "bash")],
         cwd=here,
