@@ -4,9 +4,9 @@ Data are a few made-up images in the files of the real datasets. A block whose c
 line before it: ``% not run: reason``.
 """
 
+import argparse
 import contextlib
 import importlib
-import importlib.util
 import io
 import json
 import os
@@ -18,12 +18,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import torch.distributed.run as torchrun
 
 from dtp.algorithms.feedback_schedule import FeedbackSchedule
 from dtp.cli.arguments import parse
 from dtp.cli.program import COMMANDS, console
 from dtp.cli.train import main as train
+from dtp.experiments.report.command import make_parser as report_parser
 from dtp.experiments.search.command import make_parser as search_parser
 from dtp.experiments.sweep.command import extra_options
 from dtp.experiments.sweep.command import make_parser as sweep_parser
@@ -70,7 +72,12 @@ def here(home, here, monkeypatch):
     # Runs of sweeps and searches, which are processes of their own (test_jobs.py), are trained in this one.
     in_process = SimpleNamespace(Popen=Process, run=subprocess.run, DEVNULL=subprocess.DEVNULL)
     monkeypatch.setattr("dtp.experiments.jobs.subprocess", in_process)
-    return here
+    places = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [place.allow_tf32 for place in places]
+    yield here
+    # What --tf32 sets is set for the process.
+    for place, allowed in zip(places, before, strict=True):
+        place.allow_tf32 = allowed
 
 
 class Process:
@@ -253,13 +260,63 @@ def test_what_is_only_listed_is_named_somewhere():
 def test_every_other_command_is_understood(words, here, monkeypatch):
     """By torch's launcher and dtp train, by scripts for SLURM and dtp train; the scripts that measure run."""
     if words[0] == "python":
-        path = ROOT / words[1]
-        spec = importlib.util.spec_from_file_location(path.stem, path)
-        script = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(script)
-        {"engines": check_engines, "rules": check_rules}[path.stem](words[1:], script, monkeypatch)
+        monkeypatch.syspath_prepend(ROOT / "benchmarks")
+        name = Path(words[1]).stem
+        {"engines": check_engines, "rules": check_rules}[name](words[1:], importlib.import_module(name), monkeypatch)
     else:
         {"sbatch": check_submitted, "torchrun": check_torchrun}[words[0]](words[1:])
+
+
+def of_results():
+    """The words after ``python`` of the commands on the page of results, as bash reads them."""
+    text = (ROOT / "benchmarks" / "results" / "README.md").read_text()
+    lines = [block for _, block in blocks(text, "bash")] + re.findall(r"`(python [^`]+)`", text)
+    script = "python() { printf '%s\\0' \"$@\"; echo; }\n" + "\n".join(lines)
+    said = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True).stdout
+    return [line.strip("\0").split("\0") for line in said.splitlines()]
+
+
+class UnderstoodError(Exception):
+    """What was to be seen of a script has been: the words that it hands on to dtp train."""
+
+
+def handed_on(words):
+    """Of the words of a script, by its own parser, those that are options of dtp train; it goes no further."""
+
+    def read_known(parser, *given):
+        raise UnderstoodError(*read(parser, *given)[1:])
+
+    def read_all(parser, *given):
+        assert read(parser, *given)[1] == []
+        raise UnderstoodError([])
+
+    read = argparse.ArgumentParser.parse_known_args
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "benchmarks")
+        script = importlib.import_module(Path(words[0]).stem)
+        patch.setattr(argparse.ArgumentParser, "parse_known_args", read_known)
+        patch.setattr(argparse.ArgumentParser, "parse_args", read_all)
+        patch.setattr(sys, "argv", words)
+        with pytest.raises(UnderstoodError) as understood:
+            script.main()
+    return understood.value.args[0]
+
+
+@pytest.mark.parametrize("words", of_results(), ids=" ".join)
+def test_commands_on_the_page_of_results_are_understood(words, here, monkeypatch):
+    """They took hours; they are read by what would run them, and no further."""
+    if "--help" in words:
+        with pytest.raises(SystemExit) as ended:
+            parse(words[1:]) if words[0] == "main.py" else handed_on(words)
+        assert not ended.value.code
+    elif words[:2] == ["-m", "dtp.sweep"]:
+        options, of_train = sweep_parser().parse_known_args(words[2:])
+        plan = replace(read_sweep(sweep_path(options.sweep)), seeds=[0])
+        assert next(iter(plan.jobs(Path("planned"), extra_options(of_train)).values())).config()
+    elif words[:2] == ["-m", "dtp.report"]:
+        assert report_parser().parse_args(words[2:]).board
+    else:
+        parse(words[1:] if words[0] == "main.py" else handed_on(words))
 
 
 def test_runs_that_pages_ask_of_the_script_for_a_gpu_are_known_to_it():
