@@ -30,10 +30,11 @@ from dtp.experiments.search.command import make_parser as search_parser
 from dtp.experiments.sweep.command import extra_options
 from dtp.experiments.sweep.command import make_parser as sweep_parser
 from dtp.experiments.sweep.plan import read_sweep, sweep_path
+from dtp.experiments.theory.command import make_parser as theory_parser
 from tests.data import files
 from tests.experiments.report.folders import make_run
 from tests.experiments.theory.studies import SMALL
-from tests.pages import OWN_RULE, OWN_SWEEPS, PAGES, ROOT, blocks, commands
+from tests.pages import OWN_RULE, OWN_SWEEPS, PAGES, RESULTS, ROOT, blocks, commands
 
 SHOWN = commands()
 # Sweeps of which the runs are listed, each with its configuration, and not trained.
@@ -268,12 +269,16 @@ def test_every_other_command_is_understood(words, here, monkeypatch):
 
 
 def of_results():
-    """The words after ``python`` of the commands on the page of results, as bash reads them."""
-    text = (ROOT / "benchmarks" / "results" / "README.md").read_text()
-    lines = [block for _, block in blocks(text, "bash")] + re.findall(r"`(python [^`]+)`", text)
-    script = "python() { printf '%s\\0' \"$@\"; echo; }\n" + "\n".join(lines)
-    said = subprocess.run(["bash", "-euc", script], capture_output=True, text=True, check=True).stdout
-    return [line.strip("\0").split("\0") for line in said.splitlines()]
+    """The words of the commands on the pages of results, as bash reads them; of those for a GPU see the last test."""
+    text = "\n".join(RESULTS.values())
+    lines = [block for _, block in blocks(text, "bash")] + re.findall(
+        r"`(python (?:benchmarks/|main\.py )[^`]+)`", text
+    )
+    say = 'say() { printf \'%s\\0\' "$@"; echo; }\ndtp() { say dtp "$@"; }\npython() { say python "$@"; }\n'
+    script = say + "benchmarks/gpu.sh() { :; }\n" + "\n".join(lines)
+    done = subprocess.run(["bash", "-ec", script], capture_output=True, text=True, check=True)
+    assert not done.stderr, done.stderr
+    return dict.fromkeys(tuple(line.strip("\0").split("\0")) for line in done.stdout.splitlines())
 
 
 class UnderstoodError(Exception):
@@ -291,37 +296,51 @@ def handed_on(words):
         raise UnderstoodError([])
 
     read = argparse.ArgumentParser.parse_known_args
+    module, words = (f"{words[1]}.__main__", words[2:]) if words[0] == "-m" else (Path(words[0]).stem, words[1:])
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / "benchmarks")
-        script = importlib.import_module(Path(words[0]).stem)
+        script = importlib.import_module(module)
         patch.setattr(argparse.ArgumentParser, "parse_known_args", read_known)
         patch.setattr(argparse.ArgumentParser, "parse_args", read_all)
-        patch.setattr(sys, "argv", words)
+        patch.setattr(sys, "argv", [module, *words])
         with pytest.raises(UnderstoodError) as understood:
             script.main()
     return understood.value.args[0]
 
 
+def planned(words):
+    options, of_train = sweep_parser().parse_known_args(words)
+    plan = replace(read_sweep(sweep_path(options.sweep)), seeds=[0])
+    assert next(iter(plan.jobs(Path("planned"), extra_options(of_train)).values())).config()
+
+
+# As test_every_command_of_dtp_does_what_it_is_for, but for what takes hours.
+READ = {
+    "train": parse,
+    "sweep": planned,
+    "search": lambda words: parse(search_parser().parse_known_args(words)[1]),
+    "theory": lambda words: theory_parser().parse_args(words),
+    "report": lambda words: report_parser().parse_args(words),
+}
+
+
 @pytest.mark.parametrize("words", of_results(), ids=" ".join)
-def test_commands_on_the_page_of_results_are_understood(words, here, monkeypatch):
+def test_commands_on_the_pages_of_results_are_understood(words, here, monkeypatch):
     """They took hours; they are read by what would run them, and no further."""
-    if "--help" in words:
+    program, name, *words = words
+    if program == "dtp":
+        READ[name](words)
+    elif "--help" in words:
         with pytest.raises(SystemExit) as ended:
-            parse(words[1:]) if words[0] == "main.py" else handed_on(words)
+            parse(words) if name == "main.py" else handed_on([name, *words])
         assert not ended.value.code
-    elif words[:2] == ["-m", "dtp.sweep"]:
-        options, of_train = sweep_parser().parse_known_args(words[2:])
-        plan = replace(read_sweep(sweep_path(options.sweep)), seeds=[0])
-        assert next(iter(plan.jobs(Path("planned"), extra_options(of_train)).values())).config()
-    elif words[:2] == ["-m", "dtp.report"]:
-        assert report_parser().parse_args(words[2:]).board
     else:
-        parse(words[1:] if words[0] == "main.py" else handed_on(words))
+        parse(words if name == "main.py" else handed_on([name, *words]))
 
 
 def test_runs_that_pages_ask_of_the_script_for_a_gpu_are_known_to_it():
     known = re.findall(r"^ +\[([\w-]+)\]=", (ROOT / "benchmarks" / "gpu.sh").read_text(), re.MULTILINE)
-    for text in PAGES.values():
+    for text in (PAGES | RESULTS).values():
         for _, block in blocks(text, "bash"):
             if "benchmarks/gpu.sh" in block:
                 assert set(re.findall(r" train (\S+)", block)) <= {*known, "NAME"}
