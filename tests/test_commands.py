@@ -76,6 +76,8 @@ def here(home, here, monkeypatch):
     places = torch.backends.cuda.matmul, torch.backends.cudnn
     before = [place.allow_tf32 for place in places]
     yield here
+    if wandb := sys.modules.get("wandb"):
+        wandb.finish()
     # What --tf32 sets is set for the process.
     for place, allowed in zip(places, before, strict=True):
         place.allow_tf32 = allowed

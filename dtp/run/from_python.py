@@ -8,7 +8,7 @@ import random
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,6 +181,7 @@ def _as_before() -> Iterator[None]:
         stack.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
         for logger in map(logging.getLogger, ("lightning.pytorch", "lightning.fabric", "lightning")):
             stack.callback(logger.setLevel, logger.level)
+        stack.push(_end_wandb_but(_wandb_run()))
         # Lightning's seed for the workers of loaders, and what our processes tell each other.
         stack.callback(_restore_environment, dict(os.environ))
         before = list(sys.path)
@@ -188,6 +189,22 @@ def _as_before() -> Iterator[None]:
         if sys.path != before:
             stack.callback(sys.path.remove, sys.path[-1])
         yield
+
+
+def _wandb_run() -> Any:
+    """The run of W&B that goes on in this process, if any."""
+    wandb = sys.modules.get("wandb")
+    return None if wandb is None else wandb.run
+
+
+def _end_wandb_but(before: Any) -> Callable[..., None]:
+    """Ends the run of W&B that has begun since, so that no other logger of this process writes to it."""
+
+    def end(failure: type[BaseException] | None, *_: Any) -> None:
+        if _wandb_run() not in (None, before):
+            sys.modules["wandb"].finish(exit_code=int(failure is not None))
+
+    return end
 
 
 def _restore_environment(before: dict[str, str]) -> None:

@@ -134,6 +134,21 @@ def test_a_run_leaves_the_process_as_it_was(monkeypatch):
     assert state_of_process() == before
 
 
+def test_a_run_ends_its_run_of_wandb_and_leaves_one_that_was_there_alone(tmp_path, monkeypatch):
+    """Whoever logs to W&B after it would write to the same run otherwise."""
+    wandb = pytest.importorskip("wandb")
+    for name, value in (("HOME", str(tmp_path)), ("WANDB_MODE", "offline"), ("WANDB_SILENT", "true")):
+        monkeypatch.setenv(name, value)
+    assert dtp.train(**OPTIONS, logger="wandb").summary["epochs"] == 2
+    assert wandb.run is None
+    own = wandb.init(project="own", mode="disabled")
+    try:
+        dtp.train(**OPTIONS)
+        assert wandb.run is own
+    finally:
+        own.finish()
+
+
 def test_a_run_in_a_thread_is_the_same_and_another_one_waits_for_it():
     results, running, most = {}, [], []
     original = Algorithm.training_step
