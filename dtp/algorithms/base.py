@@ -48,7 +48,6 @@ from dtp.distributed.division import Division
 from dtp.distributed.shares import training_share
 from dtp.distributed.strategy import FeedbackDDPStrategy
 from dtp.errors import Diverged, UserError
-from dtp.feedback.layers import has_hooks
 from dtp.feedback.noise import NoiseStreams, seeded_randomness
 from dtp.feedback.steppers import is_plain
 from dtp.fields import PRECISIONS, require_precision
@@ -56,6 +55,7 @@ from dtp.models.inputs import require_inputs
 from dtp.models.modules import RandomOperation, Standardise
 from dtp.models.network import Network
 from dtp.models.precision import full_precision
+from dtp.models.shapes import has_hooks
 from dtp.run.loading import DESCRIPTION, described, load_rule
 from dtp.tasks import OwnLoss, Task, require_loss
 

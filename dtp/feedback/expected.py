@@ -41,7 +41,7 @@ from torch.optim import SGD, Optimizer
 
 from dtp.feedback.adjoints import LocallyConnectedFeedback, SameConvFeedback, StandardiseAdjoint
 from dtp.feedback.context import Context
-from dtp.feedback.layers import FeedbackLayer, NotReducible, has_hooks, layer_operations
+from dtp.feedback.layers import FeedbackLayer, NotReducible, layer_operations
 from dtp.feedback.loop import Average, FeedbackProblem, FeedbackResult, Step, shared_weights
 from dtp.feedback.operations import (
     BatchNormAdjoint,
@@ -63,6 +63,7 @@ from dtp.feedback.reduced import ReducedLDRL
 from dtp.feedback.steppers import is_plain, prepare_state, steps_of
 from dtp.models.modules import LocallyConnected2d, SameConv2d
 from dtp.models.precision import full_precision, has_float64
+from dtp.models.shapes import has_hooks
 
 
 class NotExpected(NotReducible):

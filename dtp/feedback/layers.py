@@ -21,7 +21,7 @@ from dtp.feedback.operations import (
     slope_of,
 )
 from dtp.models.modules import Uncut
-from dtp.models.shapes import output_shape
+from dtp.models.shapes import has_hooks, output_shape
 
 # Feedback operations, each with the place of its context.
 Steps = list[tuple[FeedbackOperation, int | None]]
@@ -29,11 +29,6 @@ Steps = list[tuple[FeedbackOperation, int | None]]
 
 class NotReducible(Exception):
     """A layer has no reduced form; the text is the reason, for "literal, because ..."."""
-
-
-def has_hooks(module: nn.Module) -> bool:
-    """Whether calling the module does more than its ``forward``."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def _definer(kind: type, method: str) -> int:

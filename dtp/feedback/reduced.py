@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dtp.feedback.context import Context, ShapeContext
-from dtp.feedback.layers import FeedbackLayer, NotReducible, forward_with_context, has_hooks, layer_operations
+from dtp.feedback.layers import FeedbackLayer, NotReducible, forward_with_context, layer_operations
 from dtp.feedback.operations import (
     BatchNormAdjoint,
     LinearFeedback,
@@ -40,6 +40,7 @@ from dtp.feedback.operations import (
     Unflatten,
     operation_of,
 )
+from dtp.models.shapes import has_hooks
 
 # Operations that are linear in what they are given, for one context.
 _LINEAR = (BatchNormAdjoint, MaxUnpool, PassThrough, PoolingAdjoint, Unflatten)

@@ -23,12 +23,13 @@ import torch.nn.functional as F
 from torch import Size, Tensor, fx, nn
 
 from dtp.errors import UserError
-from dtp.feedback.layers import FeedbackLayer, derive_feedback, has_hooks, layer_operations
+from dtp.feedback.layers import FeedbackLayer, derive_feedback, layer_operations
 from dtp.feedback.operations import Elementwise, FeedbackSettings, is_elementwise, operation_of
 from dtp.models.inputs import DoesNotFit, kinds, shape_text, shapes_through
 from dtp.models.modules import InnerFunction, Residual, Uncut
 from dtp.models.network import Network
 from dtp.models.options import ModelOptions
+from dtp.models.shapes import has_hooks
 
 # Sides of square images that are tried where the network leaves the size open.
 _SIDES = (8, 28, 32, 64, 96, 224)

@@ -8,6 +8,13 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 
+# What comes out has the shape of what goes in. torch evaluates most of these on the meta device in Python, which would
+# be the better part of the time that a network takes to be made.
+SHAPE_KEEPING = (
+    *(nn.ELU, nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.Softplus, nn.Hardtanh),
+    *(nn.Identity, nn.Dropout),
+)
+
 
 @torch.no_grad()
 def output_shape(module: nn.Module, in_shape: Iterable[int]) -> Size:
@@ -20,7 +27,12 @@ def output_shape(module: nn.Module, in_shape: Iterable[int]) -> Size:
         RuntimeError: from torch, when the module does not accept the shape.
         NotOneTensor: the module, or one of an ``nn.Sequential``, puts out something else.
     """
-    state, sample = meta_state(module), meta_batch(module, in_shape)
+    sample = meta_batch(module, in_shape)
+    if type(module) is nn.Sequential and not has_hooks(module):
+        module = nn.Sequential(*(part for part in module if not _keeps_shape(part)))
+    if _keeps_shape(module) or (type(module) is nn.Sequential and not len(module)):
+        return sample.shape[1:]
+    state = meta_state(module)
     # Without ties: torch would leave a submodule that is used twice on the meta device.
     checks = [part.register_forward_hook(_require_tensor) for part in _in_order(module)]
     try:
@@ -28,6 +40,15 @@ def output_shape(module: nn.Module, in_shape: Iterable[int]) -> Size:
     finally:
         for check in checks:
             check.remove()
+
+
+def _keeps_shape(module: nn.Module) -> bool:
+    return type(module) in SHAPE_KEEPING and not has_hooks(module)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether calling the module does more than its ``forward``."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
 def meta_batch(module: nn.Module, in_shape: Iterable[int]) -> Tensor:

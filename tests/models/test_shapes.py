@@ -4,7 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from dtp.models.shapes import output_shape
+from dtp.models.shapes import SHAPE_KEEPING, output_shape
+
+
+def hooked(module, then):
+    """A module whose outputs a hook of the user's changes."""
+    module.register_forward_hook(lambda module, inputs, output: then(output))
+    return module
 
 
 @pytest.mark.parametrize(
@@ -16,6 +22,17 @@ from dtp.models.shapes import output_shape
         (nn.AdaptiveAvgPool2d((3, 2)), (4, 7, 10)),
         (nn.Sequential(nn.Conv2d(2, 3, 3).double(), nn.Flatten(2)), (2, 9, 6)),
         (nn.BatchNorm1d(4), (4,)),
+        *((kind(), (4, 3)) for kind in SHAPE_KEEPING),
+        (
+            nn.Sequential(nn.Conv2d(2, 3, 3), nn.ELU(), nn.MaxPool2d(2), nn.Flatten(), nn.Tanh()),
+            (2, 9, 6),
+        ),
+        (nn.Sequential(nn.Flatten(), nn.ReLU(), nn.Linear(5, 3)).double(), (5,)),
+        (nn.Sequential(nn.ELU(), nn.Identity()), (2, 9, 6)),
+        (nn.Sequential(), (2, 9, 6)),
+        (hooked(nn.ELU(), nn.Flatten()), (4, 3)),
+        (nn.Sequential(hooked(nn.ELU(), nn.Flatten()), nn.Linear(12, 2)), (4, 3)),
+        (hooked(nn.Sequential(nn.ELU()), nn.Flatten()), (4, 3)),
     ],
     ids=str,
 )
