@@ -129,8 +129,7 @@ def parse(argv: Sequence[str], own_classes: bool = True) -> Config:
     # Alone first: a stray word at its beginning would become a value of the last option of the file.
     _parse_checked(parser, list(argv), entries)
     sources.append(("command line", list(argv)))
-    # The parser, which is used again, puts its own lists where nothing is given.
-    parsed = copy.deepcopy(_parse_checked(parser, [word for _, words in sources for word in words], entries))
+    parsed = _parse_checked(parser, [word for _, words in sources for word in words], entries)
     if argv:
         origins.append("command line: " + " ".join(map(masked, argv)))
     home = {name: str(user_path(value)) for name in ("run_dir", "resume") if (value := getattr(parsed.run, name))}
@@ -253,11 +252,15 @@ def _parser_of(chosen: tuple[tuple[str, str, type], ...]) -> _Parser:
     )
     for flag, cls in classes.items():
         parser.add_arguments(cls, flag)
+    # Else it would be made ready when it first parses: by several threads at once, or half, and kept so after an error.
+    parser._preprocessing()
     return parser
 
 
 def _parse_checked(parser: _Parser, words: list[str], entries: dict[str, Entry]) -> argparse.Namespace:
-    parsed, unknown = parser.parse_known_args(words)
+    # The parser, which is used again, would put its own lists where nothing is given.
+    given = argparse.Namespace(**{action.dest: copy.deepcopy(action.default) for action in parser._actions})
+    parsed, unknown = parser.parse_known_args(words, given)
     if unknown:
         raise UserError(_unknown_option(unknown, parser, entries))
     return parsed

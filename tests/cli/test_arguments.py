@@ -7,13 +7,15 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import yaml
 
 from dtp.algorithms import ALGORITHMS
-from dtp.cli.arguments import REGISTRIES, parse
+from dtp.cli.arguments import REGISTRIES, _parser_of, parse
 from dtp.cli.config import RunOptions, as_arguments, find_preset, preset_names, read_yaml
 from dtp.data import DATA
 from dtp.errors import UserError
@@ -75,6 +77,34 @@ def test_a_configuration_shares_nothing_with_the_next_of_the_same_choices():
     first.algo.noise.append(9.0), first.model.channels.clear()
     again = parse(words("--algo dfc --model vgg"))
     assert again.algo.noise == [0.01] and again.model.channels == [128, 128, 256, 256, 512]
+
+
+def test_a_class_of_the_users_own_that_changes_its_options_does_so_for_each_configuration_once(tmp_path, monkeypatch):
+    (tmp_path / "changing.py").write_text(
+        "from dataclasses import dataclass, field\n"
+        "from dtp.algorithms import BP\n"
+        "class Rule(BP):\n"
+        "    @dataclass\n"
+        "    class Options(BP.Options):\n"
+        "        rates: list[float] = field(default_factory=lambda: [0.5])\n"
+        "        def __post_init__(self):\n"
+        "            self.rates.append(1.0)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    for _ in range(2):
+        assert parse(["--algo", "changing:Rule"]).algo.rates == [0.5, 1.0]
+
+
+def test_threads_may_parse_the_same_choices_at_the_same_time():
+    _parser_of.cache_clear()
+    together = threading.Barrier(4)
+
+    def one(seed):
+        together.wait()
+        return parse(words(f"--algo dfc --seed {seed}")).run.seed
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(one, range(4))) == [0, 1, 2, 3]
 
 
 OPTIONS_THAT_SCRIPTS_RELY_ON = words(
