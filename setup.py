@@ -12,7 +12,9 @@ def description(readme: str) -> str:
     Without pictures and their captions, and with the text of a link in place of one to a file of the repository.
     """
     without_pictures = re.sub(r"!\[[^\]]*\]\([^)]*\)\n\n(\*[^*]+\*\n\n)?", "", readme)
-    return re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]*\)", r"\1", without_pictures)
+    # Brackets in a text and parentheses in a path come in pairs.
+    text, path = r"\[((?:[^\[\]]|\[[^\[\]]*\])+)\]", r"\((?!https?:)(?:[^()]|\([^()]*\))*\)"
+    return re.sub(text + path, r"\1", without_pictures)
 
 
 if __name__ == "__main__":

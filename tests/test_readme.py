@@ -133,7 +133,10 @@ def test_files_that_the_readme_names_exist():
 
 
 def test_the_package_is_described_by_the_readme_without_what_lies_beside_it():
-    told = runpy.run_path(str(ROOT / "setup.py"))["description"](README)
+    description = runpy.run_path(str(ROOT / "setup.py"))["description"]
+    links = "see [f[x] (y)](docs/f_(x).md), [p](https://a.b/c) (d)"
+    assert description(links) == "see f[x] (y), [p](https://a.b/c) (d)"
+    told = description(README)
     assert "![" in README and "](docs/" in README
     assert "![" not in told and not re.search(r"\]\((?!https?:)", told) and "measured here" not in told
     # The words of links stay, and so does all else.
