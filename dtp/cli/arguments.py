@@ -259,7 +259,8 @@ def _parser_of(chosen: tuple[tuple[str, str, type], ...]) -> _Parser:
 
 def _parse_checked(parser: _Parser, words: list[str], entries: dict[str, Entry]) -> argparse.Namespace:
     # The parser, which is used again, would put its own lists where nothing is given.
-    given = argparse.Namespace(**{action.dest: copy.deepcopy(action.default) for action in parser._actions})
+    defaults = {action.dest: action.default for action in parser._actions if action.default is not argparse.SUPPRESS}
+    given = argparse.Namespace(**copy.deepcopy(defaults))
     parsed, unknown = parser.parse_known_args(words, given)
     if unknown:
         raise UserError(_unknown_option(unknown, parser, entries))

@@ -121,7 +121,10 @@ def _read(source: str | Path) -> tuple[Path, dict[str, Any]]:
             f"{path}: holds the weights of a network alone; give the run folder or a checkpoint, or load it with "
             "network.load_state_dict(safetensors.torch.load_file(...))."
         )
-    candidates = checkpoints_of(path, best_first=not _tested_its_last(path))
+    try:
+        candidates = checkpoints_of(path, best_first=not _tested_its_last(path))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give a run folder, or a checkpoint.") from error
     if not candidates:
         more = f", though {WEIGHTS_FILE} is there" if (path / WEIGHTS_FILE).is_file() else ""
         raise UserError(f"{path}: no checkpoint there{more}; give a run folder, or a checkpoint file.")

@@ -121,10 +121,10 @@ def read_summary(path: Path, needed: Collection[str] = ("epochs", "steps", "test
     Raises:
         UserError: the file cannot be read, or is not one of ours.
     """
-    if not path.is_file():
-        return None
     foreign = f"{path}: is not a summary that this program wrote"
     try:
+        if not path.is_file():
+            return None
         summary = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); mend its permissions.") from error
