@@ -429,6 +429,13 @@ class Algorithm(LightningModule, metaclass=RuleType):
         """
         return seeded_randomness(self.device, self.noise_streams.seed, self.noise_streams.rank, *purpose)
 
+    def lacks_optimizers(self) -> UserError:
+        """What is raised where nobody has made the optimizers, as a trainer does."""
+        return UserError(
+            f"{type(self).__name__} has no optimizers yet; call its configure_optimizers() before it learns without a "
+            "trainer."
+        )
+
     def step(self, optimizer: Optimizer | None, parameters: list[Tensor], gradients: list[Tensor]) -> None:
         """One step of ``optimizer`` on ``gradients``; afterwards no parameter has a ``.grad``.
 
@@ -439,10 +446,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
             UserError: the optimizers are not made yet, or the gradients are not those of the parameters.
         """
         if optimizer is None:
-            raise UserError(
-                f"{type(self).__name__} has no optimizers yet; call its configure_optimizers() before it learns "
-                "without a trainer."
-            )
+            raise self.lacks_optimizers()
         self._require_gradients(parameters, gradients)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient

@@ -517,6 +517,8 @@ class RulePhase:
         self.activations = activations if known else rule._in_full_precision(activations)
         self.images, self.device = len(activations.s[0]), activations.s[0].device
         self.optimizers = rule.feedback_optimizers
+        if not self.optimizers.keys() >= {*self.layers}:
+            raise rule.lacks_optimizers()
 
     def problems(self, layers: Sequence[int], rows: slice | None = None) -> list[FeedbackProblem]:
         rule, whole = self.rule, self.activations
