@@ -69,7 +69,6 @@ def on_the_gpu(engine: str, layout: torch.memory_format, **options) -> tuple[DTP
         ("auto", {**EXPECTED, "feedback_iterations": [float("inf")]}, "expected"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 def test_a_batch_mixes_no_devices_and_reads_no_value(fake, engine, options, used, layout):
     """A fake tensor raises where two devices meet, and where a value is asked for."""
     rule, x, y = on_the_gpu(engine, layout, **options)

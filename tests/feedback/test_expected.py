@@ -91,7 +91,6 @@ KNOWN |= {
 }
 KNOWN_MAPS = [name for name, (_, in_shape, _) in KNOWN.items() if len(in_shape) == 3]
 known = pytest.mark.parametrize("name", KNOWN)
-pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
 
 
 class Clean(Task):
