@@ -33,7 +33,7 @@ from dtp.feedback.context import (
     SwitchesContext,
 )
 from dtp.models.precision import full_precision
-from dtp.models.shapes import channels_last
+from dtp.models.shapes import ELEMENTWISE, channels_last
 
 Routing = Literal["noisy", "fixed"]
 
@@ -684,17 +684,7 @@ def is_elementwise(module: nn.Module) -> bool:
         return False
 
 
-for _type in (
-    nn.ELU,
-    nn.ReLU,
-    nn.LeakyReLU,
-    nn.Tanh,
-    nn.GELU,
-    nn.SiLU,
-    nn.Softplus,
-    nn.Hardtanh,  # and ReLU6, which is one
-    nn.Hardswish,
-):
+for _type in ELEMENTWISE:
     register_feedback(_type, elementwise_feedback)
 register_feedback(nn.Linear, lambda module, in_shape, settings: LinearFeedback(module, settings.bias))
 for _type in (nn.Conv1d, nn.Conv2d):

@@ -8,12 +8,11 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 
+# Functions of each value by itself; nn.ReLU6 is an nn.Hardtanh.
+ELEMENTWISE = (nn.ELU, nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Softplus, nn.Hardtanh, nn.Hardswish)
 # What comes out has the shape of what goes in. torch evaluates most of these on the meta device in Python, which would
 # be the better part of the time that a network takes to be made.
-SHAPE_KEEPING = (
-    *(nn.ELU, nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.Softplus, nn.Hardtanh),
-    *(nn.Identity, nn.Dropout),
-)
+SHAPE_KEEPING = (*ELEMENTWISE, nn.Sigmoid, nn.Identity, nn.Dropout)
 
 
 @torch.no_grad()
@@ -30,7 +29,7 @@ def output_shape(module: nn.Module, in_shape: Iterable[int]) -> Size:
     sample = meta_batch(module, in_shape)
     if type(module) is nn.Sequential and not has_hooks(module):
         module = nn.Sequential(*(part for part in module if not _keeps_shape(part)))
-    if _keeps_shape(module) or (type(module) is nn.Sequential and not len(module)):
+    if _keeps_shape(module):
         return sample.shape[1:]
     state = meta_state(module)
     # Without ties: torch would leave a submodule that is used twice on the meta device.
