@@ -429,7 +429,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
         """
         return seeded_randomness(self.device, self.noise_streams.seed, self.noise_streams.rank, *purpose)
 
-    def lacks_optimizers(self) -> UserError:
+    def _no_optimizers(self) -> UserError:
         """What is raised where nobody has made the optimizers, as a trainer does."""
         return UserError(
             f"{type(self).__name__} has no optimizers yet; call its configure_optimizers() before it learns without a "
@@ -446,7 +446,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
             UserError: the optimizers are not made yet, or the gradients are not those of the parameters.
         """
         if optimizer is None:
-            raise self.lacks_optimizers()
+            raise self._no_optimizers()
         self._require_gradients(parameters, gradients)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient

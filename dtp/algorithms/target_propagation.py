@@ -518,7 +518,7 @@ class RulePhase:
         self.images, self.device = len(activations.s[0]), activations.s[0].device
         self.optimizers = rule.feedback_optimizers
         if not self.optimizers.keys() >= {*self.layers}:
-            raise rule.lacks_optimizers()
+            raise rule._no_optimizers()
 
     def problems(self, layers: Sequence[int], rows: slice | None = None) -> list[FeedbackProblem]:
         rule, whole = self.rule, self.activations
