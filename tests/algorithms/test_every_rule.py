@@ -584,8 +584,8 @@ def test_it_learns_digits_in_every_layer(name, here):
     """Random features and a trained output layer would pass for learning; so the lower updates are looked at too."""
     known = facts(name)
     epochs = str(known.epochs)
-    model = known.network.split()[:2]
-    command = ["--algo", name, "--data", "digits", *model, "--max-epochs", epochs, "--run-dir", "run"]
+    words = [*known.network.split()[:2], *known.shorter.split()]
+    command = ["--algo", name, "--data", "digits", *words, "--max-epochs", epochs, "--run-dir", "run"]
     assert main([*command, "--diagnostics-every", epochs, "--test-weights", "last", "--seed", "1"]) == 0
     summary = json.loads((here / "run" / "summary.json").read_text())
     assert summary["epochs"] == known.epochs
