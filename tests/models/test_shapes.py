@@ -53,6 +53,20 @@ def test_module_and_random_state_stay_as_they_are():
         assert tensor.device.type == "cpu" and torch.equal(tensor, before[name])
 
 
-def test_shape_that_does_not_fit_is_an_error():
+@pytest.mark.parametrize(
+    ("module", "in_shape"),
+    [
+        (nn.Linear(5, 3), (6,)),
+        (nn.Conv2d(2, 3, 3), (3, 9, 6)),
+        (nn.Conv2d(2, 3, 3), (2, 2, 6)),
+        (nn.Conv2d(2, 3, 3), (18,)),
+        (nn.MaxPool2d(3), (4, 2, 2)),
+        (nn.AvgPool2d(3), (4, 2, 2)),
+        (nn.Sequential(nn.Conv2d(2, 3, 3), nn.ELU(), nn.MaxPool2d(2)), (2, 3, 3)),
+        (nn.BatchNorm1d(4), (5,)),
+    ],
+    ids=str,
+)
+def test_shape_that_does_not_fit_is_an_error(module, in_shape):
     with pytest.raises(RuntimeError):
-        output_shape(nn.Linear(5, 3), (6,))
+        output_shape(module, in_shape)
