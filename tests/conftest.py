@@ -13,12 +13,14 @@ from PIL import Image
 from dtp.models import MLP, LeNet, Network
 from dtp.models.options import LeNetOptions, MLPOptions
 from dtp.system.signals import STOP_SIGNALS, stop_request
+from tests.cheap import make_runs_cheap
 from tests.preloaded import children
 
 # For this process, and for the processes that tests start: the tensors of the tests are small, and threads
 # that wait for each other on a busy machine would cost far more than they bring.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+make_runs_cheap()
 
 
 def pytest_configure(config):

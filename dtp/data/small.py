@@ -2,6 +2,7 @@
 
 import math
 import struct
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,14 @@ class Digits(ImageData):
         return _digits(test=True)
 
 
+@cache
+def _read_digits() -> tuple[np.ndarray, np.ndarray]:
+    values, labels = load_digits(return_X_y=True)
+    return np.asarray(values), np.asarray(labels)
+
+
 def _digits(test: bool) -> Part:
-    values, labels = map(np.asarray, load_digits(return_X_y=True))
+    values, labels = _read_digits()
     # Seed 0 always: the test part must not depend on any option, or runs could not be compared.
     train_rows, test_rows = split_indices(labels, 360, seed=0, kind="stratified")
     rows = test_rows if test else train_rows

@@ -2,6 +2,7 @@
 
 import platform
 import shlex
+import subprocess
 
 import pytest
 import torch
@@ -20,9 +21,26 @@ def test_versions_and_hardware_are_those_of_this_process():
     assert provenance.cpu_name().endswith(" cores")
 
 
+# The tests' own remembers what it found.
+commit = provenance.commit.__wrapped__
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_commit_is_that_of_the_source_tree_and_says_whether_files_differ(changed, tmp_path, monkeypatch):
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e", "-C", str(tmp_path)]
+    (tmp_path / "provenance.py").write_text("")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "First"]):
+        subprocess.run([*git, *words], check=True)
+    if changed:
+        (tmp_path / "provenance.py").write_text("changed")
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
+    hashed = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
+    assert commit() == hashed[:12] + ("-dirty" if changed else "")
+
+
 def test_without_git_there_is_no_commit(monkeypatch):
     monkeypatch.setenv("PATH", "")
-    assert provenance.commit() == ""
+    assert commit() == ""
 
 
 @pytest.mark.parametrize(
