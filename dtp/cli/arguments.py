@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from simple_parsing import ArgumentGenerationMode, ArgumentParser, ConflictResolution
+from simple_parsing.conflicts import ConflictResolutionError
 from simple_parsing.docstring import get_attribute_docstring
 from simple_parsing.wrappers.field_wrapper import DashVariant
 
@@ -253,7 +254,14 @@ def _parser_of(chosen: tuple[tuple[str, str, type], ...]) -> _Parser:
     for flag, cls in classes.items():
         parser.add_arguments(cls, flag)
     # Else it would be made ready when it first parses: by several threads at once, or half, and kept so after an error.
-    parser._preprocessing()
+    try:
+        parser._preprocessing()
+    except ConflictResolutionError as error:
+        flag = re.search(r"'-*(\w+)'", str(error))
+        raise UserError(
+            f"Two options are called --{flag[1].replace('_', '-') if flag else ''}: a dataclass within the options of "
+            "a class of your own has a name that is taken; rename that field."
+        ) from error
     return parser
 
 
