@@ -541,7 +541,7 @@ class RulePhase:
                 rule.feedback_iterations[n],
                 lambda n=n: noise(n),
                 lambda noise, n=n: loss(n, noise),
-                rule._reduced(n),
+                rule._reduced(n) if self.expected[n] is None else None,
                 (a.s[n - 1], a.s[n], a.contexts[n]),
                 rule.close,
                 self.expected[n],
