@@ -5,13 +5,16 @@ import sys
 
 import pytest
 
-# In a child for each module, of a Python that has torch already where they need it.
+# In a child for each module, of a Python that has torch and others already where they need them.
 IMPORT_EACH = """
 import os
 import sys
 
 if sys.argv[1] == "with-torch":
+    import sklearn.datasets
     import torch
+    import torchmetrics
+    import torchvision
 for module in sys.argv[2:]:
     if os.fork() == 0:
         __import__(module)

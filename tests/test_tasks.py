@@ -11,6 +11,7 @@ from dtp.algorithms import ALGORITHMS
 from dtp.cli.arguments import parse
 from dtp.cli.train import main
 from dtp.run.training import build
+from tests.algorithms.rules import facts
 from tests.runs import SHORT, contents, fails, rows
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -29,9 +30,9 @@ def test_every_rule_for_it_trains_an_autoencoder(algo, here):
     if "autoencoder" not in tasks:
         pytest.skip(f"{algo} is for {', '.join(tasks)}")
     # Networks in time take long for a batch, and show it after few.
-    epochs = "2" if "dfc" in algo else "8"
+    epochs = "1" if "dfc" in algo else "4"
     words = ["--algo", algo, *AUTOENCODER, "--max-epochs", epochs, "--run-dir", "run", "--normalisation", "unit"]
-    words += ["--time-steps", "50"] if algo == "dfc" else []
+    words += facts(algo).shorter.split()
     words += ["--activation", "sigmoid"] if algo in ("chl", "generec") else []
     if algo in ("delta",):
         words[words.index("--widths") + 1 : words.index("--widths") + 2] = []
@@ -45,7 +46,7 @@ def test_every_rule_for_it_trains_an_autoencoder(algo, here):
     summary = json.loads((here / "run" / "summary.json").read_text())
     assert summary["task"] == "autoencoder" and "test_accuracy" not in summary
     errors = [float(row["val/mse"]) for row in rows(here / "run") if row["val/mse"]]
-    assert min(errors) < 0.99 * untrained and summary["val_loss"] > 0
+    assert min(errors) < 0.992 * untrained and summary["val_loss"] > 0
 
 
 @pytest.mark.parametrize("algo", ["bp", "dtp", "sdtp"])

@@ -9,6 +9,7 @@ import pytest
 from tests.chaos.judge import judge_mistake, judge_own
 from tests.chaos.mistakes import MISTAKES
 from tests.chaos.own import OWN
+from tests.preloaded import children
 from tests.runs import ROOT
 
 # Of the mistakes that are found only in training, each of which takes a start of it, some; the long form has all.
@@ -30,7 +31,8 @@ def test_a_mistake_on_the_command_line_is_one_sentence(mistake, tmp_path):
 def figures(tmp_path_factory):
     out = tmp_path_factory.mktemp("chaos") / "figures.json"
     words = ["--kills", "3", "--flips", "5", "--no-mistakes", "--no-disks", "--out", str(out)]
-    subprocess.run([sys.executable, "-m", "tests.chaos", *words], cwd=ROOT, check=False)
+    with children():
+        subprocess.run([sys.executable, "-m", "tests.chaos", *words], cwd=ROOT, check=False)
     return json.loads(out.read_text())
 
 

@@ -141,8 +141,9 @@ def test_losses_of_all_layers_are_known_on_every_rank(mode, tmp_path):
             assert [list(s.values()) for s in rank] == [pytest.approx(list(s.values())) for s in alone]
 
 
-@pytest.mark.parametrize("ranks, after", [(2, 2), (2, 3), (2, 1), (3, 2)])
-@pytest.mark.parametrize("mode", ["layer", "hybrid"])
+@pytest.mark.parametrize(
+    "mode, ranks, after", [("layer", 2, 1), ("layer", 2, 3), ("hybrid", 2, 2), ("hybrid", 3, 2), ("hybrid", 2, 1)]
+)
 def test_a_checkpoint_of_layers_on_ranks_goes_on_on_any_number_of_ranks(mode, ranks, after, tmp_path):
     """As one process would have: optimizer states and noise streams come from the rank that has each layer."""
 
@@ -245,8 +246,15 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("plan", [_team_of_all, _first_alone_others_together, None], ids=["all", "mixed", "layers"])
-@pytest.mark.parametrize("setting", SETTINGS)
+# A mixed plan has both a layer on one rank and a team, so the others are tried with what they do in another order.
+@pytest.mark.parametrize(
+    ("setting", "plan"),
+    [
+        *((setting, _first_alone_others_together) for setting in SETTINGS),
+        *((setting, _team_of_all) for setting in ("sgd", "samples", "literal")),
+        *((setting, None) for setting in ("sgd", "adam", "parallel")),
+    ],
+)
 def test_teams_of_uneven_shares_give_the_weights_of_one_process(setting, plan, tmp_path):
     """13 images on two or three ranks; whatever the optimizer, the engine and the order of the phases."""
     ranks = 2 if plan is _team_of_all else 3
@@ -371,7 +379,7 @@ def test_an_error_while_costs_are_measured_reaches_every_rank(tmp_path):
 MODES = [{"feedback_parallel": mode} for mode in ("data", "layer", "hybrid")] + [{"feedback_sync": "batch"}]
 
 
-@pytest.mark.parametrize("before, after", [(0, 1), (1, 0), (1, 2), (2, 1), (3, 1), (0, 3)])
+@pytest.mark.parametrize("before, after", [(0, 1), (1, 2), (2, 3), (3, 0)])
 def test_a_run_goes_on_in_another_mode(before, after, tmp_path):
     def go_on(trainer):
         rule = _gone_on(trainer, tmp_path)

@@ -112,7 +112,7 @@ class Task:
     def train(
         self,
         reduced: bool,
-        iterations: int = 20,
+        iterations: int = 10,
         optimizer: str = "momentum",
         weight_decay: float = 0.0,
         memory: int = 1 << 26,

@@ -93,7 +93,7 @@ def test_papers_scale_is_that_of_the_literal_form(name, routing, samples):
 
 
 @kinds
-@pytest.mark.parametrize("at_once", [1, 7, 20])
+@pytest.mark.parametrize("at_once", [1, 4, 10])
 @pytest.mark.parametrize("samples", [1, 3])
 def test_number_of_iterations_computed_at_once_changes_nothing(name, at_once, samples, monkeypatch):
     computed, constants = [], ReducedLDRL.constants
@@ -107,7 +107,7 @@ def test_number_of_iterations_computed_at_once_changes_nothing(name, at_once, sa
     form = ReducedLDRL(one.layer, one.feedback, noise_samples=samples)
     one_iteration = form.bytes_per_iteration(form.clean_pass(*one.clean), one.s_in)
     assert_same_training(one, noise_samples=samples, memory=at_once * one_iteration)
-    assert computed == {1: [1] * 20, 7: [7, 7, 6], 20: [20]}[at_once]
+    assert computed == {1: [1] * 10, 4: [4, 4, 2], 10: [10]}[at_once]
 
 
 def test_memory_for_less_than_one_iteration_is_enough():
@@ -299,7 +299,7 @@ def test_a_layer_far_from_aligned_takes_all_steps():
 
 
 def test_an_aligned_layer_takes_all_steps_where_stopping_is_not_asked_for():
-    assert aligned().train(reduced=True, routing="fixed").steps == 20
+    assert aligned().train(reduced=True, routing="fixed").steps == 10
 
 
 @pytest.mark.parametrize("memory", [1, 1 << 26])
