@@ -18,10 +18,11 @@ from typing import Any
 from dtp.cli.arguments import parse
 from dtp.errors import UserError
 from dtp.experiments.over_seeds import Statistic, distinct
-from dtp.experiments.report.groups import Group, Study, add_costs, dataset, describe_data, place, studies
+from dtp.experiments.report.groups import Group, Study, add_costs, place, studies
 from dtp.experiments.report.page import command_words, rendered, variant
 from dtp.experiments.report.published import Figure, differences, is_whole, matches, published
 from dtp.experiments.report.reading import RunRecord, read_runs
+from dtp.experiments.report.words import describe_data
 from dtp.run.folder import saved_options
 from dtp.run.reading import has_kinds
 
@@ -153,7 +154,7 @@ def rows_of_group(study: Study, group: Group, date: str = "", note: str = "") ->
 
 def _of_another_network(group: Group) -> Figure | None:
     """A published figure whose network --model cannot make, but whose preset with its other values the group has."""
-    data, _ = dataset(group.options, group.finished[0].summary)
+    data, _ = group.dataset
     for figure in published():
         if figure.network is None and figure.preset and (figure.rule, figure.data) == (group.rule, data):
             if not any("other values than" in said or "not known to us" in said for said in differences(group, figure)):
@@ -163,7 +164,7 @@ def _of_another_network(group: Group) -> Figure | None:
 
 def _row(group: Group, figure: Figure | None, ours: Statistic, said: Sequence[str], date: str, note: str) -> Row:
     runs, options = group.finished, group.options
-    data, remark = dataset(options, runs[0].summary)
+    data, remark = group.dataset
     notes = list(said)
     if figure is None:
         if not is_whole(options.get("limit_train_batches")):

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
@@ -114,7 +115,7 @@ def _report(argv: Sequence[str]) -> int:
             drawing.draw(png)
         if options.json:
             options.json.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(options.json, json.dumps(numbers(report), indent=1) + "\n")
+            write_atomically(options.json, json.dumps(numbers(report), indent=1, default=asdict) + "\n")
     except OSError as error:
         raise UserError(f"{page}: cannot be written ({error}); give another --output.") from error
     finished = sum(run.state == "finished" for run in runs)

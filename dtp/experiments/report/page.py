@@ -9,25 +9,15 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from dtp.experiments.over_seeds import Statistic, distinct
-from dtp.experiments.report.groups import (
-    COSTS,
-    SAME_MACHINE,
-    Group,
-    Measure,
-    Study,
-    forward_passes,
-    shown,
-    training_seconds,
-    unsteadiness,
-)
-from dtp.experiments.report.published import Figure, Match, is_whole, matches, nearest
+from dtp.experiments.report.groups import ANGLES, COSTS, Group, Measure, Study, unsteadiness
+from dtp.experiments.report.published import Figure, is_whole, matches, nearest
 from dtp.experiments.report.reading import RunRecord
+from dtp.experiments.report.words import shown
 
 MARK = "<!-- Written by python -m dtp.report, which replaces this page and its figures. -->"
 # Nearest published figures named for each group.
@@ -64,18 +54,10 @@ class Report:
     def finished(self) -> list[RunRecord]:
         return [run for run in (*self.runs, *self.timed_runs) if run.summary]
 
-    @cached_property
-    def matches(self) -> dict[Group, list[Match]]:
-        return {group: matches(group) for group in self.groups}
-
-    @cached_property
-    def nearest(self) -> dict[Group, list[Figure]]:
-        return {group: nearest(group) for group in self.groups}
-
 
 def write_page(report: Report) -> str:
     """The whole page."""
-    said = (states, facts, results, angles, nearest_rows, unended, provenance, machine_differences, commands)
+    said = (states, facts, results, angles, nearest_rows, unended, provenance, machine_differences, command_words)
     content = {"mark": MARK, "report": report} | {function.__name__: function for function in said}
     return rendered("page.md.jinja", content)
 
@@ -162,7 +144,7 @@ def _selection(run: RunRecord) -> str:
     return "best on validation" if "validation" in tested else tested or "unknown"
 
 
-def row_notes(study: Study, group: Group, matches: Sequence[Match]) -> list[str]:
+def row_notes(study: Study, group: Group) -> list[str]:
     """All that a reader must know to judge the row of ``group``, in words."""
     shared = common(study)
     notes = [
@@ -179,35 +161,33 @@ def row_notes(study: Study, group: Group, matches: Sequence[Match]) -> list[str]
     for flag, values in machine_differences(group.finished).items():
         notes.append(f"runs with differing {flag}: {', '.join(values)}")
     notes += group.notes
-    for match in matches:
-        if match.notes:
-            notes.append(f"against {match.figure.source}: " + "; ".join(match.notes))
-    return notes
+    return notes + [
+        f"against {match.figure.source}: {'; '.join(match.notes)}" for match in matches(group) if match.notes
+    ]
 
 
 def machine_differences(runs: Sequence[RunRecord]) -> dict[str, list[str]]:
     """In what runs differ that should have nothing to do with their results, with the values."""
-    versions = [run.summary.get("versions", {}) for run in runs]
-    found = {
-        "commits": {str(version.get("commit") or "unknown") for version in versions},
-        "devices": {str(run.summary.get("device")) for run in runs},
-        "threads": {str(run.summary.get("threads")) for run in runs},
-        "numbers of devices": {str(run.summary.get("world_size")) for run in runs},
-        "versions of torch": {str(version.get("torch")) for version in versions},
+    names = {
+        "commit": "commits",
+        "device": "devices",
+        "threads": "threads",
+        "number of devices": "numbers of devices",
+        "torch": "versions of torch",
     }
-    return {name: sorted(values) for name, values in found.items() if len(values) > 1}
+    found = {words: sorted({run.about[name] or "unknown" for run in runs}) for name, words in names.items()}
+    return {words: values for words, values in found.items() if len(values) > 1}
 
 
-def results(study: Study, matches: dict[Group, list[Match]]) -> tuple[Sequence[str], list[Iterable[str]], list[str]]:
+def results(study: Study) -> tuple[Sequence[str], list[Iterable[str]], list[str]]:
     """Head and rows of the table of results, and the notes that its last column counts."""
     measure = study.groups[0].measure
-    any_published = any(matches[group] for group in study.groups)
+    any_published = any(matches(group) for group in study.groups)
     more = _more_measures(study.groups)
     costs = [name for name in COSTS if any(name in group.costs for group in study.groups)]
     rows, notes = [], []
     for group in study.groups:
-        found = matches[group]
-        said = row_notes(study, group, found)
+        found, said = matches(group), row_notes(study, group)
         if said:
             sentences = _plain(". ".join(note[:1].upper() + note[1:] for note in said))
             notes.append(f"`{group.label}`: {sentences}.")
@@ -215,7 +195,7 @@ def results(study: Study, matches: dict[Group, list[Match]]) -> tuple[Sequence[s
             "rule": f"`{group.label}`",
             "network": group.network,
             "epochs (batches)": _epochs(group),
-            ", ".join(filter(None, (f"test {measure.title}", measure.unit))): _test(group, measure),
+            measure.named("test"): _test(group, measure),
             **{title: _scaled(group.of_summaries(name), scale, n) for title, (name, scale, n) in more.items()},
         }
         if any_published:
@@ -257,10 +237,9 @@ def _is_informative(group: Group) -> bool:
 
 def _epochs(group: Group) -> str:
     found = []
-    for run in group.finished or group.runs:
-        passes, epochs = forward_passes(group.options, run), run.epochs
-        counted = str(passes) if passes == epochs else f"{passes} + {round(epochs - passes, 3)} of feedback"
-        found.append(f"{counted} ({run.steps:,})")
+    for run in group.counted:
+        feedback = f" + {round(run.epochs - run.passes, 3)} of feedback" if run.passes != run.epochs else ""
+        found.append(f"{run.passes}{feedback} ({run.steps:,})")
     return " or ".join(distinct(found))
 
 
@@ -284,12 +263,8 @@ def _accuracy(figure: Figure) -> str:
 
 def angles(study: Study) -> list[list[str]]:
     """The rows of the table of angles. Those of backprop are zero, by what they are."""
-    kinds = {
-        group.label: [group.angles(kind) for kind in ("update_angle", "feedback_angle")]
-        for group in study.groups
-        if group.rule != "bp"
-    }
-    return [[f"`{label}`", *map(_layers, found)] for label, found in kinds.items() if any(found)]
+    found = [(g.label, *map(g.angles, ANGLES)) for g in study.groups if g.rule != "bp"]
+    return [[f"`{label}`", *map(_layers, kinds)] for label, *kinds in found if any(kinds)]
 
 
 def _layers(angles: dict[int, Statistic]) -> str:
@@ -299,11 +274,11 @@ def _layers(angles: dict[int, Statistic]) -> str:
     return ("" if first == 1 else f"from layer {first}: ") + ", ".join(angle.text(1, 0) for angle in angles.values())
 
 
-def nearest_rows(study: Study, nearest: dict[Group, list[Figure]]) -> list[list[str]]:
+def nearest_rows(study: Study) -> list[list[str]]:
     """Published figures of other networks, without a difference, for there is nothing that it would say."""
     rows = []
     for group in study.groups:
-        found = nearest[group]
+        found = nearest(group)
         if not found or group.test is None:
             continue
         words = [
@@ -348,14 +323,14 @@ def unended(runs: Sequence[RunRecord]) -> list[list[str]]:
 
 def provenance(finished: Sequence[RunRecord], timed: Sequence[RunRecord]) -> tuple[list[str], int, list[list[str]]]:
     """What most runs were made with, how many with changes that are in no commit, and a row for each run."""
-    abouts = [_about(run) for run in finished]
+    abouts = [run.about for run in finished]
     usual = {name: Counter(about[name] for about in abouts).most_common(1)[0][0] for name in abouts[0]}
     rows = [
         [
             f"`{run.name}`" + (" (times)" if any(run is other for other in timed) else ""),
             str(run.seed),
             f"{run.summary.get('wall_seconds', 0):,.0f}",
-            f"{training_seconds(run):,.0f}",
+            f"{run.training_seconds:,.0f}",
             str(run.summary.get("finished", "")),
             ", ".join(f"{name} {value or 'unknown'}" for name, value in about.items() if value != usual[name]),
         ]
@@ -363,17 +338,6 @@ def provenance(finished: Sequence[RunRecord], timed: Sequence[RunRecord]) -> tup
     ]
     dirty = sum("dirty" in about["commit"] for about in abouts)
     return [f"{name} {value}" for name, value in usual.items() if value], dirty, rows
-
-
-def _about(run: RunRecord) -> dict[str, str]:
-    versions = run.summary.get("versions", {})
-    about = {name: str(versions.get(name) or "") for name in ("commit", "dtp", "python", "torch", "lightning")}
-    return {**about, **{words: str(run.summary.get(name, "")) for name, words in SAME_MACHINE.items()}}
-
-
-def commands(group: Group) -> list[str]:
-    """Those of the first run, each once."""
-    return distinct(command_words(group.runs[0]))
 
 
 def command_words(run: RunRecord) -> list[str]:
@@ -406,26 +370,18 @@ def _without_places(command: str) -> str:
 
 
 def numbers(report: Report) -> dict[str, Any]:
-    """All that the page says, for programs."""
+    """All that the page says, for programs; what it holds of :class:`Statistic` is for ``json.dumps`` to take apart."""
     return {
         "made_by": "python -m dtp.report",
         "title": report.title,
         "command": report.command,
         "studies": [
-            {
-                "data": study.data,
-                "task": study.task,
-                "groups": [
-                    _group_numbers(study, group, report.matches[group], report.nearest[group]) for group in study.groups
-                ],
-            }
+            {"data": study.data, "task": study.task, "groups": [_of_group(study, group) for group in study.groups]}
             for study in report.studies
         ],
-        "without_configuration": [
-            {"run": run.name, "state": run.state, "failure": run.failure} for run in report.runs if not run.options
-        ],
+        "without_configuration": [_named(run, "state", "failure") for run in report.runs if not run.options],
         "times_of": [
-            {"run": run.name, "training_seconds": round(training_seconds(run), 3), "about": _about(run)}
+            _named(run) | {"training_seconds": round(run.training_seconds, 3), "about": run.about}
             for run in report.timed_runs
             if run.summary
         ],
@@ -433,22 +389,16 @@ def numbers(report: Report) -> dict[str, Any]:
     }
 
 
-def _group_numbers(study: Study, group: Group, matches: Sequence[Match], nearest: Sequence[Figure]) -> dict[str, Any]:
+def _of_group(study: Study, group: Group) -> dict[str, Any]:
     return {
-        "label": group.label,
-        "rule": group.rule,
-        "family": group.family,
-        "network": group.network,
+        **{name: getattr(group, name) for name in ("label", "rule", "family", "network")},
         "measure": group.measure.test,
-        "test": _as_json(group.test),
+        "test": group.test,
         "forward_epochs": group.passes,
-        "relative_to_bp": {name: _as_json(found) for name, found in group.costs.items()},
-        "images_per_second": _as_json(group.images_per_second),
-        "feedback_share": _as_json(group.feedback_share),
-        "angles": {
-            kind: {str(layer): _as_json(angle) for layer, angle in group.angles(kind).items()}
-            for kind in ("update_angle", "feedback_angle")
-        },
+        "relative_to_bp": group.costs,
+        "images_per_second": group.images_per_second,
+        "feedback_share": group.feedback_share,
+        "angles": {kind: group.angles(kind) for kind in ANGLES},
         "published": [
             {
                 "source": match.figure.source,
@@ -456,9 +406,9 @@ def _group_numbers(study: Study, group: Group, matches: Sequence[Match], nearest
                 "top": match.figure.top,
                 "difference": round(match.difference, 4),
                 "budget": match.figure.budget,
-                "notes": list(match.notes),
+                "notes": match.notes,
             }
-            for match in matches
+            for match in matches(group)
         ],
         "nearest": [
             {
@@ -467,28 +417,23 @@ def _group_numbers(study: Study, group: Group, matches: Sequence[Match], nearest
                 "network": figure.described + variant(figure),
                 "budget": figure.budget,
             }
-            for figure in nearest
+            for figure in nearest(group)
         ],
-        "notes": row_notes(study, group, matches),
+        "notes": row_notes(study, group),
         "runs": [
             {
-                "run": run.name,
-                "state": run.state,
-                "seed": run.seed,
-                "epochs": run.epochs,
-                "steps": run.steps,
+                **_named(run, "state", "seed", "epochs", "steps"),
                 "test": run.summary.get(group.measure.test),
-                "val_accuracy": run.summary.get("val_accuracy"),
-                "wall_seconds": run.summary.get("wall_seconds"),
-                "training_seconds": round(training_seconds(run), 3),
+                **{name: run.summary.get(name) for name in ("val_accuracy", "wall_seconds")},
+                "training_seconds": round(run.training_seconds, 3),
                 "failure": run.failure,
                 "commands": command_words(run),
-                "about": _about(run) if run.summary else {},
+                "about": run.about if run.summary else {},
             }
             for run in group.runs
         ],
     }
 
 
-def _as_json(found: Statistic | None) -> dict[str, Any] | None:
-    return found and asdict(found)
+def _named(run: RunRecord, *names: str) -> dict[str, Any]:
+    return {"run": run.name, **{name: getattr(run, name) for name in names}}

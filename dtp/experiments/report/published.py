@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ import yaml
 from dtp.algorithms import ALGORITHMS
 from dtp.cli.config import find_preset
 from dtp.experiments.over_seeds import Statistic
-from dtp.experiments.report.groups import Group, dataset, describe_network, model_options, shown
+from dtp.experiments.report.groups import Group
+from dtp.experiments.report.words import describe_network, model_options, shown
 from dtp.models import MODELS
 
 FILE = Path(__file__).parent / "published.yaml"
@@ -49,16 +50,16 @@ class Figure:
     rule: str
     data: str
     model: str
-    options: dict[str, Any]
     network: dict[str, Any] | None
     described: str
     top: int
     accuracy: float
-    deviation: float | None
     budget: dict[str, Any]
-    pretrained: bool
-    preset: str
     notes: tuple[str, ...]
+    options: dict[str, Any] = field(default_factory=dict)
+    deviation: float | None = None
+    pretrained: bool = False
+    preset: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,51 +80,35 @@ class Match:
 def published() -> tuple[Figure, ...]:
     """All published results, in the order of the file."""
     content = yaml.safe_load(FILE.read_text(encoding="utf-8"))
-    figures = []
-    for table in content["tables"]:
-        top, _, kind = table["metric"].rpartition(" ")
-        for row in table["rows"]:
-            network = table["network"]
-            described = table.get("described") or describe_network(_all_options(table["model"], network))
-            figures.append(
-                Figure(
-                    source=content["sources"][table["source"]]["name"],
-                    rule=row["rule"],
-                    data=table["data"],
-                    model=table["model"],
-                    options=row.get("options", {}),
-                    network=network,
-                    described=described,
-                    top=5 if top else 1,
-                    accuracy=row["value"] if kind == "accuracy" else round(100 - row["value"], 4),
-                    deviation=row.get("deviation"),
-                    budget=table["budget"],
-                    pretrained=row.get("pretrained", False),
-                    preset=row.get("preset", ""),
-                    notes=tuple(note for note in (table.get("note"), row.get("note")) if note),
-                )
-            )
-    return tuple(figures)
+    return tuple(_figure(content["sources"], table, row) for table in content["tables"] for row in table["rows"])
 
 
-def _all_options(model: str, network: dict[str, Any]) -> dict[str, Any]:
-    """The options of a network with the usual values of those not given; null ones are left out."""
-    usual = _usual(model)
-    return {"model": model, **{name: value for name, value in (usual | network).items() if value is not None}}
+def _figure(sources: dict[str, Any], table: dict[str, Any], row: dict[str, Any]) -> Figure:
+    top, _, kind = table["metric"].rpartition(" ")
+    model, network = table["model"], table["network"]
+    # Options of any value are null.
+    sizes = {name: value for name, value in (_usual(model) | (network or {})).items() if value is not None}
+    return Figure(
+        source=sources[table["source"]]["name"],
+        data=table["data"],
+        model=model,
+        network=network,
+        described=table.get("described") or describe_network({"model": model, **sizes}),
+        top=5 if top else 1,
+        accuracy=row["value"] if kind == "accuracy" else round(100 - row["value"], 4),
+        budget=table["budget"],
+        notes=tuple(note for note in (table.get("note"), row.get("note")) if note),
+        **{name: value for name, value in row.items() if name not in ("value", "note")},
+    )
 
 
 @cache
-def _usual_options(model: str) -> tuple[tuple[str, Any], ...]:
-    if model not in MODELS.entries:
-        return ()
-    options = MODELS.entries[model].load_options()()
-    return tuple(dataclasses.asdict(options).items())
-
-
 def _usual(model: str) -> dict[str, Any]:
-    return dict(_usual_options(model))
+    """The options of a network as they are where none are given."""
+    return dataclasses.asdict(MODELS.entries[model].load_options()()) if model in MODELS.entries else {}
 
 
+@cache
 def matches(group: Group) -> list[Match]:
     """Published results of the very rule, network and dataset of a finished group, with all that differs in words."""
     found = []
@@ -136,6 +121,7 @@ def matches(group: Group) -> list[Match]:
     return found
 
 
+@cache
 def nearest(group: Group) -> list[Figure]:
     """Published results of the same rule on the same dataset with another network of the kind, for orientation."""
     if matches(group):
@@ -146,7 +132,7 @@ def nearest(group: Group) -> list[Figure]:
 def _of_same_rule(group: Group) -> list[Figure]:
     if group.task != "classification" or not group.finished:
         return []
-    data, _ = dataset(group.options, group.finished[0].summary)
+    data, _ = group.dataset
     return [
         figure
         for figure in published()
@@ -187,9 +173,7 @@ def differences(group: Group, figure: Figure) -> list[str]:
     if budget["batch_size"] and batch != budget["batch_size"]:
         notes.append(f"ours batches of {batch}, theirs of {budget['batch_size']}")
     notes.extend(_selection(group, budget["selection"]))
-    _, said = dataset(options, group.finished[0].summary)
-    if said:
-        notes.append(said)
+    notes.extend(filter(None, group.dataset[1:]))
     notes.extend(_values(group, figure))
     notes.extend(figure.notes)
     return notes

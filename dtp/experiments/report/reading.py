@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections.abc import Sequence
@@ -12,10 +13,14 @@ from typing import Any, Literal
 
 import pandas
 
-from dtp.cli.config import read_yaml
+from dtp.algorithms import ALGORITHMS
+from dtp.algorithms.feedback_schedule import FeedbackSchedule
+from dtp.cli.config import RunOptions, read_yaml
+from dtp.data import DATA
 from dtp.errors import UserError
 from dtp.experiments.jobs import FAILURE_FILE
-from dtp.run.folder import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
+from dtp.models import MODELS
+from dtp.run.folder import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, NOT_SAVED, SUMMARY_FILE
 from dtp.run.reading import Row, read_rows, read_summary
 
 # Options that are counted with, and the least that they can be.
@@ -29,6 +34,7 @@ COUNTED = {
     "seed": 0,
 }
 
+RATE = "train/images_per_second"
 State = Literal["finished", "unfinished", "failed"]
 
 
@@ -40,7 +46,7 @@ class RunRecord:
         folder: where it lies.
         name: the same, below the folder that was asked for.
         state: finished (as long as its configuration says, and tested), failed by its own fault, or neither.
-        options: its configuration; empty where it failed before it had one.
+        options: its configuration, with today's options; empty where it failed before it had one.
         commands: what was typed, first start first.
         rows: its metrics, one dictionary of the finite numbers for each step that has any.
         summary: what it wrote at its end; empty if it has not finished.
@@ -67,43 +73,101 @@ class RunRecord:
     def last_layers(self, kind: str) -> dict[int, float]:
         """The last measured ``kind/layerN`` by layer; empty where none was measured."""
         prefix = f"{kind}/layer"
-        for row in reversed(self.rows):
-            found = {int(name.removeprefix(prefix)): row[name] for name in row if name.startswith(prefix)}
-            if found:
-                return dict(sorted(found.items()))
-        return {}
+        layers = ({int(n.removeprefix(prefix)): row[n] for n in row if n.startswith(prefix)} for row in self.rows[::-1])
+        return dict(sorted(next(filter(None, layers), {}).items()))
 
-    @cached_property
-    def ends(self) -> pandas.DataFrame:
-        """A row for each end of an epoch, of any kind: epoch, step, rate (images per second) and seconds.
-
-        The seconds are those of all training batches up to there, without validation, angles and checkpoints.
-        """
-        found = [(row["epoch"], row["step"], rate) for row, rate in self.column("train/images_per_second")]
-        ends = pandas.DataFrame(found, columns=["epoch", "step", "rate"], dtype=float)
-        images = ends["step"].diff().fillna(ends["step"]) * self.options.get("batch_size", 0)
-        ends["seconds"] = (images / ends["rate"]).where(ends["rate"] > 0, 0.0).cumsum()
-        return ends
-
-    def at_the_end(self, column: str) -> float:
-        """Of ``ends``, the last; 0 where no epoch has ended."""
-        return float(self.ends[column].iloc[-1]) if len(self.ends) else 0.0
+    # --- epochs and seconds ---
 
     @property
     def epochs(self) -> int:
         """Epochs that it has trained, of any kind."""
-        return self.summary["epochs"] if self.summary else len(set(self.ends["epoch"]))
-
-    @cached_property
-    def batches_per_epoch(self) -> float:
-        """Batches of an epoch, the mean over those that it has trained."""
-        steps = self.summary["steps"] if self.summary else self.at_the_end("step")
-        return steps / max(1, self.epochs)
+        return self.summary["epochs"] if self.summary else len({row["epoch"] for row, _ in self.column(RATE)})
 
     @property
     def steps(self) -> int:
         """Batches that it has trained on."""
         return self.summary["steps"] if self.summary else int(max((row["step"] for row in self.rows), default=0))
+
+    @cached_property
+    def batches_per_epoch(self) -> float:
+        """Batches of an epoch, the mean over those that it has trained."""
+        steps = self.summary["steps"] if self.summary else max((row["step"] for row, _ in self.column(RATE)), default=0)
+        return steps / max(1, self.epochs)
+
+    @cached_property
+    def schedule(self) -> FeedbackSchedule:
+        return FeedbackSchedule.of(self.options)
+
+    @property
+    def passes(self) -> float:
+        """Passes over the training set that trained the forward weights; an epoch that was cut short counts as one."""
+        return self._passes_until(self.epochs)
+
+    def _passes_until(self, epoch: int) -> float:
+        """Those in the epochs before ``epoch``; an int where they are whole."""
+        passes = self.schedule.forward_epochs(epoch * self.batches_per_epoch, self.batches_per_epoch)
+        return int(passes) if passes == int(passes) else passes
+
+    @cached_property
+    def ends(self) -> pandas.DataFrame:
+        """The metrics at each end of an epoch, of any kind, and what the run had come to by then.
+
+        Further columns: forward (whether the epoch trained the forward weights), number (how many passes over the
+        training set have trained these by then: 1, 2, ..., or less where a warm-up took batches of the first), seconds
+        (of all training batches up to there, without validation, angles and checkpoints).
+        """
+        ends = pandas.DataFrame([row for row, _ in self.column(RATE)], dtype=float)
+        ends = ends.reindex(columns=list(dict.fromkeys([*ends.columns, "epoch", "step", RATE])))
+        epochs = [int(epoch) for epoch in ends["epoch"]]
+        images = ends["step"].diff().fillna(ends["step"]) * self.options.get("batch_size", 0)
+        forward = [self.schedule.trains_forward(epoch, self.batches_per_epoch) for epoch in epochs]
+        return ends.assign(
+            forward=pandas.Series(forward, dtype=bool),
+            number=[self._passes_until(epoch + 1) for epoch in epochs],
+            seconds=(images / ends[RATE]).where(ends[RATE] > 0, 0.0).cumsum(),
+        )
+
+    @property
+    def training_seconds(self) -> float:
+        """Seconds of the training batches, without validation, angles and checkpoints."""
+        return float(self.ends["seconds"].iloc[-1]) if len(self.ends) else 0.0
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Of the training batches, each image as often as it was seen."""
+        seconds = self.training_seconds
+        return float(self.ends["step"].iloc[-1]) * self.options.get("batch_size", 0) / seconds if seconds > 0 else None
+
+    @property
+    def feedback_share(self) -> float | None:
+        """Of the feedback phase in the whole run; batches that were captured whole have none that could be timed."""
+        wall = None if self.summary.get("captured") else self.summary.get("wall_seconds")
+        return self.summary.get("feedback_seconds", 0.0) / wall if wall else None
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """Seconds of a batch, of an epoch that trains the forward weights with what belongs to it, and of the run."""
+        seconds = self.training_seconds
+        return {
+            "batch": seconds / max(self.steps, 1),
+            "epoch": seconds / (self.passes or 1),
+            "wall": self.summary.get("wall_seconds", 0.0),
+        }
+
+    # --- what it was made with ---
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """What it must share with the backprop runs that it is compared with for times to mean something, in words."""
+        names = {"device": "device", "threads": "threads", "number of devices": "world_size"}
+        return {words: self.summary.get(name) for words, name in names.items()}
+
+    @property
+    def about(self) -> dict[str, str]:
+        """Versions and machine, by name; empty where it does not say so."""
+        versions = self.summary.get("versions", {})
+        found = {name: versions.get(name) or None for name in ("commit", "dtp", "python", "torch", "lightning")}
+        return {name: "" if value is None else str(value) for name, value in {**found, **self.machine}.items()}
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
@@ -177,7 +241,34 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
     else:
         summary, state = {}, "failed" if failure else "unfinished"
     rows = read_rows(folder / METRICS_FILE)
+    options = with_defaults(options) if options else {}
     return RunRecord(folder, name or folder.name, state, options, tuple(commands), tuple(rows), summary, failure)
+
+
+def with_defaults(options: dict[str, Any]) -> dict[str, Any]:
+    """``options`` as a version with all of today's options would have saved them.
+
+    So runs made before an option existed stay together with those made after, and without options that have gone.
+    """
+    entries = [registry.entries.get(str(options[registry.flag])) for registry in (ALGORITHMS, MODELS, DATA)]
+    if None in entries:
+        # A rule, network or dataset of the user's, which is a program, and nothing that is read here is run: as saved.
+        return dict(options)
+    known: dict[str, Any] = {}
+    for cls in (RunOptions, *(entry.load_options() for entry in entries if entry)):
+        for option in dataclasses.fields(cls):
+            if option.default is not dataclasses.MISSING:
+                known[option.name] = option.default
+            elif option.default_factory is not dataclasses.MISSING:
+                known[option.name] = option.default_factory()
+    known = {name: value for name, value in known.items() if name not in NOT_SAVED}
+    saved = {
+        name: value
+        for name, value in options.items()
+        # None is what an option was whose kind has changed since.
+        if (value is not None if name in known else value not in (None, 0, "", []))
+    }
+    return {**known, **saved}
 
 
 def _text(path: Path) -> str:

@@ -11,7 +11,7 @@ import yaml
 
 from dtp.algorithms.feedback_schedule import FeedbackSchedule
 from dtp.cli.config import as_arguments
-from dtp.experiments.report.groups import with_defaults
+from dtp.experiments.report.reading import with_defaults
 
 
 def make_run(

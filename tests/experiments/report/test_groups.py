@@ -5,18 +5,9 @@ import yaml
 
 from dtp.algorithms import ALGORITHMS
 from dtp.algorithms.options import FAMILIES
-from dtp.experiments.report.groups import (
-    OTHER,
-    compare_costs,
-    describe_data,
-    describe_network,
-    forward_passes,
-    studies,
-    training_seconds,
-    unsteadiness,
-    with_defaults,
-)
-from dtp.experiments.report.reading import read_runs
+from dtp.experiments.report.groups import OTHER, compare_costs, studies, unsteadiness
+from dtp.experiments.report.reading import read_runs, with_defaults
+from dtp.experiments.report.words import describe_data, describe_network
 from tests.experiments.report.folders import make_run
 
 
@@ -131,9 +122,9 @@ def test_networks_and_datasets_in_words():
 def test_epochs_that_train_feedback_alone_are_not_counted(tmp_path, options, epochs, passes):
     make_run(tmp_path / "run", epochs=epochs, **options)
     (group,) = only_study(tmp_path).groups
-    assert forward_passes(group.options, group.runs[0]) == passes == group.passes[0]
-    course = group.course(group.runs[0])
-    assert list(course["number"]) == list(range(1, passes + 1))
+    assert group.passes == [passes]
+    ends = group.runs[0].ends
+    assert list(ends[ends["forward"]]["number"]) == list(range(1, passes + 1))
 
 
 def test_a_warm_up_in_batches_is_not_counted(tmp_path):
@@ -141,8 +132,9 @@ def test_a_warm_up_in_batches_is_not_counted(tmp_path):
     make_run(tmp_path / "run", epochs=3, algo="drl", feedback_warmup=825, extra_feedback_epochs=0, seconds=2.0)
     (group,) = only_study(tmp_path).groups
     assert group.passes == [1.5]
-    course = group.course(group.runs[0])
-    assert (list(course["number"]), list(course["seconds"])) == ([0.5, 1.5], [4.0, 6.0])
+    ends = group.runs[0].ends
+    forward = ends[ends["forward"]]
+    assert (list(forward["number"]), list(forward["seconds"])) == ([0.5, 1.5], [4.0, 6.0])
 
 
 # --- cost -------------------------------------------------------------------------------------------------------------
@@ -158,7 +150,7 @@ def test_cost_relative_to_backprop_of_a_batch_an_epoch_and_the_whole_run(tmp_pat
     assert costs["dtp"] == {"batch": 10, "epoch": 10, "wall": 10}
     # Each epoch of the forward weights has one of the feedback before it.
     assert costs["vanilla-dtp"] == {"batch": 1.5, "epoch": 3, "wall": 3}
-    assert training_seconds(groups["dtp"].runs[0]) == pytest.approx(80)
+    assert groups["dtp"].runs[0].training_seconds == pytest.approx(80)
     assert groups["dtp"].images_per_second.mean == pytest.approx(2750)
     assert groups["dtp"].feedback_share.mean == pytest.approx(0.5)
 

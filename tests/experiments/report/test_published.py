@@ -7,9 +7,9 @@ import pytest
 from dtp.algorithms import ALGORITHMS
 from dtp.cli.config import find_preset, preset_choices
 from dtp.data import DATA
-from dtp.experiments.report.groups import studies, with_defaults
+from dtp.experiments.report.groups import studies
 from dtp.experiments.report.published import differences, is_network, matches, nearest, published
-from dtp.experiments.report.reading import read_runs
+from dtp.experiments.report.reading import read_runs, with_defaults
 from dtp.models import MODELS
 from tests.experiments.report.folders import make_run
 

@@ -5,7 +5,6 @@ import json
 import pytest
 
 from dtp.errors import UserError
-from dtp.experiments.report.groups import forward_passes
 from dtp.experiments.report.reading import read_run
 from dtp.experiments.sweep.figure import draw_sweep
 from dtp.experiments.sweep.results import Finished, as_table, collect, metric_name, thinned
@@ -72,7 +71,7 @@ def test_epochs_of_the_forward_weights_are_those_of_the_report(here):
     make_run(folder, epochs=3, algo="drl", feedback_warmup=12, batches=10)
     record = read_run(folder)
     run = Finished(record.summary, read_metrics(folder / "metrics.csv"), record.options)
-    assert run.forward_epochs == forward_passes(record.options, record) == 1.8
+    assert run.forward_epochs == record.passes == 1.8
     assert list(run.curve("val/accuracy", "epochs")) == [0.0, 0.8, 1.8]
 
 
