@@ -13,7 +13,7 @@ from dtp.plots.style import (
     finish,
     layer_color,
     legend_beside,
-    new_figure,
+    new_panels,
     plot_line,
     save_figure,
 )
@@ -45,11 +45,8 @@ def draw_metrics(metrics: Mapping[str, Series], figure: Path) -> bool:
     panels = _panels(metrics)
     if not panels:
         return False
-    columns = len(panels) if len(panels) < 4 else 2
-    drawing, all_axes = new_figure(-(-len(panels) // columns), columns)
-    for axes in all_axes[len(panels) :]:
-        axes.set_axis_off()
-    for axes, draw in zip(all_axes, panels, strict=False):
+    drawing, all_axes = new_panels(len(panels), len(panels) if len(panels) < 4 else 2)
+    for axes, draw in zip(all_axes, panels, strict=True):
         draw(axes)
         counted(axes, "batches")
         finish(axes)

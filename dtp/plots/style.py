@@ -41,6 +41,14 @@ def new_figure(
     return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
+def new_panels(count: int, columns: int, **settings: Any) -> tuple[Figure, list[Axes]]:
+    """A figure of ``count`` panels in as many columns, as :func:`new_figure`; what is left of the last row is empty."""
+    figure, panels = new_figure(-(-count // columns), columns, **settings)
+    for axes in panels[count:]:
+        axes.set_visible(False)
+    return figure, panels[:count]
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write ``figure`` to the PNG ``path`` in 256 colours, replaced in one step; an error leaves an older one."""
     import numpy as np
@@ -121,9 +129,9 @@ def degrees(axes: Axes, highest: float) -> None:
     axes.yaxis.set_major_locator(MultipleLocator(_ANGLE_TICKS[top]))
 
 
-def legend_beside(axes: Axes, title: str | None = None) -> None:
+def legend_beside(axes: Axes, title: str | None = None, **style: Any) -> None:
     """The legend to the right of the panel, where it hides nothing."""
-    axes.legend(title=title, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    axes.legend(title=title, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, **style)
 
 
 def counted(axes: Axes, name: str) -> None:

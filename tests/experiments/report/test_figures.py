@@ -159,16 +159,3 @@ def test_errors_of_reconstruction_are_drawn_with_less_as_better(tmp_path, saved)
 def test_nothing_is_drawn_of_runs_without_numbers(tmp_path):
     make_run(tmp_path / "run", finished=False, trained=0)
     assert figures.drawings(study_of(tmp_path)) == []
-
-
-@pytest.mark.parametrize(
-    ("heights", "expected"),
-    [
-        ([0.1, 0.5, 0.9], [0.1, 0.5, 0.9]),
-        ([0.5, 0.5], [0.45, 0.55]),
-        ([0.5, 0.5, 0.58], [0.42667, 0.52667, 0.62667]),
-        ([], []),
-    ],
-)
-def test_names_are_moved_apart_as_little_as_it_takes(heights, expected):
-    assert figures.spread(heights, 0.1) == pytest.approx(expected, abs=1e-4)
