@@ -17,7 +17,7 @@ from dtp.plots.style import (
     plot_line,
     save_figure,
 )
-from dtp.run.reading import Series, read_metrics
+from dtp.run.reading import Series, read_metrics, thinned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +75,8 @@ def _panels(metrics: Mapping[str, Series]) -> list[Callable[[Axes], None]]:
         }
         curves = {label: _scaled(series, scale) for label, series in curves.items() if series}
         if curves:
-            faint = _thinned(_scaled(windows, scale))
+            # So that a long run is not a solid band.
+            faint = thinned(_scaled(windows, scale), 300)
             panels.append(lambda axes, a=(title, unit, curves, faint): _draw_curves(axes, *a))
     angles = [
         ("Angle of updates to backprop", _by_layer(metrics, "update_angle")),
@@ -94,13 +95,6 @@ def _panels(metrics: Mapping[str, Series]) -> list[Callable[[Axes], None]]:
 
 def _scaled(series: Series, factor: float) -> Series:
     return {step: value * factor for step, value in series.items()}
-
-
-def _thinned(series: Series, most: int = 300) -> Series:
-    """Means of neighbours, so that a long run is not a solid band: at most ``most`` of them."""
-    steps, together = list(series), -(-len(series) // most)
-    groups = [steps[i : i + together] for i in range(0, len(steps), together or 1)]
-    return {group[-1]: sum(series[step] for step in group) / len(group) for group in groups}
 
 
 def _by_layer(metrics: Mapping[str, Series], kind: str) -> dict[int, Series]:

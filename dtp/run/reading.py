@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +72,14 @@ def read_metrics(path: Path) -> dict[str, Series]:
             if value is not None:
                 found.setdefault(name, {})[int(step)] = value
     return {name: dict(sorted(series.items())) for name, series in found.items()}
+
+
+def thinned(series: Mapping[Any, float], most: int) -> dict[Any, float]:
+    """At most ``most`` values, each the mean of neighbours, at the place of the last of them."""
+    where = list(series)
+    together = -(-len(where) // most) or 1
+    groups = [where[i : i + together] for i in range(0, len(where), together)]
+    return {group[-1]: sum(series[x] for x in group) / len(group) for group in groups}
 
 
 def _number(cell: str) -> float | None:

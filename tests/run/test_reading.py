@@ -8,7 +8,7 @@ import pytest
 
 from dtp.errors import UserError
 from dtp.experiments.search.study import best_value
-from dtp.run.reading import read_metrics, read_rows, read_summary
+from dtp.run.reading import read_metrics, read_rows, read_summary, thinned
 
 TEXT = "epoch,step,train/loss,val/accuracy\n0,1,2.5,\n0,2,nan,0.25\n,2,,0.5\n1,4,1.5,\n"
 
@@ -46,3 +46,9 @@ def test_a_summary_says_what_is_needed(tmp_path):
 def test_it_needs_no_torch():
     code = "import sys, dtp.run.reading; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_series_are_thinned_to_means_of_neighbours():
+    assert thinned({1: 1.0, 2: 3.0, 3: 5.0}, most=2) == {2: 2.0, 3: 5.0}
+    assert thinned({}, most=2) == {} and thinned({4: 2.0}, most=2) == {4: 2.0}
+    assert len(thinned(dict.fromkeys(range(1001), 1.0), most=40)) <= 40

@@ -108,6 +108,12 @@ class RunRecord:
         passes = self.schedule.forward_epochs(epoch * self.batches_per_epoch, self.batches_per_epoch)
         return int(passes) if passes == int(passes) else passes
 
+    def course(self, column: str, against: str) -> dict[float, float]:
+        """Column ``column`` against the batches, or epochs, that have trained the forward weights until then."""
+        length = self.batches_per_epoch
+        unit = length if against == "epochs" else 1
+        return {self.schedule.forward_batches(row["step"], length) / unit: value for row, value in self.column(column)}
+
     @cached_property
     def ends(self) -> pandas.DataFrame:
         """The metrics at each end of an epoch, of any kind, and what the run had come to by then.

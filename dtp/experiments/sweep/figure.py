@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,7 @@ from dtp.plots.style import (
     finish,
     layer_color,
     legend_beside,
-    new_figure,
+    new_panels,
     plot_spread,
     save_figure,
 )
@@ -74,44 +76,35 @@ def draw(sweep: Sweep, measured: Sequence[Measured], png: Path) -> None:
         raise UserError(f"{sweep.name}: figure, metric: expected columns of metrics.csv of its runs, found {names}.")
     columns = len(panels) if len(panels) < 4 else 2 if len(panels) == 4 else 3
     rows = -(-len(panels) // columns)
-    finals = [len(settings) for part, _, _, settings in panels if part.kind == "final"]
-    height = max([PANEL[1], *(1.0 + ROW * count for count in finals)])
+    height = max([PANEL[1], *(1.0 + ROW * len(panel.settings) for panel in panels if panel.part.kind == "final")])
     size = PANEL[0] * columns + 1.0, height * rows + 0.4
-    figure, all_axes = new_figure(rows, columns, (size[0] / columns, size[1] / rows), pad=0.08)
+    figure, all_axes = new_panels(len(panels), columns, panel=(size[0] / columns, size[1] / rows), pad=0.08)
     figure.suptitle(sweep.title, fontsize=12, x=0.01, ha="left")
     styles = _styles(panels)
     # Rows in the colours of the lines are a legend by themselves.
-    rows_named = [list(_lines(part, settings)) for part, _, _, settings in panels if part.kind == "final"]
-    for i, (axes, (part, metric, title, settings)) in enumerate(zip(all_axes, panels, strict=False)):
-        labels = _DRAW[part.kind](axes, part, metric, settings, styles)
-        if title:
-            axes.set_title(title, loc="left", fontsize=10)
+    rows_named = [list(panel.lines) for panel in panels if panel.part.kind == "final"]
+    for i, (axes, panel) in enumerate(zip(all_axes, panels, strict=True)):
+        _DRAW[panel.part.kind](axes, panel, styles)
+        if panel.title:
+            axes.set_title(panel.title, loc="left", fontsize=10)
         finish(axes)
-        following = panels[i + 1] if i + 1 < len(panels) else None
-        ends_row = following is None or (i + 1) % columns == 0
-        differs = following is None or ends_row or labels != _labels(following[0], following[3])
-        if labels and labels not in rows_named and differs:
-            legend_beside(axes, _legend_title(part, settings))
-    _share_limits(list(zip(all_axes, panels, strict=False)))
-    for axes in all_axes[len(panels) :]:
-        axes.set_visible(False)
-    note = footnote(measured)
-    lines = textwrap.wrap(note, int(size[0] * CHARACTERS_PER_INCH))
+        ends_row = i + 1 == len(panels) or (i + 1) % columns == 0
+        if panel.labels and panel.labels not in rows_named and (ends_row or panel.labels != panels[i + 1].labels):
+            legend_beside(axes, panel.legend_title)
+    _share_limits(list(zip(all_axes, panels, strict=True)))
+    lines = textwrap.wrap(footnote(measured), int(size[0] * CHARACTERS_PER_INCH))
     figure.supxlabel("\n".join(lines), fontsize=8, x=0.01, ha="left", color="0.35")
     save_figure(figure, png)
 
 
 def _share_limits(drawn: Sequence[tuple[Axes, Panel]]) -> None:
     """One scale for all panels of a part that show the same metric, so that they can be compared."""
-    groups: dict[tuple[int, str], list[tuple[Axes, Part]]] = {}
-    for axes, (part, metric, _, _) in drawn:
-        groups.setdefault((id(part), metric), []).append((axes, part))
-    for group in groups.values():
-        horizontal = group[0][1].kind == "final"
-        ends = [axes.get_xlim() if horizontal else axes.get_ylim() for axes, _ in group]
-        limits = min(low for low, _ in ends), max(high for _, high in ends)
-        for axes, _ in group:
-            (axes.set_xlim if horizontal else axes.set_ylim)(limits)
+    for _, first in drawn:
+        group = [axes for axes, panel in drawn if panel.part is first.part and panel.metric == first.metric]
+        which = "xlim" if first.part.kind == "final" else "ylim"
+        lows, highs = zip(*(getattr(axes, f"get_{which}")() for axes in group), strict=True)
+        for axes in group:
+            axes.set(**{which: (min(lows), max(highs))})
 
 
 def footnote(measured: Sequence[Measured]) -> str:
@@ -130,17 +123,59 @@ def footnote(measured: Sequence[Measured]) -> str:
 
 # --- which panel shows what -------------------------------------------------------------------------------------------
 
-Panel = tuple[Part, str, str, list[Measured]]
+
+@dataclass(frozen=True)
+class Panel:
+    """What a panel shows: the last values, or the course, of a metric in some settings."""
+
+    part: Part
+    metric: str
+    title: str
+    settings: list[Measured]
+
+    @property
+    def factor(self) -> int:
+        return 100 if is_share(self.metric) else 1
+
+    @cached_property
+    def options(self) -> list[str]:
+        """What tells the lines apart: ``variant`` and options of the grid."""
+        names = [name for name in self.settings[0].point.values if name not in (self.part.panels, _swept(self.part.x))]
+        variants = self.part.panels != "variant" and len({m.point.variant for m in self.settings}) > 1
+        return ["variant", *names] if variants else names
+
+    @cached_property
+    def lines(self) -> dict[str, list[Measured]]:
+        """The settings of each line, by its label."""
+        lines: dict[str, list[Measured]] = {}
+        for m in self.settings:
+            words = [
+                _value(m, name)
+                if len(self.options) == 1 or name == "variant"
+                else f"{name.replace('_', ' ')} {_value(m, name)}"
+                for name in self.options
+            ]
+            lines.setdefault(", ".join(words), []).append(m)
+        return lines
+
+    @property
+    def labels(self) -> list[str]:
+        """What a legend has to explain."""
+        return [] if self.part.kind == "final" else [label for label in self.lines if label]
+
+    @property
+    def legend_title(self) -> str | None:
+        alone = len(self.options) == 1 and self.options != ["variant"]
+        return self.options[0].replace("_", " ") if alone else None
 
 
 def _panels(part: Part, measured: Sequence[Measured]) -> list[Panel]:
-    """Part, metric, title and settings of each panel."""
     groups: dict[str, list[Measured]] = {}
     for m in measured:
         groups.setdefault(_value(m, part.panels) if part.panels else "", []).append(m)
     option = "" if part.panels in ("", "variant") else f"{part.panels.replace('_', ' ')} "
     return [
-        (part, metric, f"{option}{value}", settings)
+        Panel(part, metric, f"{option}{value}", settings)
         for value, settings in groups.items()
         for metric in part.metric
         if any(m.last(metric) for m in settings)
@@ -156,55 +191,18 @@ def _swept(x: str) -> str:
     return "widths" if x in ("depth", "width") else x
 
 
-def _line_options(part: Part, settings: Sequence[Measured]) -> list[str]:
-    """What tells the lines of a panel apart: ``variant`` and options of the grid."""
-    names = [name for name in settings[0].point.values if name not in (part.panels, _swept(part.x))]
-    variants = part.panels != "variant" and len({m.point.variant for m in settings}) > 1
-    return ["variant", *names] if variants else names
-
-
-def _label(part: Part, m: Measured, options: Sequence[str]) -> str:
-    alone = len(options) == 1
-    return ", ".join(
-        _value(m, name) if alone or name == "variant" else f"{name.replace('_', ' ')} {_value(m, name)}"
-        for name in options
-    )
-
-
-def _lines(part: Part, settings: Sequence[Measured]) -> dict[str, list[Measured]]:
-    """The settings of each line of a panel, by its label."""
-    options, lines = _line_options(part, settings), {}
-    for m in settings:
-        lines.setdefault(_label(part, m, options), []).append(m)
-    return lines
-
-
-def _labels(part: Part, settings: Sequence[Measured]) -> list[str]:
-    return [] if part.kind == "final" else [label for label in _lines(part, settings) if label]
-
-
-def _legend_title(part: Part, settings: Sequence[Measured]) -> str | None:
-    options = _line_options(part, settings)
-    return options[0].replace("_", " ") if len(options) == 1 and options[0] != "variant" else None
-
-
 def _styles(panels: Sequence[Panel]) -> dict[str, Any]:
     """One colour for each label in the whole figure; in order where the labels are those of a growing number."""
     styles: dict[str, Any] = {}
-    for part, _, _, settings in panels:
-        if part.kind == "final":
-            continue
-        lines = _lines(part, settings)
-        options = _line_options(part, settings)
-        ordered = len(lines) > 2 and len(options) == 1 and _are_numbers(settings, options[0])
+    named = 0
+    for panel in panels:
+        lines = () if panel.part.kind == "final" else panel.lines
+        ordered = len(lines) > 2 and len(panel.options) == 1 and _are_numbers(panel.settings, panel.options[0])
         for i, label in enumerate(lines):
             if label not in styles:
-                named = sum(not isinstance(value, tuple) for value in styles.values())
-                styles[label] = ("ordered", i + 1, len(lines)) if ordered else named
-    return {
-        label: layer_color(value[1], value[2]) if isinstance(value, tuple) else color(value)
-        for label, value in styles.items()
-    }
+                styles[label] = layer_color(i + 1, len(lines)) if ordered else color(named)
+                named += not ordered
+    return styles
 
 
 def _are_numbers(settings: Sequence[Measured], option: str) -> bool:
@@ -217,30 +215,25 @@ def _are_numbers(settings: Sequence[Measured], option: str) -> bool:
 # --- drawing ----------------------------------------------------------------------------------------------------------
 
 
-def _draw_curves(
-    axes: Axes, part: Part, metric: str, settings: Sequence[Measured], styles: Mapping[str, Any]
-) -> list[str]:
-    factor = _factor(metric)
-    for label, (m,) in _lines(part, settings).items():
-        where, means, deviations = m.curve(metric, part.against)
-        means, deviations = ([factor * value for value in values] for values in (means, deviations))
+def _draw_curves(axes: Axes, panel: Panel, styles: Mapping[str, Any]) -> None:
+    against = panel.part.against
+    for label, (m,) in panel.lines.items():
+        where, *spread = m.curve(panel.metric, against)
+        means, deviations = ([panel.factor * value for value in values] for values in spread)
         # Also a line without values, whose place in the legend tells that it is missing.
         plot_spread(axes, where, means, deviations, styles[label], label or None)
-    counted(axes, f"{part.against} of the forward weights")
-    _metric_axis(axes.set_ylabel, axes.set_ylim, part, metric)
-    return _labels(part, settings)
+    counted(axes, f"{against} of the forward weights")
+    _metric_axis(axes, "y", panel)
 
 
-def _draw_values(
-    axes: Axes, part: Part, metric: str, settings: Sequence[Measured], styles: Mapping[str, Any]
-) -> list[str]:
+def _draw_values(axes: Axes, panel: Panel, styles: Mapping[str, Any]) -> None:
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    factor, ticks = _factor(metric), set()
-    for label, line in _lines(part, settings).items():
-        found = {_number(m, part.x): found.scaled(factor) for m in line if (found := statistic(m.last(metric)))}
-        points = sorted(found.items(), key=lambda point: point[0])
-        ticks |= set(found)
+    ticks = set()
+    for label, line in panel.lines.items():
+        found = {_number(m, panel.part.x): statistic(m.last(panel.metric)) for m in line}
+        points = [(x, value.scaled(panel.factor)) for x, value in sorted(found.items()) if value]
+        ticks |= {x for x, _ in points}
         axes.errorbar(
             [x for x, _ in points],
             [value.mean for _, value in points],
@@ -258,45 +251,38 @@ def _draw_values(
     axes.xaxis.set_major_locator(FixedLocator(sorted(ticks)))
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
     named = {"depth": "hidden layers", "width": "units of the hidden layers"}
-    axes.set_xlabel(named.get(part.x, part.x.replace("_", " ")))
-    _metric_axis(axes.set_ylabel, axes.set_ylim, part, metric)
-    return _labels(part, settings)
+    axes.set_xlabel(named.get(panel.part.x, panel.part.x.replace("_", " ")))
+    _metric_axis(axes, "y", panel)
 
 
-def _draw_final(
-    axes: Axes, part: Part, metric: str, settings: Sequence[Measured], styles: Mapping[str, Any]
-) -> list[str]:
+def _draw_final(axes: Axes, panel: Panel, styles: Mapping[str, Any]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    factor, lines = _factor(metric), _lines(part, settings)
-    for row, (label, (m,)) in enumerate(lines.items()):
-        found, shade = statistic(factor * value for value in m.last(metric)), styles.get(label, color(0))
+    for row, (label, (m,)) in enumerate(panel.lines.items()):
+        found = statistic(panel.factor * value for value in m.last(panel.metric))
         if found:
+            shade = styles.get(label, color(0))
             axes.errorbar(found.mean, row, xerr=found.spread, color=shade, marker="o", markersize=7, capsize=3)
             axes.plot(found.values, [row] * found.n, "|", color="0.3", markersize=7, linestyle="none")
         else:
             inside = axes.get_yaxis_transform()
             axes.text(0.02, row, "no result", color="0.45", fontsize=8, va="center", transform=inside)
-    axes.set_yticks(range(len(lines)), [label or m.point.name for label, (m,) in lines.items()], fontsize=9)
-    axes.set_ylabel(_legend_title(part, settings) or "")
+    names = [label or m.point.name for label, (m,) in panel.lines.items()]
+    axes.set_yticks(range(len(names)), names, fontsize=9)
+    axes.set_ylabel(panel.legend_title or "")
     # The first setting on top.
-    axes.set_ylim(len(settings) - 0.5, -0.5)
+    axes.set_ylim(len(panel.settings) - 0.5, -0.5)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=4))
-    _metric_axis(axes.set_xlabel, axes.set_xlim, part, metric)
-    return []
+    _metric_axis(axes, "x", panel)
 
 
 _DRAW = {"curves": _draw_curves, "values": _draw_values, "final": _draw_final}
 
 
-def _metric_axis(set_label: Callable[..., Any], set_limits: Callable[..., Any], part: Part, metric: str) -> None:
-    set_label(metric_name(metric))
-    if part.range:
-        set_limits(*(_factor(metric) * end for end in part.range))
-
-
-def _factor(metric: str) -> int:
-    return 100 if is_share(metric) else 1
+def _metric_axis(axes: Axes, which: str, panel: Panel) -> None:
+    axes.set(**{f"{which}label": metric_name(panel.metric)})
+    if panel.part.range:
+        axes.set(**{f"{which}lim": [panel.factor * end for end in panel.part.range]})
 
 
 def _number(m: Measured, x: str) -> float:

@@ -6,59 +6,22 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from dtp.algorithms.feedback_schedule import FeedbackSchedule
 from dtp.cli.commands import command_words
-from dtp.cli.config import as_arguments, read_yaml
+from dtp.cli.config import as_arguments
 from dtp.experiments.jobs import Job
 from dtp.experiments.over_seeds import distinct, mean_curve, statistic
+from dtp.experiments.report.reading import RunRecord, read_run
 from dtp.experiments.sweep.plan import Point, Sweep
-from dtp.run.folder import CONFIG_FILE, METRICS_FILE, Run, checkpoint_step, newest_checkpoint
+from dtp.run.folder import CONFIG_FILE, checkpoint_step, newest_checkpoint
 from dtp.run.provenance import recorded
-from dtp.run.reading import Series, read_metrics
+from dtp.run.reading import thinned
 from dtp.system.files import write_atomically
 
 # Points of a curve that are kept.
 CURVE_POINTS = 40
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A run that has finished.
-
-    Attributes:
-        metrics: columns of its metrics.csv.
-        options: its resolved configuration.
-    """
-
-    summary: dict[str, Any]
-    metrics: dict[str, Series]
-    options: dict[str, Any]
-
-    def last(self, metric: str) -> float | None:
-        """The last value of a metric; None if it has none."""
-        return next(reversed(self.metrics.get(metric, {}).values()), None)
-
-    def curve(self, metric: str, against: str) -> dict[float, float]:
-        """A metric against the batches, or epochs, that have trained the forward weights until then.
-
-        Where these stand still, as in epochs that train the feedback weights alone, the last value counts.
-        """
-        per_epoch = self.summary["steps"] / max(1, self.summary["epochs"])
-        unit = per_epoch if against == "epochs" else 1
-        schedule = FeedbackSchedule.of(self.options)
-        done = {step: schedule.forward_batches(step, per_epoch) / unit for step in self.metrics.get(metric, {})}
-        return {done[step]: value for step, value in self.metrics.get(metric, {}).items()}
-
-    @cached_property
-    def forward_epochs(self) -> float:
-        """Passes over the training set that trained the forward weights."""
-        steps, epochs = self.summary["steps"], self.summary["epochs"]
-        return FeedbackSchedule.of(self.options).forward_epochs(steps, steps / max(1, epochs))
 
 
 @dataclass(frozen=True)
@@ -72,22 +35,25 @@ class Measured:
     """
 
     point: Point
-    runs: dict[int, Finished]
+    runs: dict[int, RunRecord]
     missing: dict[int, str]
     options: dict[str, Any]
 
     def last(self, metric: str) -> list[float]:
         """The last value of a metric of each run that has it, by seed."""
-        found = (run.last(metric) for run in self.runs.values())
-        return [value for value in found if value is not None]
+        found = (run.column(metric) for run in self.runs.values())
+        return [column[-1][1] for column in found if column]
 
     def curve(self, metric: str, against: str) -> tuple[list[float], list[float], list[float]]:
         """The mean over seeds of a metric during training, where all runs that have it have a value.
 
+        Against the batches, or epochs, that have trained the forward weights until then. Where these stand still, as in
+        epochs that train the feedback weights alone, the last value counts.
+
         Returns:
             Where on the horizontal axis, means, and standard deviations (0 for a single run).
         """
-        curves = [curve for run in self.runs.values() if (curve := thinned(run.curve(metric, against)))]
+        curves = [curve for run in self.runs.values() if (curve := thinned(run.course(metric, against), CURVE_POINTS))]
         mean = mean_curve(curves)
         return mean.index.tolist(), mean["mean"].tolist(), mean["deviation"].tolist()
 
@@ -114,10 +80,7 @@ def collect(sweep: Sweep, jobs: Mapping[tuple[str, int], Job]) -> list[Measured]
             job = jobs[point.name, seed]
             options = {name: value for name, value in job.options.items() if name != "seed"}
             if job.is_finished(job.config()):
-                run = Run(job.folder)
-                runs[seed] = Finished(
-                    run.summary or {}, read_metrics(job.folder / METRICS_FILE), read_yaml(job.folder / CONFIG_FILE)
-                )
+                runs[seed] = read_run(job.folder)
             else:
                 missing[seed] = _why_missing(job)
         measured.append(Measured(point, runs, missing, options))
@@ -131,14 +94,6 @@ def _why_missing(job: Job) -> str:
         return "not begun"
     checkpoint = newest_checkpoint(job.folder)
     return f"not finished, {checkpoint_step(checkpoint) if checkpoint else 0} batches so far"
-
-
-def thinned(series: Mapping[float, float], most: int = CURVE_POINTS) -> dict[float, float]:
-    """At most ``most`` values, each the mean of neighbours, at the place of the last of them."""
-    where = list(series)
-    together = -(-len(where) // most) or 1
-    groups = [where[i : i + together] for i in range(0, len(where), together)]
-    return {group[-1]: fmean(series[x] for x in group) for group in groups}
 
 
 def all_metrics(sweep: Sweep) -> list[str]:
@@ -210,7 +165,7 @@ def _setting(sweep: Sweep, m: Measured) -> dict[str, Any]:
         "last": numbers,
         **({"curves": curves} if curves else {}),
         "epochs": _distinct(run.summary["epochs"] for run in m.runs.values()),
-        "epochs_of_forward_weights": _distinct(run.forward_epochs for run in m.runs.values()),
+        "epochs_of_forward_weights": _distinct(float(run.passes) for run in m.runs.values()),
         "batches": _distinct(run.summary["steps"] for run in m.runs.values()),
         "wall_seconds": [run.summary.get("wall_seconds") for run in m.runs.values()],
         "command": m.command,
@@ -231,7 +186,7 @@ def as_table(sweep: Sweep, measured: Sequence[Measured], command: str) -> str:
         "|---" * (3 + len(names)) + "|",
     ]
     for m in measured:
-        epochs = _distinct(run.forward_epochs for run in m.runs.values())
+        epochs = _distinct(float(run.passes) for run in m.runs.values())
         cells = [_mean_and_deviation(metric, m.last(metric)) for metric in metrics]
         first = [m.point.name, ", ".join(map(str, m.runs)) or "none", _words(epochs)]
         lines.append("| " + " | ".join([*first, *cells]) + " |")

@@ -7,8 +7,7 @@ import pytest
 from dtp.errors import UserError
 from dtp.experiments.report.reading import read_run
 from dtp.experiments.sweep.figure import draw_sweep
-from dtp.experiments.sweep.results import Finished, as_table, collect, metric_name, thinned
-from dtp.run.reading import read_metrics
+from dtp.experiments.sweep.results import as_table, collect, metric_name
 from tests.experiments.report.folders import make_run
 from tests.experiments.sweep.helpers import made_up, sweep_of
 
@@ -69,16 +68,9 @@ def test_epochs_of_the_forward_weights_are_those_of_the_report(here):
     # 30 batches in epochs of 10, of which the first 12 train the feedback alone.
     folder = here / "run"
     make_run(folder, epochs=3, algo="drl", feedback_warmup=12, batches=10)
-    record = read_run(folder)
-    run = Finished(record.summary, read_metrics(folder / "metrics.csv"), record.options)
-    assert run.forward_epochs == record.passes == 1.8
-    assert list(run.curve("val/accuracy", "epochs")) == [0.0, 0.8, 1.8]
-
-
-def test_curves_are_thinned_to_means_of_neighbours():
-    assert thinned({1: 1.0, 2: 3.0, 3: 5.0}, most=2) == {2: 2.0, 3: 5.0}
-    assert thinned({}) == {} and thinned({4: 2.0}) == {4: 2.0}
-    assert len(thinned(dict.fromkeys(range(1001), 1.0))) <= 40
+    run = read_run(folder)
+    assert run.passes == 1.8
+    assert list(run.course("val/accuracy", "epochs")) == [0.0, 0.8, 1.8]
 
 
 def test_the_files_say_what_was_measured_and_how(here):
