@@ -84,6 +84,10 @@ class Measure:
         """With its unit, for heads and axes: test accuracy, %."""
         return ", ".join(filter(None, (f"{split} {self.title}", self.unit)))
 
+    def shown(self, found: Statistic | None) -> str:
+        """Mean, deviation and number of seeds, for a table; empty where there is none."""
+        return f"{found.text(self.scale, self.digits)} ({found.n})" if found else ""
+
 
 MEASURES = {
     "classification": Measure("test_accuracy", "val/accuracy", "accuracy", "%", 100.0, True, 2),
@@ -91,6 +95,12 @@ MEASURES = {
     "clustering": Measure("test_purity", "val/purity", "purity of clusters", "%", 100.0, True, 2),
 }
 LOSS = Measure("test_loss", "val/loss", "loss", "nats", 1.0, False, 4)
+# Further results, by the head of their column.
+FURTHER = {
+    "top 5, %": Measure("test_top5", "val/top5", "top 5", "%", 100.0, True, 2),
+    "normalised mutual information": Measure("test_nmi", "val/nmi", "mutual information", "", 1.0, True, 3),
+    "test loss": LOSS,
+}
 
 
 @dataclass(eq=False)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dtp.experiments.over_seeds import Statistic, distinct
-from dtp.experiments.report.groups import ANGLES, COSTS, Group, Measure, Study, unsteadiness
+from dtp.experiments.report.groups import ANGLES, COSTS, FURTHER, Group, Measure, Study, unsteadiness
 from dtp.experiments.report.published import Figure, is_whole, matches, nearest
 from dtp.experiments.report.reading import RunRecord
 from dtp.experiments.report.words import shown
@@ -25,7 +25,7 @@ MOST_NEAREST = 3
 # The longest over the shortest epoch of a setting from which times are said to be rough.
 UNSTEADY = 1.3
 # Options that say how much was trained on; named once where all groups of a study have the same.
-BUDGET = ("batch_size", "limit_train_batches", "max_steps", "limit_val_batches", "precision", "val_size")
+BUDGET = ("batch_size", "limit_train_batches", "limit_val_batches", "max_steps", "precision", "val_size")
 
 
 @dataclass(eq=False)
@@ -104,44 +104,44 @@ def common(study: Study) -> dict[str, Any]:
 
 
 def _budget_words(options: dict[str, Any], names: Sequence[str]) -> list[str]:
-    """What an option of the budget means, in words; nothing for what is usual."""
+    """What options of the budget mean, in words; nothing for what is usual."""
     words = []
-    if "batch_size" in names and options.get("batch_size"):
-        words.append(f"batches of {options['batch_size']}")
-    for name, what in (("limit_train_batches", "epochs"), ("limit_val_batches", "validation")):
-        if name in names and not is_whole(options.get(name)):
-            limit = str(options[name])
-            words.append(f"{what} cut to {f'a part of {limit}' if '.' in limit else f'{limit} batches'}")
-    if "max_steps" in names and (options.get("max_steps") or -1) > 0:
-        words.append(f"stopped after {options['max_steps']} batches")
-    if "precision" in names and str(options.get("precision", "32")) not in ("32", "32-true"):
-        words.append(f"precision {options['precision']}")
-    if "val_size" in names and options.get("val_size") is not None:
-        words.append(f"validation size {shown(options['val_size'])}")
+    for name, value in ((name, options.get(name)) for name in names):
+        if name == "batch_size" and value:
+            words.append(f"batches of {value}")
+        elif name.startswith("limit_") and not is_whole(value):
+            what = "validation" if name == "limit_val_batches" else "epochs"
+            words.append(f"{what} cut to " + (f"a part of {value}" if "." in str(value) else f"{value} batches"))
+        elif name == "max_steps" and (value or -1) > 0:
+            words.append(f"stopped after {value} batches")
+        elif name == "precision" and str(value or "32") not in ("32", "32-true"):
+            words.append(f"precision {value}")
+        elif name == "val_size" and value is not None:
+            words.append(f"validation size {shown(value)}")
     return words
 
 
 def facts(study: Study, timed: Sequence[Study]) -> str:
     """What is said of all runs of a study."""
-    shared = common(study)
+    shared, tested = common(study), _selections(study.groups)
     words = _budget_words(shared, list(shared))
-    tested = distinct(_selection(run) for group in study.groups for run in group.finished)
     if tested:
         words.append("tested weights " + (tested[0] if len(tested) == 1 else "as the notes say"))
     text = f"All: {', '.join(words)}. " if words else ""
     spreads = [found for other in timed or [study] if (found := unsteadiness(other)) is not None]
-    worst = max(spreads, key=lambda found: found[1], default=None)
-    if worst is not None and worst[1] > UNSTEADY:
+    worst, factor = max(spreads, key=lambda found: found[1], default=(None, 0.0))
+    if worst and factor > UNSTEADY:
         text += (
-            f"**Times are rough**: epochs of one setting, `{worst[0].label}`, took up to {worst[1]:.1f} times as long "
-            "as others, as on a machine with other work."
+            f"**Times are rough**: epochs of one setting, `{worst.label}`, took up to {factor:.1f} times as long as "
+            "others, as on a machine with other work."
         )
     return text.strip()
 
 
-def _selection(run: RunRecord) -> str:
-    tested = str(run.summary.get("tested_weights", ""))
-    return "best on validation" if "validation" in tested else tested or "unknown"
+def _selections(groups: Sequence[Group]) -> list[str]:
+    """How the weights that were tested had been chosen."""
+    tested = [str(run.summary.get("tested_weights", "")) for group in groups for run in group.finished]
+    return distinct("best on validation" if "validation" in said else said or "unknown" for said in tested)
 
 
 def row_notes(study: Study, group: Group) -> list[str]:
@@ -155,9 +155,8 @@ def row_notes(study: Study, group: Group) -> list[str]:
     seeds = Counter(run.seed for run in group.finished)
     notes += [f"seed {seed} {count} times" for seed, count in sorted(seeds.items(), key=str) if count > 1]
     notes += _budget_words(group.options, [name for name in BUDGET if name not in shared])
-    tested = distinct(_selection(run) for other in study.groups for run in other.finished)
-    if len(tested) > 1 and group.finished:
-        notes.append("tested weights " + " or ".join(distinct(_selection(run) for run in group.finished)))
+    if len(_selections(study.groups)) > 1 and group.finished:
+        notes.append("tested weights " + " or ".join(_selections([group])))
     for flag, values in machine_differences(group.finished).items():
         notes.append(f"runs with differing {flag}: {', '.join(values)}")
     notes += group.notes
@@ -183,7 +182,7 @@ def results(study: Study) -> tuple[Sequence[str], list[Iterable[str]], list[str]
     """Head and rows of the table of results, and the notes that its last column counts."""
     measure = study.groups[0].measure
     any_published = any(matches(group) for group in study.groups)
-    more = _more_measures(study.groups)
+    further = _further(study.groups)
     costs = [name for name in COSTS if any(name in group.costs for group in study.groups)]
     rows, notes = [], []
     for group in study.groups:
@@ -196,7 +195,7 @@ def results(study: Study) -> tuple[Sequence[str], list[Iterable[str]], list[str]
             "network": group.network,
             "epochs (batches)": _epochs(group),
             measure.named("test"): _test(group, measure),
-            **{title: _scaled(group.of_summaries(name), scale, n) for title, (name, scale, n) in more.items()},
+            **{head: more.shown(group.of_summaries(more.test)) for head, more in further.items()},
         }
         if any_published:
             row["published, %"] = "<br>".join(f"{_accuracy(m.figure)}, {m.figure.source}" for m in found)
@@ -210,29 +209,18 @@ def results(study: Study) -> tuple[Sequence[str], list[Iterable[str]], list[str]
     return list(rows[0]), [row.values() for row in rows], notes
 
 
-def _more_measures(groups: Sequence[Group]) -> dict[str, tuple[str, float, int]]:
-    """Further results that summaries have: title, name, scale, digits."""
-    known = {
-        "top 5, %": ("test_top5", 100.0, 2),
-        "normalised mutual information": ("test_nmi", 1.0, 3),
-        "test loss": ("test_loss", 1.0, 4),
-    }
-    if groups[0].task == "classification":
-        # Of ten classes the top five say nothing.
-        wanted = ["top 5, %"] if any(_is_informative(group) for group in groups) else []
-    else:
-        wanted = ["normalised mutual information", "test loss"]
-    first = groups[0].measure.test
+def _further(groups: Sequence[Group]) -> dict[str, Measure]:
+    """Further results that summaries have."""
+    found = {head: [group.of_summaries(measure.test) for group in groups] for head, measure in FURTHER.items()}
+    # Of few classes the top five say nothing; nor does the loss of a classifier, beside its accuracy.
+    classifies = groups[0].task == "classification"
+    wanted = {"top 5, %"} if classifies and any(top and top.mean < 0.97 for top in found["top 5, %"]) else set()
+    wanted |= set() if classifies else {"normalised mutual information", "test loss"}
     return {
-        title: known[title]
-        for title in wanted
-        if known[title][0] != first and any(group.of_summaries(known[title][0]) for group in groups)
+        head: measure
+        for head, measure in FURTHER.items()
+        if head in wanted and any(found[head]) and measure.test != groups[0].measure.test
     }
-
-
-def _is_informative(group: Group) -> bool:
-    top = group.of_summaries("test_top5")
-    return top is not None and top.mean < 0.97
 
 
 def _epochs(group: Group) -> str:
@@ -246,13 +234,7 @@ def _epochs(group: Group) -> str:
 def _test(group: Group, measure: Measure) -> str:
     if group.test is None:
         return "failed" if all(run.state == "failed" for run in group.runs) else "unfinished"
-    own = group.measure
-    text = _scaled(group.test, own.scale, own.digits)
-    return text if own is measure else f"{text} ({own.title})"
-
-
-def _scaled(found: Statistic | None, scale: float, digits: int) -> str:
-    return f"{found.text(scale, digits)} ({found.n})" if found else ""
+    return group.measure.shown(group.test) + ("" if group.measure is measure else f" ({group.measure.title})")
 
 
 def _accuracy(figure: Figure) -> str:
@@ -286,7 +268,7 @@ def nearest_rows(study: Study) -> list[list[str]]:
             for figure in found[:MOST_NEAREST]
         ]
         more = [f"and {len(found) - MOST_NEAREST} more"] if len(found) > MOST_NEAREST else []
-        ours = f"{_scaled(group.test, 100.0, 2)}: {group.network}, {_epochs(group)}"
+        ours = f"{group.measure.shown(group.test)}: {group.network}, {_epochs(group)}"
         rows.append([f"`{group.label}`", ours, "<br>".join([*words, *more])])
     return rows
 
