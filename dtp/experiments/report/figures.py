@@ -56,38 +56,35 @@ def drawings(study: Study) -> list[Drawing]:
     """The figures that there is data for. Nothing is drawn before they are asked to."""
     found = []
     groups = [group for group in study.groups if len(group.curve)]
+    timed = [group for group in groups if "epoch" in group.costs]
+    priced = [group for group in study.groups if group.test is not None and "epoch" in group.costs]
+    angles = [group for group in study.groups if group.rule != "bp" and group.angles("update_angle")]
     if groups:
-        what = groups[0].measure
         caption = (
-            f"Validation: {what.title} against epochs that train the forward weights; means over seeds, in a band of "
-            "one standard deviation."
+            f"Validation: {groups[0].measure.title} against epochs that train the forward weights; means over seeds, "
+            "in a band of one standard deviation."
         )
         caption += _named("Unfinished", [group for group in groups if not group.finished])
         found.append(Drawing("curves", caption, lambda path: _draw_curves(groups, path, by_time=False)))
-    timed = [group for group in groups if "epoch" in group.costs]
     if any(group.rule != "bp" for group in timed):
         caption = "The same against the time of the training batches, in epochs of backprop."
         caption += _named("Left out, without a time to compare", [group for group in groups if group not in timed])
         found.append(Drawing("curves-time", caption, lambda path: _draw_curves(timed, path, by_time=True)))
-    priced = [group for group in study.groups if group.test is not None and "epoch" in group.costs]
     if len({group.costs["epoch"].mean for group in priced}) > 1:
+        named = _best(priced, MOST_POINTS)
         caption = (
             f"Test: {priced[0].measure.title}, with the standard deviation over seeds, against the time of an epoch "
             "that trains the forward weights, with the feedback epochs that belong to it, in epochs of backprop."
         )
-        named = _best(priced, MOST_POINTS)
-        if len(named) < len(priced):
-            caption += f" The best {len(named)} of {len(priced)} are named."
+        caption += f" The best {len(named)} of {len(priced)} are named." if len(named) < len(priced) else ""
         found.append(Drawing("cost", caption, lambda path: _draw_cost(priced, named, path)))
-    angles = [group for group in study.groups if group.rule != "bp" and group.angles("update_angle")]
     if angles:
         shown = _best(angles, MOST_ROWS)
         caption = (
             "Angles at the end of training, by layer: of a layer's update to backprop's, and of feedback weights to "
             "the transposed forward weights; means over seeds, lines of one standard deviation to either side."
         )
-        if len(shown) < len(angles):
-            caption += f" The best {len(shown)} of {len(angles)} settings."
+        caption += f" The best {len(shown)} of {len(angles)} settings." if len(shown) < len(angles) else ""
         found.append(Drawing("angles", caption, lambda path: _draw_angles(shown, path)))
     return found
 
@@ -98,14 +95,9 @@ def _named(what: str, groups: Sequence[Group]) -> str:
 
 def _best(groups: Sequence[Group], most: int) -> list[Group]:
     """The ``most`` best by test, in the order that they had."""
-    best = sorted(groups, key=_badness)[:most]
+    sign = {group: -1 if group.measure.higher else 1 for group in groups}
+    best = sorted(groups, key=lambda group: sign[group] * group.test.mean if group.test else np.inf)[:most]
     return [group for group in groups if group in best]
-
-
-def _badness(group: Group) -> float:
-    if group.test is None:
-        return float("inf")
-    return -group.test.mean if group.measure.higher else group.test.mean
 
 
 # --- learning curves --------------------------------------------------------------------------------------------------

@@ -155,48 +155,37 @@ def is_network(figure: Figure, options: dict[str, Any]) -> bool:
 
 def differences(group: Group, figure: Figure) -> list[str]:
     """In words, all in which a group differs from a published result besides the seeds."""
-    notes, budget, options = [], figure.budget, group.options
-    ours, batch = sorted(set(group.passes)), options.get("batch_size")
-    epochs = " or ".join(map(str, ours))
-    if budget["epochs"] is None:
-        notes.append(f"ours {_count(epochs, 'epoch')}, theirs not stated")
-    elif ours != [budget["epochs"]]:
-        notes.append(f"ours {_count(epochs, 'epoch')}, theirs {budget['epochs']}")
-    if not is_whole(options.get("limit_train_batches")):
-        notes.append(f"ours limited to --limit-train-batches {options['limit_train_batches']} of an epoch")
-    if (options.get("max_steps") or -1) > 0:
-        steps = max(run.steps for run in group.finished)
-        notes.append(f"ours stopped after {steps} batches")
+    budget, options = figure.budget, group.options
+    ours, batch, limit = sorted(set(group.passes)), options.get("batch_size"), options.get("limit_train_batches")
     images = sorted({run.summary["train_images"] for run in group.finished if run.summary.get("train_images")})
-    if budget["train_images"] and images and images != [budget["train_images"]]:
-        notes.append(f"ours {' or '.join(f'{n:,}' for n in images)} training images, theirs {budget['train_images']:,}")
-    if budget["batch_size"] and batch != budget["batch_size"]:
-        notes.append(f"ours batches of {batch}, theirs of {budget['batch_size']}")
-    notes.extend(_selection(group, budget["selection"]))
-    notes.extend(filter(None, group.dataset[1:]))
-    notes.extend(_values(group, figure))
-    notes.extend(figure.notes)
-    return notes
+    kinds = {"validation" if "validation" in str(r.summary.get("tested_weights")) else "last" for r in group.finished}
+    chosen = " or ".join(SELECTIONS[kind] for kind in sorted(kinds))
+    theirs = SELECTIONS.get(budget["selection"], "not stated")
+    epochs = f"ours {' or '.join(map(str, ours))} epoch{'' if ours == [1] else 's'}, theirs "
+    notes = [
+        (ours != [budget["epochs"]], f"{epochs}{'not stated' if budget['epochs'] is None else budget['epochs']}"),
+        (not is_whole(limit), f"ours limited to --limit-train-batches {limit} of an epoch"),
+        (
+            (options.get("max_steps") or -1) > 0,
+            f"ours stopped after {max(run.steps for run in group.finished)} batches",
+        ),
+        (
+            budget["train_images"] and images and images != [budget["train_images"]],
+            f"ours {' or '.join(f'{n:,}' for n in images)} training images, theirs {budget['train_images'] or 0:,}",
+        ),
+        (
+            budget["batch_size"] and batch != budget["batch_size"],
+            f"ours batches of {batch}, theirs of {budget['batch_size']}",
+        ),
+        (kinds != {budget["selection"]}, f"tested weights: ours {chosen}, theirs {theirs}"),
+        (group.dataset[1], group.dataset[1]),
+    ]
+    return [*(note for differs, note in notes if differs), *_values(group, figure), *figure.notes]
 
 
 def is_whole(limit: Any) -> bool:
     """Whether ``--limit-train-batches`` leaves the epoch whole."""
     return limit is None or str(limit) == "1.0"
-
-
-def _count(number: str, what: str) -> str:
-    return f"{number} {what}{'' if number == '1' else 's'}"
-
-
-def _selection(group: Group, theirs: str | None) -> list[str]:
-    """How the tested weights were chosen, where it is not the same."""
-    kinds = {
-        "validation" if "validation" in str(run.summary.get("tested_weights")) else "last" for run in group.finished
-    }
-    if kinds == {theirs}:
-        return []
-    ours = " or ".join(SELECTIONS[kind] for kind in sorted(kinds))
-    return [f"tested weights: ours {ours}, theirs {SELECTIONS[theirs] if theirs else 'not stated'}"]
 
 
 def _values(group: Group, figure: Figure) -> list[str]:

@@ -159,9 +159,7 @@ def _draw_points(axes, study: Drawn, row: int, shade) -> None:
         whis=(0, 100),
         showfliers=False,
         manage_ticks=False,
-        boxprops={"color": shade},
-        whiskerprops={"color": shade},
-        capprops={"color": shade},
+        **{f"{part}props": {"color": shade} for part in ("box", "whisker", "cap")},
         medianprops={"color": shade, "linewidth": 2},
     )
     # Beside each other rather than on top, the same in every drawing.
@@ -180,17 +178,16 @@ def _range(values: list[float]) -> tuple[float, float]:
 
 def _logarithmic(axes, low: float, high: float) -> None:
     """A logarithmic axis with a few plain numbers."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, NullLocator
 
     axes.set_xscale("log")
-    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(1 + i / 2 for i in range(18))):
-        powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        places = [step * 10.0**power for power in powers for step in steps]
-        places = [place for place in places if low <= place <= high]
-        if len(places) >= 4:
-            break
+    places: list[float] = []
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), [1 + i / 2 for i in range(18)]):
+        if len(places) < 4:
+            places = [place for power in powers for step in steps if low <= (place := step * 10.0**power) <= high]
     axes.xaxis.set_major_locator(FixedLocator(places))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.xaxis.set_minor_locator(NullLocator())
 
 
@@ -205,9 +202,9 @@ def _row(study: Drawn) -> str:
 
 def _quantile(values: list[float], share: float) -> float:
     """Of sorted values, between neighbours in proportion."""
-    place = share * (len(values) - 1)
-    i = min(int(place), len(values) - 2) if len(values) > 1 else 0
-    return values[i] if len(values) == 1 else values[i] + (place - i) * (values[i + 1] - values[i])
+    i, part = divmod(share * (len(values) - 1), 1)
+    low, high = values[int(i)], values[min(int(i) + 1, len(values) - 1)]
+    return low + part * (high - low)
 
 
 def _numbers(study: Drawn) -> dict[str, Any]:

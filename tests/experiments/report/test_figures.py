@@ -43,6 +43,18 @@ def comparison(tmp_path_factory):
     return study_of(folder)
 
 
+@pytest.fixture(scope="module")
+def drawn(comparison, tmp_path_factory):
+    """The figures of the comparison by the files that they are in; each is drawn once."""
+    folder, found = tmp_path_factory.mktemp("figures"), {}
+    save = figures.save_figure
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "save_figure", lambda figure, path: (found.update({path: figure}), save(figure, path)))
+        for drawing in figures.drawings(comparison):
+            drawing.draw(folder / f"{drawing.kind}.png")
+    return found
+
+
 @pytest.fixture
 def saved(monkeypatch):
     """Figures as they are when they are saved."""
@@ -70,21 +82,17 @@ def covered(one, other):
     return max(wide, 0) * max(high, 0)
 
 
-def test_all_rules_are_drawn_in_small_files(comparison, tmp_path):
-    for drawing in figures.drawings(comparison):
-        path = tmp_path / f"{drawing.kind}.png"
-        drawing.draw(path)
+def test_all_rules_are_drawn_in_small_files(drawn):
+    for path in drawn:
         assert 5_000 < path.stat().st_size < 120_000
         with Image.open(path) as picture:
             assert max(picture.size) < 2500
-    assert {path.stem for path in tmp_path.iterdir()} == {"curves", "curves-time", "cost", "angles"}
+    assert {path.stem for path in drawn} == {"curves", "curves-time", "cost", "angles"}
 
 
 @pytest.mark.parametrize("kind", ["curves", "curves-time", "cost"])
-def test_every_rule_is_named_and_no_name_covers_another(comparison, saved, tmp_path, kind):
-    (drawing,) = [drawing for drawing in figures.drawings(comparison) if drawing.kind == kind]
-    drawing.draw(tmp_path / "figure.png")
-    (figure,) = saved
+def test_every_rule_is_named_and_no_name_covers_another(drawn, kind):
+    (figure,) = [figure for path, figure in drawn.items() if path.stem == kind]
     names, extents = boxes(figure, RULES)
     assert set(names) == set(RULES)
     for one, other in itertools.combinations(extents, 2):
@@ -93,12 +101,11 @@ def test_every_rule_is_named_and_no_name_covers_another(comparison, saved, tmp_p
     assert all(page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1 for box in extents)
 
 
-def test_angles_have_a_row_for_each_rule_but_backprop(comparison, saved, tmp_path):
-    (drawing,) = [drawing for drawing in figures.drawings(comparison) if drawing.kind == "angles"]
-    drawing.draw(tmp_path / "figure.png")
-    rows = [label.get_text() for label in saved[0].axes[0].get_yticklabels()]
+def test_angles_have_a_row_for_each_rule_but_backprop(drawn):
+    (figure,) = [figure for path, figure in drawn.items() if path.stem == "angles"]
+    rows = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert sorted(rows) == sorted(set(RULES) - {"bp"})
-    points = [line for line in saved[0].axes[0].lines if line.get_marker() == "o"]
+    points = [line for line in figure.axes[0].lines if line.get_marker() == "o"]
     assert len(points) == 3 * len(rows)
 
 
