@@ -6,7 +6,8 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
@@ -92,8 +93,8 @@ def _report(argv: Sequence[str]) -> int:
     timed = studies(timed_runs)
     add_costs(found, timed)
     title = options.title or options.runs[0].resolve().name
-    words = ["dtp report", *map(_name, options.runs)]
-    command = " ".join([*words, *(["--times", *map(_name, options.times)] if options.times else [])])
+    times = ["--times", *map(_name, options.times)] if options.times else []
+    command = " ".join(["dtp report", *map(_name, options.runs), *times])
     report = Report(title, command, runs, found, timed, timed_runs, {study: [] for study in found})
     drawn = []
     before = page.read_text(encoding="utf-8") if page.is_file() else ""
@@ -159,20 +160,14 @@ def _slug(title: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
-def _require_own(path: Path, is_own, what: str) -> None:
-    if not path.exists():
-        return
-    try:
-        own = path.is_file() and is_own(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError):
-        own = False
-    if not own:
-        raise UserError(f"{path}: exists, and is no {what} of this command; move it away, or give another name.")
+def _require_own(path: Path, is_own: Callable[[str], bool], what: str) -> None:
+    with suppress(OSError, UnicodeDecodeError):
+        if not path.exists() or (path.is_file() and is_own(path.read_text(encoding="utf-8"))):
+            return
+    raise UserError(f"{path}: exists, and is no {what} of this command; move it away, or give another name.")
 
 
 def _is_own_json(text: str) -> bool:
-    try:
-        content = json.loads(text)
-    except ValueError:
-        return False
-    return isinstance(content, dict) and content.get("made_by") == JSON_MARK
+    with suppress(ValueError, AttributeError):
+        return json.loads(text).get("made_by") == JSON_MARK
+    return False

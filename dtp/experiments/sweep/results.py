@@ -146,16 +146,13 @@ def _setting(sweep: Sweep, m: Measured) -> dict[str, Any]:
         for metric, s in found.items()
         if s
     }
-    curves = {}
-    for part in sweep.figure:
-        for metric in part.metric if part.kind == "curves" else ():
-            where, means, deviations = m.curve(metric, part.against)
-            if where:
-                curves[metric] = {
-                    part.against: _rounded(where),
-                    "mean": _rounded(means),
-                    "deviation": _rounded(deviations),
-                }
+    curves = {
+        metric: {part.against: _rounded(where), "mean": _rounded(means), "deviation": _rounded(deviations)}
+        for part in sweep.figure
+        for metric in (part.metric if part.kind == "curves" else ())
+        for where, means, deviations in [m.curve(metric, part.against)]
+        if where
+    }
     return {
         "name": m.point.name,
         **({"variant": m.point.variant} if m.point.variant else {}),
