@@ -29,21 +29,20 @@ def output_shape(module: nn.Module, in_shape: Iterable[int]) -> Size:
         RuntimeError: from torch, when the module does not accept the shape.
         NotOneTensor: the module, or one of an ``nn.Sequential``, puts out something else.
     """
-    whole = type(module) is not nn.Sequential or has_hooks(module)
-    changing = [part for part in ([module] if whole else module) if not _is_plain(part, SHAPE_KEEPING)]
+    parts = list(module) if type(module) is nn.Sequential and not has_hooks(module) else [module]
+    changing = [part for part in parts if not _is_plain(part, SHAPE_KEEPING)]
     if all(_is_plain(part, WITHOUT_SAMPLES) for part in changing):
         shape = Size(in_shape)
         for part in changing:
             like = next(part.parameters(), torch.empty(0))
             shape = part(like.new_empty(0, *shape)).shape[1:]
         return shape
-    if not whole:
-        module = nn.Sequential(*changing)
-    sample, state = meta_batch(module, in_shape), meta_state(module)
+    whole = nn.Sequential(*changing)
+    sample, state = meta_batch(whole, in_shape), meta_state(whole)
     # Without ties: torch would leave a submodule that is used twice on the meta device.
-    checks = [part.register_forward_hook(_require_tensor) for part in _in_order(module)]
+    checks = [one.register_forward_hook(_require_tensor) for part in changing for one in _in_order(part)]
     try:
-        return torch.func.functional_call(module, state, (sample,), tie_weights=False).shape[1:]
+        return torch.func.functional_call(whole, state, (sample,), tie_weights=False).shape[1:]
     finally:
         for check in checks:
             check.remove()

@@ -228,9 +228,8 @@ def test_gradient_is_the_mean_of_many_sampled_ones(name):
     """
     task = Clean(name, sigma=0.2)
     task.balance()
-    sampled = literal_gradients(
-        task, **({"replicates": 50, "samples": 500} if "linear" in name else {"replicates": 40, "samples": 80})
-    )
+    replicates, samples = (50, 500) if "linear" in name else (40, 80)
+    sampled = literal_gradients(task, replicates, samples)
     compare_with_samples(task.gradient(nodes=80) + left_out(task), sampled, precision=0.06)
 
 

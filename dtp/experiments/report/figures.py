@@ -215,7 +215,7 @@ def _draw_cost(groups: Sequence[Group], named: Sequence[Group], path: Path) -> N
     points = [
         Named(time, error, group.label, colors[group.family], error - below, error + above)
         for group, (time, error, below, above) in zip(
-            groups, table[["time", "error", "below", "deviation"]].to_numpy(), strict=True
+            groups, np.asarray(table[["time", "error", "below", "deviation"]]), strict=True
         )
     ]
     beyond = max(times) / min(times)
