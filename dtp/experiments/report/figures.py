@@ -209,7 +209,7 @@ def _draw_cost(groups: Sequence[Group], named: Sequence[Group], path: Path) -> N
     colors = {family: color(i) for i, family in enumerate(distinct(families))}
     for family, shade in colors.items():
         members = table[table["family"] == family]
-        bars = members[["below", "deviation"]].to_numpy().T
+        bars = np.asarray(members[["below", "deviation"]]).T
         x, y = members["time"], members["error"]
         axes.errorbar(x, y, yerr=bars, fmt="o", markersize=5, color=shade, elinewidth=1, label=family)
     points = [
