@@ -11,12 +11,14 @@ tested once. mnist and fashion-mnist: 784-256-256-10, tanh, batches of 128, 20 t
 cifar10: LeNet, 10 trials of 2 epochs, then 10 epochs, for the rules that take convolutions, dtp sampled and expected.
 Epochs are those that train the forward weights: rules whose phases alternate have as many of the feedback besides.
 Domains that Bartunov et al. 2018 print end at rates of 3e-4, below their own best values; here they end at 1e-2, so
-that no rule, backprop among them, is held back by its domain. bp has the same search. Where a rule cannot have the very
-same network: chl and generec have sigmoids, gait square orthogonal layers, fw-dtp no biases and standardisation.
+that no rule, backprop among them, is held back by its domain. bp has the same search: of Adam's values, and as bp-sgd
+of the rate and decay that dtp has. Where a rule cannot have the very same network: chl and generec have sigmoids, gait
+square orthogonal layers, fw-dtp no biases and standardisation.
 
 RUNS/STUDY/search/RULE are the searches, RUNS/STUDY/best/RULE.yaml what they found, RUNS/STUDY/final a sweep of the
-runs that count, RUNS/STUDY/report.md and .json the comparison: accuracy, cost, angles to backprop. trials.json holds
-the spread of each search's trials, how much a rule depends on being tuned. Other options are those of main.py.
+runs that count, RUNS/STUDY/report.md and .json the comparison: accuracy, cost, angles to backprop. tuned-STUDY.json
+holds it in short, with the values found and the spread of each search's trials, how much a rule depends on being
+tuned. Other options are those of main.py.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import subprocess
 import sys
 from pathlib import Path
 from statistics import median, quantiles
+from typing import Any
 
 import yaml
 
@@ -60,6 +63,8 @@ AS_EVERYWHERE = {
 LEFT_OUT = {"hebb", "delta", "competitive", "dtp-dae"}
 NOT_ON_CONVOLUTIONS = {"gait", "chl", "generec", "fw-dtp"}
 EXPECTED = "--probes expected --routing fixed"
+# Entrants whose domain is that of another rule, as far as they have its options.
+DOMAIN_OF = {"bp-sgd": "dtp"}
 STUDIES = {
     "mnist": {"network": MLP, "data": "mnist", "trials": 20, "epochs": 3, "final": 20},
     "fashion-mnist": {"network": MLP, "data": "fashion-mnist", "trials": 20, "epochs": 3, "final": 20},
@@ -75,6 +80,7 @@ def entrants(study: str) -> dict[str, str]:
     network = STUDIES[study]["network"]
     found = {name: f"{OWN_NETWORK.get(name, network)} --algo {name} {AS_EVERYWHERE.get(name, '')}" for name in rules}
     found["dtp-expected"] = f"{network} --algo dtp {EXPECTED}"
+    found["bp-sgd"] = f"{network} --algo bp"
     return found
 
 
@@ -105,7 +111,7 @@ def main() -> None:
             *("-m dtp search --sampler sequential --sampler-seed 0 --diagnostics-every 0").split(),
             *("--trials", str(options.trials or study["trials"]), "--jobs", str(options.jobs)),
             *("--max-epochs", str(factor * study["epochs"]), "--study", str(folder / "search" / name)),
-            *("--space", str(widened(rule, folder)), *data, *own, "--lr-schedule", "constant", *words),
+            *("--space", str(widened(name, rule, folder)), *data, *own, "--lr-schedule", "constant", *words),
         ]
         python(*search, *([] if preset.is_file() else ["--write-preset", str(preset)]))
         variants[name] = {"config": str(preset), "max_epochs": factor * study["final"]}
@@ -129,25 +135,50 @@ def main() -> None:
         "--json",
         str(report.with_suffix(".json")),
     )
-    trials = {name: spread(folder / "search" / name / "study.json") for name in variants}
-    (folder / "trials.json").write_text(json.dumps(trials, indent=1) + "\n")
-    print(f"{report} and {folder / 'trials.json'} written.")
+    short = folder / f"tuned-{options.study}.json"
+    short.write_text(json.dumps(in_short(folder, list(variants), sys.argv[1:]), indent=1) + "\n", encoding="utf-8")
+    print(f"{report} and {short} written.")
 
 
-def widened(rule: str, folder: Path) -> Path:
+def widened(name: str, rule: str, folder: Path) -> Path:
     """The rule's domain, its rates up to 1e-2 where those that Bartunov et al. print end at 3e-4."""
-    path = folder / "spaces" / f"{rule}.yaml"
+    path = folder / "spaces" / f"{name if name in DOMAIN_OF else rule}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    space = domain("", rule)
+    space = domain("", DOMAIN_OF.get(name, rule))
     narrow, wide = {"log-uniform": [1e-5, 3e-4]}, {"log-uniform": [1e-5, 1e-2]}
-    content = {name: wide if value == narrow else value for name, value in space.as_dict().items()}
+    known = ALGORITHMS.resolve(rule).load_options().__dataclass_fields__
+    content = {key: wide if value == narrow else value for key, value in space.as_dict().items() if key in known}
     path.write_text(f"# {space.origin}\n{yaml.safe_dump(content, sort_keys=False)}", encoding="utf-8")
     return path
 
 
-def spread(study: Path) -> dict[str, float | int | None]:
+def in_short(folder: Path, names: list[str], words: list[str]) -> dict[str, Any]:
+    """The comparison by entrant, in the order of test accuracy, and what it was made with."""
+    (study,) = json.loads((folder / "report.json").read_text(encoding="utf-8"))["studies"]
+    groups = {run["run"].partition("/")[0]: group for group in study["groups"] for run in group["runs"]}
+    abouts = [run["about"] for group in groups.values() for run in group["runs"] if run["about"]]
+    rules = {}
+    for name in sorted((n for n in names if groups[n]["test"]), key=lambda n: -groups[n]["test"]["mean"]):
+        group = groups[name]
+        best = yaml.safe_load((folder / "best" / f"{name}.yaml").read_text(encoding="utf-8"))
+        searched = json.loads((folder / "search" / name / "study.json").read_text(encoding="utf-8"))
+        rules[name] = {
+            "network": group["network"],
+            "test_accuracy": group["test"],
+            "update_angles": group["angles"]["update_angle"],
+            "optimizer": best["optimizer"],
+            "found": {key: best[key] for key in searched["trials"][0]["options"]},
+            "trials": spread(searched["trials"]),
+        }
+    command = ["python", "benchmarks/tuned.py", *words]
+    if "--data-dir" in command:
+        command[command.index("--data-dir") + 1] = "DIR"
+    made_with = {key: sorted({about[key] for about in abouts}) for key in abouts[0]}
+    return {"command": " ".join(command), **made_with, "rules": rules}
+
+
+def spread(trials: list[dict[str, Any]]) -> dict[str, float | int | None]:
     """How the trials of a search ended, in validation accuracy: best, quartiles, worst; and how many diverged."""
-    trials = json.loads(study.read_text(encoding="utf-8"))["trials"]
     values = sorted(trial["value"] for trial in trials if trial["value"] is not None)
     quarters = quantiles(values, n=4, method="inclusive") if len(values) > 1 else [None] * 3
     return {
