@@ -80,7 +80,7 @@ def entrants(study: str) -> dict[str, str]:
     network = STUDIES[study]["network"]
     found = {name: f"{OWN_NETWORK.get(name, network)} --algo {name} {AS_EVERYWHERE.get(name, '')}" for name in rules}
     found["dtp-expected"] = f"{network} --algo dtp {EXPECTED}"
-    found["bp-sgd"] = f"{network} --algo bp"
+    found["bp-sgd"] = f"{network} --algo bp --beta2 0 --eps"
     return found
 
 
@@ -171,8 +171,9 @@ def in_short(folder: Path, names: list[str], words: list[str]) -> dict[str, Any]
             "trials": spread(searched["trials"]),
         }
     command = ["python", "benchmarks/tuned.py", *words]
-    if "--data-dir" in command:
-        command[command.index("--data-dir") + 1] = "DIR"
+    for place in {"--data-dir", "--runs"} & set(words):
+        # Where things lie on this machine says nothing.
+        command[command.index(place) + 1] = "DIR"
     made_with = {key: sorted({about[key] for about in abouts}) for key in abouts[0]}
     return {"command": " ".join(command), **made_with, "rules": rules}
 
