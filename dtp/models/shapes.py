@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from typing import Any
 
 import torch
@@ -14,8 +14,18 @@ ELEMENTWISE = (nn.ELU, nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Soft
 # be the better part of the time that a network takes to be made.
 SHAPE_KEEPING = (*ELEMENTWISE, nn.Sigmoid, nn.Identity, nn.Dropout)
 # What torch evaluates on a batch of no samples, which has the shape all the same: in a fiftieth of the time that it
-# takes on the meta device, for an affine map.
-WITHOUT_SAMPLES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool2d, nn.Flatten)
+# takes on the meta device, for an affine map. With the dimensions of a sample: torch takes a batch of one dimension
+# less for a sample alone. Any is 0.
+WITHOUT_SAMPLES = {
+    nn.Linear: 0,
+    nn.Conv1d: 2,
+    nn.Conv2d: 3,
+    nn.Conv3d: 4,
+    nn.MaxPool1d: 2,
+    nn.MaxPool2d: 3,
+    nn.AvgPool2d: 3,
+    nn.Flatten: 0,
+}
 
 
 @torch.no_grad()
@@ -31,11 +41,15 @@ def output_shape(module: nn.Module, in_shape: Iterable[int]) -> Size:
     """
     parts = list(module) if type(module) is nn.Sequential and not has_hooks(module) else [module]
     changing = [part for part in parts if not _is_plain(part, SHAPE_KEEPING)]
-    if all(_is_plain(part, WITHOUT_SAMPLES) for part in changing):
-        shape = Size(in_shape)
-        for part in changing:
-            like = next(part.parameters(), torch.empty(0))
-            shape = part(like.new_empty(0, *shape)).shape[1:]
+    shape = Size(in_shape)
+    for part in changing:
+        if not _is_plain(part, WITHOUT_SAMPLES) or WITHOUT_SAMPLES[type(part)] not in (0, len(shape)):
+            break
+        like = next(part.parameters(), torch.empty(0))
+        output = part(like.new_empty(0, *shape))
+        _require_tensor(part, (), output)
+        shape = output.shape[1:]
+    else:
         return shape
     whole = nn.Sequential(*changing)
     sample, state = meta_batch(whole, in_shape), meta_state(whole)
@@ -48,8 +62,9 @@ def output_shape(module: nn.Module, in_shape: Iterable[int]) -> Size:
             check.remove()
 
 
-def _is_plain(module: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:
-    return type(module) in kinds and not has_hooks(module)
+def _is_plain(module: nn.Module, kinds: Container[type[nn.Module]]) -> bool:
+    """Whether nobody has changed what a module of one of these kinds does."""
+    return type(module) in kinds and "forward" not in vars(module) and not has_hooks(module)
 
 
 def has_hooks(module: nn.Module) -> bool:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dtp.models.shapes import SHAPE_KEEPING, output_shape
+from dtp.models.shapes import SHAPE_KEEPING, NotOneTensor, output_shape
 
 
 def hooked(module, then):
@@ -22,6 +22,11 @@ def hooked(module, then):
         (nn.AdaptiveAvgPool2d((3, 2)), (4, 7, 10)),
         (nn.Sequential(nn.Conv2d(2, 3, 3).double(), nn.Flatten(2)), (2, 9, 6)),
         (nn.BatchNorm1d(4), (4,)),
+        # torch takes two samples of these for one of another shape.
+        (nn.MaxPool1d(2), (32,)),
+        (nn.MaxPool2d(2), (8, 6)),
+        (nn.Sequential(nn.Linear(5, 4), nn.MaxPool1d(2)), (5,)),
+        (nn.Flatten(0), (4, 3)),
         *((kind(), (4, 3)) for kind in SHAPE_KEEPING),
         (
             nn.Sequential(nn.Conv2d(2, 3, 3), nn.ELU(), nn.MaxPool2d(2), nn.Flatten(), nn.Tanh()),
@@ -40,6 +45,19 @@ def test_output_shape_is_that_of_a_real_pass(module, in_shape):
     dtype = next((p.dtype for p in module.parameters()), torch.float32)
     expected = module(torch.randn(2, *in_shape, dtype=dtype)).shape[1:]
     assert output_shape(module, in_shape) == expected
+
+
+def test_a_module_whose_own_forward_somebody_has_replaced_is_asked():
+    layer = nn.Linear(6, 3)
+    layer.forward = lambda x: x.view(x.shape[0], -1, 2)
+    assert output_shape(layer, (6,)) == (3, 2)
+
+
+@pytest.mark.parametrize("chain", [False, True])
+def test_more_than_one_tensor_is_told(chain):
+    pool = nn.MaxPool2d(2, return_indices=True)
+    with pytest.raises(NotOneTensor, match="tuple of MaxPool2d"):
+        output_shape(nn.Sequential(nn.Conv2d(2, 3, 3), pool) if chain else pool, (2, 9, 6))
 
 
 def test_module_and_random_state_stay_as_they_are():
