@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -38,8 +39,8 @@ class Statistic:
 
 
 def statistic(values: Iterable[float | None]) -> Statistic | None:
-    """Of the numbers among ``values``; None if there are none."""
-    found = tuple(value for value in values if value is not None)
+    """Of the finite numbers among ``values``; None if there are none."""
+    found = tuple(value for value in values if value is not None and math.isfinite(value))
     if not found:
         return None
     return Statistic(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, found)

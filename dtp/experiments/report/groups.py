@@ -322,8 +322,12 @@ def compare_costs(study: Study) -> None:
             continue
         for name in COSTS if group.passes[0] else ("batch", "wall"):
             theirs = [statistics.fmean(run.costs[name] for run in runs) for _, (_, runs) in found]
-            ratio = statistic(run.costs[name] / cost for (run, _), cost in zip(found, theirs, strict=True) if cost > 0)
+            pairs = [(run.costs[name], cost) for (run, _), cost in zip(found, theirs, strict=True)]
+            # Metrics without a rate of training have no time.
+            ratio = statistic(own / cost for own, cost in pairs if own > 0 and cost > 0)
             group.costs |= {name: ratio} if ratio else {}
+        if "batch" not in group.costs:
+            group.notes.append("time not comparable: no rate of training in the metrics")
         if len(found) < len(group.finished):
             group.notes.append(
                 f"time of {len(found)} of {len(group.finished)} runs; no `bp` on the device of the others"

@@ -72,8 +72,8 @@ class RunRecord:
 
     def last_layers(self, kind: str) -> dict[int, float]:
         """The last measured ``kind/layerN`` by layer; empty where none was measured."""
-        prefix = f"{kind}/layer"
-        layers = ({int(n.removeprefix(prefix)): row[n] for n in row if n.startswith(prefix)} for row in self.rows[::-1])
+        layer = re.compile(rf"{kind}/layer(\d+)")
+        layers = ({int(m[1]): row[n] for n in row if (m := layer.fullmatch(n))} for row in self.rows[::-1])
         return dict(sorted(next(filter(None, layers), {}).items()))
 
     # --- epochs and seconds ---
@@ -216,14 +216,17 @@ def _natural(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split("([0-9]+)", name) if part]
 
 
-def read_run(folder: Path, name: str | None = None) -> RunRecord:
+def read_run(folder: Path, name: str | None = None, finished: bool | None = None) -> RunRecord:
     """The run in ``folder``.
+
+    Args:
+        finished: whether it has, and then has a configuration; None: as that says.
 
     Raises:
         UserError: one of its files cannot be read, or is damaged.
     """
     config = folder / CONFIG_FILE
-    options = read_yaml(config) if config.is_file() else {}
+    options = read_yaml(config) if config.is_file() or finished else {}
     comments = _text(config).splitlines() if config.is_file() else []
     commands = [line.partition(": ")[2] for line in comments if line.startswith(("# command: ", "# resumed: "))]
     for flag in ("algo", "model", "data", "seed") if config.is_file() else ():
@@ -240,13 +243,21 @@ def read_run(folder: Path, name: str | None = None) -> RunRecord:
     failure = " ".join(_text(failure_file).split()) if failure_file.is_file() else ""
     # A run that was made longer has the summary of when it was shorter.
     longer = bool(summary) and not (
-        summary["epochs"] >= options.get("max_epochs", 0) or 0 < options.get("max_steps", -1) <= summary["steps"]
+        finished
+        or summary["epochs"] >= options.get("max_epochs", 0)
+        or 0 < options.get("max_steps", -1) <= summary["steps"]
     )
     if summary and not longer:
         state: State = "finished"
     else:
         summary, state = {}, "failed" if failure else "unfinished"
     rows = read_rows(folder / METRICS_FILE)
+    for row in rows:
+        if RATE in row and "epoch" not in row:
+            raise UserError(
+                f"{folder / METRICS_FILE}: expected the epoch of step {row['step']:g}, found none; mend or remove that "
+                "line."
+            )
     options = with_defaults(options) if options else {}
     return RunRecord(folder, name or folder.name, state, options, tuple(commands), tuple(rows), summary, failure)
 

@@ -80,7 +80,7 @@ def collect(sweep: Sweep, jobs: Mapping[tuple[str, int], Job]) -> list[Measured]
             job = jobs[point.name, seed]
             options = {name: value for name, value in job.options.items() if name != "seed"}
             if job.is_finished(job.config()):
-                runs[seed] = read_run(job.folder)
+                runs[seed] = read_run(job.folder, finished=True)
             else:
                 missing[seed] = _why_missing(job)
         measured.append(Measured(point, runs, missing, options))

@@ -1,5 +1,7 @@
 """Grouping by configuration, statistics over seeds, time relative to backprop."""
 
+import math
+
 import pytest
 import yaml
 
@@ -189,6 +191,21 @@ def test_other_work_or_another_machine_is_not_comparable(tmp_path, options, summ
     group = by_label(only_study(tmp_path))["fa"]
     assert group.costs == {}
     assert group.notes == [f"time not comparable: no `bp` run of the same {why}"]
+
+
+def test_a_run_without_a_rate_of_training_has_no_time(tmp_path):
+    make_run(tmp_path / "bp")
+    make_run(tmp_path / "fa", "fa", rows=[{"epoch": 3, "step": 2200, "val/accuracy": 0.9}])
+    group = by_label(only_study(tmp_path))["fa"]
+    assert not {"batch", "epoch"} & set(group.costs)
+    assert "time not comparable: no rate of training in the metrics" in group.notes
+
+
+def test_a_result_that_is_no_number_counts_as_none(tmp_path):
+    for seed, accuracy in enumerate((0.9, 0.9, math.nan)):
+        make_run(tmp_path / f"seed{seed}", seed=seed, summary={"test_accuracy": accuracy})
+    (group,) = only_study(tmp_path).groups
+    assert group.test.values == (0.9, 0.9)
 
 
 def test_without_backprop_nothing_is_comparable(tmp_path):

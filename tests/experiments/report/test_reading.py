@@ -72,6 +72,7 @@ def test_a_damaged_row_before_the_end_is_told_with_its_line(tmp_path, line):
     ("name", "text", "message"),
     [
         ("metrics.csv", "time,loss\n1,2\n", "begins with the columns epoch,step"),
+        ("metrics.csv", "epoch,step,train/images_per_second\n,550,9\n", "expected the epoch of step 550"),
         ("summary.json", "{", "is not the JSON of a summary"),
         ("summary.json", '{"accuracy": 1}', "expected the summary of a run"),
         ("config.yaml", "a: [", "is not valid YAML"),
@@ -95,7 +96,7 @@ def test_not_a_number_is_no_number(tmp_path):
 def test_the_last_measured_angles_count(tmp_path):
     rows = [
         {"epoch": 0, "step": 0, "update_angle/layer1": 90, "update_angle/layer10": 91},
-        {"epoch": 0, "step": 550, "update_angle/layer1": 20, "update_angle/layer10": 30},
+        {"epoch": 0, "step": 550, "update_angle/layer1": 20, "update_angle/layer10": 30, "update_angle/layerx": 5},
         {"epoch": 1, "step": 1100, "val/accuracy": 0.5},
     ]
     run = read_run(make_run(tmp_path / "run", rows=rows))

@@ -116,11 +116,13 @@ def test_the_file_is_small_and_replaces_its_own_alone(here, drawn):
     sweep, jobs = filled(here)
     drawn(sweep, jobs)
     png = here / "out" / "tiny.png"
-    assert Image.open(png).mode == "P" and png.stat().st_size < 120_000
+    with Image.open(png) as image:
+        assert image.mode == "P" and png.stat().st_size < 120_000
     others = {path: path.read_bytes() for path in (here / "out").rglob("seed*/*") if path.is_file()}
     png.write_bytes(b"old")
     drawn(sweep, jobs)
-    assert Image.open(png).size[0] > 500
+    with Image.open(png) as image:
+        assert image.size[0] > 500
     assert all(path.read_bytes() == content for path, content in others.items())
 
 

@@ -58,6 +58,24 @@ def test_a_run_that_was_to_be_longer_has_no_result_yet(here):
     assert m.missing[0].startswith("not finished")
 
 
+def test_a_run_that_was_to_be_longer_but_is_asked_for_as_it_was_counts(here):
+    """As for the sweep itself, which does not train it again."""
+    sweep, jobs = finished(here)
+    path = jobs[sweep.points[0].name, 0].folder / "config.yaml"
+    before, expected = path.read_text(), collect(sweep, jobs)[0].runs[0]
+    path.write_text(before.replace("max_epochs: 2", "max_epochs: 5"))
+    assert path.read_text() != before
+    found = collect(sweep, jobs)[0].runs[0]
+    assert found.summary == expected.summary and found.epochs == expected.epochs == 2
+
+
+def test_a_finished_run_without_its_configuration_is_told(here):
+    sweep, jobs = finished(here)
+    (jobs[sweep.points[0].name, 0].folder / "config.yaml").unlink()
+    with pytest.raises(UserError, match="config.yaml: cannot be read"):
+        collect(sweep, jobs)
+
+
 def test_a_run_of_another_configuration_is_not_mixed_in(here):
     sweep, _ = finished(here)
     with pytest.raises(UserError, match="was made with --lr"):
