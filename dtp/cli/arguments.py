@@ -257,10 +257,11 @@ def _parser_of(chosen: tuple[tuple[str, str, type], ...]) -> _Parser:
     try:
         parser._preprocessing()
     except ConflictResolutionError as error:
-        flag = re.search(r"'-*(\w+)'", str(error))
+        flag = re.search(r"'-*([\w-]+)'", str(error))
+        fields = " and ".join(re.findall(r"field '([\w.]+)'", str(error)))
         raise UserError(
-            f"Two options are called --{flag[1].replace('_', '-') if flag else ''}: a dataclass within the options of "
-            "a class of your own has a name that is taken; rename that field."
+            f"Two options are called --{flag[1].replace('_', '-') if flag else ''} ({fields}): a dataclass within the "
+            "options of a class of your own has a name that is taken; rename that field."
         ) from error
     return parser
 

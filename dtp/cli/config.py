@@ -260,7 +260,11 @@ def load_yaml(path: Path) -> tuple[str, Any]:
             text = file.read(MOST_BYTES + 1).decode()
         if len(text) > MOST_BYTES:
             raise UserError(f"{path}: expected a file of at most {MOST_BYTES} bytes, found a larger one.")
-        return text, yaml.load(text, Loader=_Loader)
+        try:
+            return text, yaml.load(text, Loader=_QuickLoader)
+        except yaml.YAMLError:
+            # That in Python shows the place.
+            return text, yaml.load(text, Loader=_Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}).") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -268,30 +272,35 @@ def load_yaml(path: Path) -> tuple[str, Any]:
         raise UserError(f"{path}: is not valid YAML ({' '.join(str(error).split())}).") from error
 
 
-# Ten times quicker, where PyYAML was built with it: a parse of a command line reads five files.
-_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+def _limited(loader: Any) -> Any:
+    """A loader of PyYAML with a limit to what aliases make of a small file."""
+
+    class Loader(loader):
+        def get_single_node(self) -> yaml.Node | None:
+            node = super().get_single_node()
+            if node is not None:
+                _count(node, {})
+            return node
+
+    return Loader
 
 
-class _Loader(_SafeLoader):
-    """YAML's own, for plain values, with a limit to what aliases make of a small file."""
+def _count(node: yaml.Node, counts: dict[yaml.Node, int]) -> int:
+    """How many values a node stands for, once all its aliases are written out."""
+    if node not in counts:
+        # One that holds itself is found here again, and is too many.
+        counts[node] = MOST_VALUES + 1
+        below = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+        parts = () if isinstance(node, yaml.ScalarNode) else below
+        counts[node] = 1 + sum(_count(part, counts) for part in parts)
+    if counts[node] > MOST_VALUES:
+        raise yaml.YAMLError(f"more than {MOST_VALUES} values once its aliases are written out")
+    return counts[node]
 
-    def get_single_node(self) -> yaml.Node | None:
-        node = super().get_single_node()
-        if node is not None:
-            self._count(node, {})
-        return node
 
-    def _count(self, node: yaml.Node, counts: dict[yaml.Node, int]) -> int:
-        """How many values a node stands for, once all its aliases are written out."""
-        if node not in counts:
-            # One that holds itself is found here again, and is too many.
-            counts[node] = MOST_VALUES + 1
-            below = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
-            parts = () if isinstance(node, yaml.ScalarNode) else below
-            counts[node] = 1 + sum(self._count(part, counts) for part in parts)
-        if counts[node] > MOST_VALUES:
-            raise yaml.YAMLError(f"more than {MOST_VALUES} values once its aliases are written out")
-        return counts[node]
+# For plain values. By libyaml ten times quicker, where PyYAML was built with it: a command line reads five files.
+_Loader = _limited(yaml.SafeLoader)
+_QuickLoader = _limited(getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
 def as_arguments(values: dict[str, Any], empty: bool = False) -> list[str]:

@@ -400,20 +400,22 @@ def test_two_classes_with_one_option_name_are_refused(tmp_path, monkeypatch):
         parse(words("--algo clashing:Mine"))
 
 
-def test_so_is_one_of_a_dataclass_within_the_options(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["lr", "max_epochs"])
+def test_so_is_one_of_a_dataclass_within_the_options(name, tmp_path, monkeypatch):
     (tmp_path / "nested.py").write_text(
         "from dataclasses import dataclass, field\n"
         "from dtp.algorithms import DTP\n"
         "@dataclass\n"
         "class Inner:\n"
-        "    lr: float = 1.0\n"
+        f"    {name}: float = 1.0\n"
         "class Mine(DTP):\n"
         "    @dataclass\n"
         "    class Options(DTP.Options):\n"
         "        inner: Inner = field(default_factory=Inner)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match="Two options are called --lr"):
+    monkeypatch.delitem(sys.modules, "nested", raising=False)
+    with pytest.raises(UserError, match=rf"Two options are called --{name.replace('_', '-')} \(.*{name}.*\)"):
         parse(words("--algo nested:Mine"))
 
 
