@@ -565,7 +565,9 @@ def test_a_run_from_the_command_line_that_is_stopped_and_resumed_equals_one_neve
     assert all(value.isfinite().all() for value in first.values())
 
 
-@pytest.mark.parametrize("name", ["bp", "dtp", "dfc", "competitive", "dtp-dae"])
+@pytest.mark.parametrize(
+    "name", ["bp", "dtp", "vanilla-dtp", "drl", "fa", "dfa", "gait", "chl", "dfc", "ccl", "competitive", "dtp-dae"]
+)
 def test_a_run_in_64_bits_works(name, here):
     assert run(name, here / "run", "--precision", "64") == 0
 

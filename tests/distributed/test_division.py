@@ -142,7 +142,8 @@ def test_losses_of_all_layers_are_known_on_every_rank(mode, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "mode, ranks, after", [("layer", 2, 1), ("layer", 2, 3), ("hybrid", 2, 2), ("hybrid", 3, 2), ("hybrid", 2, 1)]
+    "mode, ranks, after",
+    [("layer", 2, 1), ("layer", 2, 3), ("layer", 3, 2), ("hybrid", 2, 2), ("hybrid", 3, 2), ("hybrid", 2, 1)],
 )
 def test_a_checkpoint_of_layers_on_ranks_goes_on_on_any_number_of_ranks(mode, ranks, after, tmp_path):
     """As one process would have: optimizer states and noise streams come from the rank that has each layer."""
