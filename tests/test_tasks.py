@@ -46,7 +46,7 @@ def test_every_rule_for_it_trains_an_autoencoder(algo, here):
     summary = json.loads((here / "run" / "summary.json").read_text())
     assert summary["task"] == "autoencoder" and "test_accuracy" not in summary
     errors = [float(row["val/mse"]) for row in rows(here / "run") if row["val/mse"]]
-    assert min(errors) < 0.992 * untrained and summary["val_loss"] > 0
+    assert min(errors) < 0.99 * untrained and summary["val_loss"] > 0
 
 
 @pytest.mark.parametrize("algo", ["bp", "dtp", "sdtp"])
