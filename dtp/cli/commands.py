@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from dtp.errors import UserError, told_by_the_system
 from dtp.system.signals import Interrupted, Stopped
@@ -25,6 +27,18 @@ def command_words(name: str) -> list[str]:
 def command_line(name: str) -> str:
     """:func:`command_words` as text."""
     return " ".join(command_words(name))
+
+
+class CommandParser(argparse.ArgumentParser):
+    """argparse's, whose mistakes are one sentence and an exception; names of options are not to be shortened."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**{"allow_abbrev": False, **settings})
+
+    def error(self, message: str) -> NoReturn:
+        """Raises UserError."""
+        sentence = message.removeprefix("argument ").rstrip(".")
+        raise UserError(f"{sentence[0].upper()}{sentence[1:]} ({self.prog} --help).")
 
 
 def require_words(argv: Sequence[str]) -> None:

@@ -11,9 +11,8 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NoReturn
 
-from dtp.cli.commands import command_line, run_command
+from dtp.cli.commands import CommandParser, command_line, run_command
 from dtp.errors import UserError
 from dtp.slurm import names, script
 
@@ -23,20 +22,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(_slurm, sys.argv[1:] if argv is None else argv)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message[0].upper()}{message[1:]} ({command_line('slurm')} --help).")
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The command's options, for it and for shell completion."""
-    parser = _Parser(
+    parser = CommandParser(
         prog=command_line("slurm"),
         description="Print a script for a SLURM cluster, to be changed and given to sbatch; or submit it as it is.",
         epilog="dtp slurm vgg_dtp --submit --array=1-5 --time=2-0 -- --logger wandb: options of sbatch come after "
         "--submit, and after -- the arguments of the script, which are those of dtp train (vgg_dtp, vgg_bp), dtp sweep "
         "or dtp search. The comments in the script tell what else there is.",
-        allow_abbrev=False,
     )
     parser.add_argument("name", choices=names(), help="the script")
     parser.add_argument("--submit", action="store_true", help="give it to sbatch")

@@ -10,19 +10,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
 
-from dtp.cli.commands import command_line, run_command
+from dtp.cli.commands import CommandParser, command_line, run_command
 from dtp.errors import UserError
 
 # Not the name of the command, but of what earlier versions wrote too.
 JSON_MARK = "python -m dtp.report"
 BOARD = Path("benchmarks") / "results" / "board.json"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message[0].upper()}{message[1:]} (dtp report --help).")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,13 +26,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's options, for it and for shell completion."""
-    parser = _Parser(
+    parser = CommandParser(
         prog=command_line("report"),
         description="One page about many runs: accuracies over seeds beside those of the papers, time relative to "
         "backprop, angles to backprop, figures, and where every number comes from.",
         epilog="Runs that differ in their seeds alone are averaged. The page and its figures are replaced when it is "
         "run again; nothing else is overwritten.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "runs", nargs="*", type=Path, help="run folders, or folders that hold some: of a sweep, a search"

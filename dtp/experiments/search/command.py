@@ -7,10 +7,10 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, get_args
+from typing import Any, get_args
 
 from dtp.cli.arguments import parse
-from dtp.cli.commands import command_line, command_words, run_command
+from dtp.cli.commands import CommandParser, command_line, command_words, run_command
 from dtp.cli.config import Config, as_arguments, parse_limit
 from dtp.errors import UserError
 from dtp.experiments.jobs import MOST_AT_ONCE, run_jobs
@@ -43,16 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(_search, list(sys.argv[1:] if argv is None else argv))
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse's, whose mistakes are one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message.removeprefix('argument ')}.")
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The command's options, for it and for shell completion."""
-    parser = _Parser(
+    parser = CommandParser(
         prog=command_line("search"),
         description="Search for hyper-parameters: many short runs with values drawn from the domain of a rule, judged "
         "by the best validation accuracy over their epochs. The same command goes on where it was stopped; started "
@@ -60,7 +53,6 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="All other options are those of dtp train, are the same in all trials, and beat the domain: --algo sdtp "
         "--model mlp --data mnist --max-epochs 5 --seed 1. A rule's own domain "
         "stands in dtp/experiments/search/spaces, or at its options (search=) in dtp/algorithms/options.py.",
-        allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, width=100),
     )
     parser.add_argument("--trials", type=int, default=60, help="trials in all, over all processes (default: 60)")

@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from dtp.cli.commands import command_line, command_words, run_command
+from dtp.cli.commands import CommandParser, command_line, command_words, run_command
 from dtp.errors import UserError
 from dtp.experiments.jobs import MOST_AT_ONCE, run_jobs
 from dtp.experiments.sweep.plan import SWEEPS, read_sweep, sweep_path
@@ -26,19 +26,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(_sweep, sys.argv[1:] if argv is None else argv)
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message[0].upper()}{message[1:]}; dtp sweep --help says what there is.")
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The command's options, for it and for shell completion."""
-    parser = _Parser(
+    parser = CommandParser(
         prog=command_line("sweep"),
         description="Run a sweep: what has not finished, several runs at once; then draw it. The same command goes on.",
         epilog="Ours: " + ", ".join(sorted(path.stem for path in SWEEPS.glob("*.yaml"))) + ". Other options are those "
         "of dtp train, for all runs, and beat the file: --data-dir DIR --max-epochs 1.",
-        allow_abbrev=False,
     )
     parser.add_argument("sweep", help="name of one of ours, or a YAML file")
     parser.add_argument("--output", type=Path, help="folder of the runs and the figure (default: runs/sweeps/NAME)")

@@ -10,9 +10,9 @@ import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from dtp.cli.commands import command_line, command_words, run_command
+from dtp.cli.commands import CommandParser, command_line, command_words, run_command
 from dtp.errors import UserError
 from dtp.experiments.theory.options import STUDIES, Study, StudyOptions
 from dtp.registry import did_you_mean
@@ -120,14 +120,6 @@ def _prepare(folder: Path) -> None:
 # --- the command line -------------------------------------------------------------------------------------------------
 
 
-class _Parser(argparse.ArgumentParser):
-    """argparse's, whose mistakes are one sentence."""
-
-    def error(self, message: str) -> NoReturn:
-        message = message.removeprefix("argument ")
-        raise UserError(f"{message[0].upper()}{message[1:].rstrip('.')}.")
-
-
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     """What the words mean: ``study``, its ``options``, ``output`` and ``draw``."""
     given, unknown = make_parser().parse_known_args(list(argv))
@@ -146,16 +138,15 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command's options, for it and for shell completion."""
-    parser = _Parser(
+    parser = CommandParser(
         prog=command_line("theory"),
         description="Measure what a paper proves or shows on small networks, and draw it: NAME.json and NAME.png.",
         epilog="Options of a study: dtp theory NAME --help.",
-        allow_abbrev=False,
     )
-    studies = parser.add_subparsers(dest="study", metavar="NAME", required=True, parser_class=_Parser)
+    studies = parser.add_subparsers(dest="study", metavar="NAME", required=True, parser_class=CommandParser)
     for study in STUDIES.values():
         described = (study.options.__doc__ or "").partition("\n")[0]
-        one = studies.add_parser(study.name, help=study.summary, description=described, allow_abbrev=False)
+        one = studies.add_parser(study.name, help=study.summary, description=described)
         one.add_argument("--output", type=Path, default=MEASURED, metavar="DIR", help=f"folder (default: {MEASURED})")
         one.add_argument("--draw", action="store_true", help="measure nothing, draw NAME.json in that folder again")
         _add_options(one, study.options)
