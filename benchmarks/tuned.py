@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -39,6 +40,8 @@ sys.path.insert(0, str(HERE.parent))
 
 from dtp.algorithms import ALGORITHMS  # noqa: E402
 from dtp.algorithms.feedback_schedule import FeedbackSchedule  # noqa: E402
+from dtp.cli.arguments import parse  # noqa: E402
+from dtp.cli.config import as_arguments  # noqa: E402
 from dtp.experiments.search.space import domain  # noqa: E402
 
 SHARED = "--batch-size 128 --val-size 5000 --normalisation standard --precision 32"
@@ -59,6 +62,8 @@ AS_EVERYWHERE = {
     "vanilla-dtp": "--schedule alternating",
     "dfa": "--beta 1 --local-loss-scale 1",
 }
+# Their presets for Fashion-MNIST are published ones, of another network and with much feedback training before.
+AS_ON_MNIST = {"dfc", "dfc-ss", "dfc-ssa", "strong-dfc", "ccl"}
 # Other tasks, or a single layer: no rule for this network.
 LEFT_OUT = {"hebb", "delta", "competitive", "dtp-dae"}
 NOT_ON_CONVOLUTIONS = {"gait", "chl", "generec", "fw-dtp"}
@@ -79,9 +84,18 @@ def entrants(study: str) -> dict[str, str]:
         rules = [name for name in rules if name not in NOT_ON_CONVOLUTIONS]
     network = STUDIES[study]["network"]
     found = {name: f"{OWN_NETWORK.get(name, network)} --algo {name} {AS_EVERYWHERE.get(name, '')}" for name in rules}
+    if network == MLP:
+        found |= {name: f"{found[name]} {as_on_mnist(name)}" for name in AS_ON_MNIST}
     found["dtp-expected"] = f"{network} --algo dtp {EXPECTED}"
     found["bp-sgd"] = f"{network} --algo bp --beta2 0 --eps"
     return found
+
+
+def as_on_mnist(rule: str) -> str:
+    """The rule's options on MNIST, without those that are searched for."""
+    options = vars(parse(["--algo", rule, "--model", "mlp", "--data", "mnist"]).algo)
+    searched = domain("", rule).as_dict()
+    return shlex.join(as_arguments({name: value for name, value in options.items() if name not in searched}))
 
 
 def main() -> None:
@@ -102,9 +116,9 @@ def main() -> None:
     data = [] if "--data" in words else ["--data", study["data"]]
     variants = {}
     for name in options.rules or every:
-        own = every[name].split()
+        own = shlex.split(every[name])
         rule = own[own.index("--algo") + 1]
-        factor = 2 if FeedbackSchedule.of(ALGORITHMS.resolve(rule).load_options()()).alternating else 1
+        factor = 2 if FeedbackSchedule.of(parse(["--data", study["data"], *own]).algo).alternating else 1
         preset = folder / "best" / f"{name}.yaml"
         preset.parent.mkdir(parents=True, exist_ok=True)
         search = [

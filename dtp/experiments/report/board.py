@@ -298,7 +298,7 @@ def _of_report(group: dict[str, Any], run: dict[str, Any]) -> tuple[str, int, di
         "threads": about["threads"],
         "cost": cost["mean"] if cost else None,
     }
-    return run["commands"][0], run["seed"], summary
+    return next(iter(run["commands"]), ""), run["seed"], summary
 
 
 def _record(path: Path, command: str, seed: int, summary: dict[str, Any]) -> RunRecord:
@@ -307,6 +307,8 @@ def _record(path: Path, command: str, seed: int, summary: dict[str, Any]) -> Run
         words = shlex.split(command.replace("SEED", str(seed)))[2:]
     except ValueError as error:
         raise UserError(f"is no line of a shell: {error}") from error
+    if not command:
+        raise UserError("none is recorded")
     if {"--help", "-h"} & set(words):
         raise UserError("asks for help alone")
     options = saved_options(parse(words, own_classes=False)) | {"seed": seed}

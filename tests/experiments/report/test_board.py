@@ -96,6 +96,19 @@ def test_results_that_were_kept_without_run_folders_come_to_the_same_figures(run
     assert [{name: row[name] for name in same} for row in kept] == [{name: row[name] for name in same} for row in known]
 
 
+def test_runs_of_a_report_that_recorded_no_command_are_left_out(runs, tmp_path, capsys):
+    report = tmp_path / "report.json"
+    main([str(runs), "--output", str(tmp_path / "page.md"), "--json", str(report), "--no-figures"])
+    content = json.loads(report.read_text())
+    for group in (group for study in content["studies"] for group in study["groups"]):
+        for run in group["runs"]:
+            run["commands"] = []
+    report.write_text(json.dumps(content))
+    capsys.readouterr()
+    assert main(["--board", str(report), "--json", str(tmp_path / "board.json")]) == 2
+    assert "none is recorded" in capsys.readouterr().err
+
+
 def test_the_page_says_what_the_rows_say(runs, tmp_path):
     path = tmp_path / "board.json"
     rows = added(runs, to=path)
@@ -169,6 +182,7 @@ def put_on_board(kept, path):
         "dtp train --help",
         "dtp train -h",
         "dtp train 'x",
+        "",
     ],
 )
 def test_commands_in_files_of_results_run_nothing(command, tmp_path, monkeypatch, capsys):
