@@ -68,6 +68,11 @@ AS_ON_MNIST = {"dfc", "dfc-ss", "dfc-ssa", "strong-dfc", "ccl"}
 LEFT_OUT = {"hebb", "delta", "competitive", "dtp-dae"}
 NOT_ON_CONVOLUTIONS = {"gait", "chl", "generec", "fw-dtp"}
 EXPECTED = "--probes expected --routing fixed"
+# Feedback that stays the product of the weights above, with nothing to search for.
+FIXED = (
+    "--feedback-init symmetric --feedback-iterations 0 --schedule sequential "
+    "--feedback-lr 0.001 --feedback-weight-decay 0 --noise 0.01"
+)
 # Entrants whose domain is that of another rule, as far as they have its options.
 DOMAIN_OF = {"bp-sgd": "dtp"}
 STUDIES = {
@@ -78,7 +83,7 @@ STUDIES = {
 
 
 def entrants(study: str) -> dict[str, str]:
-    """Options of main.py by name: every rule, and dtp in expectation where it differs much in cost."""
+    """Options of main.py by name: every rule, and variants of some that differ much in cost or optimizer."""
     rules = [name for name in ALGORITHMS.names() if name not in LEFT_OUT]
     if study == "cifar10":
         rules = [name for name in rules if name not in NOT_ON_CONVOLUTIONS]
@@ -86,6 +91,7 @@ def entrants(study: str) -> dict[str, str]:
     found = {name: f"{OWN_NETWORK.get(name, network)} --algo {name} {AS_EVERYWHERE.get(name, '')}" for name in rules}
     if network == MLP:
         found |= {name: f"{found[name]} {as_on_mnist(name)}" for name in AS_ON_MNIST}
+        found["dfc-ssa-fixed"] = f"{found['dfc-ssa']} {FIXED}"
     found["dtp-expected"] = f"{network} --algo dtp {EXPECTED}"
     found["bp-sgd"] = f"{network} --algo bp --beta2 0 --eps"
     return found
