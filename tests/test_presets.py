@@ -22,10 +22,11 @@ SHAPES = {
     "mnist": ((1, 28, 28), 10),
     "fashion-mnist": ((1, 28, 28), 10),
     "cifar10": ((3, 32, 32), 10),
+    "cifar100": ((3, 32, 32), 100),
     "imagenet32": ((3, 32, 32), 1000),
     "imagefolder": ((3, 224, 224), 1000),
 }
-TRAINING_IMAGES = {"digits": 1437, "mnist": 60000, "fashion-mnist": 60000, "cifar10": 50000}
+TRAINING_IMAGES = {"digits": 1437, "mnist": 60000, "fashion-mnist": 60000, "cifar10": 50000, "cifar100": 50000}
 NAMES = preset_names()
 
 

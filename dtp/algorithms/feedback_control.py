@@ -125,6 +125,10 @@ class FeedbackControl(TargetPropagation):
     to stay where it is. ``feedback_iterations`` 0 keeps a Q_n as it is, ``feedback_init`` symmetric is the transposed
     product of the forward weights above it: both together are DFC with fixed feedback.
 
+    Train the feedback first: through random maps hidden updates are at 90 degrees to backprop's. Where the columns of Q
+    span the rows of the Jacobian and alpha is small, all layers together take a Gauss-Newton step, the smallest that
+    reaches the target. In ``ddtp-linear`` each hidden layer takes one that reaches it alone.
+
     A network of any layers serves: A_n is what comes before the last nonlinearity of a layer (max-pooling after it is
     drawn in), Q_n is dense onto that. Only fully connected networks are published.
 
@@ -405,7 +409,12 @@ class FeedbackControl(TargetPropagation):
 
     def gradient_scale(self, n: int) -> float:
         """That of the limit of weak control through transposed Jacobians."""
-        return self.options.beta * self.options.local_loss_scale / self.options.alpha
+        return self.options.beta * self.options.local_loss_scale / self.alpha
+
+    @property
+    def alpha(self) -> float:
+        """a of the state of rest, e = a u."""
+        return self.options.alpha
 
     def training_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         feedback_turn, forward_turn = self.turns()
@@ -518,7 +527,7 @@ class DynamicControl(FeedbackControl):
 
     @property
     def alpha(self) -> float:
-        """a of the state of rest, e = a u: alpha where the leak is of the whole control, as in the code."""
+        """As above; alpha where the leak is of the whole control, as in the code."""
         o = self.options
         return o.alpha if o.leak == "total" else o.alpha / (1 + o.alpha * o.proportional)
 
@@ -687,7 +696,7 @@ class DFCSSA(FeedbackControl):
     options: DFCSSAOptions
 
     def controlled(self, activations: Activations, error: Error) -> Controlled:
-        return self.at_rest(activations, error, self.options.alpha, 1, False)
+        return self.at_rest(activations, error, self.alpha, 1, False)
 
 
 class Correlator:

@@ -122,10 +122,14 @@ def test_a_step_of_the_output_target_is_refused():
         make("drtp", tanh_network(16, 12, 5), beta=0.5)
 
 
-def test_it_learns_more_than_random_features(here):
+def test_it_learns_more_than_random_features_and_less_than_by_errors(here):
     accuracies = {}
-    for projected in ("label", "nothing"):
-        words = ["--algo", "drtp", "--data", "digits", "--max-epochs", "12", "--diagnostics-every", "0", "--seed", "2"]
-        assert main([*words, "--projected", projected, "--test-weights", "last", "--run-dir", projected]) == 0
-        accuracies[projected] = json.loads((here / projected / "summary.json").read_text())["test_accuracy"]
-    assert accuracies["label"] > accuracies["nothing"] + 0.01
+    for name, words in {
+        "features": "--algo drtp --projected nothing",
+        "labels": "--algo drtp --projected label",
+        "errors": "--algo dfa --config drtp_mlp_digits",
+    }.items():
+        shared = ["--data", "digits", "--max-epochs", "12", "--diagnostics-every", "0", "--seed", "2"]
+        assert main([*words.split(), *shared, "--test-weights", "last", "--run-dir", name]) == 0
+        accuracies[name] = json.loads((here / name / "summary.json").read_text())["test_accuracy"]
+    assert accuracies["features"] + 0.01 < accuracies["labels"] < accuracies["errors"]

@@ -1,5 +1,6 @@
 """Deep feedback control: its dynamics, its steady state, what is learned from them, and how the feedback learns."""
 
+import json
 import math
 
 import pytest
@@ -8,6 +9,7 @@ from torch import nn
 
 from dtp.algorithms.feedback_control import DFC, DFCSS, DFCSSA, StrongDFC
 from dtp.algorithms.options import DFCOptions, DFCSSAOptions, DFCSSOptions, StrongDFCOptions
+from dtp.cli.train import main
 from dtp.errors import UserError
 from dtp.models.network import initialise
 from tests.algorithms.helpers import angle, changed, of_network, relative, state
@@ -232,9 +234,18 @@ def test_strong_control_at_rest_is_the_end_of_its_dynamics(tanh):
     assert relative(fast.targets(a, y).u, slow.targets(a, y).u) < 1e-8
 
 
-def test_weak_control_through_transposed_jacobians_is_backprop(tanh):
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        (DFCSSA, {"alpha": 1e4}),
+        (DFCSS, {"alpha": 1e4, "proportional": 5e-5}),
+        # The leak of the integral part alone is as strong as half as much of the whole: 2e4 / (1 + 2e4 * 5e-5).
+        (DFCSS, {"alpha": 2e4, "proportional": 5e-5, "leak": "integral"}),
+    ],
+)
+def test_weak_control_through_transposed_jacobians_is_backprop(kind, options, tanh):
     x, y = batch(tanh, 1)
-    rule = make(DFCSSA, tanh, alpha=1e4)
+    rule = make(kind, tanh, **options)
     J = controlled_jacobian(rule, x.flatten())
     set_feedback(rule, J.t())
     found = rule.targets(rule.activations(x, gradients=False), y)
@@ -391,6 +402,18 @@ def test_first_feedback_is_random_or_the_product_of_the_weights_above_and_the_ou
     assert random[0].std() == pytest.approx(math.sqrt(2 / 20), rel=0.2)
     for found, expected in zip(products, [(W[2] @ W[1]).t(), W[2].t(), torch.eye(5)], strict=True):
         torch.testing.assert_close(found, expected.double())
+
+
+def test_fixed_feedback_from_the_weights_learns_digits_faster_than_random_feedback(here):
+    for seed in "01":
+        accuracies = {}
+        for first in ("symmetric", "random"):
+            words = ["--algo", "dfc-ssa", "--data", "digits", "--feedback-init", first, "--feedback-iterations", "0"]
+            words += ["--schedule", "sequential", "--max-epochs", "2", "--test-weights", "last"]
+            folder = first + seed
+            assert main([*words, "--diagnostics-every", "0", "--seed", seed, "--run-dir", folder]) == 0
+            accuracies[first] = json.loads((here / folder / "summary.json").read_text())["test_accuracy"]
+        assert accuracies["symmetric"] > accuracies["random"] + 0.01
 
 
 def test_fixed_feedback_stays_as_it_is_and_turns_hidden_updates_to_backprops(tanh):
