@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from dtp.algorithms.feedback_alignment import KolenPollackSteps
 from dtp.algorithms.local_losses import LocalLosses, Stages
 from dtp.algorithms.options import DualPropOptions
 from dtp.errors import UserError
 from dtp.feedback import Context, per_sample_dot
+from dtp.feedback.backward import AffineOperation, BackwardMaps
+from dtp.feedback.initial import fans, init_map
 from dtp.models.network import Network
 from dtp.models.precision import full_precision, no_autocast
 
@@ -25,7 +29,7 @@ class Drive:
     context: Context
 
     def back(self, signal: Tensor) -> Tensor:
-        """``signal`` (B, *shape) through the transposed Jacobian of A_n at z: (B, *in), a constant."""
+        """``signal`` (B, *shape) through the transposed Jacobian of A_n at z, or the weights in its place: (B, *in)."""
         return torch.autograd.grad(self.output, self.z, signal, retain_graph=True)[0]
 
 
@@ -39,7 +43,7 @@ class Dyads:
     logits: Tensor
 
 
-class DualProp(LocalLosses):
+class DualProp(KolenPollackSteps, LocalLosses):
     """Dual propagation (Høier, Staudt, Zach 2023; Høier, Zach 2024): contrastive learning in a single phase::
 
         m_n = alpha s+_n + (1 - alpha) s-_n,   d_n = A_{n+1}^T (s+_{n+1} - s-_{n+1})
@@ -60,8 +64,11 @@ class DualProp(LocalLosses):
     The convolutional networks of 2023 were trained by autograd with another derivative of ReLU, on the mean loss of a
     batch of B: the order bw with nudge 2 / B, but for the senders m, which are the forward pass there.
 
-    Left out by the papers: which of the four orders is needed. Not implemented: the damped iteration and the learned
-    feedback weights (Kolen and Pollack's), which they also try.
+    With ``backward`` kolen-pollack the feedback goes through weights of its own, which take the forward weights' steps
+    and decay as they do (2023); the decay is that of ``kp``, theirs is inside the optimizer.
+
+    Left out by the papers: which of the four orders is needed. Not implemented: the damped iteration, which no
+    published run uses.
     """
 
     Options = DualPropOptions
@@ -88,9 +95,21 @@ class DualProp(LocalLosses):
                 f"in each sweep upwards, found {o.sweeps}; give that or --order bw."
             )
         self.stages = Stages(network)
+        if self.mirrors_steps:
+            self.require_decay()
+            self.feedback = BackwardMaps(network)
+            for operation in self.feedback.operations:
+                init_map(operation.backward_map.weight, *fans(operation.module), o.backward_init)
+
+    @property
+    def mirrors_steps(self) -> bool:
+        return self.options.backward == "kolen-pollack"
+
+    def feedback_weights(self) -> dict[int, list[tuple[Tensor, Tensor]]]:
+        return self.feedback.beside_forward(_weight) if self.mirrors_steps else {}
 
     def losses(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
-        with no_autocast(x):
+        with no_autocast(x), self.feedback.in_place(_weight) if self.mirrors_steps else nullcontext():
             dyads = self.dyads(x, y)
             signals = {n: (dyads.minus[n] - dyads.plus[n]) / self.options.nudge for n in dyads.drives}
             return dyads.logits, {n: per_sample_dot(drive.output, signals[n]) for n, drive in dyads.drives.items()}
@@ -156,3 +175,7 @@ class DualProp(LocalLosses):
     @torch.no_grad()
     def _function(self, n: int, a: Tensor) -> Tensor:
         return self.stages.function(n, a.detach())
+
+
+def _weight(operation: AffineOperation) -> Tensor:
+    return operation.backward_map.weight

@@ -53,11 +53,7 @@ class FA(Algorithm):
         return operation.backward_map.weight
 
     def feedback_weights(self) -> dict[int, list[tuple[Tensor, Tensor]]]:
-        pairs: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        for operation in self.feedback.operations:
-            forward = operation.backward_map.transpose_of(operation.module)
-            pairs.setdefault(operation.layer, []).append((self.backward_weight(operation), forward))
-        return pairs
+        return self.feedback.beside_forward(self.backward_weight)
 
 
 def _has_matrix(module: nn.Module) -> bool:
@@ -105,18 +101,18 @@ class BRSF(FRSF):
         return super().training_batch(x, y)
 
 
-class KolenPollack(FA):
-    """Kolen-Pollack learning (Kolen, Pollack 1994; Akrout et al. 2019): B_n changes as W_n^T does, and both decay.
+class KolenPollackSteps(Algorithm):
+    """Steps of the forward weights that backward weights take too, and a decay of both: see :class:`KolenPollack`."""
 
-    W <- (1 - lam) W + D and B <- (1 - lam) B + D^T. D is the increment of the optimizer, momentum included, and lam =
-    lr ``weight_decay``. So W^T - B shrinks by the factor 1 - lam in each step, whatever the data.
+    feedback: BackwardMaps
 
-    Left out by the papers: the decay under momentum or Adam. Here it is separate from the optimizer; inside it, W and B
-    would get different increments. Biases do not decay, as in the code of Akrout et al.
-    """
+    @property
+    def mirrors_steps(self) -> bool:
+        """Whether there are backward weights that take the forward weights' steps."""
+        return True
 
-    def __init__(self, network: Network, options: FeedbackAlignmentOptions | None = None, seed: int = 0):
-        super().__init__(network, options, seed)
+    def require_decay(self) -> None:
+        """Raise UserError for a decay that takes more than all of a weight."""
         o = self.options
         rate = max(o.layer_lr or [o.lr])
         if not rate * o.weight_decay < 1:
@@ -127,6 +123,8 @@ class KolenPollack(FA):
 
     def configure_optimizers(self):
         configured = super().configure_optimizers()
+        if not self.mirrors_steps:
+            return configured
         assert self.forward_optimizer is not None
         for group in self.forward_optimizer.param_groups:
             group["weight_decay"] = 0.0
@@ -134,7 +132,7 @@ class KolenPollack(FA):
 
     @torch.no_grad()
     def step(self, optimizer: Optimizer | None, parameters: list[Tensor], gradients: list[Tensor]) -> None:
-        if optimizer is None:
+        if optimizer is None or not self.mirrors_steps:
             return super().step(optimizer, parameters, gradients)
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
         keep = {p: 1 - rate * self.options.weight_decay for p, rate in rates.items()}
@@ -148,6 +146,21 @@ class KolenPollack(FA):
         for operation, old in zip(trained, before, strict=True):
             change = operation.backward_map.transpose_of(operation.module) - old
             operation.backward_map.weight.mul_(keep[id(operation.module.weight)]).add_(change)
+
+
+class KolenPollack(KolenPollackSteps, FA):
+    """Kolen-Pollack learning (Kolen, Pollack 1994; Akrout et al. 2019): B_n changes as W_n^T does, and both decay.
+
+    W <- (1 - lam) W + D and B <- (1 - lam) B + D^T. D is the increment of the optimizer, momentum included, and lam =
+    lr ``weight_decay``. So W^T - B shrinks by the factor 1 - lam in each step, whatever the data.
+
+    Left out by the papers: the decay under momentum or Adam. Here it is separate from the optimizer; inside it, W and B
+    would get different increments. Biases do not decay, as in the code of Akrout et al.
+    """
+
+    def __init__(self, network: Network, options: FeedbackAlignmentOptions | None = None, seed: int = 0):
+        super().__init__(network, options, seed)
+        self.require_decay()
 
 
 class WeightMirror(FA):

@@ -708,6 +708,11 @@ class DualPropOptions(AlgorithmOptions):
     order: Literal["bw", "fw", "fwbw"] = "bw"
     # Sweeps, at least 1; fw needs as many as the network has layers.
     sweeps: int = 1
+    # Weights of the feedback: the forward ones (transpose), or others that take the same steps and decay with them by
+    # --weight-decay (kolen-pollack, of the ICML 2023 paper).
+    backward: Literal["transpose", "kolen-pollack"] = "transpose"
+    # Distribution of those others at first: PyTorch's own of the layer, or Glorot's, uniform or normal.
+    backward_init: Literal["default", "xavier", "xavier-normal"] = "default"
 
 
 @dataclass

@@ -57,6 +57,14 @@ class BackwardMaps(nn.ModuleDict):
                 AffineOperation(name, _layer_number(network, module), module, backward_map, in_shape)
             )
 
+    def beside_forward(self, weight: Callable[[AffineOperation], Tensor]) -> dict[int, list[tuple[Tensor, Tensor]]]:
+        """By layer, ``weight(operation)`` of each of its operations and the forward weight transposed, of one shape."""
+        pairs: dict[int, list[tuple[Tensor, Tensor]]] = {}
+        for operation in self.operations:
+            forward = operation.backward_map.transpose_of(operation.module)
+            pairs.setdefault(operation.layer, []).append((weight(operation), forward))
+        return pairs
+
     @contextmanager
     def in_place(self, weight: Callable[[AffineOperation], Tensor], clamp: float = 0.0) -> Iterator[None]:
         """Within it, what is backpropagated through the network uses ``weight(operation)`` where W^T would be.

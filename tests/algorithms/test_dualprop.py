@@ -25,8 +25,11 @@ def bp_gradients(network, x, y, loss=F.cross_entropy):
     return torch.autograd.grad(loss(network(x), y), list(network.parameters()))
 
 
-def by_hand(network, x, y, f, form, alpha, beta, order, squared=False):
-    """The states of fully connected layers as the authors' code has them, and the gradients that follow."""
+def by_hand(network, x, y, f, form, alpha, beta, order, squared=False, back=None):
+    """The states of fully connected layers as the authors' code has them, and the gradients that follow.
+
+    ``back``: weights of the feedback out of each layer from the second on, (in, out); None for the transposed ones.
+    """
     W = [m.weight.detach() for m in network.modules() if isinstance(m, nn.Linear)]
     b = [m.bias.detach() for m in network.modules() if isinstance(m, nn.Linear)]
     N, label = len(W), F.one_hot(y, len(W[-1])).double()
@@ -54,7 +57,7 @@ def by_hand(network, x, y, f, form, alpha, beta, order, squared=False):
         elif n == N:
             plus[n], minus[n] = ff - alpha * beta * slope(ff), ff + (1 - alpha) * beta * slope(ff)
         else:
-            fb = (plus[n + 1] - minus[n + 1]) @ W[n]
+            fb = (plus[n + 1] - minus[n + 1]) @ (W[n] if back is None else back[n - 1].T)
             if form == "lagrangian":
                 plus[n], minus[n] = f(ff + (1 - alpha) * fb), f(ff - alpha * fb)
             else:
@@ -85,6 +88,31 @@ def test_gradients_equal_the_authors_updates_written_by_hand(loss, form, alpha, 
     expected = by_hand(network, x, y, torch.relu, form, alpha, 0.7, ORDERS[order], squared=loss == "squared")
     for ours, theirs in zip(rule.forward_gradients(x, y)[1], expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_feedback_may_go_through_weights_of_its_own(order):
+    network = relu_network(16, 12, 11, 10, 5)
+    x, y = make_batch(network)
+    rule = make("dualprop", network, backward="kolen-pollack", nudge=0.7, order=order[0], sweeps=order[1])
+    back = [weight for layer in (2, 3, 4) for weight, _ in rule.feedback_weights()[layer]]
+    expected = by_hand(network, x, y, torch.relu, "lagrangian", 0.5, 0.7, ORDERS[order], back=back)
+    for ours, theirs in zip(rule.forward_gradients(x, y)[1], expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_weights_of_the_feedback_come_to_the_forward_ones_by_their_own_steps_and_decay(optimizer, lenet):
+    rule = make("dualprop", lenet, backward="kolen-pollack", optimizer=optimizer, lr=0.01, weight_decay=10.0)
+
+    def distances():
+        return [back - forward for pairs in rule.feedback_weights().values() for back, forward in pairs]
+
+    first = [distance.clone() for distance in distances()]
+    for _ in range(4):
+        rule.training_batch(*make_batch(lenet))
+    for distance, before in zip(distances(), first, strict=True):
+        torch.testing.assert_close(distance, before * (1 - 0.01 * 10) ** 4)
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
@@ -224,6 +252,7 @@ def test_the_squared_loss_of_2023_is_longer_than_backprops_gradient_by_the_facto
     [
         ({"mix": 1.5}, "--mix: expected a number from 0 to 1, found 1.5."),
         ({"nudge": 0.0}, "--nudge: expected a number above 0, found 0.0."),
+        ({"backward": "kolen-pollack", "lr": 0.1, "weight_decay": 10.0}, "--weight-decay: expected less than 1 / --lr"),
         ({"sweeps": 0}, "--sweeps: expected at least 1, found 0."),
         ({"form": "dyadic", "loss": "squared", "nudge": 2.0}, "--nudge: expected less than 1 / (1 - mix), 2"),
     ],
