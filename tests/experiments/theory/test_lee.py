@@ -3,8 +3,16 @@
 import pytest
 import torch
 
-from dtp.experiments.theory.lee import ExactInverse, TanhFirst, _eigenvalues, _jacobian, measure
+from dtp.experiments.theory.lee import ExactInverse, TanhFirst, _eigenvalues, measure
 from dtp.experiments.theory.options import LeeOptions
+from tests.algorithms.helpers import make
+from tests.algorithms.networks import tanh_network
+from tests.conftest import make_batch
+
+
+def jacobian(function, at):
+    """Matrix of the Jacobian at one flat sample (d,) of a function of batches."""
+    return torch.func.jacrev(lambda v: function(v[None])[0])(at).detach()
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +33,7 @@ def test_with_orthogonal_weights_the_bound_of_the_last_layer_but_one_is_that_of_
     torch.manual_seed(0)
     network = TanhFirst(3, 12, 0.0)
     h = torch.randn(12, dtype=torch.float64)
-    values = torch.linalg.svdvals(_jacobian(network[3], h))
+    values = torch.linalg.svdvals(jacobian(network[3], h))
     slopes = 1 - h.tanh().square()
     assert (values[-1] / values[0]).item() == pytest.approx((slopes.min() / slopes.max()).item())
 
@@ -55,16 +63,26 @@ def test_the_inverse_is_exact():
 
 
 def test_eigenvalues_are_those_of_the_product_written_out():
-    from dtp.algorithms import VanillaDTP
-    from dtp.models import MLP
-    from dtp.models.options import MLPOptions
-
-    network = MLP(MLPOptions(widths=[7, 5], activation="tanh"), (1, 1, 6), 3).double()
-    rule = VanillaDTP(network)
-    a = rule.activations(torch.randn(3, 1, 1, 6, dtype=torch.float64), gradients=False)
+    network = tanh_network(6, 7, 5, 3)
+    rule = make("vanilla-dtp", network)
+    a = rule.activations(make_batch(network, 3)[0], gradients=False)
     found = _eigenvalues(rule, a.s[1], a.s[2])
     for b in range(3):
-        forward = _jacobian(network[2], a.s[1][b])
-        back = _jacobian(lambda y: rule.feedback[2](y, [None, None]), a.s[2][b])
+        forward = jacobian(network[2], a.s[1][b])
+        back = jacobian(lambda y: rule.feedback[2](y, [None, None]), a.s[2][b])
         rest = torch.eye(5, dtype=torch.float64) - forward @ back
         assert found[b].item() == pytest.approx(torch.linalg.eigvalsh(rest.T @ rest)[-1].item())
+
+
+def test_without_the_premise_the_conclusion_need_not_hold():
+    network = tanh_network(9, 8, 8, 4)
+    rule = make("vanilla-dtp", network)
+    with torch.no_grad():
+        rule.feedback[2].operations[0].linear.weight.copy_(-network[2][0].weight.T)
+    a = rule.activations(make_batch(network, 30)[0], gradients=False)
+    step = torch.randn_like(a.s[2])
+    target = a.s[2] + 1e-3 * step / step.norm(dim=1, keepdim=True)
+    with torch.no_grad():
+        reached = network[2](rule.lower_target(2, {2: target}, a))
+    assert _eigenvalues(rule, a.s[1], a.s[2]).min() > 1
+    assert ((target - reached).norm(dim=1) > (target - a.s[2]).norm(dim=1)).all()
