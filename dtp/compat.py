@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.overrides.distributed import _sync_module_states
+from lightning.pytorch.strategies.launchers import subprocess_script
+
+
+def trainer_of(module: LightningModule) -> Trainer | None:
+    """The trainer of a module; None outside of one, where ``module.trainer`` raises."""
+    trainer: Any = module._trainer
+    return trainer
+
+
+def batches_of_an_epoch(trainer: Trainer) -> int | float:
+    """How many training batches an epoch has, before training has begun; ``inf`` where nothing limits them."""
+    trainer.fit_loop.setup_data()
+    return trainer.num_training_batches
 
 
 def count_step(trainer: Trainer) -> None:
@@ -36,6 +50,12 @@ def train_by_epochs(trainer: Trainer) -> None:
     more, and training with it.
     """
     trainer.fit_loop._iteration_based_training = lambda: False
+
+
+def watch_started_processes(begin: Callable[..., Any]) -> None:
+    """Have ``begin`` look after the processes that Lightning starts for a plain command, in place of its observer."""
+    launcher: Any = subprocess_script
+    launcher._launch_process_observer = begin
 
 
 def start_from_rank_zero(module: LightningModule) -> None:

@@ -3,10 +3,13 @@
 import inspect
 
 import pytest
+import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loops import fit_loop
 from lightning.pytorch.strategies import ddp
+from lightning.pytorch.strategies.launchers import subprocess_script
+from torch.utils.data import DataLoader
 
 from dtp import compat
 
@@ -49,6 +52,41 @@ def test_lightning_asks_whether_training_is_one_of_so_many_steps(trainer):
     compat.train_by_epochs(trainer)
     assert trainer.fit_loop._iteration_based_training() is False
     assert "self._iteration_based_training()" in inspect.getsource(fit_loop)
+
+
+def test_a_module_knows_its_trainer_or_that_it_has_none(trainer):
+    module = LightningModule()
+    assert compat.trainer_of(module) is None
+    module.trainer = trainer
+    assert compat.trainer_of(module) is trainer is module.trainer
+
+
+def test_batches_of_an_epoch_are_counted_before_training(trainer):
+    counted = []
+
+    class Counts(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.automatic_optimization = False
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def training_step(self, batch):
+            pass
+
+        def configure_optimizers(self):
+            counted.append(compat.batches_of_an_epoch(self.trainer))
+            return torch.optim.SGD([self.weight], lr=1.0)
+
+    trainer.fit_loop.max_epochs = 1
+    trainer.fit(Counts(), DataLoader([0.0, 1.0, 2.0]))
+    assert counted == [3]
+
+
+def test_lightning_has_its_processes_looked_after_by_what_is_set(monkeypatch):
+    monkeypatch.setattr(subprocess_script, "_launch_process_observer", subprocess_script._launch_process_observer)
+    compat.watch_started_processes(print)
+    assert subprocess_script._launch_process_observer is print
+    assert "_launch_process_observer(" in inspect.getsource(subprocess_script._SubprocessScriptLauncher)
 
 
 def test_ranks_start_alike_by_what_lightning_uses_itself():

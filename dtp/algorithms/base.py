@@ -353,18 +353,18 @@ class Algorithm(LightningModule, metaclass=RuleType):
         return self._with_others([self.forward_optimizer], [schedule])
 
     def _epochs_to_come(self) -> int:
-        """Epochs of the whole training, for a schedule; 1 where nobody says."""
-        if self._trainer is None:
+        """Epochs of the whole training, for a schedule; 1 where there is no trainer to say so."""
+        trainer = compat.trainer_of(self)
+        if trainer is None:
             return 1
-        trainer, scheduled = self.trainer, self.options.lr_schedule != "constant" and not self.options.lr_period
+        scheduled = self.options.lr_schedule != "constant" and not self.options.lr_period
         if trainer.max_epochs is not None and trainer.max_epochs >= 0:
             return trainer.max_epochs or 1
         if not scheduled:
             return 1
-        # Which counts the batches.
-        trainer.fit_loop.setup_data()
-        if trainer.max_steps > 0 and math.isfinite(trainer.num_training_batches):
-            return math.ceil(trainer.max_steps / trainer.num_training_batches)
+        batches = compat.batches_of_an_epoch(trainer)
+        if trainer.max_steps > 0 and math.isfinite(batches):
+            return math.ceil(trainer.max_steps / batches)
         warnings.warn(
             f"The learning rate stays constant, for lr_schedule={self.options.lr_schedule!r} needs to know when "
             "training ends, and Trainer has no max_epochs; give lr_period (epochs) for the schedule.",
@@ -419,7 +419,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
     @property
     def batches_done(self) -> int:
         """How many batches were learned from before this one."""
-        return self._batches_alone if self._trainer is None else self.global_step
+        return self._batches_alone if compat.trainer_of(self) is None else self.global_step
 
     def randomness(self, *purpose: int | str) -> AbstractContextManager[None]:
         """A context in which torch's global generators, used by layers (dropout, binary units), depend on ``purpose``.
@@ -451,7 +451,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         for each in self._forward_optimizers if optimizer is self.forward_optimizer else [optimizer]:
-            if self._trainer is None:
+            if compat.trainer_of(self) is None:
                 self.on_before_optimizer_step(each)
                 each.step()
             else:
@@ -480,9 +480,8 @@ class Algorithm(LightningModule, metaclass=RuleType):
     @property
     def division(self) -> Division:
         """How the ranks divide the training of feedback weights."""
-        if self._trainer is None:
-            return self._division_alone
-        return getattr(self.trainer.strategy, "division", _UNDIVIDED)
+        trainer = compat.trainer_of(self)
+        return self._division_alone if trainer is None else getattr(trainer.strategy, "division", _UNDIVIDED)
 
     def divide_by(self, division: Division) -> None:
         """Divide the training of feedback weights in this way without a trainer, whose strategy would say how."""
@@ -926,8 +925,9 @@ class Algorithm(LightningModule, metaclass=RuleType):
         begun = self._state_within_epoch()
         sums = {name: begun.pop(name) for name in ("epoch_means", "window_means")}
         states: list[Any] = [(self.noise_streams.state_dict(), sums)]
-        if self._trainer is not None and self.trainer.world_size > 1:
-            states = [None] * self.trainer.world_size
+        trainer = compat.trainer_of(self)
+        if trainer is not None and trainer.world_size > 1:
+            states = [None] * trainer.world_size
             torch.distributed.all_gather_object(states, (self.noise_streams.state_dict(), sums))
         checkpoint["noise"] = self.division.noise_states([noise for noise, _ in states])
         # Ranks that see the same images have added up the same.
@@ -938,7 +938,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         states = checkpoint["noise"]
         self.division.load_state_dict(checkpoint.get("division", {}))
-        rank, _ = training_share(self._trainer)
+        rank, _ = training_share(compat.trainer_of(self))
         if rank < len(states):
             self.noise_streams.load_state_dict(states[rank])
         else:

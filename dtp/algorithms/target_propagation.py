@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dtp import compat
 from dtp.algorithms.base import Algorithm
 from dtp.algorithms.feedback_schedule import FeedbackSchedule
 from dtp.algorithms.local_targets import Activations, LocalTargets
@@ -470,7 +471,7 @@ class TargetPropagation(LocalTargets):
 
     def _step_through_strategy(self, gradients: Gradients) -> None:
         # The division of the phase has averaged what is to be averaged.
-        strategy = self.trainer.strategy if self._trainer is not None else None
+        strategy = getattr(compat.trainer_of(self), "strategy", None)
         with strategy.without_averaging() if isinstance(strategy, FeedbackDDPStrategy) else nullcontext():
             for n, values in gradients.items():
                 self.step(self.feedback_optimizers[n], list(self._feedback_parameters(n)), list(values))

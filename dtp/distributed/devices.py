@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch.strategies.launchers import subprocess_script
 
+from dtp import compat
 from dtp.cli.config import RunOptions
 from dtp.distributed import watch
 from dtp.distributed.strategy import FeedbackDDPStrategy
@@ -52,8 +51,7 @@ def watch_started_processes() -> None:
 
     Lightning's own observer kills this one without a word when one of them ends with another status than 0.
     """
-    launcher: Any = subprocess_script
-    launcher._launch_process_observer = watch.begin
+    compat.watch_started_processes(watch.begin)
 
 
 def leave_together() -> None:
