@@ -33,7 +33,10 @@ def loaded_by(torch: str, modules: list[str]) -> list[set[str]]:
 
 NEEDLESS = {
     "with-torch": [
-        ("dtp.data.small", {"dtp.algorithms", "dtp.feedback", "dtp.cli", "dtp.run", "dtp.experiments"}),
+        (
+            "dtp.data.small",
+            {"dtp.algorithms", "dtp.distributed", "dtp.feedback", "dtp.cli", "dtp.run", "dtp.experiments"},
+        ),
         ("dtp.feedback", {"dtp.algorithms", "dtp.data", "dtp.cli", "dtp.run", "dtp.experiments", "lightning"}),
         ("dtp.models.vgg", {"dtp.algorithms", "dtp.data", "dtp.cli", "dtp.run", "dtp.experiments", "lightning"}),
         ("dtp.tasks", {"dtp.models", "dtp.algorithms", "dtp.feedback", "dtp.data", "dtp.cli", "dtp.run", "lightning"}),

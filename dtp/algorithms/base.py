@@ -43,9 +43,9 @@ from dtp.contracts import (
     shown,
 )
 from dtp.data.sampler import TrainingBatches
+from dtp.data.shares import training_share
 from dtp.distributed.averaging import average_tensors
 from dtp.distributed.division import Division
-from dtp.distributed.shares import training_share
 from dtp.distributed.strategy import FeedbackDDPStrategy
 from dtp.errors import Diverged, UserError
 from dtp.feedback.noise import NoiseStreams, seeded_randomness

@@ -8,8 +8,8 @@ from torch.optim import Optimizer
 
 from dtp.algorithms.base import Algorithm
 from dtp.algorithms.options import CompetitiveOptions, DeltaOptions, HebbOptions, SingleLayerOptions
+from dtp.data.shares import training_share
 from dtp.distributed.averaging import average_tensors
-from dtp.distributed.shares import training_share
 from dtp.errors import UserError
 from dtp.feedback import layer_operations
 from dtp.feedback.noise import seeded_generator

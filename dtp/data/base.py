@@ -16,9 +16,9 @@ from dtp.data.on_device import DeviceBatches, wanted_on_device
 from dtp.data.options import DataOptions
 from dtp.data.pca import Projection, fit_projection
 from dtp.data.sampler import OrderedBatches, TrainingBatches
+from dtp.data.shares import evaluation_share, training_share
 from dtp.data.split import SplitKind, count_held_out, split_indices
 from dtp.data.statistics import STATISTICS, Statistics, compute_statistics, used_statistics
-from dtp.distributed.shares import evaluation_share, training_share
 from dtp.errors import UserError
 from dtp.fields import checked
 
