@@ -430,7 +430,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
         return seeded_randomness(self.device, self.noise_streams.seed, self.noise_streams.rank, *purpose)
 
     def _no_optimizers(self) -> UserError:
-        """What is raised where nobody has made the optimizers, as a trainer does."""
+        """The mistake of learning without a trainer before the optimizers are made."""
         return UserError(
             f"{type(self).__name__} has no optimizers yet; call its configure_optimizers() before it learns without a "
             "trainer."

@@ -1,4 +1,4 @@
-"""Which share of the images a process takes. Independent of strategies, so that data do not depend on training code."""
+"""Which share of the images a process takes, whatever the strategy."""
 
 from __future__ import annotations
 
