@@ -37,6 +37,8 @@ OTHER = {
     "normalised --gait-step 0 --normalisation standard",
     **{rule: "--model mlp --widths 256 256" for rule in ("chl", "generec")},
 }
+# Where what is special to a rule is left out: its hidden layers stay random, or learn from what does.
+CONTROLS = {"drtp-control": "--algo drtp --projected nothing", "ccl-control": "--algo ccl --train-feedback false"}
 
 
 def deep_rules() -> list[str]:
@@ -51,7 +53,8 @@ def deep_rules() -> list[str]:
 
 def command(rule: str, mnist: str, seed: int) -> list[str]:
     network = OTHER.get(rule, "--model mlp --widths 256 256 --activation tanh").split()
-    words = ["--algo", rule, *network, "--data", "mnist", "--batch-size", "128", "--seed", str(seed)]
+    words = [*CONTROLS.get(rule, f"--algo {rule}").split(), *network, "--data", "mnist", "--batch-size", "128"]
+    words += ["--seed", str(seed)]
     passes = FeedbackSchedule.of(parse(words).algo).first_epoch + 1
     last = ["--max-epochs", str(passes), "--data-dir", mnist, "--test-weights", "last", "--limit-val-batches", "0"]
     return [*words, *last, "--diagnostics-every", str(passes)]
@@ -90,7 +93,8 @@ def measure(rule: str, mnist: str, seed: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mnist", default="data", help="folder that holds MNIST/raw")
-    parser.add_argument("--rules", nargs="*", default=deep_rules(), help="all that train deep classifiers by default")
+    every = [*deep_rules(), *CONTROLS]
+    parser.add_argument("--rules", nargs="*", default=every, help="all that train deep classifiers, and controls")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--table", action="store_true", help="print the table of the committed results and stop")
     parser.add_argument("--output", type=Path, default=RESULT)
