@@ -18,6 +18,7 @@ from dtp.cli.arguments import parse
 from dtp.cli.config import Config, as_arguments, read_yaml
 from dtp.errors import UserError
 from dtp.run.folder import CONFIG_FILE, FAILURE_FILE, Run, require_same_configuration, write_failure
+from dtp.run.reading import has_finished
 from dtp.system.locks import try_lock
 from dtp.system.signals import Interrupted, Stopped, stop_request
 
@@ -101,8 +102,7 @@ class Job:
 
     def is_finished(self, config: Config) -> bool:
         """Whether its run has been trained for as long as ``config`` says, and tested."""
-        summary, run = Run(self.folder).summary, config.run
-        return summary is not None and (summary["epochs"] >= run.max_epochs or 0 < run.max_steps <= summary["steps"])
+        return has_finished(Run(self.folder).summary, config.run.max_epochs, config.run.max_steps)
 
 
 def run_jobs(

@@ -146,6 +146,11 @@ def read_summary(path: Path, needed: Collection[str] = ("epochs", "steps", "test
     return summary
 
 
+def has_finished(summary: dict[str, Any] | None, max_epochs: int, max_steps: int) -> bool:
+    """Whether a run with this summary, None before its end, has been trained as long as these options say."""
+    return summary is not None and (summary["epochs"] >= max_epochs or 0 < max_steps <= summary["steps"])
+
+
 def has_kinds(summary: dict[str, Any]) -> bool:
     """Whether what a summary says is of the kinds that we write: numbers, texts."""
     kinds = {

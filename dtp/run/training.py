@@ -57,6 +57,7 @@ from dtp.run.folder import (
 from dtp.run.loggers import MetricsCSV, make_wandb_logger
 from dtp.run.progress import progress_callback
 from dtp.run.provenance import cpu_name, recorded, versions
+from dtp.run.reading import has_finished
 from dtp.system.memory import keep_freed_memory
 from dtp.system.signals import Stopped, stop_request
 from dtp.tasks import Autoencoder, Classification, Clustering, Task
@@ -110,9 +111,9 @@ def _train_in(
     tell_other_ranks(run)
     watch.set_advice(lambda: how_to_go_on(run.folder))
     checkpoints = Checkpoints(run, config, config.run.checkpoint_every)
-    if run.summary is not None and _already_finished(run, config.run):
+    if (done := run.summary) and run.checkpoint and has_finished(done, config.run.max_epochs, config.run.max_steps):
         if process_rank() == 0:
-            print(f"This run has finished: {_result_line(run.summary)}")
+            print(f"This run has finished: {_result_line(done)}")
         return run
     if process_rank() == 0:
         write_config(run, config, command)
@@ -286,13 +287,6 @@ def _memory_format(name: str, network: torch.nn.Module) -> torch.memory_format:
     convolutions = any(isinstance(module, torch.nn.Conv2d) for module in network.modules())
     channels_last = name == "channels-last" or (name == "auto" and convolutions)
     return torch.channels_last if channels_last else torch.contiguous_format
-
-
-def _already_finished(run: Run, options: RunOptions) -> bool:
-    summary = run.summary
-    if summary is None or run.checkpoint is None:
-        return False
-    return summary["epochs"] >= options.max_epochs or 0 < options.max_steps <= summary["steps"]
 
 
 def _finish(

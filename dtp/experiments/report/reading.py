@@ -21,7 +21,7 @@ from dtp.errors import UserError
 from dtp.experiments.jobs import FAILURE_FILE
 from dtp.models import MODELS
 from dtp.run.folder import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, NOT_SAVED, SUMMARY_FILE
-from dtp.run.reading import Row, read_rows, read_summary
+from dtp.run.reading import Row, has_finished, read_rows, read_summary
 
 # Options that are counted with, and the least that they can be.
 COUNTED = {
@@ -238,16 +238,11 @@ def read_run(folder: Path, name: str | None = None, finished: bool | None = None
             raise UserError(
                 f"{config}: {option}: expected a whole number of at least {least}, found {found!r}; move it away."
             )
-    summary = read_summary(folder / SUMMARY_FILE, ("epochs", "steps")) or {}
+    summary = read_summary(folder / SUMMARY_FILE, ("epochs", "steps"))
     failure_file = folder / FAILURE_FILE
     failure = " ".join(_text(failure_file).split()) if failure_file.is_file() else ""
     # A run that was made longer has the summary of when it was shorter.
-    longer = bool(summary) and not (
-        finished
-        or summary["epochs"] >= options.get("max_epochs", 0)
-        or 0 < options.get("max_steps", -1) <= summary["steps"]
-    )
-    if summary and not longer:
+    if summary and (finished or has_finished(summary, options.get("max_epochs", 0), options.get("max_steps", -1))):
         state: State = "finished"
     else:
         summary, state = {}, "failed" if failure else "unfinished"
