@@ -7,7 +7,7 @@ import platform
 import re
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,22 @@ def masked(text: str) -> str:
 def recorded(words: Sequence[str]) -> str:
     """A command for the record: as it is typed, but without passwords."""
     return shlex.join(map(masked, words))
+
+
+def without_places(words: Iterable[str]) -> list[str]:
+    """The words of a command without what is of one machine: folders that it reads are DIR, its own are left out."""
+    kept: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        flag, equals, _ = word.partition("=")
+        place = re.fullmatch(r"--(output|run[-_]dir|resume|(data[-_]dir|init[-_]weights))", flag)
+        if not place:
+            kept.append(word)
+            continue
+        kept += [flag, "DIR"] if place[2] else []
+        if not equals:
+            next(rest, None)
+    return kept
 
 
 def versions() -> dict[str, str]:

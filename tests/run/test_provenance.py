@@ -61,6 +61,19 @@ def test_passwords_of_urls_are_masked(text, shown):
     assert provenance.recorded(["python", text]) == shlex.join(["python", shown])
 
 
+@pytest.mark.parametrize(
+    "command, kept",
+    [
+        ("--lr 1 --data-dir /a --seed 2", "--lr 1 --data-dir DIR --seed 2"),
+        ("--data_dir=/a --init-weights=/b/c", "--data_dir DIR --init-weights DIR"),
+        ("lee --output /a --draw", "lee --draw"),
+        ("--run_dir=/a --resume auto --verbose", "--verbose"),
+    ],
+)
+def test_recorded_commands_name_no_folder_of_a_machine(command, kept):
+    assert provenance.without_places(command.split()) == kept.split()
+
+
 def test_no_file_of_a_run_keeps_a_password(tmp_path):
     url = "https://me:secret@host/data"
     config = parse(["--data-dir", url])

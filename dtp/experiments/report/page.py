@@ -18,6 +18,7 @@ from dtp.experiments.report.groups import ANGLES, COSTS, FURTHER, Group, Measure
 from dtp.experiments.report.published import Figure, is_whole, matches, nearest
 from dtp.experiments.report.reading import RunRecord
 from dtp.experiments.report.words import shown
+from dtp.run.provenance import without_places
 
 MARK = "<!-- Written by python -m dtp.report, which replaces this page and its figures. -->"
 # Nearest published figures named for each group.
@@ -334,18 +335,7 @@ def _without_places(command: str) -> str:
         words = command.split()
     if words[1:] and words[1].endswith("main.py"):
         words[1] = "main.py"
-    kept: list[str] = []
-    rest = iter(words)
-    for word in rest:
-        flag, equals, _ = word.partition("=")
-        place = re.fullmatch(r"--(run[-_]dir|resume|(data[-_]dir|init[-_]weights))", flag)
-        if not place:
-            kept.append(word)
-            continue
-        kept += [flag, "DIR"] if place[2] else []
-        if not equals:
-            next(rest, None)
-    return shlex.join(kept)
+    return shlex.join(without_places(words))
 
 
 # --- JSON -------------------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from dtp.cli.commands import CommandParser, command_line, command_words, run_com
 from dtp.errors import UserError
 from dtp.experiments.jobs import MOST_AT_ONCE, run_jobs
 from dtp.experiments.sweep.plan import SWEEPS, read_sweep, sweep_path
-from dtp.run.provenance import recorded
+from dtp.run.provenance import recorded, without_places
 from dtp.system.files import write_atomically
 
 SWEPT = Path("runs") / "sweeps"
@@ -110,13 +110,8 @@ def keep_plan(folder: Path, path: Path) -> None:
 
 def _command(sweep: str, seeds: Sequence[int], words: Sequence[str]) -> str:
     """The command for the record, without the folders of this machine."""
-    words = list(words)
-    for i, word in enumerate(words):
-        flag, equals, _ = word.partition("=")
-        if flag.replace("_", "-") == "--data-dir":
-            words[i : i + 1 if equals else i + 2] = ["--data-dir", "DIR"]
     chosen = ["--seeds", *map(str, seeds)] if seeds else []
-    return recorded([*command_words("sweep"), Path(sweep).name, *chosen, *words])
+    return recorded([*command_words("sweep"), Path(sweep).name, *chosen, *without_places(words)])
 
 
 def extra_options(words: Sequence[str]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import re
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -49,7 +48,7 @@ def _theory(argv: Sequence[str]) -> int:
 
 def _measure(study: Study, options: StudyOptions, argv: Sequence[str]) -> dict[str, Any]:
     with importing_torch():
-        from dtp.run.provenance import hardware, versions
+        from dtp.run.provenance import hardware, recorded, versions, without_places
 
         measure = study.load("measure")
     keep_freed_memory()
@@ -59,7 +58,7 @@ def _measure(study: Study, options: StudyOptions, argv: Sequence[str]) -> dict[s
         settings["data_dir"] = "DIR"
     return {
         "study": study.name,
-        "command": _command(argv),
+        "command": recorded([*command_words("theory"), *without_places(argv)]),
         "seeds": options.seeds,
         "settings": settings,
         "values": values,
@@ -71,21 +70,6 @@ def _measure(study: Study, options: StudyOptions, argv: Sequence[str]) -> dict[s
 def _as_text(record: dict[str, Any]) -> str:
     """JSON with each list of numbers on a line of its own."""
     return re.sub(r"\[[^][{}\"]*\]", lambda found: " ".join(found[0].split()), json.dumps(record, indent=1)) + "\n"
-
-
-def _command(argv: Sequence[str]) -> str:
-    """The command line, folders left out or as DIR: they are nobody else's."""
-    words = []
-    rest = iter(argv)
-    for word in rest:
-        flag, equals, _ = word.partition("=")
-        if flag in ("--output", "--data-dir"):
-            if not equals:
-                next(rest, None)
-            words += ["--data-dir", "DIR"] if flag == "--data-dir" else []
-        else:
-            words.append(word)
-    return shlex.join([*command_words("theory"), *words])
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
