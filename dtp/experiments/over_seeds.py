@@ -1,4 +1,4 @@
-"""What runs that differ in their seeds come to, for reports and sweeps: means and deviations. Imports no torch."""
+"""Means and deviations of runs that differ in their seeds, for reports, sweeps and studies. Imports no torch."""
 
 from __future__ import annotations
 
@@ -18,6 +18,11 @@ class Statistic:
     mean: float
     deviation: float | None
     values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Statistic:
+        """Of one number or more."""
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, tuple(values))
 
     @property
     def n(self) -> int:
@@ -40,10 +45,8 @@ class Statistic:
 
 def statistic(values: Iterable[float | None]) -> Statistic | None:
     """Of the finite numbers among ``values``; None if there are none."""
-    found = tuple(value for value in values if value is not None and math.isfinite(value))
-    if not found:
-        return None
-    return Statistic(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, found)
+    found = [value for value in values if value is not None and math.isfinite(value)]
+    return Statistic.of(found) if found else None
 
 
 def mean_curve(curves: Sequence[Mapping[float, float]]) -> pandas.DataFrame:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from dtp.algorithms.local_targets import Activations
 from dtp.algorithms.target_propagation import TargetPropagation
 from dtp.data import DATA
 from dtp.errors import UserError
+from dtp.experiments.over_seeds import Statistic
 from dtp.experiments.theory.options import ImageOptions
 
 
@@ -82,27 +82,10 @@ def marks(iterations: int, points: int) -> list[int]:
     return sorted({round(i * iterations / points) for i in range(points + 1)})
 
 
-def mean_of(values: Iterable[float]) -> float:
-    """Mean; nan of nothing."""
-    values = list(values)
-    return statistics.fmean(values) if values else float("nan")
-
-
-def deviation_of(values: Iterable[float]) -> float:
-    """Standard deviation of a sample; 0 of a single value."""
-    values = list(values)
-    return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def over_seeds(series: Sequence[Sequence[float]]) -> tuple[list[float], list[float]]:
+def over_seeds(series: Iterable[Sequence[float]]) -> tuple[list[float], list[float]]:
     """Means and deviations, position by position, of one series for each seed."""
-    positions = list(zip(*series, strict=True))
-    return [mean_of(values) for values in positions], [deviation_of(values) for values in positions]
-
-
-def spread_words(values: Sequence[float], digits: int = 1) -> str:
-    """``mean +- deviation`` in as many digits."""
-    return f"{mean_of(values):.{digits}f} +- {deviation_of(values):.{digits}f}"
+    found = [Statistic.of(values) for values in zip(*series, strict=True)]
+    return [each.mean for each in found], [each.spread for each in found]
 
 
 def rows_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from dtp.algorithms import GAIT
 from dtp.algorithms.options import GAITOptions
-from dtp.experiments.theory.common import each_seed, mean_of, over_seeds, rows_of, seeded, spread_words
+from dtp.experiments.over_seeds import Statistic
+from dtp.experiments.theory.common import each_seed, over_seeds, rows_of, seeded
 from dtp.experiments.theory.options import GaitOptions
 from dtp.models import Square
 from dtp.models.options import ActivationName, SquareOptions
@@ -102,7 +103,7 @@ def _arrived(series: list[list[float | None]]) -> list[list[float]]:
 
 def _over_layers(series: list[list[float | None]]) -> list[float]:
     """For each seed, the mean over the layers below the output, whose own update holds no feedback."""
-    return [mean_of(layers[:-1]) for layers in _arrived(series)]
+    return [statistics.fmean(layers[:-1]) for layers in _arrived(series)]
 
 
 def table(values: dict[str, Any]) -> str:
@@ -116,7 +117,7 @@ def table(values: dict[str, Any]) -> str:
     for kind, title in (("steps", "normalised targets, step"), ("departures", "not orthogonal by")):
         sizes = list(next(iter(values[kind].values())))
         rows = [
-            [name, *(spread_words(_over_layers(found[size]), 4) for size in sizes)]
+            [name, *(Statistic.of(_over_layers(found[size])).text(1, 4) for size in sizes)]
             for name, found in values[kind].items()
         ]
         blocks.append(rows_of([title, *sizes], rows))

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from dtp.algorithms import BP, TP, VanillaDTP
 from dtp.algorithms.options import TPOptions, VanillaDTPOptions
-from dtp.experiments.theory.common import advance, each_seed, marks, over_seeds, rows_of, seeded, spread_words
+from dtp.experiments.over_seeds import Statistic
+from dtp.experiments.theory.common import advance, each_seed, marks, over_seeds, rows_of, seeded
 from dtp.experiments.theory.options import LeeOptions
 from dtp.feedback import FeedbackNetwork
 from dtp.models import MLP, Network
@@ -188,8 +189,8 @@ def table(values: dict[str, Any]) -> str:
     rows = [
         [
             f"layer {n}",
-            spread_words(cosine, 3),
-            spread_words(bound, 3),
+            Statistic.of(cosine).text(1, 3),
+            Statistic.of(bound).text(1, 3),
             # Not -0.000 of a layer whose bound is 1.
             f"{round(min(c - b for c, b in zip(cosine, bound, strict=True)), 3) + 0.0:.3f}",
         ]
@@ -202,7 +203,7 @@ def table(values: dict[str, Any]) -> str:
             rows.append(
                 [
                     f"{kind}, {when}",
-                    spread_words([series[place] for series in found["eigenvalue"]], 3),
+                    Statistic.of([series[place] for series in found["eigenvalue"]]).text(1, 3),
                     *(
                         f"{100 * statistics.fmean(series[place] for series in found[name]):.1f} %"
                         for name in ("premise", "conclusion", "broken")

@@ -8,6 +8,7 @@ from typing import Any, Final, Literal
 from dtp.algorithms import DTP
 from dtp.algorithms.options import DTPOptions
 from dtp.diagnostics.alignment import Alignment, feedback_alignment
+from dtp.experiments.over_seeds import Statistic
 from dtp.experiments.theory.common import (
     advance,
     each_seed,
@@ -16,7 +17,6 @@ from dtp.experiments.theory.common import (
     over_seeds,
     rows_of,
     seeded,
-    spread_words,
 )
 from dtp.experiments.theory.options import TransposeOptions
 from dtp.models import VGG
@@ -114,11 +114,17 @@ def table(values: dict[str, Any]) -> str:
     for title, routings in values["layers"].items():
         for routing, found in routings.items():
             angles, distances = ([series[-1] for series in found[kind]] for kind in KINDS)
-            rows.append([f"{title}; {routing}", spread_words(angles), spread_words(distances, 3)])
+            rows.append([f"{title}; {routing}", Statistic.of(angles).text(1, 1), Statistic.of(distances).text(1, 3)])
         # Measurements before there was an expectation have none.
         if EXPECTED in routings:
             angles, distances = (_farthest(routings["fixed"][kind], routings[EXPECTED][kind]) for kind in KINDS)
-            rows.append(["  most between fixed and expected", spread_words(angles, 2), spread_words(distances, 4)])
+            rows.append(
+                [
+                    "  most between fixed and expected",
+                    Statistic.of(angles).text(1, 2),
+                    Statistic.of(distances).text(1, 4),
+                ]
+            )
     return rows_of([f"after {values['iterations'][-1]} iterations", "angle to W^T", "distance"], rows)
 
 

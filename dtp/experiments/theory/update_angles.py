@@ -12,15 +12,13 @@ from dtp.algorithms import DRL, DTP, DDTPLinear
 from dtp.algorithms.options import DDTPLinearOptions, DRLOptions, DTPOptions
 from dtp.algorithms.target_propagation import TargetPropagation
 from dtp.diagnostics.alignment import update_alignment
+from dtp.experiments.over_seeds import Statistic
 from dtp.experiments.theory.common import (
     advance,
-    deviation_of,
     each_seed,
     make_batch,
-    mean_of,
     rows_of,
     seeded,
-    spread_words,
 )
 from dtp.experiments.theory.options import UpdateAnglesOptions
 from dtp.models import LeNet
@@ -97,7 +95,8 @@ def table(values: dict[str, Any]) -> str:
     for beta, variants in values["angle"].items():
         layers = [f"layer {n}" for n in range(1, len(next(iter(variants.values()))[0]) + 1)]
         rows = [
-            [name, *(spread_words(numbers) for numbers in zip(*seeds, strict=True))] for name, seeds in variants.items()
+            [name, *(Statistic.of(numbers).text(1, 1) for numbers in zip(*seeds, strict=True))]
+            for name, seeds in variants.items()
         ]
         blocks.append(rows_of([f"degrees to backprop, beta {beta}", *layers], rows))
     return "\n\n".join(blocks)
@@ -112,8 +111,8 @@ def draw(values: dict[str, Any], path: Path) -> None:
         depth = len(next(iter(variants.values()))[0])
         highest, width = 0.0, 0.8 / depth
         for n in range(1, depth + 1):
-            numbers = [[layers[n - 1] for layers in seeds] for seeds in variants.values()]
-            means, deviations = [mean_of(a) for a in numbers], [deviation_of(a) for a in numbers]
+            found = [Statistic.of([layers[n - 1] for layers in seeds]) for seeds in variants.values()]
+            means, deviations = [bar.mean for bar in found], [bar.spread for bar in found]
             places = [i + (n - (depth + 1) / 2) * width for i in range(len(variants))]
             bars = {"color": layer_color(n, depth), "label": f"{n}", "error_kw": {"linewidth": 0.8}}
             panel.bar(places, means, 0.92 * width, yerr=deviations, capsize=1.5, **bars)
