@@ -18,6 +18,7 @@ from typing import Any
 from dtp.cli.arguments import parse
 from dtp.errors import UserError
 from dtp.experiments.over_seeds import Statistic, distinct
+from dtp.experiments.report import WRITER
 from dtp.experiments.report.groups import Group, Study, add_costs, place, studies
 from dtp.experiments.report.page import command_words, rendered, variant
 from dtp.experiments.report.published import Figure, differences, is_whole, matches, published
@@ -46,7 +47,7 @@ FIELDS = {
     "date": str,
     "note": str,
 }
-MARK = "<!-- made by python -m dtp.report --board -->"
+MARK = f"<!-- made by {WRITER} --board -->"
 MISSING = "not run yet"
 Row = dict[str, Any]
 
@@ -215,7 +216,7 @@ def _missing(figure: Figure) -> Row:
         "published": figure.accuracy,
         "seeds": [],
         "published_epochs": figure.budget["epochs"],
-        "command": f"python main.py --config {figure.preset} --seed SEED" if figure.preset else "",
+        "command": f"dtp train --config {figure.preset} --seed SEED" if figure.preset else "",
         "commit": "",
         "date": "",
         "note": "; ".join([*notes, *figure.notes]),

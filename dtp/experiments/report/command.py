@@ -13,9 +13,8 @@ from pathlib import Path
 
 from dtp.cli.commands import CommandParser, command_line, run_command
 from dtp.errors import UserError
+from dtp.experiments.report import FORMER_WRITER, WRITER
 
-# Not the name of the command, but of what earlier versions wrote too.
-JSON_MARK = "python -m dtp.report"
 BOARD = Path("benchmarks") / "results" / "board.json"
 
 
@@ -155,12 +154,14 @@ def _slug(title: str) -> str:
 
 def _require_own(path: Path, is_own: Callable[[str], bool], what: str) -> None:
     with suppress(OSError, UnicodeDecodeError):
-        if not path.exists() or (path.is_file() and is_own(path.read_text(encoding="utf-8"))):
+        if not path.exists():
+            return
+        if path.is_file() and is_own(path.read_text(encoding="utf-8").replace(FORMER_WRITER, WRITER, 1)):
             return
     raise UserError(f"{path}: exists, and is no {what} of this command; move it away, or give another name.")
 
 
 def _is_own_json(text: str) -> bool:
     with suppress(ValueError, AttributeError):
-        return json.loads(text).get("made_by") == JSON_MARK
+        return json.loads(text).get("made_by") == WRITER
     return False

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from dtp.experiments.over_seeds import Statistic, distinct
+from dtp.experiments.report import WRITER
 from dtp.experiments.report.groups import ANGLES, COSTS, FURTHER, Group, Measure, Study, unsteadiness
 from dtp.experiments.report.published import Figure, is_whole, matches, nearest
 from dtp.experiments.report.reading import RunRecord
 from dtp.experiments.report.words import shown
 from dtp.run.provenance import without_places
 
-MARK = "<!-- Written by python -m dtp.report, which replaces this page and its figures. -->"
+MARK = f"<!-- Written by {WRITER}, which replaces this page and its figures. -->"
 # Nearest published figures named for each group.
 MOST_NEAREST = 3
 # The longest over the shortest epoch of a setting from which times are said to be rough.
@@ -344,7 +345,7 @@ def _without_places(command: str) -> str:
 def numbers(report: Report) -> dict[str, Any]:
     """All that the page says, for programs; what it holds of :class:`Statistic` is for ``json.dumps`` to take apart."""
     return {
-        "made_by": "python -m dtp.report",
+        "made_by": WRITER,
         "title": report.title,
         "command": report.command,
         "studies": [

@@ -91,6 +91,9 @@ def test_running_it_again_gives_the_same_files(runs):
         *(f"report-{kind}.png" for kind in ("angles", "cost", "curves", "curves-time")),
     }
     before = {path: path.read_bytes() for path in made}
+    for path in (runs / "report.md", runs / "numbers.json"):
+        # As an earlier version wrote it.
+        path.write_text(path.read_text().replace("dtp report", "python -m dtp.report", 1))
     page_of(runs, "--json", str(runs / "numbers.json"))
     assert {path: path.read_bytes() for path in runs.iterdir() if path.is_file()} == before
 
