@@ -19,6 +19,7 @@ from dtp.cli.config import RunOptions, read_yaml
 from dtp.data import DATA
 from dtp.errors import UserError
 from dtp.experiments.jobs import FAILURE_FILE
+from dtp.fields import default_of
 from dtp.models import MODELS
 from dtp.run.folder import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, NOT_SAVED, SUMMARY_FILE
 from dtp.run.reading import Row, has_finished, read_rows, read_summary
@@ -266,14 +267,12 @@ def with_defaults(options: dict[str, Any]) -> dict[str, Any]:
     if None in entries:
         # A rule, network or dataset of the user's, which is a program, and nothing that is read here is run: as saved.
         return dict(options)
-    known: dict[str, Any] = {}
-    for cls in (RunOptions, *(entry.load_options() for entry in entries if entry)):
-        for option in dataclasses.fields(cls):
-            if option.default is not dataclasses.MISSING:
-                known[option.name] = option.default
-            elif option.default_factory is not dataclasses.MISSING:
-                known[option.name] = option.default_factory()
-    known = {name: value for name, value in known.items() if name not in NOT_SAVED}
+    known = {
+        option.name: default_of(option)
+        for cls in (RunOptions, *(entry.load_options() for entry in entries if entry))
+        for option in dataclasses.fields(cls)
+        if option.name not in NOT_SAVED
+    }
     saved = {
         name: value
         for name, value in options.items()
