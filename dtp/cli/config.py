@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -179,12 +180,12 @@ def find_preset(name: str) -> Preset | None:
     """
     path = PRESETS / f"{name}.yaml"
     if path.is_file():
-        return Preset(name, comment_of(path), read_yaml(path))
+        return Preset(name, comment_of(path.read_text(encoding="utf-8")), read_yaml(path))
     rule, _, place = name.partition("_")
     shared, entry = SHARED / f"{place}.yaml", ALGORITHMS.entries.get(rule)
     if entry is None or entry.preset is None or not shared.is_file():
         return None
-    return Preset(name, comment_of(shared), {**read_yaml(shared), **entry.preset})
+    return Preset(name, comment_of(shared.read_text(encoding="utf-8")), {**read_yaml(shared), **entry.preset})
 
 
 def preset_of(algo: str, model: str, data: str, task: str = "") -> Preset | None:
@@ -331,11 +332,7 @@ def _word(value: Any) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
-def comment_of(path: Path) -> str:
-    """The comment lines at the top of a file."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("#"):
-            break
-        lines.append(line.lstrip("# ").strip())
-    return " ".join(lines)
+def comment_of(text: str) -> str:
+    """The comment lines at the head of a YAML file of this text, as one."""
+    lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
+    return " ".join(line.lstrip("# ").strip() for line in lines)

@@ -27,8 +27,9 @@ from dtp.system.locks import try_lock
 
 RUNS = Path("runs")
 CONFIG_FILE = "config.yaml"
-# How a configuration begins that a run has written.
-HEADER = "# command: "
+# What stands before a command in a configuration that a run has written: before the first, and so at its head, and
+# before those that went on with the run.
+HEADER, RESUMED = "# command: ", "# resumed: "
 SUMMARY_FILE = "summary.json"
 METRICS_FILE = "metrics.csv"
 # The network alone, as it was tested.
@@ -340,10 +341,15 @@ def write_config(run: Run, config: Config, command: str) -> None:
     path = run.folder / CONFIG_FILE
     if path.is_file():
         before = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-        header = [*before, f"# resumed: {command}"]
+        header = [*before, f"{RESUMED}{command}"]
     else:
         header = [f"{HEADER}{command}", *(f"# {line}" for line in config.origins)]
     _write(path, "\n".join(header) + "\n" + yaml.safe_dump(saved_options(config), sort_keys=False))
+
+
+def recorded_commands(text: str) -> list[str]:
+    """The commands in a configuration of this text that a run has written, first start first."""
+    return [line.partition(": ")[2] for line in text.splitlines() if line.startswith((HEADER, RESUMED))]
 
 
 def write_summary(run: Run, summary: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ from dtp.errors import UserError
 from dtp.experiments.jobs import FAILURE_FILE
 from dtp.fields import default_of
 from dtp.models import MODELS
-from dtp.run.folder import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, NOT_SAVED, SUMMARY_FILE
+from dtp.run.folder import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, NOT_SAVED, SUMMARY_FILE, recorded_commands
 from dtp.run.reading import Row, has_finished, read_rows, read_summary
 
 # Options that are counted with, and the least that they can be.
@@ -228,8 +228,7 @@ def read_run(folder: Path, name: str | None = None, finished: bool | None = None
     """
     config = folder / CONFIG_FILE
     options = read_yaml(config) if config.is_file() or finished else {}
-    comments = _text(config).splitlines() if config.is_file() else []
-    commands = [line.partition(": ")[2] for line in comments if line.startswith(("# command: ", "# resumed: "))]
+    commands = recorded_commands(_text(config)) if config.is_file() else []
     for flag in ("algo", "model", "data", "seed") if config.is_file() else ():
         if flag not in options:
             raise UserError(f"{config}: expected the configuration of a run, found none of its {flag!r}; move it away.")

@@ -15,7 +15,6 @@ An option on the command line is also the same in all trials, and overrides the 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtp.algorithms import ALGORITHMS
-from dtp.cli.config import load_yaml
+from dtp.cli.config import comment_of, load_yaml
 from dtp.errors import UserError, user_path
 from dtp.fields import said_of
 from dtp.registry import did_you_mean
@@ -172,8 +171,7 @@ def read_space(path: Path) -> Space:
     text, content = load_yaml(path)
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise UserError(f"{path}: expected lines of the form 'option: {{uniform: [0, 1]}}' or 'option: value'.")
-    comments = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
-    return _space(path.stem, str(path), " ".join(line.lstrip("# ").strip() for line in comments), content)
+    return _space(path.stem, str(path), comment_of(text), content)
 
 
 def _space(name: str, where: str, origin: str, content: dict[str, Any]) -> Space:

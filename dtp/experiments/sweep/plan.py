@@ -32,7 +32,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dtp.cli.config import load_yaml
+from dtp.cli.config import comment_of, load_yaml
 from dtp.errors import UserError, user_path
 from dtp.experiments.jobs import Job
 from dtp.registry import did_you_mean
@@ -210,11 +210,9 @@ def read_sweep(path: Path) -> Sweep:
         raise UserError(f"{path}: seeds: expected a list of whole numbers, found {seeds!r}.")
     if len(set(seeds)) < len(seeds):
         raise UserError(f"{path}: seeds: expected each number once, found {seeds}.")
-    comments = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())
-    origin = " ".join(line.lstrip("# ").strip() for line in comments)
     title = content.get("title", path.stem)
     figure = _figure(path, content.get("figure"), [str(variant) for variant in variants], points[0].values)
-    return Sweep(path.stem, str(title), origin, points, seeds, figure)
+    return Sweep(path.stem, str(title), comment_of(text), points, seeds, figure)
 
 
 def _figure(path: Path, content: Any, variants: list[str], grid: Mapping[str, Any]) -> tuple[Part, ...]:
