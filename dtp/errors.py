@@ -45,6 +45,11 @@ def told_by_the_system(error: OSError) -> str:
     return ""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, without the lines that libraries add."""
+    return str(error).strip().partition("\n")[0]
+
+
 def user_path(text: str | Path) -> Path:
     """The path that the user means, where ``~`` is a home folder.
 

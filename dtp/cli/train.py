@@ -12,7 +12,7 @@ from pathlib import Path
 from dtp.cli.arguments import parse
 from dtp.cli.commands import look_for_modules_here
 from dtp.distributed import watch
-from dtp.errors import NO_ROOM, UserError, told_by_the_system
+from dtp.errors import NO_ROOM, UserError, first_line, told_by_the_system
 from dtp.run.folder import process_rank
 from dtp.system.memory import importing_torch
 from dtp.system.signals import Interrupted, Stopped, stop_request
@@ -67,7 +67,7 @@ def _main(argv: list[str]) -> int:
         return watch.end(1, "error: nobody reads the output any more; go on with --resume auto.")
     except Exception as error:
         if _is_out_of_memory(error):
-            return watch.end(2, f"error: out of memory ({_first_line(error)}); use a smaller --batch-size or network.")
+            return watch.end(2, f"error: out of memory ({first_line(error)}); use a smaller --batch-size or network.")
         if isinstance(error, OSError) and (why := told_by_the_system(error)):
             again = "go on with --resume auto" if error.errno in NO_ROOM else "try again"
             return watch.end(2, f"error: {why.replace('try again', again)}")
@@ -83,10 +83,6 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
-
-
 def _whose_defect(error: Exception, own: Sequence[str] = ()) -> str:
     """What to say of an unexpected error: in which file of the user's own it arose, or that the defect is ours.
 
@@ -99,7 +95,7 @@ def _whose_defect(error: Exception, own: Sequence[str] = ()) -> str:
     if own:
         return (
             f"{' or '.join(own)} may have handed back something that cannot be used ({type(error).__name__}: "
-            f"{_first_line(error)}); if the run does the same without it, please report it with the lines above."
+            f"{first_line(error)}); if the run does the same without it, please report it with the lines above."
         )
     return "this is a defect of dtp, not of your command; please report it with the lines above."
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NoReturn
 
+from dtp.errors import first_line
 from dtp.system.signals import stop_request
 
 PERIOD = 1.0
@@ -332,9 +333,9 @@ class Watch:
     def _not_connected(self, error: Exception) -> NoReturn:
         place = self.place
         if place.serves:
-            what = f"{place.address}:{place.port}: rank 0 cannot listen there ({_first_line(error)})"
+            what = f"{place.address}:{place.port}: rank 0 cannot listen there ({first_line(error)})"
             self.end(2, f"error: {what}; set MASTER_PORT to a port that is free.")
-        what = f"rank {place.rank} of {place.ranks} found nobody at {place.address}:{place.port} ({_first_line(error)})"
+        what = f"rank {place.rank} of {place.ranks} found nobody at {place.address}:{place.port} ({first_line(error)})"
         self.end(2, f"error: {what}; start all ranks, and set MASTER_ADDR and MASTER_PORT to where rank 0 is.")
 
     # --- the end ----------------------------------------------------------------------------------------------------
@@ -416,10 +417,6 @@ def _finish_wandb(status: int) -> None:
     wandb: Any = sys.modules.get("wandb")
     if getattr(wandb, "run", None) is not None:
         wandb.finish(exit_code=status)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]
 
 
 def say(text: str) -> None:

@@ -82,6 +82,11 @@ def thinned(series: Mapping[Any, float], most: int) -> dict[Any, float]:
     return {group[-1]: sum(series[x] for x in group) / len(group) for group in groups}
 
 
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share from 0 to 1, which is shown in per cent."""
+    return metric.rpartition("/")[2].removesuffix("_epoch") in ("accuracy", "top5", "purity", "feedback_share")
+
+
 def _number(cell: str) -> float | None:
     try:
         value = float(cell)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import glob
+import json
 import os
+import re
 import socket
 from pathlib import Path
+from typing import Any
 
 SUFFIX = ".tmp"
 
@@ -33,6 +36,12 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON with each list of numbers on a line of its own."""
+    text = json.dumps(content, indent=1, ensure_ascii=False)
+    write_atomically(path, re.sub(r"\[\n[^][{}\"]*\]", lambda found: " ".join(found[0].split()), text) + "\n")
 
 
 def _is_alive(pid: str) -> bool:

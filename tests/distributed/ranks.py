@@ -17,6 +17,7 @@ from torch import Tensor
 
 from dtp.algorithms.base import Algorithm
 from dtp.distributed.strategy import FeedbackDDPStrategy
+from dtp.models.network import Network
 
 # A rank that waits for another in vain fails the test long before the test's own limit.
 PATIENCE = timedelta(seconds=60)
@@ -100,6 +101,16 @@ class Shares(torch.utils.data.Dataset):
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         return self.batches[i]
+
+
+def batches_of(network: Network, count: int = 3, images: int = 12) -> list[tuple[Tensor, Tensor]]:
+    """Random images for a network, in double precision, with their labels; the same each time."""
+    torch.manual_seed(5)
+    classes = getattr(network.task, "classes", network.num_classes)
+    return [
+        (torch.randn(images, *network.input_shape, dtype=torch.float64), torch.randint(classes, (images,)))
+        for _ in range(count)
+    ]
 
 
 def fit(trainer: pl.Trainer, algorithm: Algorithm, batches: Sequence[tuple[Tensor, Tensor]], **options: Any) -> None:

@@ -14,16 +14,10 @@ from dtp.feedback import per_sample_dot
 from tests.algorithms.helpers import make, make_trained, small_network, state
 from tests.algorithms.networks import Layers
 from tests.conftest import make_batch
-from tests.distributed.ranks import fit, train_on_ranks
+from tests.distributed.ranks import batches_of, fit, train_on_ranks
 
 ITERATIONS = [3, 5, 2]
 FORWARD = 1
-
-
-def _batches(network, count=3, images=12):
-    torch.manual_seed(5)
-    shape, classes = network.input_shape, network.num_classes
-    return [(torch.randn(images, *shape, dtype=torch.float64), torch.randint(classes, (images,))) for _ in range(count)]
 
 
 def _rule(name="dtp", **options):
@@ -38,7 +32,7 @@ def _save(folder, ranks, **strategy):
 
     def train(trainer):
         rule = _rule()
-        fit(trainer, rule, _batches(rule.network))
+        fit(trainer, rule, batches_of(rule.network))
         trainer.save_checkpoint(folder / "saved.ckpt")
 
     train_on_ranks(train, folder, ranks, **strategy)
@@ -48,7 +42,7 @@ def _gone_on(trainer, folder):
     """A rule trained for another epoch from what was saved."""
     rule = _rule()
     trainer.fit_loop.max_epochs = 2
-    fit(trainer, rule, _batches(rule.network), ckpt_path=folder / "saved.ckpt")
+    fit(trainer, rule, batches_of(rule.network), ckpt_path=folder / "saved.ckpt")
     return rule
 
 
@@ -72,7 +66,7 @@ def _collectives_of_a_batch(folder, ranks=2, engine="reduced", **strategy):
             return result
 
         rule.training_batch, dist.all_reduce = batch, counting
-        fit(trainer, rule, _batches(rule.network))
+        fit(trainer, rule, batches_of(rule.network))
         weights = {n: sum(p.numel() for p in rule.feedback[n].parameters()) for n in rule.trained_feedback}
         return batches[-1], weights, sum(p.numel() for p in rule.forward_parameters)
 
@@ -104,7 +98,7 @@ def test_layers_on_ranks_take_one_collective_for_weights_and_one_for_losses(tmp_
 def test_ranks_that_average_once_per_batch_stay_identical_but_are_not_one_process(tmp_path):
     def train(trainer):
         rule = _rule()
-        fit(trainer, rule, _batches(rule.network))
+        fit(trainer, rule, batches_of(rule.network))
         return state(rule)
 
     first, second = train_on_ranks(train, tmp_path, 2, feedback_sync="batch")
@@ -130,7 +124,7 @@ def test_losses_of_all_layers_are_known_on_every_rank(mode, tmp_path):
             return logits, scalars
 
         rule.training_batch = batch
-        fit(trainer, rule, _batches(rule.network))
+        fit(trainer, rule, batches_of(rule.network))
         return found
 
     (alone,) = train_on_ranks(train, tmp_path, 1)
@@ -152,14 +146,14 @@ def test_a_checkpoint_of_layers_on_ranks_goes_on_on_any_number_of_ranks(mode, ra
         rule = _rule()
         trainer.fit_loop.max_epochs = 2
         strategy = trainer.strategy
-        fit(trainer, rule, _batches(rule.network), ckpt_path=tmp_path / "saved.ckpt")
+        fit(trainer, rule, batches_of(rule.network), ckpt_path=tmp_path / "saved.ckpt")
         assert trainer.global_step == 6
         return state(rule), getattr(getattr(strategy, "division", None), "costs", None)
 
     def at_once(trainer):
         rule = _rule()
         trainer.fit_loop.max_epochs = 2
-        fit(trainer, rule, _batches(rule.network))
+        fit(trainer, rule, batches_of(rule.network))
         return state(rule)
 
     _save(tmp_path, ranks, feedback_parallel=mode)
@@ -205,7 +199,7 @@ def test_what_cannot_be_divided_is_refused(name, options, strategy, message, tmp
         network = small_network(name).double()
         rule = make(name, network, **options).double()
         with pytest.raises(UserError, match=message):
-            fit(trainer, rule, _batches(network))
+            fit(trainer, rule, batches_of(network))
 
     train_on_ranks(train, tmp_path, 2, **strategy)
 
@@ -218,7 +212,7 @@ def test_layers_on_ranks_may_stop_early_as_one_process_does(distance, init, tmp_
     def train(trainer):
         torch.manual_seed(0)
         rule = make_trained("dtp", small_network("dtp").double(), **options).double()
-        fit(trainer, rule, _batches(rule.network, count=12))
+        fit(trainer, rule, batches_of(rule.network, count=12))
         return state(rule)
 
     (alone,) = train_on_ranks(train, tmp_path, 1)
@@ -264,7 +258,7 @@ def test_teams_of_uneven_shares_give_the_weights_of_one_process(setting, plan, t
         if plan is not None and trainer.world_size > 1:
             division.hybrid = plan
         rule = _rule(**SETTINGS[setting]).to(memory_format=torch.channels_last)
-        fit(trainer, rule, _batches(rule.network, images=13))
+        fit(trainer, rule, batches_of(rule.network, images=13))
         return state(rule)
 
     (alone,) = train_on_ranks(train, tmp_path, 1)
@@ -278,7 +272,7 @@ def test_a_batch_too_small_for_a_team_is_refused_on_every_rank(tmp_path):
     def train(trainer):
         division.hybrid = _team_of_all
         rule = _rule()
-        batches = _batches(rule.network)
+        batches = batches_of(rule.network)
         x, y = batches[-1]
         with pytest.raises(UserError, match="at least 2 images.*found 1"):
             fit(trainer, rule, [*batches[:-1], (x[:1], y[:1])])
@@ -290,7 +284,7 @@ def test_a_batch_too_small_for_a_team_is_refused_on_every_rank(tmp_path):
 def test_no_iterations_leave_nothing_to_divide(mode, tmp_path):
     def train(trainer):
         rule = _rule(feedback_iterations=[0])
-        fit(trainer, rule, _batches(rule.network))
+        fit(trainer, rule, batches_of(rule.network))
 
     train_on_ranks(train, tmp_path, 2, feedback_parallel=mode)
 
@@ -335,7 +329,7 @@ def test_a_rule_without_noise_is_saved(tmp_path):
     def train(trainer):
         torch.manual_seed(0)
         rule = Quiet(small_network("dtp"), Quiet.Options(schedule="sequential")).double()
-        fit(trainer, rule, _batches(rule.network))
+        fit(trainer, rule, batches_of(rule.network))
         trainer.save_checkpoint(tmp_path / "saved.ckpt")
 
     train_on_ranks(train, tmp_path, 2, feedback_parallel="layer")
@@ -360,7 +354,7 @@ def test_a_rule_of_the_users_own_that_cannot_be_divided_is_told_so(kind, mode, m
         layers = [nn.Sequential(nn.Flatten(), nn.Linear(16, 8)), *square, nn.Sequential(nn.Linear(8, 5))]
         rule = kind(Layers(layers, (1, 4, 4)), kind.Options(engine="literal")).double()
         with pytest.raises(UserError, match=message):
-            fit(trainer, rule, _batches(rule.network))
+            fit(trainer, rule, batches_of(rule.network))
 
     train_on_ranks(train, tmp_path, 2, feedback_parallel=mode)
 
@@ -372,7 +366,7 @@ def test_an_error_while_costs_are_measured_reaches_every_rank(tmp_path):
         with pytest.raises(
             RuntimeError, match="must match the size" if trainer.global_rank == 0 else "rank 0 could not"
         ):
-            fit(trainer, rule, _batches(rule.network))
+            fit(trainer, rule, batches_of(rule.network))
 
     train_on_ranks(train, tmp_path, 2, feedback_parallel="layer")
 
@@ -398,7 +392,7 @@ def test_one_trainer_trains_one_rule_after_another(mode, tmp_path):
         for options in ({}, SETTINGS["adam"], {"feedback_iterations": [2, 0, 1]}):
             rule = _rule(**options)
             trainer.fit_loop.max_epochs += 1
-            fit(trainer, rule, _batches(rule.network))
+            fit(trainer, rule, batches_of(rule.network))
         return state(rule)
 
     first, second = train_on_ranks(train, tmp_path, 2, **mode)
@@ -411,7 +405,7 @@ def test_a_loss_that_is_infinite_on_one_rank_stops_all(tmp_path):
         learn, value = rule.training_batch, float("inf") if trainer.global_rank else 1.0
         rule.training_batch = lambda x, y: (learn(x, y)[0], {"own": torch.tensor(value)})
         with pytest.raises(UserError, match="Training diverged: own"):
-            fit(trainer, rule, _batches(rule.network))
+            fit(trainer, rule, batches_of(rule.network))
 
     train_on_ranks(train, tmp_path, 2)
 

@@ -10,9 +10,7 @@ from dtp.feedback.noise import NoiseStreams
 from tests.algorithms.helpers import make_trained, small_network, state
 from tests.algorithms.networks import normalised_network, shipped_network
 from tests.algorithms.rules import NAMES
-from tests.distributed.ranks import fit, train_on_ranks
-
-BATCHES, IMAGES = 6, 12
+from tests.distributed.ranks import batches_of, fit, train_on_ranks
 
 
 class SharedNoise(NoiseStreams):
@@ -40,14 +38,6 @@ class SharedNoise(NoiseStreams):
         return [torch.cat(parts) for parts in zip(*drawn, strict=True)]
 
 
-def _batches(network):
-    torch.manual_seed(5)
-    shape, classes = network.input_shape, getattr(network.task, "classes", network.num_classes)
-    return [
-        (torch.randn(IMAGES, *shape, dtype=torch.float64), torch.randint(classes, (IMAGES,))) for _ in range(BATCHES)
-    ]
-
-
 def _trained(name, folder, ranks, noise=None, compare=True, kind="small", options=None, **strategy):
     """Weights after some batches, by rank."""
 
@@ -60,7 +50,7 @@ def _trained(name, folder, ranks, noise=None, compare=True, kind="small", option
             rule.noise_streams = noise(share, shares, getattr(rule.options, "noise_samples", 1))
         if compare and ranks > 1:
             rule.training_batch = _compared(rule, rule.training_batch)
-        fit(trainer, rule, _batches(network))
+        fit(trainer, rule, batches_of(network, count=6))
         return state(rule)
 
     return train_on_ranks(train, folder, ranks, **strategy)
@@ -132,7 +122,7 @@ def test_contexts_of_a_batch_are_divided_by_images(kind, mode, tmp_path):
         torch.manual_seed(0)
         network = normalised_network() if kind == "normalised" else shipped_network("resnet18")
         rule = make_trained("dtp", network.double(), feedback_iterations=[2]).double()
-        fit(trainer, rule, _batches(rule.network)[:2])
+        fit(trainer, rule, batches_of(rule.network, count=2))
         return state(rule)
 
     (alone,) = train_on_ranks(train, tmp_path, 1)
@@ -145,7 +135,7 @@ def test_running_statistics_of_batch_normalisation_are_the_same_on_all_ranks(tmp
     def train(trainer):
         torch.manual_seed(0)
         rule = make_trained("bp", normalised_network().double()).double()
-        fit(trainer, rule, _batches(rule.network))
+        fit(trainer, rule, batches_of(rule.network, count=6))
         return state(rule)
 
     first, second = train_on_ranks(train, tmp_path, 2)

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from dtp.errors import UserError
 from dtp.feedback import NotExpected
 from tests.algorithms.helpers import make, make_trained, small_network, state
-from tests.distributed.ranks import fit, train_on_ranks
+from tests.distributed.ranks import batches_of, fit, train_on_ranks
 
 ITERATIONS = [20, 30, float("inf")]
 
@@ -20,18 +20,12 @@ def rule_of(**options):
     return trained("dtp", network.double(), probes="expected", **options).double()
 
 
-def batches_of(network, count=5, images=12):
-    torch.manual_seed(5)
-    shape, classes = network.input_shape, network.num_classes
-    return [(torch.randn(images, *shape, dtype=torch.float64), torch.randint(classes, (images,))) for _ in range(count)]
-
-
 def ended(folder, ranks, **options):
     """Weights and momenta after a few batches, by rank."""
 
     def train(trainer):
         rule = rule_of(**options)
-        fit(trainer, rule, batches_of(rule.network))
+        fit(trainer, rule, batches_of(rule.network, count=5))
         momenta = {
             f"{n}.{name}": value.clone()
             for n, optimizer in rule.feedback_optimizers.items()
@@ -86,7 +80,7 @@ def test_a_batch_takes_one_collective_of_a_few_numbers(routing, engine, tmp_path
             return result
 
         rule.training_batch, dist.all_reduce = batch, counting
-        fit(trainer, rule, batches_of(rule.network))
+        fit(trainer, rule, batches_of(rule.network, count=5))
         return found, sum(p.numel() for p in rule.feedback.parameters())
 
     for found, weights in train_on_ranks(train, tmp_path, 2):
@@ -142,7 +136,7 @@ def test_other_ways_to_divide_are_refused(strategy, tmp_path):
     def train(trainer):
         rule = rule_of()
         with pytest.raises(UserError, match="--probes expected: expected --feedback-parallel data and.*step") as error:
-            fit(trainer, rule, batches_of(rule.network))
+            fit(trainer, rule, batches_of(rule.network, count=5))
         assert "\n" not in str(error.value)
 
     train_on_ranks(train, tmp_path, 2, **strategy)
@@ -151,13 +145,13 @@ def test_other_ways_to_divide_are_refused(strategy, tmp_path):
 def test_a_run_saved_on_two_ranks_goes_on_on_one_and_on_three(tmp_path):
     def save(trainer):
         rule = rule_of(feedback_iterations=ITERATIONS)
-        fit(trainer, rule, batches_of(rule.network))
+        fit(trainer, rule, batches_of(rule.network, count=5))
         trainer.save_checkpoint(tmp_path / "saved.ckpt")
 
     def go_on(trainer):
         rule = rule_of(feedback_iterations=ITERATIONS)
         trainer.fit_loop.max_epochs = 2
-        fit(trainer, rule, batches_of(rule.network), ckpt_path=tmp_path / "saved.ckpt")
+        fit(trainer, rule, batches_of(rule.network, count=5), ckpt_path=tmp_path / "saved.ckpt")
         return state(rule)
 
     train_on_ranks(save, tmp_path, 2)

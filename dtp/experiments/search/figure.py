@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from dtp.errors import UserError
-from dtp.experiments.search.study import OBJECTIVES, Trial, best_trial, described_trials, read_study, result_of
+from dtp.experiments.search.study import Trial, best_trial, described_trials, read_study, result_of
 from dtp.plots.style import color, finish, new_figure, save_figure
+from dtp.run.reading import is_share
 from dtp.system.files import write_atomically
 
 # An error of none, in per cent, so that it has a logarithm.
@@ -36,7 +37,7 @@ class Drawn:
     def values(self) -> list[float]:
         """What is drawn of each finished trial, the best first: the error in per cent in place of an accuracy."""
         values = [trial.value for trial in self.trials if trial.value is not None]
-        return sorted(max(100 * (1 - value), LEAST) if _is_share(self.objective) else value for value in values)
+        return sorted(max(100 * (1 - value), LEAST) if is_share(self.objective) else value for value in values)
 
     @property
     def lost(self) -> int:
@@ -129,13 +130,9 @@ def _require_own(figure: Path, numbers: Path, studies: list[Drawn]) -> None:
         raise UserError(f"--output {found}: exists, and shows none of these studies; give another name.")
 
 
-def _is_share(objective: str) -> bool:
-    return OBJECTIVES[objective] == "maximize"
-
-
 def _what(objective: str) -> str:
     name = {"val/accuracy": "error", "val/purity": "impurity"}.get(objective, objective.removeprefix("val/"))
-    return f"best validation {name} over epochs" + (" (%)" if _is_share(objective) else "")
+    return f"best validation {name} over epochs" + (" (%)" if is_share(objective) else "")
 
 
 def _label(study: Drawn) -> str:

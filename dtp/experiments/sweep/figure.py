@@ -13,7 +13,7 @@ from dtp.errors import UserError
 from dtp.experiments.jobs import Job
 from dtp.experiments.over_seeds import statistic
 from dtp.experiments.sweep.plan import Part, Sweep, shown
-from dtp.experiments.sweep.results import Measured, collect, is_share, metric_name, write_results
+from dtp.experiments.sweep.results import Measured, collect, metric_name, write_results
 from dtp.plots.style import (
     color,
     counted,
@@ -24,6 +24,7 @@ from dtp.plots.style import (
     plot_spread,
     save_figure,
 )
+from dtp.run.reading import is_share
 from dtp.system.locks import locked
 
 if TYPE_CHECKING:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +15,8 @@ from dtp.experiments.report.reading import RunRecord, read_run
 from dtp.experiments.sweep.plan import Point, Sweep
 from dtp.run.folder import CONFIG_FILE, checkpoint_step, newest_checkpoint
 from dtp.run.provenance import recorded
-from dtp.run.reading import thinned
-from dtp.system.files import write_atomically
+from dtp.run.reading import is_share, thinned
+from dtp.system.files import write_atomically, write_json
 
 # Points of a curve that are kept.
 CURVE_POINTS = 40
@@ -110,14 +108,8 @@ def write_results(sweep: Sweep, measured: Sequence[Measured], folder: Path, comm
     Args:
         command: of the sweep, for the record.
     """
-    write_atomically(folder / "results.json", _indented(as_json(sweep, measured, command)) + "\n")
+    write_json(folder / "results.json", as_json(sweep, measured, command))
     write_atomically(folder / "results.md", as_table(sweep, measured, command))
-
-
-def _indented(content: Any) -> str:
-    """JSON with each list of numbers on a line of its own."""
-    text = json.dumps(content, indent=1, ensure_ascii=False)
-    return re.sub(r"\[\s[-+.\de,\snul]*\]", lambda match: " ".join(match[0].split()), text)
 
 
 def as_json(sweep: Sweep, measured: Sequence[Measured], command: str) -> dict[str, Any]:
@@ -203,11 +195,6 @@ def metric_name(metric: str) -> str:
         return f"{split.replace('_', ' ')}{layer}{' (degrees)' if split.endswith('angle') else ''}"
     unit = " (%)" if is_share(metric) else ""
     return f"{split} {rest.replace('_', ' ')}{unit}"
-
-
-def is_share(metric: str) -> bool:
-    """Whether a metric is a share from 0 to 1, which is shown in per cent."""
-    return metric.rpartition("/")[2].removesuffix("_epoch") in ("accuracy", "top5", "purity", "feedback_share")
 
 
 def _mean_and_deviation(metric: str, values: list[float]) -> str:

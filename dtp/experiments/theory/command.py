@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from dtp.cli.commands import CommandParser, command_line, command_words, run_com
 from dtp.errors import UserError
 from dtp.experiments.theory.options import STUDIES, Study, StudyOptions
 from dtp.registry import did_you_mean
-from dtp.system.files import write_atomically
+from dtp.system.files import write_json
 from dtp.system.memory import importing_torch, keep_freed_memory
 
 MEASURED = Path("runs") / "theory"
@@ -39,7 +38,7 @@ def _theory(argv: Sequence[str]) -> int:
         _prepare(given.output)
         record = _measure(study, options, argv)
         # Before it is drawn: what took minutes shall not be lost with a figure.
-        write_atomically(results, _as_text(record))
+        write_json(results, record)
     study.load("draw")(record["values"], figure)
     print(study.load("table")(record["values"]))
     print(f"Results in {results} and {figure}")
@@ -65,11 +64,6 @@ def _measure(study: Study, options: StudyOptions, argv: Sequence[str]) -> dict[s
         **hardware(),
         "versions": versions(),
     }
-
-
-def _as_text(record: dict[str, Any]) -> str:
-    """JSON with each list of numbers on a line of its own."""
-    return re.sub(r"\[[^][{}\"]*\]", lambda found: " ".join(found[0].split()), json.dumps(record, indent=1)) + "\n"
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,15 @@ import yaml
 
 from dtp.algorithms.feedback_schedule import FeedbackSchedule
 from dtp.cli.config import as_arguments
-from dtp.experiments.report.reading import with_defaults
+from dtp.experiments.report.groups import Study, compare_costs, studies
+from dtp.experiments.report.reading import read_runs, with_defaults
+
+
+def only_study(folder: Path) -> Study:
+    """The study that all runs in a folder belong to, with its costs."""
+    (study,) = studies(read_runs([folder]))
+    compare_costs(study)
+    return study
 
 
 def make_run(

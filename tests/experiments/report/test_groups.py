@@ -7,16 +7,10 @@ import yaml
 
 from dtp.algorithms import ALGORITHMS
 from dtp.algorithms.options import FAMILIES
-from dtp.experiments.report.groups import OTHER, compare_costs, studies, unsteadiness
+from dtp.experiments.report.groups import OTHER, studies, unsteadiness
 from dtp.experiments.report.reading import read_runs, with_defaults
 from dtp.experiments.report.words import describe_data, describe_network
-from tests.experiments.report.folders import make_run
-
-
-def only_study(folder):
-    (study,) = studies(read_runs([folder]))
-    compare_costs(study)
-    return study
+from tests.experiments.report.folders import make_run, only_study
 
 
 def by_label(study):
