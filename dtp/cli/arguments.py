@@ -34,7 +34,7 @@ from dtp.cli.config import (
 )
 from dtp.data import DATA
 from dtp.errors import UserError, user_path
-from dtp.fields import checked, wrong_choice, wrong_type
+from dtp.fields import checked, flag, wrong_choice, wrong_type
 from dtp.models import MODELS
 from dtp.registry import Entry, did_you_mean
 from dtp.run.folder import saved_config_of
@@ -160,37 +160,37 @@ def _require_values(name: str, values: dict[str, Any], entries: dict[str, Entry]
 
 
 def _require_same_names(first: dict[str, str | None], saved: str, values: dict[str, Any]) -> None:
-    for flag in ("algo", "model", "data"):
-        if first[flag] and first[flag] != values.get(flag):
+    for part in ("algo", "model", "data"):
+        if first[part] and first[part] != values.get(part):
             raise UserError(
-                f"--resume: {saved} was made with --{flag} {values.get(flag)}, not {first[flag]}; leave --{flag} out, "
+                f"--resume: {saved} was made with --{part} {values.get(part)}, not {first[part]}; leave --{part} out, "
                 "or start a new run."
             )
 
 
 def _require_named_classes(first: dict[str, str | None], files: Sequence[tuple[str, dict[str, Any]]]) -> None:
     """Raise UserError if a class of somebody's own, which is a program, is named by a file alone."""
-    for flag in (registry.flag for registry in REGISTRIES if not first[registry.flag]):
-        named = [(name, str(values[flag])) for name, values in files if values.get(flag)]
+    for part in (registry.flag for registry in REGISTRIES if not first[registry.flag]):
+        named = [(name, str(values[part])) for name, values in files if values.get(part)]
         for name, found in named[-1:]:
             if ":" in found:
                 raise UserError(
                     f"{name}: names the class {found}, a program that the command line does not name; look at it, then "
-                    f"give --{flag} {found} to run it, or --trust for all that the file names."
+                    f"give --{part} {found} to run it, or --trust for all that the file names."
                 )
 
 
 def _require_ours(chosen: dict[str, str]) -> None:
-    for flag, name in chosen.items():
+    for part, name in chosen.items():
         if ":" in name:
-            raise UserError(f"--{flag} {name}: names a class of somebody's own, a program, and nothing is run here")
+            raise UserError(f"--{part} {name}: names a class of somebody's own, a program, and nothing is run here")
 
 
 def _first_look(argv: Sequence[str]) -> tuple[dict[str, str | None], bool, bool]:
     """The options that decide which others exist, whether help is wanted, and whether classes in files are trusted."""
     look = _plain_parser()
-    for flag in ("algo", "model", "data", "task", "config", "resume"):
-        look.add_argument(f"--{flag}")
+    for part in ("algo", "model", "data", "task", "config", "resume"):
+        look.add_argument(f"--{part}")
     look.add_argument("-h", "--help", action="store_true")
     look.add_argument("--trust", nargs="?", const="true", default="false")
     known, _ = look.parse_known_args(list(argv))
@@ -233,14 +233,14 @@ def _parser_of(chosen: tuple[tuple[str, str, type], ...]) -> _Parser:
     classes = {"run": RunOptions, **{flag: cls for flag, _, cls in chosen}}
     names = {flag: name for flag, name, _ in chosen}
     owners: dict[str, str] = {}
-    for flag, cls in classes.items():
+    for part, cls in classes.items():
         undecorated = "__annotations__" in vars(cls) and "__dataclass_fields__" not in vars(cls)
         if not dataclasses.is_dataclass(cls) or undecorated:
-            raise UserError(f"--{flag} {names[flag]}: its class Options must be decorated with @dataclass.")
+            raise UserError(f"--{part} {names[part]}: its class Options must be decorated with @dataclass.")
         for field in dataclasses.fields(cls):
-            if owners.setdefault(field.name, flag) != flag:
+            if owners.setdefault(field.name, part) != part:
                 raise UserError(
-                    f"The options of --{flag} {names[flag]} and of the {owners[field.name]} both define "
+                    f"The options of --{part} {names[part]} and of the {owners[field.name]} both define "
                     f"{field.name!r}; rename the field in the class of your own."
                 )
     parser = _Parser(
@@ -251,16 +251,16 @@ def _parser_of(chosen: tuple[tuple[str, str, type], ...]) -> _Parser:
         conflict_resolution=ConflictResolution.NONE,
         argument_generation_mode=ArgumentGenerationMode.FLAT,
     )
-    for flag, cls in classes.items():
-        parser.add_arguments(cls, flag)
+    for part, cls in classes.items():
+        parser.add_arguments(cls, part)
     # Else it would be made ready when it first parses: by several threads at once, or half, and kept so after an error.
     try:
         parser._preprocessing()
     except ConflictResolutionError as error:
-        flag = re.search(r"'-*([\w-]+)'", str(error))
+        called = re.search(r"'-*([\w-]+)'", str(error))
         fields = " and ".join(re.findall(r"field '([\w.]+)'", str(error)))
         raise UserError(
-            f"Two options are called --{flag[1].replace('_', '-') if flag else ''} ({fields}): a dataclass within the "
+            f"Two options are called {flag(called[1]) if called else '--'} ({fields}): a dataclass within the "
             "options of a class of your own has a name that is taken; rename that field."
         ) from error
     return parser
@@ -280,19 +280,17 @@ def _unknown_option(unknown: list[str], parser: argparse.ArgumentParser, entries
     flags, called = [word for word in unknown if word.startswith("--")], command_line("train")
     if not flags:
         return f"Unexpected word {unknown[0]!r}; options begin with two dashes ({called} --help lists them)."
-    flag = flags[0].partition("=")[0]
-    name = flag[2:].replace("-", "_")
+    given = flags[0].partition("=")[0]
+    name = given[2:].replace("-", "_")
     for registry in REGISTRIES:
         having = [entry.name for entry in registry.entries.values() if _has_option(entry, name)]
         if having:
             return (
-                f"{flag} is an option of --{registry.flag} {', '.join(having)}, not of "
+                f"{given} is an option of --{registry.flag} {', '.join(having)}, not of "
                 f"--{registry.flag} {entries[registry.flag].name}."
             )
-    known = {
-        "--" + option.lstrip("-").replace("_", "-") for action in parser._actions for option in action.option_strings
-    }
-    return f"Unknown option {flag}{did_you_mean(flag, sorted(known))} ({called} --help lists all)."
+    known = {flag(option.lstrip("-")) for action in parser._actions for option in action.option_strings}
+    return f"Unknown option {given}{did_you_mean(given, sorted(known))} ({called} --help lists all)."
 
 
 def _has_option(entry: Entry, name: str) -> bool:
@@ -302,16 +300,16 @@ def _has_option(entry: Entry, name: str) -> bool:
 def _one_sentence(message: str, parser: argparse.ArgumentParser) -> str:
     """argparse's message in our form: what was expected, what was found."""
     match = re.match(r"argument (\S+?)(?:, |/|:)", message)
-    flag = "--" + match.group(1).lstrip("-").replace("_", "-") if match else ""
+    where = flag(match.group(1).lstrip("-")) if match else ""
     if choice := re.search(r"invalid choice: '?([^' ]*)'? \(choose from (.*)\)", message):
         choices = [word.strip(" '") for word in choice.group(2).split(",")]
-        return str(wrong_choice(flag, choice.group(1), choices))
+        return str(wrong_choice(where, choice.group(1), choices))
     if boolean := re.search(r"[Bb]oolean value expected.*'(.*)'", message):
-        return str(wrong_type(flag or "An option", "bool", repr(boolean.group(1))))
+        return str(wrong_type(where or "An option", "bool", repr(boolean.group(1))))
     if value := re.search(r"invalid (\S+) value: (.*)", message):
-        return str(wrong_type(flag, value.group(1).strip("'").removeprefix("_parse_"), value.group(2)))
+        return str(wrong_type(where, value.group(1).strip("'").removeprefix("_parse_"), value.group(2)))
     if "expected" in message and match:
-        return f"{flag}: {message.partition(': ')[2]}, found none."
+        return f"{where}: {message.partition(': ')[2]}, found none."
     return message[0].upper() + message[1:] + "."
 
 
@@ -320,7 +318,7 @@ def _one_sentence(message: str, parser: argparse.ArgumentParser) -> str:
 
 def _manual(entries: dict[str, Entry], defaults: argparse.Namespace) -> str:
     width = min(shutil.get_terminal_size().columns, 110)
-    algo, model, data = (entries[flag].name for flag in ("algo", "model", "data"))
+    algo, model, data = (entries[part].name for part in ("algo", "model", "data"))
     called = command_line("train")
     blocks = [
         "Train a deep network by target propagation or a relative of it.",
@@ -338,8 +336,8 @@ def _manual(entries: dict[str, Entry], defaults: argparse.Namespace) -> str:
         lines += [f"  {entry.name:<16}{entry.summary}" for entry in registry.entries.values()]
         blocks.append("\n".join(lines))
     titles = {"run": "run", "algo": f"rule {algo}", "model": f"network {model}", "data": f"dataset {data}"}
-    for flag, cls in _option_classes(entries).items():
-        blocks.append(_describe(titles[flag], cls, getattr(defaults, flag), width))
+    for part, cls in _option_classes(entries).items():
+        blocks.append(_describe(titles[part], cls, getattr(defaults, part), width))
     blocks.append("presets:\n" + textwrap.indent(_wrap(", ".join(preset_names()), width - 2), "  "))
     blocks.append(
         "examples:\n"
@@ -359,7 +357,7 @@ def _describe(title: str, cls: type, values: Any, width: int) -> str:
         default = as_arguments({field.name: getattr(values, field.name)})[1:]
         if default:
             text += f" (default: {' '.join(default)})"
-        lines.append(f"  --{field.name.replace('_', '-')} {_type_words(field.type)}")
+        lines.append(f"  {flag(field.name)} {_type_words(field.type)}")
         lines.append(textwrap.indent(_wrap(text, width - 6), " " * 6))
     return "\n".join(lines)
 

@@ -12,6 +12,7 @@ from importlib import import_module
 from dtp.cli.commands import run_command
 from dtp.cli.program import COMMANDS
 from dtp.errors import UserError
+from dtp.fields import flag
 
 SHELLS = ("bash", "zsh", "tcsh")
 _HELP = """usage: dtp completion bash|zsh|tcsh
@@ -70,4 +71,4 @@ def _add_training_options(parser: argparse.ArgumentParser) -> None:
             found = choices.setdefault(field.name, [])
             found += [word for word in words if word not in found]
     for name, words in choices.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", choices=words or None)
+        parser.add_argument(flag(name), choices=words or None)

@@ -13,7 +13,7 @@ import yaml
 from dtp.algorithms import ALGORITHMS
 from dtp.cli.commands import command_line
 from dtp.errors import UserError, user_path
-from dtp.fields import checked, option, require_precision
+from dtp.fields import checked, flag, option, require_precision
 from dtp.registry import did_you_mean
 
 # Of a YAML file. Ours have a few kilobytes.
@@ -322,7 +322,7 @@ def as_arguments(values: dict[str, Any], empty: bool = False) -> list[str]:
             raise UserError(f"expected names of options, found {key!r}; write lines of the form 'option: value'.")
         if odd := [word for word in words if word.startswith("--")]:
             raise UserError(f"{key}: expected a value, found {odd[0]!r}, which begins as options do; take it out.")
-        arguments += [f"--{key.replace('_', '-')}", *words]
+        arguments += [flag(key), *words]
     return arguments
 
 

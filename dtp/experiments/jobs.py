@@ -17,6 +17,7 @@ from typing import IO, Any, Literal
 from dtp.cli.arguments import parse
 from dtp.cli.config import Config, as_arguments, read_yaml
 from dtp.errors import UserError
+from dtp.fields import flag
 from dtp.run.folder import CONFIG_FILE, FAILURE_FILE, Run, require_same_configuration, write_failure
 from dtp.run.reading import has_finished
 from dtp.system.locks import try_lock
@@ -89,9 +90,8 @@ class Job:
             return
         for name in ("test_weights", "limit_val_batches"):
             if name in saved and saved[name] != getattr(run, name):
-                flag = name.replace("_", "-")
                 raise UserError(
-                    f"{self.folder}: has finished with --{flag} {saved[name]}, found {getattr(run, name)}; give "
+                    f"{self.folder}: has finished with {flag(name)} {saved[name]}, found {getattr(run, name)}; give "
                     "another folder for them all."
                 )
         if summary["epochs"] > run.max_epochs or 0 < run.max_steps < summary["steps"]:

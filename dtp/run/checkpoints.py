@@ -20,6 +20,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from dtp.cli.commands import command_line
 from dtp.cli.config import Config
 from dtp.errors import UserError, user_path
+from dtp.fields import flag
 from dtp.run.folder import (
     CHECKPOINTS,
     RANKS_MAY_DIFFER,
@@ -83,7 +84,7 @@ class Checkpoints(Checkpoint):
     def _require_agreement(self, trainer: pl.Trainer) -> None:
         """Raise UserError unless all ranks are about to do the same: options, numbers of images, checkpoint."""
         options = {name: value for name, value in saved_options(self.config).items() if name not in RANKS_MAY_DIFFER}
-        mine = {f"--{name.replace('_', '-')}": value for name, value in options.items()}
+        mine = {flag(name): value for name, value in options.items()}
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue] (Lightning's connectors set it)
         mine |= {f"number of {split} images": size for split, size in data.sizes.items()}
         checkpoint = self.run.checkpoint

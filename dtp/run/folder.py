@@ -20,6 +20,7 @@ from dtp.cli.commands import command_line
 from dtp.cli.config import Config, read_yaml
 from dtp.distributed import watch
 from dtp.errors import UserError
+from dtp.fields import flag
 from dtp.run.provenance import masked
 from dtp.run.reading import read_summary
 from dtp.system.files import SUFFIX, temporary_beside, write_atomically
@@ -321,12 +322,12 @@ def require_same_configuration(what: Path, saved: dict[str, Any], config: Config
             before, now = different[name]
             if name not in saved:
                 raise UserError(
-                    f"{what} was made before --{name.replace('_', '-')} existed, by a version that computes otherwise; "
+                    f"{what} was made before {flag(name)} existed, by a version that computes otherwise; "
                     "start a new run with another --run-dir."
                 )
             why = ", and its learning rate follows a schedule over all of them" if name == "max_epochs" else ""
             raise UserError(
-                f"{what} was made with --{name.replace('_', '-')} {_shown(before)}, not {_shown(now)}{why}; a resumed "
+                f"{what} was made with {flag(name)} {_shown(before)}, not {_shown(now)}{why}; a resumed "
                 f"run keeps its configuration: go on with --resume {what} alone, or start a new run with another "
                 "--run-dir."
             )

@@ -28,7 +28,7 @@ from dtp.experiments.search.study import (
     result_of,
     shown,
 )
-from dtp.fields import MOST_OFTEN
+from dtp.fields import MOST_OFTEN, flag
 from dtp.run.folder import MAY_DIFFER, saved_options
 from dtp.run.provenance import recorded
 
@@ -112,11 +112,12 @@ def _search(argv: Sequence[str]) -> int:
     ):
         if not least <= (found := getattr(options, name)) <= most:
             expected = f"at least {least}" if found < least else f"at most {most}"
-            raise UserError(f"--{name.replace('_', '-')}: expected a whole number of {expected}, found {found}.")
+            raise UserError(f"{flag(name)}: expected a whole number of {expected}, found {found}.")
     # Where something must not be overwritten, say so before hours are spent.
-    for flag, path in (("write-preset", options.write_preset), ("wandb-sweep", options.wandb_sweep)):
+    for name in ("write_preset", "wandb_sweep"):
+        path = getattr(options, name)
         if path is not None and path.exists():
-            raise UserError(f"--{flag} {path}: exists already, and nothing is overwritten; give another name.")
+            raise UserError(f"{flag(name)} {path}: exists already, and nothing is overwritten; give another name.")
     config, given = _given(words)
     space = _space(options.space, config, given, words)
     objective = options.objective or USUAL_OBJECTIVE.get(config.run.task, "val/accuracy")
@@ -151,7 +152,7 @@ def _given(words: Sequence[str]) -> tuple[Config, dict[str, Any]]:
     names = [word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--") and len(word) > 2]
     for name in ("run_dir", "resume"):
         if name in names:
-            raise UserError(f"--{name.replace('_', '-')}: expected not here, for each trial has a folder of its own.")
+            raise UserError(f"{flag(name)}: expected not here, for each trial has a folder of its own.")
     if parse_limit("limit-val-batches", config.run.limit_val_batches, least=0) == 0:
         raise UserError("--limit-val-batches: expected at least 1, for trials are judged by their validation, found 0.")
     values = config.as_dict()

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from dtp.algorithms import ALGORITHMS
 from dtp.cli.config import comment_of, load_yaml
 from dtp.errors import UserError, user_path
-from dtp.fields import said_of
+from dtp.fields import flag, said_of
 from dtp.registry import did_you_mean
 
 if TYPE_CHECKING:
@@ -179,9 +179,7 @@ def _space(name: str, where: str, origin: str, content: dict[str, Any]) -> Space
     for option, value in content.items():
         option = option.replace("-", "_")
         if option in NOT_SEARCHED:
-            raise UserError(
-                f"{where}: {option!r} is no option of a domain; give --{option.replace('_', '-')} to the search."
-            )
+            raise UserError(f"{where}: {option!r} is no option of a domain; give {flag(option)} to the search.")
         if value is None:
             raise UserError(f"{where}: {option}: expected a value, found none (null); give one, or take the line out.")
         if isinstance(value, dict):

@@ -21,6 +21,7 @@ from dtp.cli.config import as_arguments
 from dtp.errors import UserError, user_path
 from dtp.experiments.jobs import FAILURE_FILE, Job, State, last_line
 from dtp.experiments.search.space import Space
+from dtp.fields import flag
 from dtp.run.folder import METRICS_FILE, Run
 from dtp.run.provenance import masked, recorded
 from dtp.run.reading import read_metrics
@@ -299,13 +300,13 @@ class Study:
         for part in now:
             if before.get(part) == now[part]:
                 continue
-            what, old, new = part.replace("_", "-"), before.get(part), now[part]
+            what, old, new = flag(part), before.get(part), now[part]
             if isinstance(old, dict) and isinstance(new, dict):
                 what = next(name for name in sorted({*old, *new}) if old.get(name) != new.get(name))
                 old, new = old.get(what, "nothing"), new.get(what, "nothing")
-                what = what.replace("_", "-") if part == "options" else f"{what.replace('_', '-')} of the domain"
+                what = flag(what) if part == "options" else f"{flag(what)} of the domain"
             raise UserError(
-                f"{self.folder}: this study was begun with --{what} {old}, not {new}; go on as it was begun, or give "
+                f"{self.folder}: this study was begun with {what} {old}, not {new}; go on as it was begun, or give "
                 "another --study."
             )
 

@@ -14,6 +14,7 @@ from dtp.cli.commands import CommandParser, command_line, command_words, run_com
 from dtp.errors import UserError
 from dtp.experiments.jobs import MOST_AT_ONCE, run_jobs
 from dtp.experiments.sweep.plan import SWEEPS, read_sweep, sweep_path
+from dtp.fields import flag
 from dtp.run.provenance import recorded, without_places
 from dtp.system.files import write_atomically
 
@@ -133,5 +134,5 @@ def extra_options(words: Sequence[str]) -> dict[str, Any]:
             options[name].append(word)
     for name in ("seed", "run_dir", "resume"):
         if name in options:
-            raise UserError(f"--{name.replace('_', '-')}: expected not here, for each run of a sweep has its own.")
+            raise UserError(f"{flag(name)}: expected not here, for each run of a sweep has its own.")
     return {name: values[0] if len(values) == 1 else values for name, values in options.items()}

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from dtp.cli.commands import CommandParser, command_line, command_words, run_command
 from dtp.errors import UserError
 from dtp.experiments.theory.options import STUDIES, Study, StudyOptions
+from dtp.fields import flag
 from dtp.registry import did_you_mean
 from dtp.system.files import write_json
 from dtp.system.memory import importing_torch, keep_freed_memory
@@ -103,7 +104,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     given, unknown = make_parser().parse_known_args(list(argv))
     fields = [field.name for field in dataclasses.fields(STUDIES[given.study].options)]
     if unknown:
-        flags = ["--output", "--draw", *(f"--{name.replace('_', '-')}" for name in fields)]
+        flags = ["--output", "--draw", *map(flag, fields)]
         raise UserError(
             f"Unknown option {unknown[0]}{did_you_mean(unknown[0], flags)} "
             f"({command_line('theory')} {given.study} --help lists all)."
@@ -145,7 +146,7 @@ def _add_options(parser: argparse.ArgumentParser, options: type[StudyOptions]) -
             settings.update(choices=get_args(kind))
         else:
             settings.update(type=kind if kind is str else _number(kind), metavar=_WORDS[kind])
-        parser.add_argument(f"--{field.name.replace('_', '-')}", **settings)
+        parser.add_argument(flag(field.name), **settings)
 
 
 _WORDS = {int: "INT", float: "NUMBER", str: "WORD"}

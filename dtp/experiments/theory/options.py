@@ -78,7 +78,7 @@ class StudyOptions:
     def _require_count(self, name: str, counts: Sequence[int], of: str) -> None:
         if len(getattr(self, name)) not in counts:
             raise UserError(
-                f"--{name.replace('_', '-')}: expected {' or '.join(map(str, counts))} values, {of}; "
+                f"{fields.flag(name)}: expected {' or '.join(map(str, counts))} values, {of}; "
                 f"found {len(getattr(self, name))}."
             )
 
