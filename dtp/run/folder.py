@@ -327,13 +327,13 @@ def require_same_configuration(what: Path, saved: dict[str, Any], config: Config
                 )
             why = ", and its learning rate follows a schedule over all of them" if name == "max_epochs" else ""
             raise UserError(
-                f"{what} was made with {flag(name)} {_shown(before)}, not {_shown(now)}{why}; a resumed "
+                f"{what} was made with {flag(name)} {_as_typed(before)}, not {_as_typed(now)}{why}; a resumed "
                 f"run keeps its configuration: go on with --resume {what} alone, or start a new run with another "
                 "--run-dir."
             )
 
 
-def _shown(value: Any) -> str:
+def _as_typed(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -22,7 +22,7 @@ from dtp.experiments.report.words import (
     describe_network,
     folder_of_images,
     model_options,
-    shown,
+    value_words,
 )
 
 # What is not part of a configuration whose runs are averaged: the seed, where data lie, how a run is watched.
@@ -287,7 +287,7 @@ def _label(groups: Sequence[Group]) -> None:
         same = [other.compared for other in groups if other.rule == group.rule]
         names = sorted(set().union(*same))
         differing = [name for name in names if len({_key(options.get(name)) for options in same}) > 1]
-        words = ", ".join(f"{name.replace('_', ' ')} {shown(group.compared.get(name))}" for name in differing)
+        words = ", ".join(f"{name.replace('_', ' ')} {value_words(group.compared.get(name))}" for name in differing)
         if len(differing) > 3:
             # The folder that its runs share, or that of its only run.
             folder = group.runs[0].folder
@@ -403,7 +403,7 @@ def _differences(group: Group, baseline: Group) -> list[str]:
     """What must be said of a comparison of times that is made nevertheless."""
     ours, theirs = model_options(group.options), model_options(baseline.options)
     other = [
-        f"{name.replace('_', ' ')} {shown(theirs.get(name))}"
+        f"{name.replace('_', ' ')} {value_words(theirs.get(name))}"
         for name in ("activation", "bias", "standardise")
         if ours.get(name) != theirs.get(name)
     ]

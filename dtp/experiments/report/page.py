@@ -18,7 +18,7 @@ from dtp.experiments.report import WRITER
 from dtp.experiments.report.groups import ANGLES, COSTS, FURTHER, Group, Measure, Study, unsteadiness
 from dtp.experiments.report.published import Figure, is_whole, matches, nearest
 from dtp.experiments.report.reading import RunRecord
-from dtp.experiments.report.words import shown
+from dtp.experiments.report.words import value_words
 from dtp.run.provenance import without_places
 
 MARK = f"<!-- Written by {WRITER}, which replaces this page and its figures. -->"
@@ -119,7 +119,7 @@ def _budget_words(options: dict[str, Any], names: Sequence[str]) -> list[str]:
         elif name == "precision" and str(value or "32") not in ("32", "32-true"):
             words.append(f"precision {value}")
         elif name == "val_size" and value is not None:
-            words.append(f"validation size {shown(value)}")
+            words.append(f"validation size {value_words(value)}")
     return words
 
 

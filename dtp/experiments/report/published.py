@@ -14,7 +14,7 @@ from dtp.algorithms import ALGORITHMS
 from dtp.cli.config import find_preset
 from dtp.experiments.over_seeds import Statistic
 from dtp.experiments.report.groups import Group
-from dtp.experiments.report.words import describe_network, model_options, shown
+from dtp.experiments.report.words import describe_network, model_options, value_words
 from dtp.models import MODELS
 
 FILE = Path(__file__).parent / "published.yaml"
@@ -197,7 +197,7 @@ def _values(group: Group, figure: Figure) -> list[str]:
     network = model_options(group.options)
     wanted = {**usual, **preset.values}
     differing = [
-        f"{name.replace('_', ' ')} {shown(group.options.get(name))} for {shown(value)}"
+        f"{name.replace('_', ' ')} {value_words(group.options.get(name))} for {value_words(value)}"
         for name, value in wanted.items()
         if name not in NOT_A_VALUE
         and (name not in network or name in NOT_THE_NETWORK)

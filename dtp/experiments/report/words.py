@@ -9,14 +9,14 @@ from typing import Any
 from dtp.models import MODELS
 
 
-def shown(value: Any) -> str:
+def value_words(value: Any) -> str:
     """A value of an option in words."""
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list):
         if len(value) > 2 and value.count(value[0]) == len(value):
-            return f"{len(value)}x{shown(value[0])}"
-        return "-".join(shown(item) for item in value) or "none"
+            return f"{len(value)}x{value_words(value[0])}"
+        return "-".join(value_words(item) for item in value) or "none"
     return f"{value:.4g}" if isinstance(value, float) else "unset" if value in (None, "") else str(value)
 
 
@@ -31,10 +31,10 @@ def describe_network(options: dict[str, Any]) -> str:
     """The network in words: its sizes, its nonlinearity, and what else is not as usual."""
     own = model_options(options)
     words = [str(options["model"])]
-    words += [f"{name} {shown(own[name])}" for name in ("kernels", "channels", "strides") if name in own]
+    words += [f"{name} {value_words(own[name])}" for name in ("kernels", "channels", "strides") if name in own]
     widths = own.get("widths", own.get("hidden"))
     if widths not in (None, []):
-        words.append(shown(widths))
+        words.append(value_words(widths))
     elif "widths" in own and widths == []:
         words.append("one layer")
     if "activation" in own:

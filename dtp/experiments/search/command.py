@@ -26,7 +26,7 @@ from dtp.experiments.search.study import (
     TrialState,
     best_trial,
     result_of,
-    shown,
+    short_arguments,
 )
 from dtp.fields import MOST_OFTEN, flag
 from dtp.run.folder import MAY_DIFFER, saved_options
@@ -219,7 +219,7 @@ def _table(trials: list[Trial], objective: str) -> str:
         ranked.append(best)
         rest.remove(best)
     for trial in ranked:
-        lines.append(f"  {trial.folder}  {objective} {trial.value:.4f}  {shown(trial.options)}")
+        lines.append(f"  {trial.folder}  {objective} {trial.value:.4f}  {short_arguments(trial.options)}")
     lines += [f"  {trial.folder}  {trial.state}: {trial.why}" for trial in trials if trial.why]
     return "\n".join(lines)
 

@@ -238,7 +238,8 @@ class Study:
             self._taken.add(number)
             self._write()
         job = self._job(self._study.get_trials(deepcopy=False)[number])
-        self._tell(f"{job.folder.name} of {total}: {shown({name: job.options[name] for name in self._distributions})}")
+        drawn = {name: job.options[name] for name in self._distributions}
+        self._tell(f"{job.folder.name} of {total}: {short_arguments(drawn)}")
         return job
 
     # --- store ------------------------------------------------------------------------------------------------------
@@ -382,7 +383,7 @@ def result_of(folder: Path) -> dict[str, Any]:
     return Run(folder).summary or {}
 
 
-def shown(options: dict[str, Any]) -> str:
+def short_arguments(options: dict[str, Any]) -> str:
     """Values of parameters in few words."""
     short = {name: float(f"{value:.3g}") if isinstance(value, float) else value for name, value in options.items()}
     return " ".join(as_arguments(short))

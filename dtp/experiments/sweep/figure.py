@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dtp.errors import UserError
 from dtp.experiments.jobs import Job
 from dtp.experiments.over_seeds import statistic
-from dtp.experiments.sweep.plan import Part, Sweep, shown
+from dtp.experiments.sweep.plan import Part, Sweep, value_label
 from dtp.experiments.sweep.results import Measured, collect, metric_name, write_results
 from dtp.plots.style import (
     color,
@@ -184,7 +184,7 @@ def _panels(part: Part, measured: Sequence[Measured]) -> list[Panel]:
 
 
 def _value(m: Measured, name: str) -> str:
-    return m.point.variant if name == "variant" else shown(m.point.values[name])
+    return m.point.variant if name == "variant" else value_label(m.point.values[name])
 
 
 def _swept(x: str) -> str:

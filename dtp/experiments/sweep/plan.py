@@ -64,13 +64,13 @@ class Point:
     @property
     def name(self) -> str:
         """In words, for legends and tables."""
-        values = [f"{option.replace('_', ' ')} {shown(value)}" for option, value in self.values.items()]
+        values = [f"{option.replace('_', ' ')} {value_label(value)}" for option, value in self.values.items()]
         return ", ".join([*([self.variant] if self.variant else []), *values]) or "all"
 
     @property
     def folder(self) -> str:
         """Its folder below that of the sweep."""
-        values = [f"{option}={shown(value, '+')}" for option, value in self.values.items()]
+        values = [f"{option}={value_label(value, '+')}" for option, value in self.values.items()]
         return re.sub(r",? +|[^\w.=,+-]+", "-", ",".join([*([self.variant] if self.variant else []), *values])) or "all"
 
 
@@ -282,7 +282,7 @@ def _kind(content: Any) -> str:
     return {"NoneType": "nothing", "list": "a list", "str": "a text"}.get(type(content).__name__, repr(content))
 
 
-def shown(value: Any, between: str = " ") -> str:
+def value_label(value: Any, between: str = " ") -> str:
     """A value of an option in words."""
     if not isinstance(value, list):
         return str(value)
