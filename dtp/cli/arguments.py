@@ -169,7 +169,7 @@ def _require_same_names(first: dict[str, str | None], saved: str, values: dict[s
 
 
 def _require_named_classes(first: dict[str, str | None], files: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """Raise UserError if a class of somebody's own, which is a program, is named by a file alone."""
+    """Raise UserError if a file alone names a class from outside the package, for importing one runs it."""
     for part in (registry.flag for registry in REGISTRIES if not first[registry.flag]):
         named = [(name, str(values[part])) for name, values in files if values.get(part)]
         for name, found in named[-1:]:
@@ -212,7 +212,7 @@ def _tasks(rule: Entry) -> tuple[str, tuple[str, ...]]:
 
 
 def _usual_loss(task: str, rule: Entry) -> list[tuple[str, list[str]]]:
-    """What stands for ``--loss`` where the task is not the one of the options' defaults; everything else beats it."""
+    """The default of ``--loss`` for auto-encoders; presets, files and the command line beat it."""
     loss = next((field for field in dataclasses.fields(rule.load_options()) if field.name == "loss"), None)
     fits = loss is not None and "squared" in str(loss.type)
     return [("--task autoencoder", ["--loss", "squared"])] if task == "autoencoder" and fits else []

@@ -102,7 +102,7 @@ def _say_interrupted() -> int:
 
 
 def _end(status: int, ignored: Iterable[int]) -> None:
-    """What is to be said has been: a signal changes nothing any more, and Ctrl-C only has the process end sooner."""
+    """Ignore signals, for the command is done; Ctrl-C only ends the process sooner."""
     for signum in ignored:
         signal.signal(signum, signal.SIG_IGN)
     signal.signal(signal.SIGINT, lambda signum, frame: os._exit(status))

@@ -63,7 +63,7 @@ class Job:
 
     @property
     def has_begun(self) -> bool:
-        """Whether it has been trained at all; if not, it failed by what may be elsewhere today, such as its data."""
+        """Whether it has been trained at all; if not, the cause of its failure, such as missing data, may be gone."""
         return (self.folder / CONFIG_FILE).is_file()
 
     def config(self) -> Config:

@@ -63,7 +63,7 @@ def output_shape(module: nn.Module, in_shape: Iterable[int]) -> Size:
 
 
 def _is_plain(module: nn.Module, kinds: Container[type[nn.Module]]) -> bool:
-    """Whether nobody has changed what a module of one of these kinds does."""
+    """Whether a module is of one of these kinds, and has neither hooks nor a ``forward`` of its own."""
     return type(module) in kinds and "forward" not in vars(module) and not has_hooks(module)
 
 

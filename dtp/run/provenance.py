@@ -31,7 +31,7 @@ def recorded(words: Sequence[str]) -> str:
 
 
 def without_places(words: Iterable[str]) -> list[str]:
-    """The words of a command without what is of one machine: folders that it reads are DIR, its own are left out."""
+    """The words of a command without the folders of one machine: those that it reads are DIR, its own are left out."""
     kept: list[str] = []
     rest = iter(words)
     for word in rest:

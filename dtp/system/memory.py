@@ -31,11 +31,10 @@ def keep_freed_memory() -> bool:
 
 @contextmanager
 def importing_torch() -> Iterator[None]:
-    """Let no garbage be looked for while torch and Lightning are imported, nor later among what they have made.
+    """Stop garbage collection while torch and Lightning are imported, and keep it off the objects they have made.
 
-    They make very many objects and keep them all; to go through these again and again, and once more as the process
-    ends, would make every command slower. Nothing changes where torch has been imported before, as in the process of a
-    user of the library.
+    They make very many objects and keep them all. To search these again and again, and once more as the process ends,
+    would slow down every command. Nothing changes where torch has been imported before, as in a user's own program.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield

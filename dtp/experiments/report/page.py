@@ -246,7 +246,7 @@ def _accuracy(figure: Figure) -> str:
 
 
 def angles(study: Study) -> list[list[str]]:
-    """The rows of the table of angles. Those of backprop are zero, by what they are."""
+    """The rows of the table of angles. Backprop has none: its angle to itself is zero."""
     found = [(g.label, *map(g.angles, ANGLES)) for g in study.groups if g.rule != "bp"]
     return [[f"`{label}`", *map(_layers, kinds)] for label, *kinds in found if any(kinds)]
 
@@ -325,7 +325,7 @@ def provenance(finished: Sequence[RunRecord], timed: Sequence[RunRecord]) -> tup
 
 
 def command_words(run: RunRecord) -> list[str]:
-    """The commands of a run without what is of its machine: the folders of data and run, and going on."""
+    """The commands of a run without what belongs to its machine: folders of data and runs, and ``--resume``."""
     return [_without_places(command) for command in run.commands]
 
 

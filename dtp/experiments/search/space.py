@@ -91,7 +91,7 @@ class Space:
     where: str = ""
 
     def without(self, names: Iterable[str]) -> Space:
-        """The same without these options, which somebody else sets."""
+        """The same without these options, which the command line sets."""
         names = set(names)
         parameters, fixed = (
             {name: value for name, value in values.items() if name not in names}

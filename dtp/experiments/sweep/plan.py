@@ -120,7 +120,7 @@ class Sweep:
             extra: options of the command line, which beat those of the file.
 
         Raises:
-            UserError: two settings become the same by these; or the file alone names a class of somebody's own.
+            UserError: two settings become the same by these; or the file alone names a class from outside the package.
         """
         seen: dict[str, str] = {}
         for point in self.points:
