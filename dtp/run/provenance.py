@@ -46,6 +46,17 @@ def without_places(words: Iterable[str]) -> list[str]:
     return kept
 
 
+def portable(command: str) -> str:
+    """A recorded command as on any machine: without its folders, and with main.py where one stands."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        words = command.split()
+    if words[1:] and words[1].endswith("main.py"):
+        words[1] = "main.py"
+    return shlex.join(without_places(words))
+
+
 def versions() -> dict[str, str]:
     """Versions of dtp, Python, torch and Lightning, and the commit of the source tree."""
     import lightning

@@ -6,7 +6,6 @@ Its text is in ``page.md.jinja``; here is what the cells and the notes say.
 from __future__ import annotations
 
 import re
-import shlex
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from dtp.experiments.report.groups import ANGLES, COSTS, FURTHER, Group, Measure
 from dtp.experiments.report.published import Figure, is_whole, matches, nearest
 from dtp.experiments.report.reading import RunRecord
 from dtp.experiments.report.words import value_words
-from dtp.run.provenance import without_places
+from dtp.run.provenance import portable
 
 MARK = f"<!-- Written by {WRITER}, which replaces this page and its figures. -->"
 # Nearest published figures named for each group.
@@ -326,17 +325,7 @@ def provenance(finished: Sequence[RunRecord], timed: Sequence[RunRecord]) -> tup
 
 def command_words(run: RunRecord) -> list[str]:
     """The commands of a run without what belongs to its machine: folders of data and runs, and ``--resume``."""
-    return [_without_places(command) for command in run.commands]
-
-
-def _without_places(command: str) -> str:
-    try:
-        words = shlex.split(command)
-    except ValueError:
-        words = command.split()
-    if words[1:] and words[1].endswith("main.py"):
-        words[1] = "main.py"
-    return shlex.join(without_places(words))
+    return [portable(command) for command in run.commands]
 
 
 # --- JSON -------------------------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 from dtp.errors import UserError
 from dtp.experiments.search.study import Trial, best_trial, described_trials, read_study, result_of
 from dtp.plots.style import color, finish, new_figure, save_figure
+from dtp.run.provenance import portable
 from dtp.run.reading import is_share
 from dtp.system.files import write_atomically
 
@@ -213,7 +213,7 @@ def _numbers(study: Drawn) -> dict[str, Any]:
     return {
         "name": study.name,
         "id": study.content["id"],
-        "command": re.sub(r"(--data[-_]dir[ =])\S+", r"\1DIR", study.content["command"]),
+        "command": portable(study.content["command"]),
         "settings": _without_paths(study.content["settings"]),
         "domain": study.content.get("domain", ""),
         "drawn": _what(study.objective),

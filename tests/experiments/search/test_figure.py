@@ -12,7 +12,7 @@ from tests.experiments.search.helpers import fail, open_study, train, write_metr
 
 pytestmark = pytest.mark.usefixtures("here")
 
-COMMAND = "python -m dtp.search --algo bp --data-dir /home/me/mnist --data_dir=/b --trials 4"
+COMMAND = 'python -m dtp.search --algo bp --data-dir "/home/me/my mnist" --data_dir=/b --trials 4'
 
 
 def study(name, values, diverged=0, **changes):
@@ -44,7 +44,7 @@ def test_several_studies_side_by_side():
 def test_the_record_holds_no_path_of_the_machine():
     draw_studies([study("one", [0.9])], Path("one.png"))
     text = Path("one.json").read_text()
-    assert "--data-dir DIR --data_dir=DIR --trials 4" in text
+    assert "--data-dir DIR --data_dir DIR --trials 4" in text
     assert str(Path.cwd()) not in text and "/home/me" not in text
 
 
