@@ -174,18 +174,26 @@ def test_a_loss_that_is_a_module_goes_where_the_rule_goes():
     torch.testing.assert_close(rule.task_loss(rule(x.double()), y), expected)
 
 
-@pytest.mark.parametrize("name", ALGORITHMS.names())
-def test_a_rule_follows_the_loss_it_is_given_or_refuses_it(name):
+OWN_LOSS = [name for name in ALGORITHMS.names() if not ALGORITHMS.resolve(name).load().learns_any_loss]
+
+
+@pytest.mark.parametrize("name", OWN_LOSS)
+def test_a_rule_that_is_made_for_a_loss_of_its_own_refuses_another(name):
+    from tests.algorithms.helpers import make, small_network
+
+    rule = make(name, small_network(name))
+    with pytest.raises(UserError, match=f"loss: {type(rule).__name__} is made for a loss of its own"):
+        rule.use(loss=nn.functional.cross_entropy)
+
+
+@pytest.mark.parametrize("name", [name for name in ALGORITHMS.names() if name not in OWN_LOSS])
+def test_a_rule_follows_the_loss_it_is_given(name):
     from tests.algorithms.helpers import make, small_network
 
     x, y, network, found = torch.randn(6, 1, 4, 4), torch.randint(5, (6,)), small_network(name), []
     for label in (1, 1, 2):
         torch.manual_seed(0)
         rule = make(name, copy.deepcopy(network))
-        if not rule.learns_any_loss:
-            with pytest.raises(UserError, match=f"loss: {type(rule).__name__} is made for a loss of its own"):
-                rule.use(loss=nn.functional.cross_entropy)
-            return
         # Of the same images and labels, another output is to grow.
         rule.use(loss=lambda output, goal, label=label: -output.log_softmax(1)[:, label].mean())
         found.append(rule.forward_gradients(x, y)[1])

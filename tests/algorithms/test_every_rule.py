@@ -31,6 +31,15 @@ every_rule = pytest.mark.parametrize("name", NAMES)
 every_network = pytest.mark.parametrize("name, kind", CASES)
 
 
+def is_a(name, template):
+    """Whether a rule is made from this template."""
+    return issubclass(ALGORITHMS.resolve(name).load(), template)
+
+
+def every_network_of(template):
+    return pytest.mark.parametrize("name, kind", [case for case in CASES if is_a(case.values[0], template)])
+
+
 def watch_steps(rule, monkeypatch):
     """What each call of ``rule.step`` changed: a list of (whether it was the forward step, names of tensors)."""
     steps, original = [], rule.step
@@ -343,13 +352,10 @@ def test_frozen_layers_stay_as_they_are_and_the_others_learn(name):
 # --- locality ---------------------------------------------------------------------------------------------------------
 
 
-@every_network
+@every_network_of(LocalLosses)
 def test_the_local_loss_of_a_layer_reaches_the_weights_of_that_layer_alone(name, kind):
     network = small_network(name, kind)
     rule = make_trained(name, network)
-    if not isinstance(rule, LocalLosses):
-        # Such rules have no local losses; what they do instead is the next test's.
-        return
     x, y = make_batch(network)
     x.requires_grad_()
     _, losses = rule.losses(x, y)
@@ -363,12 +369,10 @@ def test_the_local_loss_of_a_layer_reaches_the_weights_of_that_layer_alone(name,
         assert {id(t) for t, g in zip(everything, reached, strict=True) if g is not None} == own
 
 
-@every_network
+@every_network_of(LocalTargets)
 def test_targets_are_constants_of_the_shapes_of_the_activations(name, kind):
     network = small_network(name, kind)
     rule = make(name, network)
-    if not isinstance(rule, LocalTargets):
-        return
     x, y = make_batch(network)
     activations = rule.activations(x)
     targets = rule.targets(activations, y)
@@ -401,14 +405,10 @@ def test_no_layer_receives_an_input_that_carries_gradients_unless_the_rule_is_sa
     assert with_gradient <= ({network.depth} if penultimate else set())
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_local_rule_either_has_local_losses_or_uses_no_gradients_at_all(name, monkeypatch):
-    if facts(name).not_local:
-        return
+@pytest.mark.parametrize("name", [name for name in NAMES if not facts(name).not_local and not is_a(name, LocalLosses)])
+def test_a_local_rule_without_local_losses_uses_no_gradients_at_all(name, monkeypatch):
     network = small_network(name)
     rule = make_trained(name, network)
-    if isinstance(rule, LocalLosses):
-        return
 
     def refuse(*args, **kwargs):
         raise AssertionError("a gradient was asked for")

@@ -659,14 +659,10 @@ CHANGED_FEEDBACK = {
 
 
 @pytest.mark.parametrize("name", CHANGED_FEEDBACK)
-def test_feedback_that_does_more_than_its_operations_is_refused_or_equal(name):
+def test_feedback_that_does_more_than_its_operations_is_refused(name):
     layer = conv(nn.ELU(), nn.MaxPool2d(2))
-    one = Task(layer, MAPS, CHANGED_FEEDBACK[name](layer))
-    try:
-        ReducedLDRL(one.layer, one.feedback)
-    except NotReducible:
-        return
-    assert_same_training(one)
+    with pytest.raises(NotReducible):
+        ReducedLDRL(layer, CHANGED_FEEDBACK[name](layer))
 
 
 def test_hooks_of_the_feedback_before_its_map_are_part_of_it():
