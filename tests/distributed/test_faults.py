@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dtp.distributed.watch import LIMIT, Peer, Place, Watch, is_lost_connection
+from dtp.distributed.watch import Peer, Place, Watch, is_lost_connection
 from dtp.run.folder import newest_checkpoint
 from tests.preloaded import children
 from tests.runs import rows
@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.skipif(not Path("/proc").is_dir(), reason="looks for the processes that are left in /proc"),
 ]
 
-# Does what FAULT says on one rank in one batch, and notes when; every rank notes its process.
+# Does what FAULT says on one rank in one batch; every rank notes its process.
 RULE = """
 import os, resource, signal, time
 from pathlib import Path
@@ -46,7 +46,6 @@ class Faulty(DTP):
         Path(f"process-{self.global_rank}-{os.getpid()}").touch()
         what, rank, batch = os.environ.get("FAULT", "none 0 0").split()
         if self.global_rank == int(rank) and self.batches == int(batch):
-            Path("when").write_text(str(time.time()))
             if what == "bug":
                 raise ValueError("not thought of")
             if what == "mistake":
@@ -104,11 +103,10 @@ def run(place, command, fault="none 0 0", limit=150, new=False):
             process_ended = time.monotonic()
             while left(place) and time.monotonic() < process_ended + 60:
                 time.sleep(0.1)
-            took = time.time() - float((place / "when").read_text()) if (place / "when").exists() else None
             output.seek(0)
             text = output.read()
             assert not left(place), text
-            return status, text, took
+            return status, text
         finally:
             for number in left(place):
                 os.kill(number, signal.SIGKILL)
@@ -155,7 +153,7 @@ def whole(tmp_path_factory):
     place = tmp_path_factory.mktemp("whole")
     (place / "faulty.py").write_text(RULE)
     with children():
-        status, output, _ = run(place, [*PLAIN, *COMMAND, *TWO, "--run-dir", "run"])
+        status, output = run(place, [*PLAIN, *COMMAND, *TWO, "--run-dir", "run"])
     assert status == 0, output
     return place / "run"
 
@@ -175,28 +173,28 @@ def test_only_rank_zero_writes(whole):
 @pytest.mark.parametrize(
     "fault, status, message",
     [
-        ("bug 1 3", 1, "faulty.py, line 20, raised ValueError: not thought of"),
+        ("bug 1 3", 1, "faulty.py, line 19, raised ValueError: not thought of"),
         ("mistake 1 3", 2, "error: A mistake of one rank."),
         ("nan 1 3", 2, "error: Training diverged"),
     ],
 )
 def test_all_end_with_the_message_and_status_of_the_rank_that_fails(fault, status, message, place):
     command = [*PLAIN, *COMMAND, *TWO, "--run-dir", "run", "--checkpoint-every", "5"]
-    ended, output, took = run(place, command, fault)
+    ended, output = run(place, command, fault)
     assert message in the_error(output)
-    assert ended == status and took < LIMIT
+    assert ended == status
     assert output.count("Traceback") == (1 if fault.startswith("bug") else 0), output
 
 
 def test_under_torchrun_all_end_with_the_message_of_the_rank_that_fails(place):
-    status, output, took = run(place, [*torchrun(), *COMMAND, *TWO, "--run-dir", "run"], "mistake 1 3")
+    status, output = run(place, [*torchrun(), *COMMAND, *TWO, "--run-dir", "run"], "mistake 1 3")
     assert the_error(output) == "error: A mistake of one rank."
     # torchrun's own status, whatever that of its processes.
-    assert status == 1 and "exitcode: 2" in output and took < LIMIT
+    assert status == 1 and "exitcode: 2" in output
 
 
 def test_a_mistake_that_every_rank_finds_is_told_once(place):
-    status, output, _ = run(place, [*torchrun(), "--lr", "fast", "--run-dir", "run"])
+    status, output = run(place, [*torchrun(), "--lr", "fast", "--run-dir", "run"])
     assert "--lr" in the_error(output) and status == 1
     assert not (place / "run").exists()
 
@@ -218,10 +216,9 @@ def test_a_rank_with_another_command_or_without_a_file_ends_all(argument, messag
         f"own = [{argument!r}] if os.environ['RANK'] == '1' else []\n"
         "sys.exit(main([*sys.argv[1:], *own]))\n"
     )
-    began = time.monotonic()
-    status, output, _ = run(place, [*torchrun(script=script), *COMMAND, *TWO, "--run-dir", "run"])
+    status, output = run(place, [*torchrun(script=script), *COMMAND, *TWO, "--run-dir", "run"])
     assert message in the_error(output)
-    assert status == 1 and time.monotonic() - began < 120
+    assert status == 1
 
 
 # --- one rank is killed -----------------------------------------------------------------------------------------------
@@ -229,37 +226,37 @@ def test_a_rank_with_another_command_or_without_a_file_ends_all(argument, messag
 
 def test_a_killed_rank_ends_the_run_which_goes_on_with_the_command_that_is_printed(place, whole):
     command = [*PLAIN, *COMMAND, *TWO, "--run-dir", "run", "--checkpoint-every", "5"]
-    status, output, took = run(place, command, "kill 1 18")
+    status, output = run(place, command, "kill 1 18")
     error = the_error(output)
     assert "rank 1 of 2" in error and "SIGKILL" in error and "step=00000015.ckpt" in error
-    assert status == 1 and took < LIMIT
+    assert status == 1
     again = shlex.split(error.rpartition("python main.py ")[2])
-    status, output, _ = run(place, [*PLAIN, *again])
+    status, output = run(place, [*PLAIN, *again])
     assert status == 0 and "goes on from batch 15" in output, output
     assert_equal_weights(place / "run", weights(whole))
 
 
 def test_ranks_whose_first_is_killed_end_too(place):
     command = [*PLAIN, *COMMAND, *TWO, "--run-dir", "run", "--checkpoint-every", "5"]
-    status, output, took = run(place, command, "kill 0 8", new=True)
+    status, output = run(place, command, "kill 0 8", new=True)
     error = the_error(output)
     assert "rank 0 of 2" in error and "step=00000005.ckpt" in error
-    assert status == -signal.SIGKILL and took < LIMIT
+    assert status == -signal.SIGKILL
 
 
 def test_under_torchrun_a_killed_rank_ends_the_run(place):
     command = [*torchrun(), *COMMAND, *TWO, "--run-dir", "run", "--checkpoint-every", "5"]
-    status, output, took = run(place, command, "kill 1 8")
+    status, output = run(place, command, "kill 1 8")
     error = the_error(output)
     assert "rank 1 of 2" in error and "step=00000005.ckpt" in error and "--resume run" in error
-    assert status == 1 and took < LIMIT
+    assert status == 1
 
 
 def test_a_run_whose_ranks_are_all_killed_goes_on(place, whole):
     command = [*PLAIN, *COMMAND, *TWO, "--run-dir", "run", "--resume", "auto", "--checkpoint-every", "5"]
-    status, output, _ = run(place, command, "killall 1 33")
+    status, output = run(place, command, "killall 1 33")
     assert status == -signal.SIGKILL
-    status, output, _ = run(place, command)
+    status, output = run(place, command)
     assert status == 0 and "goes on from batch 31" in output, output
     assert_equal_weights(place / "run", weights(whole))
     # Batch 31 is within the second epoch; its means are those of all of it, on both ranks.
@@ -274,13 +271,13 @@ def test_a_run_whose_ranks_are_all_killed_goes_on(place, whole):
 def test_a_full_disk_ends_all_ranks_and_spoils_no_checkpoint(place, whole):
     """The limit of a file's size stands for the disk: writing fails in the middle of the file, after the first two."""
     command = [*PLAIN, *COMMAND, *TWO, "--run-dir", "run", "--resume", "auto", "--checkpoint-every", "5"]
-    status, output, took = run(place, command, "full 0 13")
+    status, output = run(place, command, "full 0 13")
     error = the_error(output)
     assert "step=00000015.ckpt: the checkpoint cannot be written" in error and "step=00000010.ckpt" in error
-    assert status == 2 and took < LIMIT
+    assert status == 2
     names = {path.name for path in (place / "run" / "checkpoints").iterdir()}
     assert names == {"step=00000005.ckpt", "step=00000010.ckpt"}
-    status, output, _ = run(place, command)
+    status, output = run(place, command)
     assert status == 0 and "goes on from batch 10" in output, output
     assert_equal_weights(place / "run", weights(whole))
 
@@ -293,7 +290,7 @@ def test_all_ranks_fall_back_to_the_same_checkpoint(launcher, place, whole):
     damaged = place / "run" / "checkpoints" / "step=00000042.ckpt"
     os.truncate(damaged, 1000)
     start = PLAIN if launcher == "plain" else torchrun()
-    status, output, _ = run(place, [*start, *COMMAND, *TWO, "--run-dir", "run", "--resume", "auto"])
+    status, output = run(place, [*start, *COMMAND, *TWO, "--run-dir", "run", "--resume", "auto"])
     assert status == 0, output
     assert output.count("warning: ") == 1 and "goes on from batch 21" in output
     assert damaged.with_suffix(".damaged").exists()
@@ -326,10 +323,10 @@ def test_a_run_of_one_rank_goes_on_with_several_and_back(ranks, place, whole_by_
     start = PLAIN if ranks == 2 else torchrun(ranks)
     command = ["--run-dir", "run", "--resume", "auto"]
     several = [*start, *BY_LAYERS, "--devices", str(ranks), *command, "--max-steps", "25"]
-    status, output, _ = run(place, several)
+    status, output = run(place, several)
     assert status == 0 and "goes on from batch 13" in output, output
     assert json.loads((place / "run" / "summary.json").read_text())["world_size"] == ranks
-    status, output, _ = run(place, [*PLAIN, *COMMAND, *command])
+    status, output = run(place, [*PLAIN, *COMMAND, *command])
     assert status == 0 and "goes on from batch 25" in output, output
     assert_equal_weights(place / "run", weights(whole_by_layers / "run"), 1e-9)
 
@@ -340,9 +337,9 @@ def test_a_run_of_two_ranks_with_images_each_goes_on_with_one_and_with_three(pla
     (place / "run" / "summary.json").unlink()
     (place / "run" / "checkpoints" / "step=00000042.ckpt").unlink()
     command = [*COMMAND, "--run-dir", "run", "--resume", "auto"]
-    status, output, _ = run(place, [*torchrun(3), *command, "--devices", "3", "--max-steps", "30"])
+    status, output = run(place, [*torchrun(3), *command, "--devices", "3", "--max-steps", "30"])
     assert status == 0 and "goes on from batch 21" in output, output
-    status, output, _ = run(place, [*PLAIN, *command])
+    status, output = run(place, [*PLAIN, *command])
     assert status == 0 and "goes on from batch 30" in output, output
     found, expected = (json.loads((folder / "summary.json").read_text()) for folder in (place / "run", whole))
     assert (found["steps"], found["epochs"], found["world_size"]) == (42, 2, 1)
