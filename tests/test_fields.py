@@ -2,16 +2,21 @@
 
 import dataclasses
 import math
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pytest
+from simple_parsing.docstring import get_attribute_docstring
 
 from dtp.algorithms import ALGORITHMS
 from dtp.cli.arguments import parse
+from dtp.cli.config import RunOptions
+from dtp.data import DATA
 from dtp.errors import UserError
 from dtp.fields import Iterations, Range, checked, made, option, range_of
+from dtp.models import MODELS
 
 
 @dataclass
@@ -96,6 +101,19 @@ def test_options_that_are_right_stay_the_same_object_and_others_are_not_changed(
     right, wrong = Options(values=[1.0]), Options(values=2.0)
     assert checked(right) is right
     assert checked(wrong).values == [2.0] and wrong.values == 2.0
+
+
+RANGE_IN_WORDS = re.compile(r"(?<![\w-])(above|at least) -?\d|\d or more|from -?\d[\d.]* (up )?to \d")
+
+
+def test_an_option_whose_comment_tells_a_range_has_one():
+    kinds = [r.resolve(name).load_options() for r in (ALGORITHMS, MODELS, DATA) for name in r.names()]
+    for kind in [RunOptions, *kinds]:
+        for field in dataclasses.fields(kind):
+            owner = next(cls for cls in kind.__mro__ if field.name in vars(cls).get("__annotations__", {}))
+            told = get_attribute_docstring(owner, field.name).comment_above
+            if RANGE_IN_WORDS.search(told) and field.type not in (bool, "bool"):
+                assert range_of(kind, field.name) is not None, (kind, field.name)
 
 
 SAID = {}

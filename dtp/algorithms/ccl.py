@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 from typing import Any
 
 import torch
@@ -54,17 +53,8 @@ class CCL(LocalLosses):
 
     def __init__(self, network: Network, options: CCLOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
-        o = self.options
-        for flag, ok, expected in (
-            ("correlation", 0 < o.correlation < math.inf, "a number above 0"),
-            ("decorrelation", 0 <= o.decorrelation < math.inf, "0 or more"),
-            ("layer_clip", o.layer_clip >= 0, "0 or more"),
-            ("loss_warmup", o.loss_warmup >= 0, "0 or more"),
-        ):
-            if not ok:
-                raise UserError(f"--{flag.replace('_', '-')}: expected {expected}, found {getattr(o, flag)}.")
         self.feedback = nn.ModuleList(_mirror_of(n, network) for n in range(1, network.depth + 1))
-        self.feedback.to(next(network.parameters()).dtype).requires_grad_(o.train_feedback)
+        self.feedback.to(next(network.parameters()).dtype).requires_grad_(self.options.train_feedback)
 
     # --- the rule -----------------------------------------------------------------------------------------------------
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -77,13 +76,6 @@ class DualProp(KolenPollackSteps, LocalLosses):
     def __init__(self, network: Network, options: DualPropOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
         o = self.options
-        for flag, ok, expected in (
-            ("mix", 0 <= o.mix <= 1, "a number from 0 to 1"),
-            ("nudge", 0 < o.nudge < math.inf, "a number above 0"),
-            ("sweeps", o.sweeps >= 1, "at least 1"),
-        ):
-            if not ok:
-                raise UserError(f"--{flag}: expected {expected}, found {getattr(o, flag)}.")
         if self._closed_form and not (1 - o.mix) * o.nudge < 1:
             raise UserError(
                 f"--nudge: expected less than 1 / (1 - mix), {1 / (1 - o.mix):g}, where the second output state of the "

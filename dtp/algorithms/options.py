@@ -652,7 +652,7 @@ class PEPITAOptions(AlgorithmOptions):
     weight_decay: float = option(0.0, search=0.0)
     lr_schedule: Literal["constant", "cosine", "step"] = option("constant", search="constant")
     # Scale of the fixed map from the error to the image, above 0: uniform within this times sqrt(6 / pixels).
-    input_scale: float = option(0.05, search={"log-uniform": [0.01, 1.0]})
+    input_scale: float = option(0.05, above=0, search={"log-uniform": [0.01, 1.0]})
     # Update of a convolution over the positions that share its weights: their mean (as published), or their sum divided
     # by the square root of their number, or their sum.
     positions: Literal["mean", "root", "sum"] = "mean"
@@ -674,18 +674,18 @@ class CCLOptions(AlgorithmOptions):
     # or cosines, with the decorrelation of images and of classes (cosine, for convolutions; needs --decorrelation).
     similarity: Literal["inner", "cosine"] = "inner"
     # Weight of the comparison, above 0.
-    correlation: float = option(0.5, search={"log-uniform": [0.1, 2.0]})
+    correlation: float = option(0.5, above=0, search={"log-uniform": [0.1, 2.0]})
     # Weight of the decorrelation with --similarity cosine, 0 or more. It pushes images of one class apart as well.
-    decorrelation: float = 0.5
+    decorrelation: float = option(0.5, least=0)
     # Leave images out of the hidden layers' losses whose class has a probability above 0.9.
     flooding: bool = False
     # Subtract from the gradient of each weight its mean over all but the output dimension.
     centralise: bool = False
     # Clip the norm of the gradient of each layer, forward and feedback, to this value; 0 for none. --clip-norm clips
     # that of each whole network, as published.
-    layer_clip: float = option(1.0, search={"choice": [0.3, 0.5, 1.0]})
+    layer_clip: float = option(1.0, least=0, search={"choice": [0.3, 0.5, 1.0]})
     # Batches over which all losses rise to their full weight, 0 or more.
-    loss_warmup: int = 0
+    loss_warmup: int = option(0, least=0)
     # Whether the feedback network learns; without, its random features are the control.
     train_feedback: bool = True
 
@@ -699,15 +699,15 @@ class DualPropOptions(AlgorithmOptions):
     # They differ in which state has which share of the feedback, and are the same for --mix 0.5 and small --nudge.
     form: Literal["lagrangian", "dyadic"] = "lagrangian"
     # Weight alpha of the first state in the mean, from 0 to 1.
-    mix: float = 0.5
+    mix: float = option(0.5, least=0, most=1)
     # Step beta of the output states along the loss gradient, above 0. Large steps depart from backprop; float32 rounds
     # those below 1e-4 away.
-    nudge: float = 0.01
+    nudge: float = option(0.01, above=0)
     # Order of the updates: from the top down (bw), where one sweep reaches all layers; from the bottom up (fw, as in
     # the code of 2024), where feedback comes down one layer in each; or down, and then up and down (fwbw).
     order: Literal["bw", "fw", "fwbw"] = "bw"
     # Sweeps, at least 1; fw needs as many as the network has layers.
-    sweeps: int = 1
+    sweeps: int = option(1, least=1)
     # Weights of the feedback: the forward ones (transpose), or others that take the same steps and decay with them by
     # --weight-decay (kolen-pollack, of the ICML 2023 paper).
     backward: Literal["transpose", "kolen-pollack"] = "transpose"

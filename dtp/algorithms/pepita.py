@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from dtp.algorithms.local_losses import LocalLosses, Stages
 from dtp.algorithms.options import PEPITAOptions
-from dtp.errors import UserError
 from dtp.feedback import Context, per_sample_dot
 from dtp.feedback.direct import DirectMap
 from dtp.models.network import Network
@@ -44,14 +43,11 @@ class PEPITA(LocalLosses):
 
     def __init__(self, network: Network, options: PEPITAOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
-        scale = self.options.input_scale
-        if not 0 < scale < math.inf:
-            raise UserError(f"--input-scale: expected a number above 0, found {scale}.")
         self.stages = Stages(network)
         shape, dtype = network.shapes[0], next(network.parameters()).dtype
         # F, (pixels, classes).
         self.feedback = DirectMap(network.num_classes, shape, False, dtype).requires_grad_(False)
-        bound = scale * math.sqrt(6 / shape.numel())
+        bound = self.options.input_scale * math.sqrt(6 / shape.numel())
         nn.init.uniform_(self.feedback.linear.weight, -bound, bound)
 
     def losses(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[int, Tensor]]:

@@ -6,7 +6,7 @@ from torch import nn
 
 from dtp.errors import UserError
 from dtp.models.modules import Sign
-from dtp.models.network import Network, require_positive
+from dtp.models.network import Network
 from dtp.models.options import DiscreteOptions
 
 
@@ -25,7 +25,6 @@ class Discrete(Network):
 
     def make_layers(self) -> Iterable[nn.Sequential]:
         o = self.options
-        require_positive("widths", o.widths)
         for n in o.discretised:
             if not 1 <= n <= len(o.widths):
                 raise UserError(

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from dtp.errors import UserError
-from dtp.models.network import Network, require_positive
+from dtp.models.network import Network
 from dtp.models.options import LeNetOptions
 
 
@@ -18,8 +18,6 @@ class LeNet(Network):
     def make_layers(self) -> Iterable[nn.Sequential]:
         if len(self.options.channels) != 2:
             raise UserError(f"--channels: LeNet has 2 convolutions, found {len(self.options.channels)} values.")
-        require_positive("channels", self.options.channels)
-        require_positive("hidden", [self.options.hidden])
         for channels in self.options.channels:
             yield nn.Sequential(
                 nn.Conv2d(self.shapes[-1][0], channels, kernel_size=5, padding=2),

@@ -6,7 +6,7 @@ from torch import nn
 
 from dtp.errors import UserError
 from dtp.models.modules import LocallyConnected2d, SameConv2d
-from dtp.models.network import Network, require_positive
+from dtp.models.network import Network
 from dtp.models.options import LocallyConnectedOptions
 
 
@@ -27,9 +27,6 @@ class LocallyConnected(Network):
                 raise UserError(
                     f"--{flag}: expected {len(o.channels)} values, as many as --channels, found {len(values)}."
                 )
-            require_positive(flag, values)
-        require_positive("channels", o.channels)
-        require_positive("hidden", o.hidden)
         for kernel, channels, stride in zip(o.kernels, o.channels, o.strides, strict=True):
             yield nn.Sequential(self.operation(channels, kernel, stride), self.activation())
         for i, units in enumerate([*o.hidden, self.num_classes]):

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from dtp.models.modules import Standardise
-from dtp.models.network import Network, require_positive
+from dtp.models.network import Network
 from dtp.models.options import MLPOptions
 
 
@@ -20,7 +20,6 @@ class MLP(Network):
 
     def make_layers(self) -> Iterable[nn.Sequential]:
         o = self.options
-        require_positive("widths", o.widths)
         for number, width in enumerate(o.widths, 1):
             bias = o.bias and (o.last_hidden_bias or number < len(o.widths))
             yield nn.Sequential(

@@ -12,6 +12,7 @@ from torch import Size, Tensor, nn
 
 from dtp.contracts import handed_back, require_layer
 from dtp.errors import UserError
+from dtp.fields import checked
 from dtp.models.modules import LocallyConnected2d, SLReLU
 from dtp.models.options import ModelOptions
 from dtp.models.shapes import NotOneTensor, output_shape
@@ -52,9 +53,7 @@ class Network(nn.Module):
         self, options: ModelOptions, input_shape: Sequence[int], num_classes: int, *, task: Task | None = None
     ):
         super().__init__()
-        self.options = options
-        if not 0 < options.leaky_slope < 1:
-            raise UserError(f"--leaky-slope: expected a number above 0 and below 1, found {options.leaky_slope}.")
+        self.options = checked(options)
         self.input_shape = Size(input_shape)
         self.num_classes = num_classes
         self.task: Task = task or Classification(num_classes)
@@ -165,10 +164,3 @@ def initialise(layer: nn.Module, init: str) -> None:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
-
-
-def require_positive(flag: str, values: Iterable[int]) -> None:
-    """Raise UserError unless all ``values`` of option ``flag`` are at least 1."""
-    for value in values:
-        if value < 1:
-            raise UserError(f"--{flag}: expected values of at least 1, found {value}.")

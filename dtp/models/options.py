@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from dtp.fields import option
+
 ActivationName = Literal["elu", "relu", "leaky-relu", "tanh", "sigmoid", "sl-relu"]
 Init = Literal["default", "xavier", "xavier-normal", "kaiming", "orthogonal"]
 
@@ -14,7 +16,7 @@ class ModelOptions:
     # Nonlinearity of every layer but the last. L-DRL needs a smooth one (elu or tanh): dead ReLU units leak targets.
     activation: ActivationName = "elu"
     # Slope of leaky-relu below 0, and least slope of sl-relu; above 0 and below 1.
-    leaky_slope: float = 0.01
+    leaky_slope: float = option(0.01, above=0, below=1)
     # First weights: PyTorch's own, Glorot's uniform (xavier) or normal ones, He's uniform ones for relu (kaiming), or
     # orthogonal matrices; all but PyTorch's own with biases of 0.
     init: Init = "default"
@@ -25,7 +27,7 @@ class MLPOptions(ModelOptions):
     """Fully connected layers."""
 
     # Units of each hidden layer, each at least 1; without values the network is one linear layer.
-    widths: list[int] = field(default_factory=lambda: [256, 256])
+    widths: list[int] = option([256, 256], least=1)
     # Whether layers have biases.
     bias: bool = True
     # Whether the last hidden layer has one too, where layers have; the code of Meulemans et al. leaves it out for some
@@ -44,9 +46,9 @@ class LeNetOptions(ModelOptions):
     """Two convolutions with overlapping max-pooling and two linear layers."""
 
     # Channels of the two convolutions, each at least 1.
-    channels: list[int] = field(default_factory=lambda: [32, 64])
+    channels: list[int] = option([32, 64], least=1)
     # Units of the hidden linear layer, at least 1.
-    hidden: int = 512
+    hidden: int = option(512, least=1)
 
 
 @dataclass
@@ -54,7 +56,7 @@ class VGGOptions(ModelOptions):
     """3x3 convolutions, each followed by 2x2 max-pooling, and one linear layer."""
 
     # Channels of each convolution, at least 1; their number is the number of convolutions.
-    channels: list[int] = field(default_factory=lambda: [128, 128, 256, 256, 512])
+    channels: list[int] = option([128, 128, 256, 256, 512], least=1)
 
 
 @dataclass
@@ -62,7 +64,7 @@ class ResNetOptions(ModelOptions):
     """Residual units of two 3x3 convolutions in four stages, for images of about 32x32 pixels."""
 
     # Channels of the stem and of the four stages, each at least 1; from the second stage on the stride is 2.
-    channels: list[int] = field(default_factory=lambda: [64, 64, 128, 256, 512])
+    channels: list[int] = option([64, 64, 128, 256, 512], least=1)
     # Batch normalisation after every convolution. Rules with feedback treat it as fixed while they compare passes.
     batch_norm: bool = False
     # What a layer of the learning rule is: one residual unit, or a whole stage (as in the code of Ernoult et al.).
@@ -76,13 +78,13 @@ class LocallyConnectedOptions(ModelOptions):
     activation: ActivationName = "tanh"
     init: Init = "xavier"
     # Sides of the kernels of the strided layers, each at least 1, as many as --channels.
-    kernels: list[int] = field(default_factory=lambda: [3, 3])
+    kernels: list[int] = option([3, 3], least=1)
     # Channels of the strided layers, each at least 1.
-    channels: list[int] = field(default_factory=lambda: [32, 64])
+    channels: list[int] = option([32, 64], least=1)
     # Strides of the strided layers, each at least 1, as many as --channels.
-    strides: list[int] = field(default_factory=lambda: [2, 2])
+    strides: list[int] = option([2, 2], least=1)
     # Units of the fully connected hidden layers after them; may have no values.
-    hidden: list[int] = field(default_factory=lambda: [1024])
+    hidden: list[int] = option([1024], least=1)
 
 
 @dataclass
@@ -94,9 +96,9 @@ class SquareOptions(ModelOptions):
     init: Init = "orthogonal"
     # Units of each hidden layer, none larger than the one before it; units that the next layer does not read are
     # auxiliary. The first layer reads the whole image.
-    widths: list[int] = field(default_factory=lambda: [500, 500, 500, 500, 500, 500])
+    widths: list[int] = option([500, 500, 500, 500, 500, 500], least=1)
     # Units of the output layer, of which the first are the classes and the rest auxiliary; 0: as the last hidden layer.
-    outputs: int = 0
+    outputs: int = option(0, least=0)
     # Whether the output layer is linear, as in the code of Dalm et al.; else it has the nonlinearity too.
     linear_output: bool = False
 
@@ -108,7 +110,7 @@ class DiscreteOptions(ModelOptions):
     activation: ActivationName = "tanh"
     init: Init = "orthogonal"
     # Units of each hidden layer, each at least 1.
-    widths: list[int] = field(default_factory=lambda: [500, 500])
+    widths: list[int] = option([500, 500], least=1)
     # Hidden layers, counted from 1, whose activations reach the next layer as signs, -1 or 1. What comes back from
     # there to a feedback layer are signs as well.
     discretised: list[int] = field(default_factory=lambda: [1])
@@ -127,11 +129,11 @@ class StochasticOptions(ModelOptions):
     activation: Literal["sigmoid"] = "sigmoid"
     init: Init = "xavier"
     # Units of each hidden layer, each at least 1.
-    widths: list[int] = field(default_factory=lambda: [200, 200])
+    widths: list[int] = option([200, 200], least=1)
     # Standard deviation of Gaussian noise on the images in training, 0 or more.
-    input_noise: float = 0.3
+    input_noise: float = option(0.3, least=0)
     # Passes whose class probabilities evaluation averages, at least 1. Training takes one.
-    passes: int = 100
+    passes: int = option(100, least=1)
 
 
 @dataclass
@@ -141,4 +143,4 @@ class TiedAutoencoderOptions(ModelOptions):
     activation: ActivationName = "sigmoid"
     init: Init = "orthogonal"
     # Hidden units, at least 1.
-    hidden: int = 1000
+    hidden: int = option(1000, least=1)

@@ -6,7 +6,7 @@ from torch import nn
 
 from dtp.errors import UserError
 from dtp.models.modules import InnerFunction, ResidualUnit
-from dtp.models.network import Network, require_positive
+from dtp.models.network import Network
 from dtp.models.options import ResNetOptions
 
 
@@ -28,7 +28,6 @@ class ResNet18(Network):
         o = self.options
         if len(o.channels) != 5:
             raise UserError(f"--channels: a ResNet has a stem and 4 stages, 5 values, found {len(o.channels)}.")
-        require_positive("channels", o.channels)
         stem, *stages = o.channels
         norm = [nn.BatchNorm2d(stem)] if o.batch_norm else []
         conv = nn.Conv2d(self.shapes[-1][0], stem, kernel_size=3, padding=1, bias=False)

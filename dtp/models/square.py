@@ -6,7 +6,7 @@ from torch import nn
 
 from dtp.errors import UserError
 from dtp.models.modules import FirstUnits
-from dtp.models.network import Network, require_positive
+from dtp.models.network import Network
 from dtp.models.options import SquareOptions
 
 
@@ -25,7 +25,6 @@ class Square(Network):
         widths = [*self.options.widths, self.options.outputs or (self.options.widths or [0])[-1]]
         if not self.options.widths:
             raise UserError("--widths: a square network needs at least one hidden layer, found no values.")
-        require_positive("widths", widths)
         if any(above > below for below, above in zip(widths, widths[1:], strict=False)):
             raise UserError(
                 f"--widths: expected widths that do not grow from layer to layer, the output's included, found "

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dtp.errors import UserError
 from dtp.models.modules import InputNoise, Probability, Sample
-from dtp.models.network import Network, require_positive
+from dtp.models.network import Network
 from dtp.models.options import StochasticOptions
 from dtp.models.precision import full_precision
 
@@ -33,10 +33,6 @@ class Stochastic(Network):
         o = self.options
         if not o.widths:
             raise UserError("--widths: a stochastic network has at least one hidden layer, found no values.")
-        require_positive("widths", o.widths)
-        require_positive("passes", [o.passes])
-        if not 0 <= o.input_noise < math.inf:
-            raise UserError(f"--input-noise: expected 0 or more, found {o.input_noise}.")
         for n, units in enumerate([*o.widths, self.num_classes], start=1):
             before = [InputNoise(o.input_noise), nn.Flatten()] if n == 1 else [Sample()]
             after = [Probability()] if n <= len(o.widths) else []

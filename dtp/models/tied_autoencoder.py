@@ -6,7 +6,7 @@ from torch import nn
 
 from dtp.errors import UserError
 from dtp.models.modules import TransposedLinear
-from dtp.models.network import Network, require_positive
+from dtp.models.network import Network
 from dtp.models.options import TiedAutoencoderOptions
 
 
@@ -22,7 +22,6 @@ class TiedAutoencoder(Network):
     options: TiedAutoencoderOptions
 
     def make_layers(self) -> Iterable[nn.Sequential]:
-        require_positive("hidden", [self.options.hidden])
         if self.num_classes != self.features:
             raise UserError(
                 f"--model tied-autoencoder: expected --task autoencoder, whose outputs are the {self.features} values "

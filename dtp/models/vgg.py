@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from dtp.errors import UserError
-from dtp.models.network import Network, require_positive
+from dtp.models.network import Network
 from dtp.models.options import VGGOptions
 
 
@@ -18,7 +18,6 @@ class VGG(Network):
     def make_layers(self) -> Iterable[nn.Sequential]:
         if not self.options.channels:
             raise UserError("--channels: VGG needs at least one convolution, found no values.")
-        require_positive("channels", self.options.channels)
         for channels in self.options.channels:
             yield nn.Sequential(
                 nn.Conv2d(self.shapes[-1][0], channels, kernel_size=3, padding=1),

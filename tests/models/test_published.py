@@ -99,7 +99,7 @@ def test_vgg_refuses_no_channels():
     ],
 )
 def test_widths_below_one_are_refused(model, flag, arguments, found):
-    with pytest.raises(UserError, match=f"--{flag}: expected values of at least 1, found {found}"):
+    with pytest.raises(UserError, match=f"--{flag}: expected (values of )?at least 1, found {found}"):
         model(model.Options(**arguments(found)), (3, 32, 32), 10)
 
 

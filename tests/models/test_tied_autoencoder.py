@@ -66,7 +66,7 @@ def test_a_weight_that_layers_share_has_one_rate_that_of_the_first():
 def test_it_is_for_auto_encoders_alone(capsys):
     words = "--model tied-autoencoder --data digits --algo bp".split()
     fails(capsys, words, "expected --task autoencoder", "64 values of the image", "found 10 outputs")
-    with pytest.raises(UserError, match="--hidden: expected values of at least 1, found 0"):
+    with pytest.raises(UserError, match="--hidden: expected at least 1, found 0"):
         autoencoder(hidden=0)
 
 
