@@ -33,9 +33,9 @@ class DTP(TargetPropagation):
 
     def __init__(self, network: Network, options: DTPOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
-        if self.close and self.expects:
+        if self.stop_distance and self.expects:
             raise UserError("--feedback-stop-distance: expected 0 with --probes expected, whose steps cost nothing.")
-        for n in self.trained_feedback if self.close else ():
+        for n in self.trained_feedback if self.stop_distance else ():
             form = self._reduced(n)
             if form is None or not form.tells_distance:
                 reason = (
@@ -63,10 +63,10 @@ class DTP(TargetPropagation):
 
     @property
     def waits(self) -> str:
-        return "whether a feedback layer is close is looked at in every iteration" if self.close else ""
+        return "whether a feedback layer is close is looked at in every iteration" if self.stop_distance else ""
 
     @property
-    def close(self) -> float:
+    def stop_distance(self) -> float:
         return self.options.feedback_stop_distance
 
     def feedback_noise(self, n: int, activations: Activations) -> tuple[Tensor, Tensor]:

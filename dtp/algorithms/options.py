@@ -73,7 +73,7 @@ class AlgorithmOptions:
     lr_period: int = option(0, least=0)
     # Lowest learning rate of the cosine schedule.
     lr_min: float = option(1e-5, least=0)
-    # Factor of each drop of the step schedule, from 0 to 1.
+    # Factor of each drop of the step schedule, above 0 and up to 1.
     lr_gamma: float = option(0.1, above=0, most=1)
     # Clip the norm of the whole forward gradient to this value; 0 for none.
     clip_norm: float = option(0.0, least=0)

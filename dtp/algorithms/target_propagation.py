@@ -89,7 +89,7 @@ class TargetPropagation(LocalTargets):
             raise UserError(
                 "--extra-feedback-epochs: --schedule alternating has such epochs already; use one of the two."
             )
-        self.engine = FeedbackEngine(o.engine, o.feedback_memory << 20, stops_early=self.close > 0)
+        self.engine = FeedbackEngine(o.engine, o.feedback_memory << 20, stops_early=self.stop_distance > 0)
         self.engine.choose(self.device, self._steps_directly())
         self._check_probes()
         self._tracking = numbers if o.feedback_tracking == "kolen-pollack" else []
@@ -128,7 +128,7 @@ class TargetPropagation(LocalTargets):
         # Now it is known on how many devices, and whether the engine that was asked for can be.
         division, ranks = self.division, self.trainer.world_size
         self.engine.choose(self.device, self._steps_directly() and (ranks == 1 or not division.each_iteration))
-        if self.close and ranks > 1 and (division.each_iteration or division.shares_images):
+        if self.stop_distance and ranks > 1 and (division.each_iteration or division.shares_images):
             raise UserError(
                 "--feedback-stop-distance: expected one device or --feedback-parallel layer, for ranks that share a "
                 f"layer would stop at different iterations, found {ranks}; use 0."
@@ -261,7 +261,7 @@ class TargetPropagation(LocalTargets):
         raise NotExpected("the mean of the rule's feedback loss is not known")
 
     @property
-    def close(self) -> float:
+    def stop_distance(self) -> float:
         """Distance of the Jacobians at which a feedback layer takes no more iterations in a batch; 0 for never."""
         return 0.0
 
@@ -333,7 +333,7 @@ class TargetPropagation(LocalTargets):
         with self.feedback_timer.measure(self.device), no_autocast(activations.s[0]):
             result = self.division.train(RulePhase(self, activations))
         scalars = {f"feedback_loss_{n}": loss for n, loss in result.losses.items()}
-        if self.close > 0:
+        if self.stop_distance > 0:
             scalars.update(
                 {f"feedback_steps_{n}": torch.as_tensor(k, dtype=torch.float32) for n, k in result.steps.items()}
             )
@@ -544,7 +544,7 @@ class RulePhase:
                 lambda noise, n=n: loss(n, noise),
                 rule._reduced(n) if self.expected[n] is None else None,
                 (a.s[n - 1], a.s[n], a.contexts[n]),
-                rule.close,
+                rule.stop_distance,
                 self.expected[n],
                 None if rows is not None else lambda count, n=n: rule.noise_of_several(n, whole, count),
             )

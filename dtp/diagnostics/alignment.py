@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dtp.algorithms.base import Algorithm
 from dtp.contracts import handed_back, is_number, require_mapping
-from dtp.feedback import FeedbackLayer, NoiseStreams
+from dtp.feedback import NoiseStreams
 from dtp.models.precision import full_precision
 
 
@@ -54,16 +54,6 @@ def feedback_alignment(algorithm: Algorithm) -> dict[int, Alignment]:
     pairs = "lists of pairs (feedback weights, transposed forward weights)"
     require_mapping(algorithm, "feedback_weights", weights, lambda found: isinstance(found, list), pairs)
     return {n: _aligned(pairs) for n, pairs in weights.items()}
-
-
-def weight_alignment(layer: nn.Module, feedback: nn.Module) -> Alignment | None:
-    """Alignment of the feedback weights V of one layer with the transposed forward weights W^T.
-
-    All affine operations of the layer are taken together. None where the feedback is not made of such operations, as
-    a user's own feedback module may not be.
-    """
-    pairs = feedback.weight_pairs(layer) if isinstance(feedback, FeedbackLayer) else []
-    return _aligned(pairs) if pairs else None
 
 
 def _aligned(pairs: list[tuple[Tensor, Tensor]]) -> Alignment:

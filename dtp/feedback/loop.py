@@ -46,8 +46,8 @@ class FeedbackProblem:
         loss: scalar for given noise, a pure function of it and of the weights: the literal form.
         reduced: the reduced form of that loss, or None where there is none or it is not wanted.
         clean: (s_in, s_out, context) of the layer's clean pass, for the reduced form.
-        close: relative distance of the Jacobians J_G and J_F^T, as the noise of an iteration shows it, at which the
-            layer takes no more steps in this batch; 0 for never. For the reduced form only.
+        stop_distance: relative distance of the Jacobians J_G and J_F^T, as the noise of an iteration shows it, at which
+            the layer takes no more steps in this batch; 0 for never. For the reduced form only.
         expected: the mean of the loss over its noise, on which the layer is trained instead where there is one.
         draw_together: the noise of so many iterations, as ``draw`` would give them one after the other, joined along
             the samples; None where that is no quicker.
@@ -60,7 +60,7 @@ class FeedbackProblem:
     loss: Callable[[Noise], Tensor]
     reduced: ReducedLDRL | None = None
     clean: tuple[Tensor, Tensor, Context] | None = None
-    close: float = 0.0
+    stop_distance: float = 0.0
     expected: ExpectedLDRL | None = None
     draw_together: Callable[[int], Noise] | None = None
 
@@ -111,7 +111,7 @@ class ReducedGradients:
         self.clean, self.batch = self.form.clean_pass(s_in, s_out, context), len(s_out)
         self.scale = self.form.scale(self.batch)
         # Where a layer may stop, no noise is drawn ahead: what is drawn must not depend on the memory.
-        most = 1 if problem.close > 0 else memory // self.form.bytes_per_iteration(self.clean, s_in)
+        most = 1 if problem.stop_distance > 0 else memory // self.form.bytes_per_iteration(self.clean, s_in)
         self.iterations = int(problem.iterations)
         self.chunk = max(1, min(self.iterations, most))
         self._begin = self._end = 0
@@ -124,7 +124,10 @@ class ReducedGradients:
         self.prepare()
         i = k - self._begin
         constant, quadratic = self._constants.gradient[i], self.form.quadratic_gradient(self._constants, i)
-        aligned = problem.close > 0 and self.form.distance(self._constants, i, quadratic, self.batch) <= problem.close
+        aligned = (
+            problem.stop_distance > 0
+            and self.form.distance(self._constants, i, quadratic, self.batch) <= problem.stop_distance
+        )
         if aligned or k == self.iterations - 1:
             self.loss = self.form.loss(constant, quadratic, self.batch)
         if aligned:
@@ -140,7 +143,7 @@ class ReducedGradients:
             self._begin, self._end = k, min(k + self.chunk, self.iterations)
             count = self._end - self._begin
             self._constants: Constants = self.form.constants(
-                self.clean, problem.noise(count), count, distance=problem.close > 0
+                self.clean, problem.noise(count), count, distance=problem.stop_distance > 0
             )
 
 
@@ -195,7 +198,7 @@ def time_iterations(problem: FeedbackProblem, memory: int = 1 << 26, iterations:
 
     Noise is drawn for it; who wants a run to go on as if it had not been must restore the stream.
     """
-    few = replace(problem, iterations=min(iterations, problem.iterations), close=0.0)
+    few = replace(problem, iterations=min(iterations, problem.iterations), stop_distance=0.0)
     # The first ones find memory and choose algorithms.
     for _ in range(2):
         wait_for(problem.parameters[0])

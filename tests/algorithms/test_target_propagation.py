@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import register_parametrization
 from dtp.algorithms import ALGORITHMS, BP, DTP, TP, TargetPropagation, VanillaDTP
 from dtp.algorithms.feedback_control import FeedbackControl
 from dtp.algorithms.options import DTPOptions, TPOptions, VanillaDTPOptions
-from dtp.diagnostics.alignment import update_alignment, weight_alignment
+from dtp.diagnostics.alignment import feedback_alignment, update_alignment
 from dtp.errors import UserError
 from dtp.feedback import ReducedLDRL
 from dtp.models import VGG, Network
@@ -361,8 +361,7 @@ def test_usual_feedback_rates_align_the_weights_for_both_scales_of_the_loss(scal
     """The paper's loss divided by 2 sigma^2 needs rates that are smaller by it; with them both learn alike."""
     rule = make("dtp", mlp, ldrl_scale=scale, noise=[0.08], feedback_iterations=[300])
     rule.feedback_phase(rule.activations(make_batch(mlp, 64)[0]))
-    for n in rule.feedback.numbers:
-        assert weight_alignment(mlp[n], rule.feedback[n]).angle < 30
+    assert all(found.angle < 30 for found in feedback_alignment(rule).values())
 
 
 def test_template_without_a_feedback_loss_says_what_is_missing(mlp):

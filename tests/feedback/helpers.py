@@ -96,7 +96,9 @@ class Task:
         """The literal loss at the present weights."""
         return ldrl_loss(self.layer, self.feedback, *self.clean, *noise, **settings)
 
-    def problem(self, form: ReducedLDRL | None, streams: NoiseStreams, iterations: int, close: float, **settings):
+    def problem(
+        self, form: ReducedLDRL | None, streams: NoiseStreams, iterations: int, stop_distance: float, **settings
+    ):
         samples = settings.get("noise_samples", 1)
         return FeedbackProblem(
             2,
@@ -106,7 +108,7 @@ class Task:
             lambda noise: self.loss(noise, **settings),
             form,
             self.clean,
-            close,
+            stop_distance,
         )
 
     def train(
@@ -116,7 +118,7 @@ class Task:
         optimizer: str = "momentum",
         weight_decay: float = 0.0,
         memory: int = 1 << 26,
-        close: float = 0.0,
+        stop_distance: float = 0.0,
         **settings,
     ) -> Trained:
         """Train from the first weights on the first noise, in the reduced or the literal form."""
@@ -139,7 +141,7 @@ class Task:
 
         streams = NoiseStreams(seed=1)
         form = ReducedLDRL(self.layer, self.feedback, **settings) if reduced else None
-        problem = self.problem(form, streams, iterations, close, **settings)
+        problem = self.problem(form, streams, iterations, stop_distance, **settings)
         result = train_feedback([problem], step, memory)
         weights = [p.detach().clone() for p in self.parameters]
         return Trained(weights, result.losses[2], result.steps[2], streams.state_dict())

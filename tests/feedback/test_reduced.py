@@ -283,7 +283,7 @@ def aligned(**options) -> Task:
 
 def test_an_aligned_layer_takes_no_step():
     one = aligned()
-    trained = one.train(reduced=True, routing="fixed", close=0.4)
+    trained = one.train(reduced=True, routing="fixed", stop_distance=0.4)
     assert trained.steps == 0
     assert torch.equal(trained.weights[0], one.first[0])
     # The loss is that of the iteration that found it aligned.
@@ -293,7 +293,7 @@ def test_an_aligned_layer_takes_no_step():
 
 def test_a_layer_far_from_aligned_takes_all_steps():
     one = task("conv-elu-pool", batch=64)
-    trained = one.train(reduced=True, routing="fixed", iterations=5, close=0.1)
+    trained = one.train(reduced=True, routing="fixed", iterations=5, stop_distance=0.1)
     assert trained.steps == 5
     assert torch.equal(trained.weights[0], one.train(reduced=True, routing="fixed", iterations=5).weights[0])
 
@@ -303,8 +303,8 @@ def test_an_aligned_layer_takes_all_steps_where_stopping_is_not_asked_for():
 
 
 @pytest.mark.parametrize("memory", [1, 1 << 26])
-@pytest.mark.parametrize("close", [0.8, 0.5])
-def test_steps_end_at_the_first_iteration_that_finds_the_layer_aligned(close, memory, monkeypatch):
+@pytest.mark.parametrize("stop_distance", [0.8, 0.5])
+def test_steps_end_at_the_first_iteration_that_finds_the_layer_aligned(stop_distance, memory, monkeypatch):
     seen, distance = [], ReducedLDRL.distance
 
     def watch(*arguments):
@@ -313,9 +313,9 @@ def test_steps_end_at_the_first_iteration_that_finds_the_layer_aligned(close, me
 
     monkeypatch.setattr(ReducedLDRL, "distance", watch)
     one = task("conv-elu-pool", batch=32)
-    stopped = one.train(reduced=True, routing="fixed", iterations=40, memory=memory, close=close)
+    stopped = one.train(reduced=True, routing="fixed", iterations=40, memory=memory, stop_distance=stop_distance)
     assert 0 < stopped.steps < 40
-    assert len(seen) == stopped.steps + 1 and min(seen[:-1]) > close >= seen[-1]
+    assert len(seen) == stopped.steps + 1 and min(seen[:-1]) > stop_distance >= seen[-1]
     whole = one.train(reduced=True, routing="fixed", iterations=stopped.steps)
     assert torch.equal(stopped.weights[0], whole.weights[0])
 
@@ -323,7 +323,9 @@ def test_steps_end_at_the_first_iteration_that_finds_the_layer_aligned(close, me
 def test_noise_drawn_does_not_depend_on_the_memory_where_a_layer_stops():
     """A run must not change with the memory it may take."""
     one = aligned()
-    states = [one.train(reduced=True, routing="fixed", close=0.4, memory=m).noise["states"][2] for m in (1, 1 << 26)]
+    states = [
+        one.train(reduced=True, routing="fixed", stop_distance=0.4, memory=m).noise["states"][2] for m in (1, 1 << 26)
+    ]
     assert torch.equal(*states)
 
 
