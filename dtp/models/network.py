@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import is_dataclass
 from functools import partial
 from typing import Self
 
@@ -53,7 +54,8 @@ class Network(nn.Module):
         self, options: ModelOptions, input_shape: Sequence[int], num_classes: int, *, task: Task | None = None
     ):
         super().__init__()
-        self.options = checked(options)
+        # A user's own network may have others than a dataclass.
+        self.options = checked(options) if is_dataclass(options) else options
         self.input_shape = Size(input_shape)
         self.num_classes = num_classes
         self.task: Task = task or Classification(num_classes)

@@ -232,7 +232,10 @@ def _described_network(path: Path, found: dict[str, Any], trust: bool) -> Networ
         )
     cls = _class(MODELS, path, said["model"], trust)
     task = TASKS[said["task"]["name"]].from_saved(said["task"], said["input_shape"], said["outputs"])
-    return cls.for_task(_filled(cls.Options, said["options"]), said["input_shape"], task)
+    try:
+        return cls.for_task(_filled(cls.Options, said["options"]), said["input_shape"], task)
+    except UserError as error:
+        raise UserError(f"{path}: nothing can be made of what it says of its network: {error}") from error
 
 
 def _class(registry: Registry, path: Path, name: str, trust: bool) -> Any:
