@@ -184,6 +184,16 @@ def checked(options: Any) -> Any:
     return options
 
 
+def require_ranges(options: Any) -> None:
+    """Raise UserError for numbers that are out of the range of their option, whatever else a user's own class holds."""
+    if not dataclasses.is_dataclass(options) or isinstance(options, type):
+        return
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name, None)
+        if all(isinstance(number, int | float) for number in (value if isinstance(value, list) else [value])):
+            require_range(type(options), field.name, value)
+
+
 def require_range(cls: type, name: str, value: Any) -> None:
     """Raise UserError for a number, or one of a list, that is out of the range of an option."""
     limits, many = range_of(cls, name), isinstance(value, list)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import is_dataclass
 from functools import partial
 from typing import Self
 
@@ -13,7 +12,7 @@ from torch import Size, Tensor, nn
 
 from dtp.contracts import handed_back, require_layer
 from dtp.errors import UserError
-from dtp.fields import checked
+from dtp.fields import require_ranges
 from dtp.models.modules import LocallyConnected2d, SLReLU
 from dtp.models.options import ModelOptions
 from dtp.models.shapes import NotOneTensor, output_shape
@@ -54,8 +53,8 @@ class Network(nn.Module):
         self, options: ModelOptions, input_shape: Sequence[int], num_classes: int, *, task: Task | None = None
     ):
         super().__init__()
-        # A user's own network may have others than a dataclass.
-        self.options = checked(options) if is_dataclass(options) else options
+        self.options = options
+        require_ranges(options)
         self.input_shape = Size(input_shape)
         self.num_classes = num_classes
         self.task: Task = task or Classification(num_classes)

@@ -7,7 +7,7 @@ import datetime
 import json
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -83,9 +83,18 @@ AS_BEFORE = {
     "feedback_slope": "own",
     "feedback_tracking": "no",
     "last_hidden_bias": True,
+    "backward": "transpose",
+    "backward_init": "default",
     "linear_output": False,
     "orthogonality_form": "overlaps",
 }
+
+
+def as_before(present: Container[str]) -> dict[str, Any]:
+    """Values of those options among ``present`` that earlier versions did not have."""
+    return {name: value for name, value in AS_BEFORE.items() if name in present}
+
+
 # Options that may differ between the ranks of one start: each machine has its own disks, and only rank 0 reports.
 RANKS_MAY_DIFFER = {"data_dir", "data_on_device", "num_workers", "logger", "verbose"}
 # Options that belong to one start of a run, not to its configuration.
@@ -300,7 +309,7 @@ def plain(value: Any) -> Any:
 def differing_options(saved: dict[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
     """Options that must agree to resume, but differ between a saved configuration and ``config``: (saved, present)."""
     present = saved_options(config)
-    saved = {name: value for name, value in AS_BEFORE.items() if name in present} | saved
+    saved = as_before(present) | saved
     # Passwords of earlier versions' are no difference.
     saved = {name: plain(value) for name, value in saved.items()}
     may_differ = set(MAY_DIFFER)

@@ -101,6 +101,13 @@ def test_feedback_may_go_through_weights_of_its_own(order):
         torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("init, deviation", [("default", (3 * 200) ** -0.5), ("xavier-normal", (2 / 300) ** 0.5)])
+def test_weights_of_the_feedback_begin_with_the_spread_that_is_asked_for(init, deviation):
+    rule = make("dualprop", tanh_network(16, 200, 100, 5), backward="kolen-pollack", backward_init=init)
+    weight, _ = rule.feedback_weights()[2][0]
+    assert float(weight.std()) == pytest.approx(deviation, rel=0.05)
+
+
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_weights_of_the_feedback_come_to_the_forward_ones_by_their_own_steps_and_decay(optimizer, lenet):
     rule = make("dualprop", lenet, backward="kolen-pollack", optimizer=optimizer, lr=0.01, weight_decay=10.0)

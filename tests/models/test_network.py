@@ -1,5 +1,7 @@
 """What every network promises: numbering, shapes, a chain of its layers; and how it refuses images."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import Size, nn
@@ -22,7 +24,7 @@ from dtp.models import (
 )
 from dtp.models.modules import LocallyConnected2d, ResidualUnit, SameConv2d, SLReLU
 from dtp.models.network import ACTIVATIONS, initialise
-from dtp.models.options import ModelOptions
+from dtp.models.options import MLPOptions, ModelOptions
 
 # Small networks of every kind, made with these options besides.
 KINDS = {
@@ -211,6 +213,27 @@ def test_initialising_by_default_leaves_weights_as_they_are():
 def test_a_leaky_slope_that_is_none_is_refused(slope):
     with pytest.raises(UserError, match=f"--leaky-slope: expected .* above 0 and below 1, found {slope}"):
         MLP(MLP.Options(leaky_slope=slope), (1, 4, 4), 3)
+
+
+@dataclass
+class OtherKinds(MLPOptions):
+    """Options of one's own, of other kinds than ours."""
+
+    widths: tuple[int, ...] = (8, 8)
+    activation: str = "swish"
+
+
+class OtherMLP(MLP):
+    Options = OtherKinds
+
+    def activation(self):
+        return nn.SiLU()
+
+
+def test_options_of_ones_own_may_be_of_other_kinds_and_stay_the_same_object():
+    options = OtherKinds()
+    network = OtherMLP(options, (1, 4, 4), 3)
+    assert network.options is options and network.depth == 3
 
 
 # --- a user's network -------------------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ def test_probabilities_too_small_for_the_type_do_not_become_zero():
         ({"widths": [8, -1]}, "--widths: expected values of at least 1, found -1"),
         ({"passes": 0}, "--passes: expected at least 1, found 0"),
         ({"input_noise": -0.1}, "--input-noise: expected 0 or more, found -0.1"),
-        ({"input_noise": math.nan}, "--input-noise: expected finite values, found nan"),
+        ({"input_noise": math.nan}, "--input-noise: expected 0 or more, found nan"),
     ],
 )
 def test_what_makes_no_such_network_is_refused(options, words):

@@ -10,7 +10,7 @@ import torch
 from dtp import __version__
 from dtp.cli.arguments import parse
 from dtp.run import provenance
-from dtp.run.folder import NOT_SAVED, Run, differing_options, write_config
+from dtp.run.folder import NOT_SAVED, Run, differing_options, saved_options, write_config
 
 
 def test_versions_and_hardware_are_those_of_this_process():
@@ -83,3 +83,14 @@ def test_no_file_of_a_run_keeps_a_password(tmp_path):
     # What an earlier version has kept is the same configuration.
     earlier = {name: value for name, value in config.as_dict().items() if name not in NOT_SAVED}
     assert differing_options(earlier, config) == {}
+
+
+def test_a_configuration_of_an_earlier_version_lacks_options_that_change_nothing():
+    config = parse(["--algo", "dualprop", "--data", "digits"])
+    saved = saved_options(config)
+    for option in ("backward", "backward_init"):
+        del saved[option]
+    assert differing_options(saved, config) == {}
+    assert "backward" in differing_options(
+        saved, parse([*"--algo dualprop --data digits --backward kolen-pollack".split()])
+    )

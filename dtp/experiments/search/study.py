@@ -22,7 +22,7 @@ from dtp.errors import UserError, user_path
 from dtp.experiments.jobs import FAILURE_FILE, Job, State, last_line
 from dtp.experiments.search.space import Space
 from dtp.fields import flag
-from dtp.run.folder import METRICS_FILE, Run
+from dtp.run.folder import METRICS_FILE, Run, as_before
 from dtp.run.provenance import masked, recorded
 from dtp.run.reading import read_metrics
 from dtp.system.files import write_atomically
@@ -298,6 +298,8 @@ class Study:
 
     def _require_same(self, described: dict[str, Any]) -> None:
         before, now = described["settings"], self.settings.as_dict()
+        if isinstance(before.get("options"), dict):
+            before = {**before, "options": as_before(now["options"]) | before["options"]}
         for part in now:
             if before.get(part) == now[part]:
                 continue
