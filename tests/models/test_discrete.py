@@ -11,8 +11,7 @@ from dtp.errors import UserError
 from dtp.models import MLP, Discrete
 from dtp.models.modules import Sign
 from dtp.models.options import DiscreteOptions, MLPOptions
-from tests.algorithms.helpers import changed, make_trained, of_network, state
-from tests.algorithms.rules import NAMES
+from tests.algorithms.helpers import changed, make_trained, state
 from tests.conftest import make_batch
 
 exact = {"rtol": 1e-10, "atol": 1e-12}
@@ -187,25 +186,6 @@ def test_with_signs_in_the_test_only_training_is_that_of_the_continuous_network(
 
 
 # --- all rules --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", sorted(REFUSE))
-def test_a_rule_that_cannot_train_it_says_why(name):
-    with pytest.raises(UserError) as error:
-        make_trained(name, network())
-    assert str(error.value).endswith(".") and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in REFUSE])
-def test_every_other_rule_trains_all_its_layers(name):
-    net = network()
-    rule = make_trained(name, net)
-    before = state(rule)
-    for _ in range(4):
-        rule.training_batch(*make_batch(net))
-    after = rule.state_dict()
-    assert of_network(changed(before, after)) == of_network(set(before))
-    assert all(value.isfinite().all() for value in after.values())
 
 
 @pytest.mark.parametrize("name", ["vanilla-dtp", "dtp", "sdtp", "bp"])

@@ -17,7 +17,7 @@ from dtp.models import Stochastic
 from dtp.models.options import StochasticOptions
 from dtp.run.folder import newest_checkpoint
 from dtp.system.signals import stop_request
-from tests.algorithms.helpers import changed, make_trained, of_network, same, state
+from tests.algorithms.helpers import changed, make_trained, same, state
 from tests.algorithms.rules import NAMES, facts
 from tests.conftest import make_batch
 from tests.run.test_resume import assert_identical, stop_after
@@ -198,25 +198,6 @@ def test_exact_transposes_carry_what_backprop_would_through_the_very_same_sample
 
 
 # --- all rules --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", sorted(REFUSE))
-def test_a_rule_that_cannot_train_it_says_why(name):
-    with pytest.raises(UserError) as error:
-        make_trained(name, network())
-    assert str(error.value).endswith(".") and "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in REFUSE])
-def test_every_other_rule_trains_all_its_layers(name):
-    net = network()
-    rule = make_trained(name, net)
-    before = state(rule)
-    for _ in range(4):
-        rule.training_batch(*make_batch(net))
-    after = rule.state_dict()
-    assert of_network(changed(before, after)) == of_network(set(before))
-    assert all(value.isfinite().all() for value in after.values())
 
 
 @pytest.mark.parametrize("name", ["vanilla-dtp", "dtp", "sdtp", "drl", "bp"])
