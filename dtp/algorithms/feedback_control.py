@@ -527,7 +527,7 @@ class DynamicControl(FeedbackControl):
 
     @property
     def alpha(self) -> float:
-        """As above; alpha where the leak is of the whole control, as in the code."""
+        """The option where the leak is of the whole control, as in the authors' code, else less."""
         o = self.options
         return o.alpha if o.leak == "total" else o.alpha / (1 + o.alpha * o.proportional)
 

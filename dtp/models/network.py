@@ -11,7 +11,7 @@ import torch
 from torch import Size, Tensor, nn
 
 from dtp.contracts import handed_back, require_layer
-from dtp.errors import UserError
+from dtp.errors import UserError, first_line
 from dtp.fields import require_ranges
 from dtp.models.modules import LocallyConnected2d, SLReLU
 from dtp.models.options import ModelOptions
@@ -137,7 +137,7 @@ class Network(nn.Module):
             received = "x".join(map(str, self.shapes[-1]))
             raise UserError(
                 f"Images of {size} pixels do not fit {type(self).__name__}: layer {len(self.layers)} receives "
-                f"{received} values and cannot take them ({_first_line(error)}); use larger images or fewer layers."
+                f"{received} values and cannot take them ({first_line(error)}); use larger images or fewer layers."
             ) from error
 
 
@@ -161,7 +161,3 @@ def initialise(layer: nn.Module, init: str) -> None:
             fill(module.weight)
         if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | LocallyConnected2d) and module.bias is not None:
             module.bias.zero_()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0]

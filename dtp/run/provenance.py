@@ -30,13 +30,19 @@ def recorded(words: Sequence[str]) -> str:
     return shlex.join(map(masked, words))
 
 
+# Flags whose values are places of one machine; those of the group are places that a command reads.
+_PLACE = re.compile(
+    "--(output|run[-_]dir|resume|study|store|write[-_]preset|wandb[-_]sweep|(data[-_]dir|init[-_]weights))"
+)
+
+
 def without_places(words: Iterable[str]) -> list[str]:
     """The words of a command without the folders of one machine: those that it reads are DIR, its own are left out."""
     kept: list[str] = []
     rest = iter(words)
     for word in rest:
         flag, equals, _ = word.partition("=")
-        place = re.fullmatch(r"--(output|run[-_]dir|resume|(data[-_]dir|init[-_]weights))", flag)
+        place = _PLACE.fullmatch(flag)
         if not place:
             kept.append(word)
             continue

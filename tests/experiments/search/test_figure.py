@@ -12,7 +12,10 @@ from tests.experiments.search.helpers import fail, open_study, train, write_metr
 
 pytestmark = pytest.mark.usefixtures("here")
 
-COMMAND = 'python -m dtp.search --algo bp --data-dir "/home/me/my mnist" --data_dir=/b --trials 4'
+COMMAND = (
+    'python -m dtp.search --algo bp --data-dir "/home/me/my mnist" --data_dir=/b '
+    "--study /home/me/s --write-preset=/c --trials 4"
+)
 
 
 def study(name, values, diverged=0, **changes):
