@@ -1,8 +1,9 @@
 """Names on the command line and their classes.
 
-Each of ``dtp.algorithms``, ``dtp.models`` and ``dtp.data`` holds one :class:`Registry`. An entry names its class and
-the dataclass of its options as import paths, so that ``--help`` can list and describe everything without importing
-torch. A name of the form ``package.module:Class`` is a user's own class in the user's own file.
+Each of ``dtp.algorithms``, ``dtp.models`` and ``dtp.data`` holds one :class:`Registry`. What it knows is registered in
+the package's ``options.py``, before the dataclass of its options. An entry names its class as an import path, so that
+``--help`` can list and describe everything without importing torch. A name of the form ``package.module:Class`` is a
+user's own class in the user's own file.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dtp.errors import UserError
+
+_Options = TypeVar("_Options", bound=type)
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Entry:
         target: ``"module:Class"`` that implements it (imports torch).
         options: ``"module:Dataclass"`` with its command-line options (does not import torch).
         summary: one line for ``--help`` and the README table.
-        preset: values of its presets for small runs, besides those that all share; None: files say all that there is.
+        preset: as :meth:`Registry.register` takes it.
     """
 
     name: str
@@ -50,12 +53,41 @@ class Entry:
 
 
 class Registry:
-    """The choices of one flag. ``flag`` is its name without dashes, ``base`` what a user's class must subclass."""
+    """The choices of one flag, in the order in which they were registered.
 
-    def __init__(self, flag: str, base: str, entries: list[Entry]):
+    Attributes:
+        flag: its name without dashes.
+        base: import path of the class that a user's own must be a subclass of.
+    """
+
+    def __init__(self, flag: str, base: str):
         self.flag = flag
         self.base = base
-        self.entries = {entry.name: entry for entry in entries}
+        self.entries: dict[str, Entry] = {}
+
+    def register(
+        self, name: str, target: str, summary: str, preset: Mapping[str, Any] | None = None
+    ) -> Callable[[_Options], _Options]:
+        """Register a choice with the dataclass of options that this decorates.
+
+        Args:
+            target: ``"module:Class"`` of the package that the options are in.
+            preset: values of its presets for small runs (digits and MNIST), besides those that all rules share
+                (``dtp/presets/shared``), picked by validation accuracy in short runs. Left out where files in
+                ``dtp/presets`` say all: for another network, or other values for each of the two.
+        """
+
+        def registered(options: _Options) -> _Options:
+            package = options.__module__.rpartition(".")[0]
+            path = f"{options.__module__}:{options.__name__}"
+            self.entries[name] = Entry(name, f"{package}.{target}", path, summary, preset)
+            return options
+
+        return registered
+
+    def classes(self) -> dict[str, str]:
+        """Import paths of the classes of all choices, by the names of the classes."""
+        return {entry.target.partition(":")[2]: entry.target for entry in self.entries.values()}
 
     def names(self) -> list[str]:
         return list(self.entries)

@@ -3,34 +3,14 @@
 This is where a rule is registered: :func:`rule` before the dataclass of its options.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import ClassVar, Literal
 
 from dtp.fields import Iterations, option
-from dtp.registry import Entry
+from dtp.registry import Registry
 
-RULES: list[Entry] = []
-
-_Options = TypeVar("_Options", bound=type)
-
-
-def rule(name: str, target: str, summary: str, preset: dict[str, Any] | None = None) -> Callable[[_Options], _Options]:
-    """Register the rule ``--algo name``: class ``"module:Class"`` of this package, with the decorated options.
-
-    Args:
-        preset: values of its presets for small runs (digits and MNIST), besides those that all rules share
-            (``dtp/presets/shared``), picked by validation accuracy in short runs. Left out where files in
-            ``dtp/presets`` say all: for another network, or other values for each of the two.
-    """
-
-    def register(options: _Options) -> _Options:
-        path = f"{__name__}:{options.__name__}"
-        RULES.append(Entry(name, f"dtp.algorithms.{target}", path, summary, preset))
-        return options
-
-    return register
-
+ALGORITHMS = Registry("algo", "dtp.algorithms.base:Algorithm")
+rule = ALGORITHMS.register
 
 # torch's SGD, Adam and RMSprop; the centred RMSprop with momentum of Lee's code.
 OptimizerName = Literal["sgd", "adam", "rmsprop", "lee-rmsprop"]

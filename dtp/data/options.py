@@ -1,9 +1,12 @@
-"""Command-line options of the datasets. Imports no torch, so that ``--help`` is quick."""
+"""The datasets: name, class, one line, command-line options. Imports no torch, so that ``--help`` is quick."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from dtp.fields import option
+from dtp.registry import Registry
+
+DATA = Registry("data", "dtp.data.base:ImageData")
 
 
 @dataclass
@@ -50,6 +53,16 @@ class DataOptions:
     padding_mode: Literal["edge", "zeros"] = "edge"
 
 
+DATA.register("digits", "small:Digits", "8x8 grey digits, 10 classes, embedded in scikit-learn")(DataOptions)
+DATA.register("mnist", "small:MNIST", "28x28 grey digits, 10 classes")(DataOptions)
+DATA.register("fashion-mnist", "small:FashionMNIST", "28x28 grey clothes, 10 classes")(DataOptions)
+DATA.register("kmnist", "small:KMNIST", "28x28 grey hiragana, 10 classes")(DataOptions)
+DATA.register("cifar10", "small:CIFAR10", "32x32 colour photographs, 10 classes")(DataOptions)
+DATA.register("cifar100", "small:CIFAR100", "32x32 colour photographs, 100 classes")(DataOptions)
+DATA.register("imagenet32", "imagenet32:ImageNet32", "ImageNet at 32x32, 1000 classes")(DataOptions)
+
+
+@DATA.register("imagefolder", "imagefolder:ImageFolderData", "any folder of class folders, resized to --image-size")
 @dataclass
 class ImageFolderOptions(DataOptions):
     """Class folders: --data-dir holds train/CLASS/*, test/CLASS/* and perhaps val/CLASS/*, or CLASS/* alone."""

@@ -1,9 +1,13 @@
-"""Command-line options of the networks. Imports no torch, so that ``--help`` is quick."""
+"""The networks: name, class, one line, command-line options. Imports no torch, so that ``--help`` is quick."""
 
 from dataclasses import dataclass, field
 from typing import Literal
 
 from dtp.fields import option
+from dtp.registry import Registry
+
+MODELS = Registry("model", "dtp.models.network:Network")
+model = MODELS.register
 
 ActivationName = Literal["elu", "relu", "leaky-relu", "tanh", "sigmoid", "sl-relu"]
 Init = Literal["default", "xavier", "xavier-normal", "kaiming", "orthogonal"]
@@ -22,6 +26,7 @@ class ModelOptions:
     init: Init = "default"
 
 
+@model("mlp", "mlp:MLP", "fully connected, any widths")
 @dataclass
 class MLPOptions(ModelOptions):
     """Fully connected layers."""
@@ -41,6 +46,7 @@ class MLPOptions(ModelOptions):
     batch_statistics_at_test: bool = False
 
 
+@model("lenet", "lenet:LeNet", "2 convolutions, 2 linear layers")
 @dataclass
 class LeNetOptions(ModelOptions):
     """Two convolutions with overlapping max-pooling and two linear layers."""
@@ -51,6 +57,7 @@ class LeNetOptions(ModelOptions):
     hidden: int = option(512, least=1)
 
 
+@model("vgg", "vgg:VGG", "Ernoult's SimpleVGG, 6 layers")
 @dataclass
 class VGGOptions(ModelOptions):
     """3x3 convolutions, each followed by 2x2 max-pooling, and one linear layer."""
@@ -59,6 +66,8 @@ class VGGOptions(ModelOptions):
     channels: list[int] = option([128, 128, 256, 256, 512], least=1)
 
 
+@model("resnet34", "resnet:ResNet34", "ResNet-34 for small images")
+@model("resnet18", "resnet:ResNet18", "ResNet-18 for small images")
 @dataclass
 class ResNetOptions(ModelOptions):
     """Residual units of two 3x3 convolutions in four stages, for images of about 32x32 pixels."""
@@ -71,6 +80,8 @@ class ResNetOptions(ModelOptions):
     residual_layers: Literal["unit", "stage"] = "unit"
 
 
+@model("convnet", "locally_connected:ConvNet", "the same with shared weights")
+@model("lc", "locally_connected:LocallyConnected", "Bartunov's locally connected network")
 @dataclass
 class LocallyConnectedOptions(ModelOptions):
     """Bartunov et al. 2018: strided layers without pooling, then fully connected ones; default as theirs for MNIST."""
@@ -87,6 +98,7 @@ class LocallyConnectedOptions(ModelOptions):
     hidden: list[int] = option([1024], least=1)
 
 
+@model("square", "square:Square", "square layers, for GAIT-prop")
 @dataclass
 class SquareOptions(ModelOptions):
     """Square layers for exact inverses (GAIT-prop): every layer has as many units as it reads from the one below."""
@@ -103,6 +115,7 @@ class SquareOptions(ModelOptions):
     linear_output: bool = False
 
 
+@model("discrete", "discrete:Discrete", "fully connected, with signs alone between some layers (Lee 2018)")
 @dataclass
 class DiscreteOptions(ModelOptions):
     """Fully connected layers, some of which hear nothing but signs (Lee 2018); default as his for MNIST."""
@@ -121,6 +134,7 @@ class DiscreteOptions(ModelOptions):
     sign_gradient: Literal["straight-through", "zero", "test-only"] = "straight-through"
 
 
+@model("stochastic", "stochastic:Stochastic", "fully connected, of stochastic binary units (Lee 2018)")
 @dataclass
 class StochasticOptions(ModelOptions):
     """Fully connected layers of binary units that are drawn anew in every pass (Lee 2018); default as his for MNIST."""
@@ -136,6 +150,11 @@ class StochasticOptions(ModelOptions):
     passes: int = option(100, least=1)
 
 
+@model(
+    "tied-autoencoder",
+    "tied_autoencoder:TiedAutoencoder",
+    "two layers with one weight matrix, for --task autoencoder (Lee 2018)",
+)
 @dataclass
 class TiedAutoencoderOptions(ModelOptions):
     """Encoder and decoder that share one weight matrix (Lee 2018); default as his for MNIST."""
