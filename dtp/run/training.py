@@ -284,9 +284,20 @@ def make_task(config: Config, data: ImageData) -> Task:
 
 
 def _memory_format(name: str, network: torch.nn.Module) -> torch.memory_format:
-    convolutions = any(isinstance(module, torch.nn.Conv2d) for module in network.modules())
-    channels_last = name == "channels-last" or (name == "auto" and convolutions)
+    convolutions = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d)]
+    usual = bool(convolutions) and not any(map(_writes_beyond, convolutions))
+    channels_last = name == "channels-last" or (name == "auto" and usual)
     return torch.channels_last if channels_last else torch.contiguous_format
+
+
+def _writes_beyond(convolution: torch.nn.Conv2d) -> bool:
+    """Whether the weight gradient of a convolution can end the process with its maps in the order channels-last.
+
+    On CPUs with AVX2 and no AVX-512, oneDNN (3.12, in torch 2.14) copies eight channels of the places that a strided
+    1x1 convolution reads, where the maps have fewer, and so writes beyond its buffer.
+    """
+    is_strided = convolution.kernel_size == (1, 1) and convolution.stride != (1, 1)
+    return is_strided and convolution.in_channels // convolution.groups < 8
 
 
 def _finish(

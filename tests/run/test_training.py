@@ -120,6 +120,25 @@ def test_a_deterministic_run_uses_deterministic_algorithms_and_the_same_numbers(
 
 
 @pytest.mark.parametrize(
+    ("words", "channels_last"),
+    [
+        ("--model lenet --channels 2 3 --hidden 4", True),
+        ("--model resnet18 --channels 8 8 8 8 9", True),
+        # A strided 1x1 convolution that reads fewer than eight channels, in the second stage or in the last.
+        ("--model resnet18 --channels 4 4 8 8 8", False),
+        ("--model resnet18 --channels 8 8 8 4 8", False),
+        ("--model resnet18 --channels 4 4 8 8 8 --memory-format channels-last", True),
+        ("--model lenet --channels 2 3 --hidden 4 --memory-format contiguous", False),
+    ],
+)
+def test_maps_have_their_channels_innermost_unless_torch_may_crash_with_it(words, channels_last):
+    _, rule = build(parse(["--algo", "bp", *words.split()]))
+    weight = next(module.weight for module in rule.network.modules() if isinstance(module, torch.nn.Conv2d))
+    strides = [weight.stride(), torch.empty_like(weight, memory_format=torch.contiguous_format).stride()]
+    assert (strides[0] != strides[1]) == channels_last
+
+
+@pytest.mark.parametrize(
     ("accelerator", "deterministic", "benchmark"), [("gpu", False, True), ("gpu", True, False), ("cpu", False, False)]
 )
 def test_convolutions_are_tried_out_on_a_gpu_only(accelerator, deterministic, benchmark, algorithms_as_before):
