@@ -23,19 +23,6 @@ from dtp.registry import did_you_mean
 MOST = 1e30
 # Of whole numbers that say how often something is done, or how much of it is made: more never ends, or has no room.
 MOST_OFTEN = 10**6
-MOST_OF_EACH = {"image_size": 10_000, "crop_padding": 1_000}
-# Of these a large one stands for never, for no limit, or for any other.
-UNLIMITED = {
-    "checkpoint_every",
-    "diagnostics_every",
-    "feedback_memory",
-    "log_every",
-    "lr_period",
-    "max_steps",
-    "seed",
-    "seeds",
-    "split_seed",
-}
 
 
 if typing.TYPE_CHECKING:
@@ -93,11 +80,20 @@ def option(
     unit: str = "",
     **more: Any,
 ) -> Any:
-    """A dataclass field with a range. A subclass that gives it another default and no range keeps the range.
+    """A dataclass field that says more of an option than its type: its range, and what else is true of it.
+
+    A subclass that gives the option another default and says nothing keeps what is said here.
 
     Args:
-        more: what else the field's metadata holds: ``search``, what a search of the rule is to make of the option, as
-            the file of a domain says it: ``{kind: values}``, or the one value of all trials.
+        more: the rest of the field's metadata, asked for by :func:`said_of`:
+
+            - ``search``: what a search of the rule is to make of the option, as the file of a domain says it:
+              ``{kind: values}``, or the one value of all trials.
+            - ``varies``: how far its value may differ within one run: ``"resumed"`` when the run is resumed,
+              ``"process"`` in each of its processes too, ``"start"`` as it belongs to one start and is not saved.
+            - ``before``: the value that stands for what versions did that had no such option.
+            - ``budget=True``: it says how long and from which seed is trained, no part of what a search finds.
+            - ``unlimited=True``: a large number stands for never, for no limit, or for any other.
     """
     limits = Range(least, above, most, below, unit)
     metadata = more if limits == Range() else {"range": limits, **more}
@@ -236,10 +232,10 @@ def require_usual(cls: type, field: dataclasses.Field, value: Any) -> None:
 def _most(cls: type, name: str) -> int | float:
     """The highest value of a whole number among options. Whoever defines others says by themselves what is too many."""
     definer = [base for base in cls.__mro__ if name in vars(base).get("__dataclass_fields__", ())][-1]
-    if name in UNLIMITED or definer.__module__.partition(".")[0] != "dtp":
+    if said_of(cls, name, "unlimited") or definer.__module__.partition(".")[0] != "dtp":
         # Seeds are hashed.
         return math.inf if name.endswith("seed") else 2**63 - 1
-    return MOST_OF_EACH.get(name, MOST_OFTEN)
+    return MOST_OFTEN
 
 
 def _hints(cls: type) -> dict[str, Any]:

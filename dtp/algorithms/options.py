@@ -50,7 +50,7 @@ class AlgorithmOptions:
     lr_schedule: Literal["constant", "cosine", "step"] = "cosine"
     # Cosine: epochs from the highest to the lowest rate, then it rises again. Step: epochs between two drops.
     # 0 means --max-epochs.
-    lr_period: int = option(0, least=0)
+    lr_period: int = option(0, least=0, unlimited=True)
     # Lowest learning rate of the cosine schedule.
     lr_min: float = option(1e-5, least=0)
     # Factor of each drop of the step schedule, above 0 and up to 1.
@@ -106,7 +106,7 @@ class TargetPropagationOptions(TargetOptions):
     feedback_init: Literal["random", "symmetric"] = "random"
     # Whether each step of the forward weights also moves the feedback weights, by its transpose (Kolen and Pollack
     # 1994), so that those follow between their own iterations (kolen-pollack), or not (no, as published).
-    feedback_tracking: Literal["no", "kolen-pollack"] = "no"
+    feedback_tracking: Literal["no", "kolen-pollack"] = option("no", before="no")
     # Order of the two phases: feedback first in every batch (sequential), both from the same activations and old
     # weights (parallel), or whole epochs of one and the other in turn (alternating; an epoch is one pass of either).
     schedule: Schedule = "sequential"
@@ -122,7 +122,7 @@ class TargetPropagationOptions(TargetOptions):
     engine: Literal["auto", "literal", "reduced", "graph"] = "auto"
     # Memory in MiB that the feedback iterations of each layer may take when several are prepared at once; 0 is 64 on a
     # CPU, and on a GPU, where all layers have theirs at the same time, 4096 or, if that is less, a sixteenth of it.
-    feedback_memory: int = option(0, least=0, unit="MiB")
+    feedback_memory: int = option(0, least=0, unit="MiB", unlimited=True)
     # What stands between the two affine maps of a residual unit's feedback: the forward nonlinearity's slope, as in
     # the adjoint (forward), the nonlinearity itself (feedback, as in the code of Ernoult et al.), or nothing (linear).
     residual_gate: Literal["forward", "feedback", "linear"] = "forward"
@@ -143,12 +143,12 @@ class DTPOptions(TargetPropagationOptions):
     # infinitely many of them, known in closed form, for about the price of backprop (expected). That is a simulation of
     # the rule in the limit of many probes: it looks at the forward weights, which sampled probes only see the effect
     # of. Layers with --routing noisy and max-pooling then draw their first term with --noise-samples once per batch.
-    probes: Literal["sampled", "expected"] = "sampled"
+    probes: Literal["sampled", "expected"] = option("sampled", before="sampled")
     # Nodes of the quadrature over the noise with --probes expected, 1 to 200; 1 is the limit of small noise.
-    probe_nodes: int = option(5, least=1, most=200)
+    probe_nodes: int = option(5, least=1, most=200, before=5)
     # What a nonlinearity comes back through in the feedback: itself, at what the feedback is given (own, as published),
     # or its slope in the clean pass (clean), with which a transposed feedback layer is exactly the adjoint.
-    feedback_slope: Literal["own", "clean"] = "own"
+    feedback_slope: Literal["own", "clean"] = option("own", before="own")
     # Max-pooling positions of the noisy pass: its own (noisy, as published) or those of the clean pass (fixed, as the
     # theory assumes; its feedback weights align far better).
     routing: Literal["noisy", "fixed"] = "noisy"
@@ -381,7 +381,7 @@ class GAITOptions(TargetOptions):
     orthogonality: float = option(0.1, least=0, search={"log-uniform": [1e-3, 1.0]})
     # What that penalty is on: overlaps alone, as above (Ahmad et al.), or the whole difference to the identity,
     # |W^T W - 1|^2, which holds lengths at 1 too (identity, the code of Dalm et al.).
-    orthogonality_form: Literal["overlaps", "identity"] = "overlaps"
+    orthogonality_form: Literal["overlaps", "identity"] = option("overlaps", before="overlaps")
 
 
 @dataclass
@@ -690,9 +690,9 @@ class DualPropOptions(AlgorithmOptions):
     sweeps: int = option(1, least=1)
     # Weights of the feedback: the forward ones (transpose), or others that take the same steps and decay with them by
     # --weight-decay (kolen-pollack, of the ICML 2023 paper).
-    backward: Literal["transpose", "kolen-pollack"] = "transpose"
+    backward: Literal["transpose", "kolen-pollack"] = option("transpose", before="transpose")
     # Distribution of those others at first: PyTorch's own of the layer, or Glorot's, uniform or normal.
-    backward_init: Literal["default", "xavier", "xavier-normal"] = "default"
+    backward_init: Literal["default", "xavier", "xavier-normal"] = option("default", before="default")
 
 
 @dataclass

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,8 +14,10 @@ import yaml
 
 from dtp.algorithms import ALGORITHMS
 from dtp.cli.commands import command_line
+from dtp.data import DATA
 from dtp.errors import UserError, user_path
-from dtp.fields import checked, flag, option, require_precision
+from dtp.fields import checked, flag, option, require_precision, said_of
+from dtp.models import MODELS
 from dtp.registry import did_you_mean
 
 # Of a YAML file. Ours have a few kilobytes.
@@ -35,37 +39,37 @@ class RunOptions:
     data: str = "digits"
     # What the network is trained to do: name classes, put out its input again (as many outputs as the image has pixels,
     # with a sigmoid), or sort images into clusters without labels; auto is what the rule is for.
-    task: Literal["auto", "classification", "autoencoder", "clustering"] = "auto"
+    task: Literal["auto", "classification", "autoencoder", "clustering"] = option("auto", before="classification")
     # Outputs of the network with --task clustering, at least 1.
-    clusters: int = option(10, least=1)
+    clusters: int = option(10, least=1, before=10)
     # Run folder, checkpoint or file of weights (safetensors) of another network whose weights this one starts from, in
     # the layers where both have the same name and shape: an auto-encoder's to be tuned for classes, say.
-    init_weights: str = ""
+    init_weights: str = option("", before="")
     # YAML file with any of these options, or the name of a preset. It beats the preset; the command line beats it.
-    config: str = ""
+    config: str = option("", varies="start")
     # Epochs (passes over the training set) to train in all, at least 1.
-    max_epochs: int = option(20, least=1)
+    max_epochs: int = option(20, least=1, budget=True)
     # Batches to train in all, whatever the number of optimizer steps in a batch; -1 for no such limit.
-    max_steps: int = -1
+    max_steps: int = option(-1, varies="resumed", budget=True, unlimited=True)
     # Seed of the first weights, the order of the images, their augmentation and the noise; from 0 to 2^32 - 1.
-    seed: int = option(0, least=0, most=2**32 - 1)
+    seed: int = option(0, least=0, most=2**32 - 1, budget=True, unlimited=True)
     # Devices per machine: a number of GPUs (or of processes on a CPU), or auto for all GPUs. Under srun and torchrun
     # leave it and --num-nodes out: they are what those have started.
-    devices: str = "1"
+    devices: str = option("1", varies="resumed")
     # Machines. Start one process per device on each, with srun or torchrun.
-    num_nodes: int = option(1, least=1)
+    num_nodes: int = option(1, least=1, varies="resumed")
     # How several devices work together: feedback-ddp averages gradients at every optimizer step; auto is that for
     # several devices and none for one.
-    strategy: Literal["auto", "feedback-ddp"] = "auto"
+    strategy: Literal["auto", "feedback-ddp"] = option("auto", varies="resumed")
     # How several devices divide the training of feedback weights: data gives each a share of every batch; layer gives
     # each the whole batch and some of the feedback layers, balanced by measured cost; hybrid gives costly layers
     # several devices.
-    feedback_parallel: Literal["data", "layer", "hybrid"] = "data"
+    feedback_parallel: Literal["data", "layer", "hybrid"] = option("data", varies="resumed")
     # With --feedback-parallel data: average the gradients in every step of the feedback weights, or, as an
     # approximation that communicates less, the weights and optimizer states once per batch.
-    feedback_sync: Literal["step", "batch"] = "step"
+    feedback_sync: Literal["step", "batch"] = option("step", varies="resumed")
     # Kind of device; auto takes a GPU where there is one.
-    accelerator: Literal["auto", "cpu", "gpu", "cuda"] = "auto"
+    accelerator: Literal["auto", "cpu", "gpu", "cuda"] = option("auto", varies="resumed")
     # Floating-point numbers: 32 (bits), 64, or bf16-mixed: bfloat16 in the forward phase, 32 bits in the feedback
     # phase.
     precision: str = "32"
@@ -73,40 +77,40 @@ class RunOptions:
     tf32: bool = False
     # Use only operations that give the same numbers, bit for bit, each time: slower on a GPU, and an error where torch
     # has no such operation; a CPU uses no others anyway.
-    deterministic: bool = False
+    deterministic: bool = option(False, before=False)
     # Capture a whole batch as one CUDA graph where the rule does the same on every batch (bp and dtp, by SGD on one
     # GPU, with layers of torch and of this project): auto does so, no does not. The noise is the same either way. What
     # the feedback phase takes is then not measured apart.
-    capture: Literal["auto", "no"] = "auto"
+    capture: Literal["auto", "no"] = option("auto", varies="resumed")
     # Order of convolution weights and maps in memory: channels innermost (channels-last) or each map whole
     # (contiguous); auto is channels-last for networks with convolutions, unless one of 1x1 has a stride and reads fewer
     # than 8 channels, with which torch may crash. The noise is drawn in that order too.
     memory_format: Literal["auto", "contiguous", "channels-last"] = "auto"
     # Folder of this run. Left out: a new one, runs/ALGO_MODEL_DATA/DATE-seedSEED.
-    run_dir: str = ""
+    run_dir: str = option("", varies="start")
     # Go on with an interrupted run: auto continues the newest run of the same configuration (or the one in --run-dir),
     # or starts; a run folder or a checkpoint file continues that one with its own configuration.
-    resume: str = ""
+    resume: str = option("", varies="start")
     # Import the classes (module:Class) that a resumed run or a --config file names and the command line does not. They
     # are programs, and run with your rights: look at them first.
-    trust: bool = False
+    trust: bool = option(False, varies="start")
     # Where metrics go besides metrics.csv; wandb is online when logged in and offline otherwise.
-    logger: Literal["csv", "wandb"] = "csv"
+    logger: Literal["csv", "wandb"] = option("csv", varies="process")
     # Training batches per epoch: a count (10) or a fraction with a point (0.1).
-    limit_train_batches: str = "1.0"
+    limit_train_batches: str = option("1.0", budget=True)
     # Validation batches per epoch: a count (10) or a fraction with a point (0.1); 0 for no validation.
-    limit_val_batches: str = "1.0"
+    limit_val_batches: str = option("1.0", varies="resumed", budget=True)
     # Batches between two rows of training metrics, at least 1.
-    log_every: int = option(50, least=1)
+    log_every: int = option(50, least=1, varies="resumed", unlimited=True)
     # Batches between two checkpoints within an epoch; 0 for one at each end of an epoch only.
-    checkpoint_every: int = option(0, least=0)
+    checkpoint_every: int = option(0, least=0, varies="resumed", unlimited=True)
     # Epochs between two measurements of angles (feedback to forward weights, update to backprop's); 0 for none.
-    diagnostics_every: int = option(1, least=0)
+    diagnostics_every: int = option(1, least=0, varies="resumed", unlimited=True)
     # Weights that are tested once at the end: those of the best validation accuracy (or loss, for other tasks), or
     # the last.
-    test_weights: Literal["best", "last"] = "best"
+    test_weights: Literal["best", "last"] = option("best", varies="resumed")
     # Print the network and its feedback layers at the start.
-    verbose: bool = False
+    verbose: bool = option(False, varies="process")
 
 
 def check_run_options(run: RunOptions) -> None:
@@ -157,6 +161,22 @@ class Config:
     def as_dict(self) -> dict[str, Any]:
         """All options, flat, by name."""
         return {**asdict(self.run), **asdict(self.data), **asdict(self.model), **asdict(self.algo)}
+
+    def said(self, what: str) -> dict[str, Any]:
+        """As :func:`said_of_options`, of a user's own rule, network and dataset too."""
+        return said_of_options(what) | _said(what, (type(self.data), type(self.model), type(self.algo)))
+
+
+@functools.cache
+def said_of_options(what: str) -> dict[str, Any]:
+    """What the metadata of our options (:func:`dtp.fields.option`) say of ``what``, by name of option."""
+    entries = [entry for registry in (ALGORITHMS, MODELS, DATA) for entry in registry.entries.values()]
+    return _said(what, (RunOptions, *(entry.load_options() for entry in entries)))
+
+
+def _said(what: str, classes: Iterable[type]) -> dict[str, Any]:
+    said = ((option.name, said_of(cls, option.name, what)) for cls in classes for option in fields(cls))
+    return {name: value for name, value in said if value is not None}
 
 
 @dataclass(frozen=True)

@@ -16,39 +16,39 @@ class DataOptions:
     # Folder that holds the dataset (for imagefolder: the folder of class folders, or one with train/ and test/ in it).
     # auto: the one that DTP_DATA_DIR names, else the folder data where there is one, else datasets in torch's cache
     # ($TORCH_HOME, usually ~/.cache/torch).
-    data_dir: str = "auto"
+    data_dir: str = option("auto", varies="process")
     # Download the dataset into --data-dir if it is not there (not for imagenet32 and imagefolder); without it nothing
     # ever touches the network.
-    download: bool = False
+    download: bool = option(False, varies="start")
     # Images per batch over all devices, which share them evenly (a multiple of their number), at least 1.
     batch_size: int = option(128, least=1)
     # Processes that load and augment batches, 0 or more; 0 loads in the main process, best for small datasets.
-    num_workers: int = option(0, least=0)
+    num_workers: int = option(0, least=0, varies="process")
     # Keep the images as bytes in the memory of the device and make batches there, the same batches; auto does so on a
     # GPU when they take at most a quarter of its free memory.
-    data_on_device: Literal["auto", "yes", "no"] = "auto"
+    data_on_device: Literal["auto", "yes", "no"] = option("auto", varies="process")
     # Images held out of the training set for validation: a count (5000), a fraction below 1 (0.1), or 0 for none.
     # Default: the usual one (5000; imagenet32 50 of each class; digits, imagefolder and small parts a tenth).
     val_size: float | None = None
     # Seed of the training/validation split, any whole number; kept apart from --seed so that runs with other seeds
     # share one split.
-    split_seed: int = 42
+    split_seed: int = option(42, budget=True, unlimited=True)
     # Statistics that are subtracted and divided by: the dataset's own (standard), its std times three (std3x),
     # 0.5 and 0.5 (meanstd05), or none, which leaves pixels in [0, 1] (unit).
     normalisation: Literal["standard", "std3x", "meanstd05", "unit"] = "standard"
     # Coordinates of each image along this many principal components of the training images in place of its pixels, 0
     # for pixels; components are found after normalisation and without augmentation.
-    pca: int = option(0, least=0)
+    pca: int = option(0, least=0, before=0)
     # Whether these coordinates keep their variances over the training images, which fall from the first to the last
     # (kept), or are divided by their deviations (whitened).
-    pca_scale: Literal["kept", "whitened"] = "kept"
+    pca_scale: Literal["kept", "whitened"] = option("kept", before="kept")
     # Mirror each training image left-right with probability one half. Default: the dataset's own (never for digits).
     flip: bool | None = None
     # Mirror each training image upside down with probability one half, as the text of Bartunov et al. has it.
     flip_vertical: bool = False
     # Crop each training image at random after padding it by this many pixels; 0 for none. Default: the dataset's own
-    # (4 for CIFAR and imagenet32, an eighth of the side for imagefolder, 0 for the others).
-    crop_padding: int | None = option(None, least=0)
+    # (4 for CIFAR and imagenet32, an eighth of the side for imagefolder, 0 for the others). At most 1000.
+    crop_padding: int | None = option(None, least=0, most=1000)
     # What the padding of the random crop holds: the edge pixels repeated, or zeros.
     padding_mode: Literal["edge", "zeros"] = "edge"
 
@@ -67,5 +67,5 @@ DATA.register("imagenet32", "imagenet32:ImageNet32", "ImageNet at 32x32, 1000 cl
 class ImageFolderOptions(DataOptions):
     """Class folders: --data-dir holds train/CLASS/*, test/CLASS/* and perhaps val/CLASS/*, or CLASS/* alone."""
 
-    # Side in pixels to which every image is resized and centre-cropped, at least 1.
-    image_size: int = option(32, least=1, unit="pixels")
+    # Side in pixels to which every image is resized and centre-cropped, from 1 to 10000.
+    image_size: int = option(32, least=1, most=10_000, unit="pixels")

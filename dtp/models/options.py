@@ -37,7 +37,7 @@ class MLPOptions(ModelOptions):
     bias: bool = True
     # Whether the last hidden layer has one too, where layers have; the code of Meulemans et al. leaves it out for some
     # rules.
-    last_hidden_bias: bool = True
+    last_hidden_bias: bool = option(True, before=True)
     # Standardise over the batch, without parameters: after no layer (none), after the nonlinearity of each hidden layer
     # (hidden), or of the output too (all).
     standardise: Literal["none", "hidden", "all"] = "none"
@@ -112,7 +112,7 @@ class SquareOptions(ModelOptions):
     # Units of the output layer, of which the first are the classes and the rest auxiliary; 0: as the last hidden layer.
     outputs: int = option(0, least=0)
     # Whether the output layer is linear, as in the code of Dalm et al.; else it has the nonlinearity too.
-    linear_output: bool = False
+    linear_output: bool = option(False, before=False)
 
 
 @model("discrete", "discrete:Discrete", "fully connected, with signs alone between some layers (Lee 2018)")

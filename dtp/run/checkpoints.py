@@ -23,11 +23,11 @@ from dtp.errors import UserError, user_path
 from dtp.fields import flag
 from dtp.run.folder import (
     CHECKPOINTS,
-    RANKS_MAY_DIFFER,
     WEIGHTS_FILE,
     Run,
     checkpoint_step,
     how_to_go_on,
+    may_vary,
     process_rank,
     require_same_configuration,
     resume_words,
@@ -83,7 +83,8 @@ class Checkpoints(Checkpoint):
 
     def _require_agreement(self, trainer: pl.Trainer) -> None:
         """Raise UserError unless all ranks are about to do the same: options, numbers of images, checkpoint."""
-        options = {name: value for name, value in saved_options(self.config).items() if name not in RANKS_MAY_DIFFER}
+        of_each = may_vary(self.config, "process")
+        options = {name: value for name, value in saved_options(self.config).items() if name not in of_each}
         mine = {flag(name): value for name, value in options.items()}
         data: Any = trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue] (Lightning's connectors set it)
         mine |= {f"number of {split} images": size for split, size in data.sizes.items()}

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from dtp.cli.commands import command_line
-from dtp.cli.config import Config, read_yaml
+from dtp.cli.config import Config, read_yaml, said_of_options
 from dtp.distributed import watch
 from dtp.errors import UserError
 from dtp.fields import flag
@@ -45,60 +45,15 @@ CHECKPOINTS = "checkpoints"
 # How the first process of a machine tells the others, which inherit its environment, what it has chosen.
 FOLDER_VARIABLE, CHECKPOINT_VARIABLE = "DTP_PROCESS_RUN_FOLDER", "DTP_PROCESS_RUN_CHECKPOINT"
 
-# Options that may change when a run is resumed: they say how long, where and how it is watched, not what is computed.
-MAY_DIFFER = {
-    "max_steps",
-    "config",
-    "resume",
-    "run_dir",
-    "logger",
-    "log_every",
-    "checkpoint_every",
-    "diagnostics_every",
-    "limit_val_batches",
-    "test_weights",
-    "verbose",
-    "data_dir",
-    "data_on_device",
-    "capture",
-    "download",
-    "num_workers",
-    "devices",
-    "num_nodes",
-    "strategy",
-    "feedback_parallel",
-    "feedback_sync",
-    "accelerator",
-}
-# Options that configurations of earlier versions lack, with the values that stand for what those versions did.
-AS_BEFORE = {
-    "task": "classification",
-    "clusters": 10,
-    "init_weights": "",
-    "pca": 0,
-    "pca_scale": "kept",
-    "deterministic": False,
-    "probes": "sampled",
-    "probe_nodes": 5,
-    "feedback_slope": "own",
-    "feedback_tracking": "no",
-    "last_hidden_bias": True,
-    "backward": "transpose",
-    "backward_init": "default",
-    "linear_output": False,
-    "orthogonality_form": "overlaps",
-}
-
 
 def as_before(present: Container[str]) -> dict[str, Any]:
     """Values of those options among ``present`` that earlier versions did not have."""
-    return {name: value for name, value in AS_BEFORE.items() if name in present}
+    return {name: value for name, value in said_of_options("before").items() if name in present}
 
 
-# Options that may differ between the ranks of one start: each machine has its own disks, and only rank 0 reports.
-RANKS_MAY_DIFFER = {"data_dir", "data_on_device", "num_workers", "logger", "verbose"}
-# Options that belong to one start of a run, not to its configuration.
-NOT_SAVED = {"config", "resume", "run_dir", "download", "trust"}
+def may_vary(config: Config, *how: str) -> set[str]:
+    """The options whose values may differ within one run, as :func:`dtp.fields.option` says how far (``varies``)."""
+    return {name for name, varies in config.said("varies").items() if varies in how}
 
 
 @dataclass(frozen=True)
@@ -294,7 +249,8 @@ def _folder_of(path: Path) -> Path | None:
 
 def saved_options(config: Config) -> dict[str, Any]:
     """The options that make up a run's configuration, by name, in the types that YAML has, without passwords."""
-    return {name: plain(value) for name, value in config.as_dict().items() if name not in NOT_SAVED}
+    of_a_start = may_vary(config, "start")
+    return {name: plain(value) for name, value in config.as_dict().items() if name not in of_a_start}
 
 
 def plain(value: Any) -> Any:
@@ -312,7 +268,7 @@ def differing_options(saved: dict[str, Any], config: Config) -> dict[str, tuple[
     saved = as_before(present) | saved
     # Passwords of earlier versions' are no difference.
     saved = {name: plain(value) for name, value in saved.items()}
-    may_differ = set(MAY_DIFFER)
+    may_differ = may_vary(config, "start", "process", "resumed")
     if present.get("lr_schedule") == "constant" or present.get("lr_period"):
         # Otherwise the schedule is one over all epochs, and another one for another number of them.
         may_differ.add("max_epochs")

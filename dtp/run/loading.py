@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from dtp.algorithms import ALGORITHMS
+from dtp.cli.config import said_of_options
 from dtp.data import DATA
 from dtp.errors import UserError, user_path
 from dtp.models import MODELS, Network
 from dtp.registry import Registry
 from dtp.run.checkpoints import checkpoints_of, read_first_whole
-from dtp.run.folder import AS_BEFORE, SUMMARY_FILE, WEIGHTS_FILE, plain
+from dtp.run.folder import SUMMARY_FILE, WEIGHTS_FILE, plain
 from dtp.run.reading import read_summary
 from dtp.tasks import TASKS
 
@@ -185,7 +186,7 @@ def _described_by_configuration(checkpoint: dict[str, Any]) -> dict[str, Any] | 
     config = checkpoint.get("config")
     if not isinstance(config, dict):
         return None
-    values = {**AS_BEFORE, **config}
+    values = {**said_of_options("before"), **config}
     found = {"algo": values["algo"], "options": values, "seed": values["seed"], "network": None}
     shape, classes = _IMAGES.get(values["data"]), None
     if values["data"] == "imagefolder":

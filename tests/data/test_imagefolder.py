@@ -223,7 +223,7 @@ def test_a_folder_of_another_form_is_refused(tmp_path, make, words):
 
 
 def test_no_pixels_are_refused():
-    with pytest.raises(UserError, match="--image-size: expected at least 1 .pixels., found 0"):
+    with pytest.raises(UserError, match="--image-size: expected a number from 1 to 10000 .pixels., found 0"):
         ImageFolderData(ImageFolderOptions(image_size=0))
 
 

@@ -3,14 +3,17 @@
 import platform
 import shlex
 import subprocess
+from dataclasses import asdict, dataclass, replace
 
 import pytest
 import torch
 
 from dtp import __version__
+from dtp.algorithms.options import DTPOptions
 from dtp.cli.arguments import parse
+from dtp.fields import option
 from dtp.run import provenance
-from dtp.run.folder import NOT_SAVED, Run, differing_options, saved_options, write_config
+from dtp.run.folder import Run, differing_options, may_vary, saved_options, write_config
 
 
 def test_versions_and_hardware_are_those_of_this_process():
@@ -81,16 +84,33 @@ def test_no_file_of_a_run_keeps_a_password(tmp_path):
     text = (tmp_path / "config.yaml").read_text()
     assert "secret" not in text and text.count("https://me:***@host/data") == 3
     # What an earlier version has kept is the same configuration.
-    earlier = {name: value for name, value in config.as_dict().items() if name not in NOT_SAVED}
+    earlier = {name: value for name, value in config.as_dict().items() if name not in may_vary(config, "start")}
     assert differing_options(earlier, config) == {}
 
 
 def test_a_configuration_of_an_earlier_version_lacks_options_that_change_nothing():
     config = parse(["--algo", "dualprop", "--data", "digits"])
     saved = saved_options(config)
-    for option in ("backward", "backward_init"):
-        del saved[option]
+    for name in ("backward", "backward_init"):
+        del saved[name]
     assert differing_options(saved, config) == {}
     assert "backward" in differing_options(
         saved, parse([*"--algo dualprop --data digits --backward kolen-pollack".split()])
     )
+
+
+@dataclass
+class Own(DTPOptions):
+    # Of a rule of a user's own.
+    shown: int = option(3, varies="resumed")
+    noted: str = option("", varies="start")
+    alpha: float = 0.5
+
+
+def test_options_of_a_rule_of_ones_own_say_by_themselves_whether_a_resumed_run_may_change_them():
+    config = parse(["--data", "digits"])
+    own = replace(config, algo=Own(**asdict(config.algo)))
+    saved = saved_options(own)
+    assert saved["shown"] == 3 and saved["alpha"] == 0.5 and "noted" not in saved
+    changed = replace(own, algo=replace(own.algo, shown=4, noted="here", alpha=0.75))
+    assert differing_options(saved, changed) == {"alpha": (0.5, 0.75)}

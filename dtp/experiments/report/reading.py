@@ -19,9 +19,9 @@ from dtp.cli.config import RunOptions, read_yaml
 from dtp.data import DATA
 from dtp.errors import UserError
 from dtp.experiments.jobs import FAILURE_FILE
-from dtp.fields import default_of
+from dtp.fields import default_of, said_of
 from dtp.models import MODELS
-from dtp.run.folder import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, NOT_SAVED, SUMMARY_FILE, recorded_commands
+from dtp.run.folder import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, recorded_commands
 from dtp.run.reading import Row, has_finished, read_rows, read_summary
 
 # Options that are counted with, and the least that they can be.
@@ -270,7 +270,7 @@ def with_defaults(options: dict[str, Any]) -> dict[str, Any]:
         option.name: default_of(option)
         for cls in (RunOptions, *(entry.load_options() for entry in entries if entry))
         for option in dataclasses.fields(cls)
-        if option.name not in NOT_SAVED
+        if said_of(cls, option.name, "varies") != "start"
     }
     saved = {
         name: value

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from dtp.cli.arguments import parse
 from dtp.cli.commands import CommandParser, command_line, command_words, run_command
-from dtp.cli.config import Config, as_arguments, parse_limit
+from dtp.cli.config import Config, as_arguments, parse_limit, said_of_options
 from dtp.errors import UserError
 from dtp.experiments.jobs import MOST_AT_ONCE, run_jobs
 from dtp.experiments.search.preset import write_preset
@@ -29,7 +29,7 @@ from dtp.experiments.search.study import (
     short_arguments,
 )
 from dtp.fields import MOST_OFTEN, flag
-from dtp.run.folder import MAY_DIFFER, saved_options
+from dtp.run.folder import may_vary, saved_options
 from dtp.run.provenance import recorded
 
 SEARCHES = Path("runs") / "search"
@@ -127,12 +127,10 @@ def _search(argv: Sequence[str]) -> int:
         write_wandb_sweep(options.wandb_sweep, space, given, objective, options.sampler, options.trials)
         print(f"{options.wandb_sweep} written; start it with: wandb sweep {options.wandb_sweep}")
         return 0
+    of_all = parse([*as_arguments(space.fixed), *words])
+    left_out = {*space.parameters, *may_vary(of_all, "process", "resumed") - set(said_of_options("budget"))}
     settings = Settings(
-        options={
-            name: value
-            for name, value in saved_options(parse([*as_arguments(space.fixed), *words])).items()
-            if name not in space.parameters and name not in MAY_DIFFER - {"max_steps", "limit_val_batches"}
-        },
+        options={name: value for name, value in saved_options(of_all).items() if name not in left_out},
         space=space.as_dict(),
         objective=objective,
         sampler=options.sampler,

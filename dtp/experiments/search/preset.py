@@ -8,13 +8,10 @@ from pathlib import Path
 import yaml
 
 from dtp.cli.arguments import parse
-from dtp.cli.config import as_arguments, config_values, preset_of
+from dtp.cli.config import as_arguments, config_values, preset_of, said_of_options
 from dtp.errors import UserError
 from dtp.experiments.search.study import Settings, Study, Trial
-from dtp.run.folder import MAY_DIFFER, NOT_SAVED, saved_options
-
-# How long and from what seed the trials were trained is no part of what they found.
-BUDGET = {"max_epochs", "max_steps", "limit_train_batches", "limit_val_batches", "seed", "split_seed"}
+from dtp.run.folder import may_vary, saved_options
 
 
 def write_preset(path: Path, study: Study, best: Trial) -> None:
@@ -26,7 +23,8 @@ def write_preset(path: Path, study: Study, best: Trial) -> None:
         UserError: the file exists, or cannot be written.
     """
     settings, space = study.settings, study.space
-    given = {name: value for name, value in study.given.items() if name not in BUDGET}
+    # How long and from what seed the trials were trained is no part of what they found.
+    given = {name: value for name, value in study.given.items() if name not in said_of_options("budget")}
     own = {**space.options({}), **best.options, **given}
     config = parse(as_arguments(own))
     run = config.run
@@ -37,8 +35,9 @@ def write_preset(path: Path, study: Study, best: Trial) -> None:
         names += preset.values
     if run.config:
         names += config_values(run.config)[0]
-    values = saved_options(config)
-    names = [name for name in dict.fromkeys([*names, *own]) if name in values and name not in MAY_DIFFER | NOT_SAVED]
+    free = may_vary(config, "process", "resumed")
+    values = {name: value for name, value in saved_options(config).items() if name not in free}
+    names = [name for name in dict.fromkeys([*names, *own]) if name in values]
     text = yaml.safe_dump({name: values[name] for name in names}, sort_keys=False, default_flow_style=None, width=110)
     comment = textwrap.fill(
         _origin(settings, study, best), 120, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False

@@ -63,7 +63,11 @@ class StudyOptions:
     """
 
     seeds: list[int] = option(
-        (0, 1, 2, 3, 4), "seeds of networks, images and noise, one measurement each", least=0, most=2**32 - 1
+        (0, 1, 2, 3, 4),
+        "seeds of networks, images and noise, one measurement each",
+        least=0,
+        most=2**32 - 1,
+        unlimited=True,
     )
 
     def __post_init__(self) -> None:
