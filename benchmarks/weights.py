@@ -30,7 +30,8 @@ from dtp.experiments.report.board import rows_of_group  # noqa: E402
 from dtp.experiments.report.groups import Group, studies  # noqa: E402
 from dtp.experiments.report.reading import RunRecord, read_runs  # noqa: E402
 from dtp.run.checkpoints import read_checkpoint  # noqa: E402
-from dtp.run.folder import CHECKPOINTS, newest_checkpoint  # noqa: E402
+from dtp.run.folder import newest_checkpoint  # noqa: E402
+from dtp.run.layout import CHECKPOINTS  # noqa: E402
 
 MB = 1e6
 # Options that say where something lay on the machine of the run.

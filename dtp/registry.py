@@ -218,7 +218,7 @@ def _here_first() -> Iterator[None]:
 
 def _run_folder_of(module: str, others: Sequence[Path]) -> Path | None:
     """The run folder, or one of ``others``, that ``module`` would be imported from; nothing is imported to find out."""
-    from dtp.run.folder import is_run_folder
+    from dtp.run.layout import is_run_folder
 
     others = [folder.resolve() for folder in others]
     path: list[str] | None = [os.getcwd(), *sys.path]

@@ -77,7 +77,7 @@ def look_for_modules_here() -> None:
     Raises:
         UserError: the current folder has been removed.
     """
-    from dtp.run.folder import lies_in_run_folder
+    from dtp.run.layout import lies_in_run_folder
 
     try:
         here = os.getcwd()

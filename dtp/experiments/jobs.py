@@ -18,7 +18,8 @@ from dtp.cli.arguments import parse
 from dtp.cli.config import Config, as_arguments, read_yaml
 from dtp.errors import UserError
 from dtp.fields import flag
-from dtp.run.folder import CONFIG_FILE, FAILURE_FILE, Run, require_same_configuration, write_failure
+from dtp.run.folder import Run, require_same_configuration, write_failure
+from dtp.run.layout import CONFIG_FILE, FAILURE_FILE
 from dtp.run.reading import has_finished
 from dtp.system.locks import try_lock
 from dtp.system.signals import Interrupted, Stopped, stop_request

@@ -22,8 +22,6 @@ from dtp.cli.config import Config
 from dtp.errors import UserError, user_path
 from dtp.fields import flag
 from dtp.run.folder import (
-    CHECKPOINTS,
-    WEIGHTS_FILE,
     Run,
     checkpoint_step,
     how_to_go_on,
@@ -33,6 +31,7 @@ from dtp.run.folder import (
     resume_words,
     saved_options,
 )
+from dtp.run.layout import CHECKPOINTS, WEIGHTS_FILE
 from dtp.run.sealed import Damaged, require_whole, save_sealed, sealed_tensors, whole_tensors
 from dtp.system.signals import Stopped, stop_request
 

@@ -21,27 +21,26 @@ from dtp.cli.config import Config, read_yaml, said_of_options
 from dtp.distributed import watch
 from dtp.errors import UserError
 from dtp.fields import flag
+from dtp.run.layout import (
+    CHECKPOINTS,
+    CLUSTER_LOG,
+    CONFIG_FILE,
+    FAILURE_FILE,
+    LOCK_FILE,
+    METRICS_FILE,
+    SUMMARY_FILE,
+    WANDB_ID_FILE,
+    WEIGHTS_FILE,
+)
 from dtp.run.provenance import masked
 from dtp.run.reading import read_summary
 from dtp.system.files import SUFFIX, temporary_beside, write_atomically
 from dtp.system.locks import try_lock
 
 RUNS = Path("runs")
-CONFIG_FILE = "config.yaml"
 # What stands before a command in a configuration that a run has written: before the first, and so at its head, and
 # before those that went on with the run.
 HEADER, RESUMED = "# command: ", "# resumed: "
-SUMMARY_FILE = "summary.json"
-METRICS_FILE = "metrics.csv"
-# The network alone, as it was tested.
-WEIGHTS_FILE = "weights.safetensors"
-# Why a run failed by its own fault, in one sentence.
-FAILURE_FILE = "failed.txt"
-LOCK_FILE = ".lock"
-WANDB_ID_FILE = "wandb-id.txt"
-# What slurm/common.sh writes beside the run.
-CLUSTER_LOG = "slurm-*.out"
-CHECKPOINTS = "checkpoints"
 # How the first process of a machine tells the others, which inherit its environment, what it has chosen.
 FOLDER_VARIABLE, CHECKPOINT_VARIABLE = "DTP_PROCESS_RUN_FOLDER", "DTP_PROCESS_RUN_CHECKPOINT"
 
@@ -206,23 +205,6 @@ def checkpoint_step(path: Path) -> int:
     """The number of batches after which a checkpoint was written, by its name; -1 if that does not say."""
     match = re.search(r"step=(\d+)", path.name)
     return int(match.group(1)) if match else -1
-
-
-def is_run_folder(folder: Path) -> bool:
-    """Whether ``folder`` is one that a run writes to: it has the configuration of one, and something beside it."""
-    try:
-        lines = (folder / CONFIG_FILE).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError):
-        return False
-    is_configuration = all(any(line.startswith(f"{name}:") for line in lines) for name in ("algo", "model", "data"))
-    # A file of options may be called so, too, and lie beside the user's own classes.
-    beside = (CHECKPOINTS, METRICS_FILE, SUMMARY_FILE, LOCK_FILE, FAILURE_FILE)
-    return is_configuration and any((folder / name).exists() for name in beside)
-
-
-def lies_in_run_folder(folder: Path) -> bool:
-    """Whether ``folder`` is a run folder, or lies in one."""
-    return any(map(is_run_folder, (folder, *folder.parents)))
 
 
 def saved_config_of(resume: str) -> Path | None:

@@ -19,7 +19,8 @@ from dtp.cli.commands import look_for_modules_here
 from dtp.cli.config import Config, as_arguments
 from dtp.distributed import watch
 from dtp.errors import UserError
-from dtp.run.folder import METRICS_FILE, Run
+from dtp.run.folder import Run
+from dtp.run.layout import METRICS_FILE
 from dtp.system.signals import Interrupted, Stopped, stop_request
 
 if TYPE_CHECKING:

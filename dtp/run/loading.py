@@ -17,7 +17,8 @@ from dtp.errors import UserError, user_path
 from dtp.models import MODELS, Network
 from dtp.registry import Registry
 from dtp.run.checkpoints import checkpoints_of, read_first_whole
-from dtp.run.folder import SUMMARY_FILE, WEIGHTS_FILE, plain
+from dtp.run.folder import plain
+from dtp.run.layout import SUMMARY_FILE, WEIGHTS_FILE
 from dtp.run.reading import read_summary
 from dtp.tasks import TASKS
 

@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 
 from dtp.errors import UserError, user_path
-from dtp.run.folder import METRICS_FILE, WANDB_ID_FILE
+from dtp.run.layout import METRICS_FILE, WANDB_ID_FILE
 from dtp.run.provenance import masked
 from dtp.run.reading import FIRST_COLUMNS, read_table, require_metrics
 from dtp.system.files import write_atomically

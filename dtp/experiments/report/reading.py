@@ -21,7 +21,8 @@ from dtp.errors import UserError
 from dtp.experiments.jobs import FAILURE_FILE
 from dtp.fields import default_of, said_of
 from dtp.models import MODELS
-from dtp.run.folder import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, SUMMARY_FILE, recorded_commands
+from dtp.run.folder import recorded_commands
+from dtp.run.layout import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
 from dtp.run.reading import Row, has_finished, read_rows, read_summary
 
 # Options that are counted with, and the least that they can be.

@@ -22,7 +22,8 @@ from dtp.errors import UserError, user_path
 from dtp.experiments.jobs import FAILURE_FILE, Job, State, last_line
 from dtp.experiments.search.space import Space
 from dtp.fields import flag
-from dtp.run.folder import METRICS_FILE, Run, as_before
+from dtp.run.folder import Run, as_before
+from dtp.run.layout import METRICS_FILE
 from dtp.run.provenance import masked, recorded
 from dtp.run.reading import read_metrics
 from dtp.system.files import write_atomically

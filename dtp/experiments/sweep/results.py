@@ -13,7 +13,8 @@ from dtp.experiments.jobs import Job
 from dtp.experiments.over_seeds import distinct, mean_curve, statistic
 from dtp.experiments.report.reading import RunRecord, read_run
 from dtp.experiments.sweep.plan import Point, Sweep
-from dtp.run.folder import CONFIG_FILE, checkpoint_step, newest_checkpoint
+from dtp.run.folder import checkpoint_step, newest_checkpoint
+from dtp.run.layout import CONFIG_FILE
 from dtp.run.provenance import recorded
 from dtp.run.reading import is_share, thinned
 from dtp.system.files import write_atomically, write_json
