@@ -10,8 +10,9 @@ from lightning.pytorch import LightningDataModule
 from dtp.compat import batches_done
 from dtp.contracts import handed_back, require_batch, shown
 from dtp.data.augmentation import Augmentation
-from dtp.data.batches import BatchLoader, ImageBatches, Images
+from dtp.data.batches import BatchLoader, ImageBatches
 from dtp.data.cache import data_folder
+from dtp.data.images import Images
 from dtp.data.on_device import DeviceBatches, wanted_on_device
 from dtp.data.options import DataOptions
 from dtp.data.pca import Projection, fit_projection

@@ -2,48 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dtp.data.augmentation import Augmentation
+from dtp.data.images import Images
+from dtp.data.pca import Projection
 from dtp.data.sampler import Batch, OrderedBatches, TrainingBatches
 from dtp.data.statistics import Statistics
-
-if TYPE_CHECKING:
-    from dtp.data.pca import Projection
-
-
-class Images(Protocol):
-    """Many images of one size: a uint8 numpy array (N, C, H, W) or what can be indexed like one."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, indices: np.ndarray, /) -> Any: ...
-
-
-class MappedImages:
-    """Images in a ``.npy`` file, read where needed; pickles as its path, so that worker processes share one copy."""
-
-    def __init__(self, path: Path):
-        self.path = path
-        self._array = np.load(path, mmap_mode="r")
-        self.shape = self._array.shape
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, indices: np.ndarray) -> np.ndarray:
-        return np.asarray(self._array)[indices]
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return MappedImages, (self.path,)
 
 
 class ImageBatches(Dataset):

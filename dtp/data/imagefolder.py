@@ -13,8 +13,8 @@ from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import functional
 
 from dtp.data.base import ImageData, Part
-from dtp.data.batches import Images
 from dtp.data.cache import cache_folder, fingerprint, written_atomically
+from dtp.data.images import Images
 from dtp.data.options import ImageFolderOptions
 from dtp.data.split import split_indices
 from dtp.data.statistics import Statistics, cached_statistics, compute_statistics

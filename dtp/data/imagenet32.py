@@ -9,8 +9,8 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from dtp.data.base import ImageData, Part
-from dtp.data.batches import MappedImages
 from dtp.data.cache import cache_folder, fingerprint, written_atomically
+from dtp.data.images import MappedImages
 from dtp.errors import UserError
 
 _PIXELS = 3 * 32 * 32

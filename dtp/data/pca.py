@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dtp.data.batches import Images
+from dtp.data.images import Images
 from dtp.data.statistics import Statistics
 from dtp.errors import UserError
 

@@ -4,8 +4,8 @@ import pickle
 import numpy as np
 import pytest
 
-from dtp.data.batches import MappedImages
 from dtp.data.imagenet32 import ImageNet32, read_pickle
+from dtp.data.images import MappedImages
 from dtp.data.options import DataOptions
 from dtp.errors import UserError
 
