@@ -47,6 +47,7 @@ class Range:
     unit: str = ""
 
     def holds(self, value: float) -> bool:
+        """Whether ``value`` lies within all the bounds that there are; NaN lies within none."""
         return (
             (self.least is None or value >= self.least)
             and (self.above is None or value > self.above)

@@ -90,6 +90,7 @@ class Registry:
         return {entry.target.partition(":")[2]: entry.target for entry in self.entries.values()}
 
     def names(self) -> list[str]:
+        """Of ours, in the order in which they were registered."""
         return list(self.entries)
 
     def name_of(self, cls: type) -> str:

@@ -63,6 +63,7 @@ class DTP(TargetPropagation):
 
     @property
     def waits(self) -> str:
+        """Why a batch reads values: layers end where they are close to the transpose. Empty without a stop distance."""
         return "whether a feedback layer is close is looked at in every iteration" if self.stop_distance else ""
 
     @property

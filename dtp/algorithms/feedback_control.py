@@ -450,6 +450,7 @@ class FeedbackControl(TargetPropagation):
 
     @property
     def feedback_controller(self) -> Controller:
+        """The controller of the simulations that the feedback weights learn from, by the ``feedback_`` options."""
         o = self.options
         times = (o.feedback_time_step, o.feedback_time_steps, o.feedback_voltage_time, o.feedback_apical_time)
         return Controller(o.feedback_alpha, o.feedback_proportional, *times)
@@ -521,6 +522,7 @@ class DynamicControl(FeedbackControl):
 
     @property
     def controller(self) -> Controller:
+        """The controller of the simulations that the forward weights learn from."""
         o = self.options
         times = (o.time_step, o.time_steps, o.voltage_time)
         return Controller(o.alpha, o.proportional, *times, proactive=o.proactive)
@@ -573,6 +575,7 @@ class DFCSS(DynamicControl):
 
     @property
     def waits(self) -> str:
+        """Why a batch reads values: iterations end where all images have settled. Empty where it is simulated."""
         iterates = self.options.steady_state == "iterate"
         return "whether all images have settled is looked at in every iteration" if iterates else ""
 
@@ -625,6 +628,7 @@ class StrongDFC(DFCSS):
 
     @property
     def single_phase(self) -> bool:
+        """Whether one simulation, with noise, trains both kinds of weights."""
         return self.options.steady_state == "single-phase"
 
     def error(self, activations: Activations, y: Tensor) -> Error:
@@ -725,6 +729,10 @@ class Correlator:
         self.before = moment
 
     def means(self) -> dict[int, Tensor]:
+        """The means by layer, each times its factor, (d_n, K) with d_n the numbers of v_n per image.
+
+        All moments are counted, the first one too, where there is no feedback yet. Needs one moment at least.
+        """
         assert self.before is not None, "a simulation has a first moment"
         images = len(self.before.u)
         return {n: total * (self.factors[n] / (self.times * images)) for n, total in self.sums.items()}

@@ -61,6 +61,7 @@ class RunningMeans:
         return {name: value / weight for name, (value, weight) in totals.items()}
 
     def reset(self) -> None:
+        """Forget all that was added, names too."""
         self._sums.clear()
         self._weights.clear()
 

@@ -19,6 +19,7 @@ from dtp.algorithms.local_targets import Activations, LocalTargets
 from dtp.algorithms.optimizers import make_optimizer
 from dtp.algorithms.options import TargetPropagationOptions
 from dtp.contracts import handed_back, require_layer_numbers, require_loss_value
+from dtp.distributed.division import FeedbackPhase
 from dtp.distributed.strategy import FeedbackDDPStrategy
 from dtp.errors import UserError
 from dtp.feedback import (
@@ -504,7 +505,7 @@ class TargetPropagation(LocalTargets):
         return 1e-3 / (self.noise[n] ** 2 * positions)
 
 
-class RulePhase:
+class RulePhase(FeedbackPhase):
     """The feedback phase of one batch of a rule, as a :class:`~dtp.distributed.division.Division` sees it."""
 
     def __init__(self, rule: TargetPropagation, activations: Activations):

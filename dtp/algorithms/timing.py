@@ -21,6 +21,10 @@ class PhaseTimer:
 
     @contextmanager
     def measure(self, device: torch.device) -> Iterator[None]:
+        """Count the seconds of the block, which ``device`` spends; nothing is waited for.
+
+        A block that raises is not counted, nor one that is being captured as a CUDA graph.
+        """
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
             # Of a captured batch no part can be timed by itself.
             yield

@@ -98,11 +98,11 @@ class BatchLoader(DataLoader):
         )
 
     def check_worker_number_rationality(self) -> None:
-        # torch's warns of more than one for each core; ours, of the options, is a limit.
-        pass
+        """Say nothing: torch's own warns of more than one for each core, and ours, of the options, is a limit."""
 
     def state_dict(self) -> dict[str, Any]:
+        """Nothing; see the class."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
+        """Do nothing, whatever ``state`` holds; see the class."""

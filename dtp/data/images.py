@@ -12,7 +12,9 @@ class Images(Protocol):
     """Many images of one size: a uint8 numpy array (N, C, H, W) or what can be indexed like one."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """(N, C, H, W), N the number of images."""
+        ...
 
     def __len__(self) -> int: ...
 

@@ -38,6 +38,7 @@ class Projection:
         return ((x.flatten(1) - self.mean) @ self.weight)[:, :, None, None]
 
     def to(self, device: torch.device) -> Projection:
+        """The same map with ``mean`` and ``weight`` on ``device``, for images that are there."""
         return Projection(self.mean.to(device), self.weight.to(device), self.variances, self.explained)
 
 

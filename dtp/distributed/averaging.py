@@ -40,6 +40,10 @@ class FlatTensors:
             self._groups[tensor.dtype, tensor.device].append(i)
 
     def pack(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Copies of ``tensors``, in the order of ``like``: one vector (numbers,) for each dtype and device.
+
+        Gradients go through it to every tensor.
+        """
         return [torch.cat([self._flat(tensors[i], i) for i in places]) for places in self._groups.values()]
 
     def unpack(self, flats: Sequence[Tensor]) -> list[Tensor]:

@@ -66,6 +66,7 @@ class Division:
         return states if self.shares_images else states[:1]
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the division, the same on every rank; empty where it has learned nothing."""
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -53,7 +53,7 @@ class FeedbackDDPStrategy(DDPStrategy):
         return (self.global_rank, self.world_size) if self.division.shares_images else (0, 1)
 
     def configure_ddp(self) -> None:
-        # All ranks start from rank 0's parameters and buffers; the module itself stays unwrapped.
+        """Start all ranks from the parameters and buffers of rank 0; the module itself stays unwrapped."""
         assert self.lightning_module is not None
         start_from_rank_zero(self.lightning_module)
 

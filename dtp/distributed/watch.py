@@ -106,6 +106,7 @@ class Peer:
 
     @property
     def where(self) -> str:
+        """Its process and machine in words, as the sign says them."""
         _, machine, process = self.sign.split(" ")
         return f"process {process} on {machine}"
 
@@ -144,6 +145,7 @@ class Watch:
         self._ending = threading.Lock()
 
     def begin(self) -> Watch:
+        """Start the two threads, which end with the process, and return this watch. Does not wait for a contact."""
         for target in (self._keep_contact, self._judge):
             threading.Thread(target=target, name=f"dtp{target.__name__}", daemon=True).start()
         return self

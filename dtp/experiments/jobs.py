@@ -54,6 +54,7 @@ class Job:
 
     @property
     def log(self) -> Path:
+        """The file that the run's output is added to, ``FOLDER.log``."""
         return self.folder.with_name(f"{self.folder.name}.log")
 
     @property

@@ -26,6 +26,7 @@ class Statistic:
 
     @property
     def n(self) -> int:
+        """How many numbers there are."""
         return len(self.values)
 
     @property
@@ -34,6 +35,7 @@ class Statistic:
         return self.deviation or 0.0
 
     def scaled(self, factor: float) -> Statistic:
+        """Of each number times ``factor``, which is not negative."""
         deviation = None if self.deviation is None else factor * self.deviation
         return Statistic(factor * self.mean, deviation, tuple(factor * value for value in self.values))
 

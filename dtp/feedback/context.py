@@ -7,14 +7,36 @@ feedback layer depends on its arguments alone, not on earlier passes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from torch import Size, Tensor
 
 from dtp.models.shapes import channels_last
 
 
+class OperationContext(Protocol):
+    """What the forward pass of one operation hands to its feedback; a user's own needs these two methods and no base.
+
+    It holds constants: no gradient goes through it.
+    """
+
+    def repeat(self, samples: int) -> OperationContext:
+        """That of the batch repeated ``samples`` times, sample-major: what is (B, ...) becomes (samples * B, ...).
+
+        What does not depend on the sample stays as it is.
+        """
+        ...
+
+    def select(self, index: Any) -> OperationContext:
+        """That of the samples ``index`` (int64 tensor, boolean mask or slice over the batch).
+
+        What does not depend on the sample stays as it is.
+        """
+        ...
+
+
 @dataclass(frozen=True)
-class ShapeContext:
+class ShapeContext(OperationContext):
     """Shape of one sample, without the batch dimension, before the operation changed it."""
 
     shape: Size
@@ -27,7 +49,7 @@ class ShapeContext:
 
 
 @dataclass(frozen=True)
-class SwitchesContext:
+class SwitchesContext(OperationContext):
     """Max-pooling switches.
 
     Attributes:
@@ -46,7 +68,7 @@ class SwitchesContext:
 
 
 @dataclass(frozen=True)
-class AffineContext:
+class AffineContext(OperationContext):
     """Statistics that a batch normalisation used: ``mean`` and ``inverse_std``, each of shape (C,)."""
 
     mean: Tensor
@@ -60,7 +82,7 @@ class AffineContext:
 
 
 @dataclass(frozen=True)
-class SampleAffineContext:
+class SampleAffineContext(OperationContext):
     """Statistics that each sample was normalised by: ``mean`` and ``inverse_std``, (B, ...), broadcastable."""
 
     mean: Tensor
@@ -74,7 +96,7 @@ class SampleAffineContext:
 
 
 @dataclass(frozen=True)
-class SlopeContext:
+class SlopeContext(OperationContext):
     """``slope`` (B, *shape), the derivative of an elementwise nonlinearity where the clean pass evaluated it."""
 
     slope: Tensor
@@ -87,7 +109,7 @@ class SlopeContext:
 
 
 @dataclass(frozen=True)
-class DrawnContext:
+class DrawnContext(OperationContext):
     """``numbers`` (B, *shape) that a random operation drew; a pass that is compared with this one has the same."""
 
     numbers: Tensor
@@ -100,7 +122,7 @@ class DrawnContext:
 
 
 @dataclass(frozen=True)
-class BranchesContext:
+class BranchesContext(OperationContext):
     """Contexts of the two branches of a residual unit."""
 
     branch: Context
@@ -116,7 +138,7 @@ class BranchesContext:
 class Context(tuple):
     """Contexts of the operations of one layer, in forward order; ``None`` where an operation needs none.
 
-    A user's own operation may put anything here that has the two methods ``repeat(samples)`` and ``select(index)``.
+    A user's own operation may put anything here that has the two methods of :class:`OperationContext`.
 
     Attributes:
         affine: (B, ...), value of the layer's affine map in this pass, a constant; None where nobody asked to keep it.

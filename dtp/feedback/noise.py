@@ -66,11 +66,16 @@ class NoiseStreams:
         return list(self._generators.values())
 
     def state_dict(self) -> dict[str, Any]:
+        """The seed and, by layer, the state of each stream that was drawn from: uint8 tensors on the CPU."""
         states = {n: generator.get_state() for n, generator in self._generators.items()}
         states = {**self._restored, **states}
         return {"seed": self.seed, "epoch": self._epoch, "states": states, "common": sorted(self._common)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on as the streams that gave ``state``, with their seed; ``rank`` stays that of this process.
+
+        A stream whose generator is on another kind of device than before, with states of another size, starts anew.
+        """
         self.seed, self._epoch = state["seed"], state["epoch"]
         self._generators.clear()
         self._restored, self._common = dict(state["states"]), set(state["common"])

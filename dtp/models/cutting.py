@@ -58,6 +58,7 @@ class CutNetwork(Network):
 
     @property
     def model(self) -> nn.Module | None:
+        """What the user gave; see the class. Not a submodule, for its weights are those of the layers."""
         return self._given[1]
 
     def make_layers(self) -> Iterable[nn.Module]:

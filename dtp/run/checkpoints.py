@@ -74,6 +74,7 @@ class Checkpoints(Checkpoint):
 
     @property
     def best(self) -> Path:
+        """The file of the best checkpoint, whether it exists yet or not."""
         return self.run.checkpoints / "best.ckpt"
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -64,6 +64,7 @@ class Run:
 
     @property
     def checkpoints(self) -> Path:
+        """The folder of its checkpoints, whether it exists yet or not."""
         return self.folder / CHECKPOINTS
 
     @property

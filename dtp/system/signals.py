@@ -78,6 +78,7 @@ class StopRequest:
 
     @property
     def name(self) -> str:
+        """Name of the first stop signal, such as SIGTERM; empty where none has come."""
         return signal.Signals(self.signum).name if self.signum is not None else ""
 
 

@@ -125,14 +125,17 @@ class Group:
 
     @property
     def rule(self) -> str:
+        """What ``--algo`` was: the name of one of ours, or ``module:Class``."""
         return str(self.options["algo"])
 
     @property
     def family(self) -> str:
+        """The title of the rules that it is drawn with; a rule that no family has is among the others."""
         return next((family for family, rules in FAMILIES.items() if self.rule in rules), OTHER)
 
     @property
     def finished(self) -> list[RunRecord]:
+        """Those that were trained as long as they should be, and tested."""
         return [run for run in self.runs if run.state == "finished"]
 
     @property
@@ -142,10 +145,12 @@ class Group:
 
     @cached_property
     def task(self) -> str:
+        """What the runs were for, as they say; where none has finished, as options and rule do."""
         return _task(self.options, self.runs)
 
     @cached_property
     def measure(self) -> Measure:
+        """What the runs are judged by: that of their task; the loss where a finished run has no such result."""
         measure = MEASURES.get(self.task, LOSS)
         lacking = self.finished and all(run.summary.get(measure.test) is None for run in self.finished)
         return LOSS if lacking else measure
@@ -162,6 +167,7 @@ class Group:
 
     @cached_property
     def compared(self) -> dict[str, Any]:
+        """The options that the runs of a group have in common and by which groups differ."""
         return _compared(self.options)
 
     @cached_property
@@ -180,13 +186,16 @@ class Group:
     # --- over the seeds ---
 
     def over_seeds(self, of: Callable[[RunRecord], float | None]) -> Statistic | None:
+        """Mean and deviation of what ``of`` finds in each counted run. None where no number is finite."""
         return statistic(map(of, self.counted))
 
     def of_summaries(self, name: str) -> Statistic | None:
+        """Mean and deviation of the result ``name``, as it is saved, not as it is shown. None where no run has it."""
         return self.over_seeds(lambda run: run.summary.get(name))
 
     @cached_property
     def test(self) -> Statistic | None:
+        """The measure on the test images, as it is saved. None where no run has been tested."""
         return self.of_summaries(self.measure.test)
 
     @property
@@ -196,10 +205,12 @@ class Group:
 
     @property
     def images_per_second(self) -> Statistic | None:
+        """Mean and deviation of the speed of the training batches. None where no run has measured it."""
         return self.over_seeds(lambda run: run.images_per_second)
 
     @property
     def feedback_share(self) -> Statistic | None:
+        """Part of the wall time, from 0 to 1, that the feedback phase took. None where no run knows it."""
         return self.over_seeds(lambda run: run.feedback_share)
 
     def angles(self, kind: str) -> dict[int, Statistic]:
@@ -229,6 +240,7 @@ class Study:
 
     @property
     def title(self) -> str:
+        """The dataset, and the task where that is not classification."""
         task = "" if self.task == "classification" else f", {self.task}"
         return f"{self.data}{task}"
 

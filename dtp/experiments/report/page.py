@@ -49,10 +49,12 @@ class Report:
 
     @property
     def groups(self) -> list[Group]:
+        """All groups, study by study."""
         return [group for study in self.studies for group in study.groups]
 
     @property
     def finished(self) -> list[RunRecord]:
+        """The runs with a summary, those that were only timed among them."""
         return [run for run in (*self.runs, *self.timed_runs) if run.summary]
 
 

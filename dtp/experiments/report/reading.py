@@ -66,6 +66,7 @@ class RunRecord:
 
     @property
     def seed(self) -> int | None:
+        """Of its options; None where it has none, as a run that failed before it had a configuration."""
         return self.options.get("seed")
 
     def column(self, name: str) -> list[tuple[Row, float]]:
@@ -98,6 +99,7 @@ class RunRecord:
 
     @cached_property
     def schedule(self) -> FeedbackSchedule:
+        """Which of its epochs and batches trained the forward weights."""
         return FeedbackSchedule.of(self.options)
 
     @property

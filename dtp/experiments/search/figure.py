@@ -31,6 +31,7 @@ class Drawn:
 
     @property
     def objective(self) -> str:
+        """Name of the metric that its trials were compared by."""
         return self.content["settings"]["objective"]
 
     @property

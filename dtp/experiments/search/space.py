@@ -50,10 +50,12 @@ class Parameter:
 
     @property
     def is_whole(self) -> bool:
+        """Whether its values are whole numbers. A choice never counts as such, whatever is chosen from."""
         return self.kind.endswith("integer")
 
     @property
     def is_logarithmic(self) -> bool:
+        """Whether it is drawn evenly on a logarithmic scale."""
         return self.kind.startswith("log-")
 
     def distribution(self) -> BaseDistribution:

@@ -81,7 +81,7 @@ class Settings:
     random_first: int
 
     def as_dict(self) -> dict[str, Any]:
-        # As the store will give it back: lists for tuples.
+        """The settings as the store will give them back: lists for tuples."""
         return json.loads(json.dumps(vars(self)))
 
 

@@ -136,6 +136,7 @@ class Panel:
 
     @property
     def factor(self) -> int:
+        """What values are multiplied with to be drawn: shares are drawn in per cent."""
         return 100 if is_share(self.metric) else 1
 
     @cached_property
@@ -166,6 +167,7 @@ class Panel:
 
     @property
     def legend_title(self) -> str | None:
+        """The option whose values label the lines, in words; None where they differ in more, or in the variant."""
         alone = len(self.options) == 1 and self.options != ["variant"]
         return self.options[0].replace("_", " ") if alone else None
 
