@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from simple_parsing import ArgumentGenerationMode, ArgumentParser, ConflictResolution
 from simple_parsing.conflicts import ConflictResolutionError
@@ -58,6 +58,32 @@ class _Parser(ArgumentParser):
         raise UserError(_one_sentence(message, self))
 
 
+class _File(NamedTuple):
+    """What a file says of the options.
+
+    Attributes:
+        name: in messages.
+        run_folder: that it lies in, if it is the configuration of a run.
+    """
+
+    name: str
+    values: dict[str, Any]
+    run_folder: Path | None
+
+
+class _Source(NamedTuple):
+    """Words that a part of the configuration comes from.
+
+    Attributes:
+        name: in messages.
+        origin: what a run keeps of it; empty for what goes without saying.
+    """
+
+    name: str
+    words: list[str]
+    origin: str = ""
+
+
 def parse(argv: Sequence[str], own_classes: bool = True) -> Config:
     """The configuration that a command line means: preset, then file, then the words themselves.
 
@@ -70,120 +96,38 @@ def parse(argv: Sequence[str], own_classes: bool = True) -> Config:
     """
     require_words(argv)
     first, wants_help, trusts = _first_look(argv)
-    # The configuration of a run that is resumed by its path, then the file the user names.
-    files: list[tuple[str, dict[str, Any]]] = []
-    run_folders: list[Path] = []
-    if first["resume"] not in (None, "auto"):
-        saved = saved_config_of(str(user_path(first["resume"])))
-        if saved is not None:
-            files.append((str(saved), read_yaml(saved)))
-            run_folders.append(saved.parent)
-            _require_same_names(first, *files[0])
-    if first["config"]:
-        values, run_folder = config_values(first["config"])
-        files.append((f"--config {first['config']}", values))
-        if run_folder is not None:
-            run_folders.append(run_folder)
-    file_values = {name: value for _, values in files for name, value in values.items()}
-    implied = preset_choices(first["config"] or "")
-    chosen = {}
-    for registry in REGISTRIES:
-        default = RunOptions.__dataclass_fields__[registry.flag].default
-        named = implied.get(registry.flag)
-        chosen[registry.flag] = str(first.get(registry.flag) or file_values.get(registry.flag) or named or default)
+    files = _files(first)
+    chosen = _chosen(first, files)
     if not trusts:
         _require_named_classes(first, files)
     if not own_classes:
         _require_ours(chosen)
+    run_folders = [file.run_folder for file in files if file.run_folder is not None]
     entries = {registry.flag: registry.resolve(chosen[registry.flag], run_folders) for registry in REGISTRIES}
     parser = _make_parser(entries)
-    usual_task, tasks = _tasks(entries["algo"])
-    task = str(first["task"] or file_values.get("task") or "auto")
-    task = usual_task if task == "auto" else task
-
-    sources: list[tuple[str, list[str]]] = _usual_loss(task, entries["algo"])
-    origins = []
-    preset = preset_of(**chosen, task="" if task == usual_task else task)
-    if preset is not None:
-        sources.append((f"preset {preset.name}", as_arguments(preset.values, empty=True)))
-        origins.append(f"preset {preset.name}: {preset.origin}")
-    for name, values in files:
-        for key in ("config", "resume", "trust"):
-            if values.get(key):
-                raise UserError(
-                    f"{name}: --{key} belongs on the command line, not into a file; take {key!r} out of it."
-                )
-        _require_values(name, values, entries)
-        sources.append((name, as_arguments(values, empty=True)))
-        origins.append(f"file {name.removeprefix('--config ')}")
+    task = _task(first, files, entries["algo"])
+    sources = [
+        *_usual_loss(task, entries["algo"]),
+        *_of_preset(chosen, task, entries["algo"]),
+        *(_of_file(file, entries) for file in files),
+    ]
     if wants_help:
-        defaults = _parse_checked(parser, [word for _, words in sources for word in words], entries)
+        defaults = _parse_checked(parser, _words(sources), entries)
         # Whoever reads only the beginning (head, less) has read enough.
         with suppress(BrokenPipeError):
             print(_manual(entries, defaults), flush=True)
         raise SystemExit(0)
-    for name, words in sources:
-        try:
-            _parse_checked(parser, words, entries)
-        except UserError as error:
-            raise UserError(f"{name}: {error}") from error
-    # Alone first: a stray word at its beginning would become a value of the last option of the file.
-    _parse_checked(parser, list(argv), entries)
-    sources.append(("command line", list(argv)))
-    parsed = _parse_checked(parser, [word for _, words in sources for word in words], entries)
-    if argv:
-        origins.append("command line: " + " ".join(map(masked, argv)))
-    home = {name: str(user_path(value)) for name in ("run_dir", "resume") if (value := getattr(parsed.run, name))}
-    run = dataclasses.replace(parsed.run, **chosen, **home, task=task)
-    if task != "clustering" and run.clusters != RunOptions().clusters:
-        raise UserError(f"--clusters: expected --task clustering, found {task}; leave it out.")
-    if task not in tasks:
-        known = " or ".join(tasks)
-        raise UserError(f"--task {task}: --algo {chosen['algo']} is for {known}; choose another rule or task.")
-    check_run_options(run)
+    parsed = _parse_sources(parser, sources, list(argv), entries)
+    run = _run_options(parsed.run, chosen, task, entries["algo"])
     for options in (parsed.algo, parsed.model, parsed.data):
         checked(options)
+    origins = [source.origin for source in sources if source.origin]
+    if argv:
+        origins.append("command line: " + " ".join(map(masked, argv)))
     return Config(run, parsed.algo, parsed.model, parsed.data, tuple(origins))
 
 
-def _require_values(name: str, values: dict[str, Any], entries: dict[str, Entry]) -> None:
-    """Raise UserError for an option that a file gives no value (null), unless none is what it has by default."""
-    may_be_none = {
-        field.name
-        for cls in _option_classes(entries).values()
-        for field in dataclasses.fields(cls)
-        if field.default is None
-    }
-    for option, value in values.items():
-        if value is None and option not in may_be_none:
-            raise UserError(f"{name}: {option}: expected a value, found none (null); give one, or take the line out.")
-
-
-def _require_same_names(first: dict[str, str | None], saved: str, values: dict[str, Any]) -> None:
-    for part in ("algo", "model", "data"):
-        if first[part] and first[part] != values.get(part):
-            raise UserError(
-                f"--resume: {saved} was made with --{part} {values.get(part)}, not {first[part]}; leave --{part} out, "
-                "or start a new run."
-            )
-
-
-def _require_named_classes(first: dict[str, str | None], files: Sequence[tuple[str, dict[str, Any]]]) -> None:
-    """Raise UserError if a file alone names a class from outside the package, for importing one runs it."""
-    for part in (registry.flag for registry in REGISTRIES if not first[registry.flag]):
-        named = [(name, str(values[part])) for name, values in files if values.get(part)]
-        for name, found in named[-1:]:
-            if ":" in found:
-                raise UserError(
-                    f"{name}: names the class {found}, a program that the command line does not name; look at it, then "
-                    f"give --{part} {found} to run it, or --trust for all that the file names."
-                )
-
-
-def _require_ours(chosen: dict[str, str]) -> None:
-    for part, name in chosen.items():
-        if ":" in name:
-            raise UserError(f"--{part} {name}: names a class of somebody's own, a program, and nothing is run here")
+# --- what comes from where --------------------------------------------------------------------------------------------
 
 
 def _first_look(argv: Sequence[str]) -> tuple[dict[str, str | None], bool, bool]:
@@ -205,17 +149,153 @@ def _plain_parser() -> argparse.ArgumentParser:
     return Parser(add_help=False, allow_abbrev=False)
 
 
-def _tasks(rule: Entry) -> tuple[str, tuple[str, ...]]:
-    """The usual task of a rule, and all that it can be used for."""
-    tasks = getattr(rule.load_options(), "tasks", ("classification", "autoencoder"))
-    return tasks[0], tasks
+def _files(first: dict[str, str | None]) -> list[_File]:
+    """The configuration of a run that is resumed by its path, then the file the user names."""
+    files = []
+    resume, config = first["resume"], first["config"]
+    if resume is not None and resume != "auto":
+        saved = saved_config_of(str(user_path(resume)))
+        if saved is not None:
+            files.append(_File(str(saved), read_yaml(saved), saved.parent))
+            _require_same_names(first, files[0])
+    if config:
+        values, run_folder = config_values(config)
+        files.append(_File(f"--config {config}", values, run_folder))
+    return files
 
 
-def _usual_loss(task: str, rule: Entry) -> list[tuple[str, list[str]]]:
+def _of_files(files: Sequence[_File], name: str) -> Any:
+    """What the files say of an option, the last one that names it; None where none does."""
+    return next((file.values[name] for file in reversed(files) if name in file.values), None)
+
+
+def _chosen(first: dict[str, str | None], files: Sequence[_File]) -> dict[str, str]:
+    """The names of rule, network and dataset, by flag."""
+    implied = preset_choices(first["config"] or "")
+    chosen = {}
+    for part in (registry.flag for registry in REGISTRIES):
+        default = RunOptions.__dataclass_fields__[part].default
+        chosen[part] = str(first[part] or _of_files(files, part) or implied.get(part) or default)
+    return chosen
+
+
+def _task(first: dict[str, str | None], files: Sequence[_File], rule: Entry) -> str:
+    """What ``--task`` means: auto is the usual one of the rule."""
+    task = str(first["task"] or _of_files(files, "task") or "auto")
+    return _tasks(rule)[0] if task == "auto" else task
+
+
+def _tasks(rule: Entry) -> tuple[str, ...]:
+    """What a rule can be used for; the first is the usual one."""
+    return getattr(rule.load_options(), "tasks", ("classification", "autoencoder"))
+
+
+def _usual_loss(task: str, rule: Entry) -> list[_Source]:
     """The default of ``--loss`` for auto-encoders; presets, files and the command line beat it."""
     loss = next((field for field in dataclasses.fields(rule.load_options()) if field.name == "loss"), None)
     fits = loss is not None and "squared" in str(loss.type)
-    return [("--task autoencoder", ["--loss", "squared"])] if task == "autoencoder" and fits else []
+    return [_Source("--task autoencoder", ["--loss", "squared"])] if task == "autoencoder" and fits else []
+
+
+def _of_preset(chosen: dict[str, str], task: str, rule: Entry) -> list[_Source]:
+    """The preset of rule, network, dataset and task, where there is one."""
+    preset = preset_of(**chosen, task="" if task == _tasks(rule)[0] else task)
+    if preset is None:
+        return []
+    name = f"preset {preset.name}"
+    return [_Source(name, as_arguments(preset.values, empty=True), f"{name}: {preset.origin}")]
+
+
+def _of_file(file: _File, entries: dict[str, Entry]) -> _Source:
+    """A file, once it has been found to hold what a file may."""
+    for key in ("config", "resume", "trust"):
+        if file.values.get(key):
+            raise UserError(
+                f"{file.name}: --{key} belongs on the command line, not into a file; take {key!r} out of it."
+            )
+    _require_values(file, entries)
+    return _Source(file.name, as_arguments(file.values, empty=True), f"file {file.name.removeprefix('--config ')}")
+
+
+def _words(sources: Sequence[_Source]) -> list[str]:
+    return [word for source in sources for word in source.words]
+
+
+def _parse_sources(
+    parser: _Parser, sources: Sequence[_Source], argv: list[str], entries: dict[str, Entry]
+) -> argparse.Namespace:
+    """What all sources and then the command line give; each is parsed alone first, to name the one at fault."""
+    for source in sources:
+        try:
+            _parse_checked(parser, source.words, entries)
+        except UserError as error:
+            raise UserError(f"{source.name}: {error}") from error
+    # Alone first: a stray word at its beginning would become a value of the last option of the file.
+    _parse_checked(parser, argv, entries)
+    return _parse_checked(parser, [*_words(sources), *argv], entries)
+
+
+def _run_options(run: RunOptions, chosen: dict[str, str], task: str, rule: Entry) -> RunOptions:
+    """The options of the run with its names and its task, and with ``~`` in its paths filled in; all fit each other."""
+    home = {name: str(user_path(value)) for name in ("run_dir", "resume") if (value := getattr(run, name))}
+    run = dataclasses.replace(run, **chosen, **home, task=task)
+    if task != "clustering" and run.clusters != RunOptions().clusters:
+        raise UserError(f"--clusters: expected --task clustering, found {task}; leave it out.")
+    tasks = _tasks(rule)
+    if task not in tasks:
+        known = " or ".join(tasks)
+        raise UserError(f"--task {task}: --algo {chosen['algo']} is for {known}; choose another rule or task.")
+    check_run_options(run)
+    return run
+
+
+# --- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+def _require_values(file: _File, entries: dict[str, Entry]) -> None:
+    """Raise UserError for an option that a file gives no value (null), unless none is what it has by default."""
+    may_be_none = {
+        field.name
+        for cls in _option_classes(entries).values()
+        for field in dataclasses.fields(cls)
+        if field.default is None
+    }
+    for option, value in file.values.items():
+        if value is None and option not in may_be_none:
+            raise UserError(
+                f"{file.name}: {option}: expected a value, found none (null); give one, or take the line out."
+            )
+
+
+def _require_same_names(first: dict[str, str | None], saved: _File) -> None:
+    for part in ("algo", "model", "data"):
+        found = saved.values.get(part)
+        if first[part] and first[part] != found:
+            raise UserError(
+                f"--resume: {saved.name} was made with --{part} {found}, not {first[part]}; leave --{part} out, "
+                "or start a new run."
+            )
+
+
+def _require_named_classes(first: dict[str, str | None], files: Sequence[_File]) -> None:
+    """Raise UserError if a file alone names a class from outside the package, for importing one runs it."""
+    for part in (registry.flag for registry in REGISTRIES if not first[registry.flag]):
+        named = [(file.name, str(file.values[part])) for file in files if file.values.get(part)]
+        for name, found in named[-1:]:
+            if ":" in found:
+                raise UserError(
+                    f"{name}: names the class {found}, a program that the command line does not name; look at it, then "
+                    f"give --{part} {found} to run it, or --trust for all that the file names."
+                )
+
+
+def _require_ours(chosen: dict[str, str]) -> None:
+    for part, name in chosen.items():
+        if ":" in name:
+            raise UserError(f"--{part} {name}: names a class of somebody's own, a program, and nothing is run here")
+
+
+# --- parsing ----------------------------------------------------------------------------------------------------------
 
 
 def _option_classes(entries: dict[str, Entry]) -> dict[str, type]:
