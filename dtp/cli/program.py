@@ -10,6 +10,7 @@ from contextlib import suppress
 from importlib import import_module
 from types import FrameType
 
+from dtp.distributed.launcher import has_rank
 from dtp.system.signals import STOP_SIGNALS, stop_request
 
 # What follows ``dtp``: where its main is, and one line for --help.
@@ -52,7 +53,7 @@ def program(argv: Sequence[str] | None = None) -> int:
     _leave_here()
     stop_request.begin()
     # One of several processes has others to tell.
-    stop_request.starting = not {"RANK", "LOCAL_RANK", "SLURM_PROCID"} & set(os.environ)
+    stop_request.starting = not has_rank()
     status = 1
     try:
         from dtp.cli.train import main

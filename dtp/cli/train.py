@@ -12,8 +12,8 @@ from pathlib import Path
 from dtp.cli.arguments import parse
 from dtp.cli.commands import look_for_modules_here
 from dtp.distributed import watch
+from dtp.distributed.launcher import process_rank
 from dtp.errors import NO_ROOM, UserError, first_line, told_by_the_system
-from dtp.run.folder import process_rank
 from dtp.system.memory import importing_torch
 from dtp.system.signals import Interrupted, Stopped, stop_request
 

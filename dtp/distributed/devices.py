@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 
 import torch
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
 from dtp import compat
 from dtp.cli.config import RunOptions
-from dtp.distributed import watch
+from dtp.distributed import launcher, watch
 from dtp.distributed.strategy import FeedbackDDPStrategy
 from dtp.errors import UserError
 
@@ -27,11 +26,11 @@ def choose_devices(run: RunOptions) -> tuple[str, int, int]:
     if wants_gpu and not gpus:
         raise UserError(f"--accelerator {run.accelerator}: this machine has no usable GPU; use --accelerator cpu.")
     count = (gpus if wants_gpu else 1) if run.devices == "auto" else int(run.devices)
-    started, nodes = _processes_of_launcher(), run.num_nodes
+    started, nodes = launcher.processes(), run.num_nodes
     if started is None:
         _require_machine(run, count, gpus if wants_gpu else None)
     elif run.devices == "1" and nodes == 1:
-        count, nodes = _layout_of_launcher(started) or (count, nodes)
+        count, nodes = launcher.layout(started) or (count, nodes)
     if started not in (None, count * nodes):
         raise UserError(
             f"The launcher started {started} processes, but --num-nodes {nodes} --devices {count} means "
@@ -60,23 +59,6 @@ def leave_together() -> None:
         torch.distributed.barrier()
         watch.leave()
         torch.distributed.destroy_process_group()
-
-
-def _processes_of_launcher() -> int | None:
-    """How many processes srun, torchrun or Lightning started; None for a plain command."""
-    count = os.environ.get("SLURM_NTASKS" if SLURMEnvironment.detect() else "WORLD_SIZE", "")
-    return int(count) if count.isdigit() else None
-
-
-def _layout_of_launcher(started: int) -> tuple[int, int] | None:
-    """How many processes srun or torchrun started on each machine, and on how many; None where nothing says so."""
-    slurm = SLURMEnvironment.detect()
-    # Without a step it is a script of sbatch that forgot srun: nobody has started the other tasks.
-    text = os.environ.get("SLURM_STEP_NUM_NODES" if slurm else "LOCAL_WORLD_SIZE", "")
-    number = int(text) if text.isdigit() else 0
-    if not number:
-        return None
-    return (started // number, number) if slurm else (number, started // number)
 
 
 def _require_machine(run: RunOptions, count: int, gpus: int | None) -> None:

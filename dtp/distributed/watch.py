@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NoReturn
 
+from dtp.distributed.launcher import Place, place_of_process, started_by_lightning
 from dtp.errors import first_line
 from dtp.system.signals import stop_request
 
@@ -40,61 +41,6 @@ START_LIMIT = 60.0
 FAREWELL = 10.0
 
 LEFT = "left"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where this process stands among those of its run, and where they meet.
-
-    Attributes:
-        rank, ranks: this one, and how many there are.
-        address, port: of the store.
-        serves: whether the store is in this process.
-        attempt: tells apart the starts that share a store of torchrun.
-        parent: the process of rank 0 where that started this one, else None.
-    """
-
-    rank: int
-    ranks: int
-    address: str
-    port: int
-    serves: bool
-    attempt: str = "0"
-    parent: int | None = None
-
-
-def place_of_process() -> Place | None:
-    """What srun, torchrun or Lightning tell this process by its environment; None if it is alone."""
-    found = os.environ
-    if _number("SLURM_NTASKS") > 1 and "SLURM_PROCID" in found:
-        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-
-        if SLURMEnvironment.detect():
-            slurm = SLURMEnvironment(auto_requeue=False)
-            rank = _number("SLURM_PROCID")
-            return Place(rank, slurm.world_size(), slurm.main_address, slurm.main_port, serves=rank == 0)
-    if _number("WORLD_SIZE") < 2 or not {"MASTER_ADDR", "MASTER_PORT"} <= set(found):
-        return None
-    rank = _number("RANK" if "RANK" in found else "LOCAL_RANK")
-    return Place(
-        rank,
-        _number("WORLD_SIZE"),
-        found["MASTER_ADDR"],
-        _number("MASTER_PORT"),
-        serves=rank == 0 and found.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
-        attempt=found.get("TORCHELASTIC_RESTART_COUNT", "0"),
-        parent=os.getppid() if started_by_lightning() else None,
-    )
-
-
-def started_by_lightning() -> bool:
-    """Whether this is a further process of a plain ``dtp train --devices N``."""
-    return _number("LOCAL_RANK") > 0 and not {"RANK", "SLURM_PROCID", "TORCHELASTIC_RUN_ID"} & set(os.environ)
-
-
-def _number(name: str) -> int:
-    text = os.environ.get(name, "")
-    return int(text) if text.isdigit() else 0
 
 
 @dataclass

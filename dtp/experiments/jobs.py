@@ -16,6 +16,7 @@ from typing import IO, Any, Literal
 
 from dtp.cli.arguments import parse
 from dtp.cli.config import Config, as_arguments, read_yaml
+from dtp.distributed.launcher import without_launcher
 from dtp.errors import UserError
 from dtp.fields import flag
 from dtp.run.folder import Run, require_same_configuration, write_failure
@@ -281,12 +282,9 @@ class _Process:
     def __init__(self, job: Job, claim: IO[str], gpu: str, threads: int):
         self.job, self.claim, self.gpu = job, claim, gpu
         write_failure(job.folder, "")
-        environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
+        environment = {"OMP_NUM_THREADS": str(threads), **without_launcher(os.environ)}
         if gpu:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
-        # What a launcher told this process is not for its children: each is a run on its own.
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS"):
-            environment.pop(name, None)
         environment["PYTHONPATH"] = os.pathsep.join(
             [str(Path(__file__).parents[2]), *filter(None, [environment.get("PYTHONPATH")])]
         )

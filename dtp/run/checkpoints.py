@@ -19,6 +19,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from dtp.cli.commands import command_line
 from dtp.cli.config import Config
+from dtp.distributed.launcher import process_rank
 from dtp.errors import UserError, user_path
 from dtp.fields import flag
 from dtp.run.folder import (
@@ -26,7 +27,6 @@ from dtp.run.folder import (
     checkpoint_step,
     how_to_go_on,
     may_vary,
-    process_rank,
     require_same_configuration,
     resume_words,
     saved_options,

@@ -18,7 +18,8 @@ import yaml
 
 from dtp.cli.commands import command_line
 from dtp.cli.config import Config, read_yaml, said_of_options
-from dtp.distributed import watch
+from dtp.distributed import launcher, watch
+from dtp.distributed.launcher import process_rank
 from dtp.errors import UserError
 from dtp.fields import flag
 from dtp.run.layout import (
@@ -105,14 +106,6 @@ def _is_leftover(path: Path) -> bool:
     earlier = re.fullmatch(r"\.((config|metrics|summary|failed|wandb-id)\.\w+|writable)\.\d+", path.name)
     ours = path.name.startswith(".") or path.parent.name == CHECKPOINTS or path.name.endswith(f".png{SUFFIX}")
     return bool(earlier) or (ours and path.suffix == SUFFIX)
-
-
-def process_rank() -> int:
-    """Rank of this process as its launcher (torchrun, srun, Lightning) tells it; 0 for a single process."""
-    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
-        if os.environ.get(name, "").isdigit():
-            return int(os.environ[name])
-    return 0
 
 
 def open_run(config: Config, check: Callable[[Path], Any] = lambda checkpoint: None) -> Run:
@@ -344,7 +337,7 @@ def how_to_go_on(folder: Path) -> str:
     """The end of a sentence: how the run in ``folder`` is continued, and from where."""
     checkpoint = newest_checkpoint(folder)
     again = f"{command_line('train')} {resume_words(folder)}"
-    if {"RANK", "SLURM_PROCID"} & set(os.environ):
+    if launcher.has_launcher():
         again = f"{resume_words(folder)} under the same launcher"
     return f"go on from {checkpoint or 'the beginning'} with {again}"
 
@@ -355,7 +348,7 @@ def _parent(config: Config) -> Path:
 
 
 def _new_folder(config: Config) -> Path:
-    if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
+    if launcher.began_together():
         raise UserError(
             "Several processes were started together and must agree on the run's folder; give it with --run-dir."
         )

@@ -30,6 +30,7 @@ from dtp.diagnostics.callback import AlignmentCallback
 from dtp.diagnostics.images import PicturesCallback
 from dtp.distributed import watch
 from dtp.distributed.devices import choose_devices, choose_strategy, leave_together, watch_started_processes
+from dtp.distributed.launcher import process_rank, uses_slurm
 from dtp.errors import Diverged, UserError
 from dtp.fields import PRECISIONS
 from dtp.models import MODELS
@@ -47,7 +48,6 @@ from dtp.run.folder import (
     goes_on,
     how_to_go_on,
     open_run,
-    process_rank,
     tell_other_ranks,
     write_config,
     write_failure,
@@ -144,7 +144,7 @@ def _train_in(
         log_every_n_steps=config.run.log_every,
         logger=loggers,
         callbacks=callbacks,
-        plugins=[CheckpointFiles(), *([SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else [])],
+        plugins=[CheckpointFiles(), *([SLURMEnvironment(auto_requeue=False)] if uses_slurm() else [])],
         default_root_dir=run.folder,
         num_sanity_val_steps=0,
         # The sampler shards by itself; Lightning's would shuffle and forget where a resumed epoch was.

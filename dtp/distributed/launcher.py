@@ -1,0 +1,123 @@
+"""What torchrun, srun or Lightning told this process by its environment. Imports no torch.
+
+The questions are asked at different times and look at different variables. Those that are asked before torch is
+imported believe the variables as they are; those after it believe SLURM's only where Lightning does.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import NamedTuple
+
+# Of torchrun, srun and Lightning, in the order in which they are believed.
+_RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
+# What tells a process which of how many it is.
+_OF_THE_PROCESS = (*_RANKS, "WORLD_SIZE", "SLURM_LOCALID", "SLURM_NTASKS")
+
+
+class Place(NamedTuple):
+    """Where this process stands among those of its run, and where they meet.
+
+    Attributes:
+        rank, ranks: this one, and how many there are.
+        address, port: of the store.
+        serves: whether the store is in this process.
+        attempt: tells apart the starts that share a store of torchrun.
+        parent: the process of rank 0 where that started this one, else None.
+    """
+
+    rank: int
+    ranks: int
+    address: str
+    port: int
+    serves: bool
+    attempt: str = "0"
+    parent: int | None = None
+
+
+def has_rank() -> bool:
+    """Whether anybody told this process a rank: a launcher, or Lightning, which starts processes of its own."""
+    return not os.environ.keys().isdisjoint(_RANKS)
+
+
+def process_rank() -> int:
+    """Rank of this process as torchrun, srun or Lightning tells it; 0 for a single process."""
+    told = (os.environ.get(name, "") for name in _RANKS)
+    return next((int(text) for text in told if text.isdigit()), 0)
+
+
+def has_launcher() -> bool:
+    """Whether torchrun or srun started this process, and so has to start it again."""
+    return not os.environ.keys().isdisjoint(("RANK", "SLURM_PROCID"))
+
+
+def started_by_lightning() -> bool:
+    """Whether this is a further process of a plain ``dtp train --devices N``."""
+    return _number("LOCAL_RANK") > 0 and not has_launcher() and "TORCHELASTIC_RUN_ID" not in os.environ
+
+
+def uses_slurm() -> bool:
+    """Whether Lightning takes this for a process of a SLURM job; not in a shell that ``srun --pty bash`` opened.
+
+    Imports torch. Warns where srun is there and was not used, as Lightning does.
+    """
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+    return SLURMEnvironment.detect()
+
+
+def began_together() -> bool:
+    """Whether several processes were started at once, as WORLD_SIZE says or, where that is not there, SLURM_NTASKS."""
+    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1
+
+
+def processes() -> int | None:
+    """How many processes srun, torchrun or Lightning started; None for a plain command. Imports torch."""
+    count = os.environ.get("SLURM_NTASKS" if uses_slurm() else "WORLD_SIZE", "")
+    return int(count) if count.isdigit() else None
+
+
+def layout(started: int) -> tuple[int, int] | None:
+    """How many of the ``started`` processes are on each machine, and on how many; None where nothing says so.
+
+    Imports torch.
+    """
+    slurm = uses_slurm()
+    # Without a step it is a script of sbatch that forgot srun: nobody has started the other tasks.
+    number = _number("SLURM_STEP_NUM_NODES" if slurm else "LOCAL_WORLD_SIZE")
+    if not number:
+        return None
+    return (started // number, number) if slurm else (number, started // number)
+
+
+def place_of_process() -> Place | None:
+    """Where this process stands; None if it is alone. Imports torch only if srun started several."""
+    if _number("SLURM_NTASKS") > 1 and "SLURM_PROCID" in os.environ and uses_slurm():
+        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+        slurm = SLURMEnvironment(auto_requeue=False)
+        rank = _number("SLURM_PROCID")
+        return Place(rank, slurm.world_size(), slurm.main_address, slurm.main_port, serves=rank == 0)
+    if _number("WORLD_SIZE") < 2 or not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        return None
+    rank = _number("RANK" if "RANK" in os.environ else "LOCAL_RANK")
+    return Place(
+        rank,
+        _number("WORLD_SIZE"),
+        os.environ["MASTER_ADDR"],
+        _number("MASTER_PORT"),
+        serves=rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True",
+        attempt=os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"),
+        parent=os.getppid() if started_by_lightning() else None,
+    )
+
+
+def without_launcher(environ: Mapping[str, str]) -> dict[str, str]:
+    """The environment for a run on its own that this process starts: what a launcher told it is not for that."""
+    return {name: value for name, value in environ.items() if name not in _OF_THE_PROCESS}
+
+
+def _number(name: str) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdigit() else 0

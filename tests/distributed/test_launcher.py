@@ -1,0 +1,127 @@
+"""What a process knows of its launcher: the variables that torchrun, srun and Lightning set, and what each answers."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from dtp.distributed import launcher
+from dtp.distributed.launcher import Place
+
+OF_LAUNCHERS = ("RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "SLURM_", "TORCHELASTIC_", "GROUP_", "NODE_RANK")
+
+MEETING = {"MASTER_ADDR": "node1", "MASTER_PORT": "29500"}
+# Rank 4 of two machines with three processes each, as torchrun sets it; its agent has the store.
+TORCHRUN = MEETING | {
+    "RANK": "4",
+    "LOCAL_RANK": "1",
+    "WORLD_SIZE": "6",
+    "LOCAL_WORLD_SIZE": "3",
+    "TORCHELASTIC_RUN_ID": "none",
+    "TORCHELASTIC_USE_AGENT_STORE": "True",
+    "TORCHELASTIC_RESTART_COUNT": "2",
+}
+# Task 5 of a step of two machines with four tasks each.
+SRUN = MEETING | {
+    "SLURM_JOB_ID": "123",
+    "SLURM_JOB_NAME": "train",
+    "SLURM_NTASKS": "8",
+    "SLURM_NTASKS_PER_NODE": "4",
+    "SLURM_PROCID": "5",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NUM_NODES": "2",
+}
+# The same job as its script sees it: nobody has started the tasks.
+SBATCH = {name: value for name, value in SRUN.items() if name != "SLURM_STEP_NUM_NODES"} | {"SLURM_PROCID": "0"}
+# A shell in that job, of which Lightning knows by its name that it is no task.
+SHELL = SRUN | {"SLURM_JOB_NAME": "bash", "SLURM_PROCID": "0"}
+# A further process of dtp train --devices 2, as Lightning sets it.
+LIGHTNING = MEETING | {"LOCAL_RANK": "1", "NODE_RANK": "0", "WORLD_SIZE": "2"}
+# The process that started that one.
+FIRST = LIGHTNING | {"LOCAL_RANK": "0"}
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    def launch(environ):
+        for name in [name for name in os.environ if name.startswith(OF_LAUNCHERS)]:
+            monkeypatch.delenv(name)
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+
+    return launch
+
+
+@pytest.mark.parametrize(
+    ("environ", "has_rank", "rank", "has_launcher", "by_lightning", "together", "processes", "layout"),
+    [
+        ({}, False, 0, False, False, False, None, None),
+        (TORCHRUN, True, 4, True, False, True, 6, (3, 2)),
+        (SRUN, True, 5, True, False, True, 8, (4, 2)),
+        (SBATCH, True, 0, True, False, True, 8, None),
+        (SHELL, True, 0, True, False, True, None, None),
+        (LIGHTNING, True, 1, False, True, True, 2, None),
+        (FIRST, True, 0, False, False, True, 2, None),
+        # What is no number says nothing, and the next is asked.
+        ({"RANK": "", "SLURM_PROCID": "x", "LOCAL_RANK": "3"}, True, 3, True, False, False, None, None),
+    ],
+    ids=["alone", "torchrun", "srun", "sbatch", "shell", "lightning", "first", "garbled"],
+)
+def test_what_each_launcher_says(
+    environ, has_rank, rank, has_launcher, by_lightning, together, processes, layout, launched
+):
+    launched(environ)
+    assert launcher.has_rank() == has_rank
+    assert launcher.process_rank() == rank
+    assert launcher.has_launcher() == has_launcher
+    assert launcher.started_by_lightning() == by_lightning
+    assert launcher.began_together() == together
+    assert launcher.processes() == processes
+    assert launcher.layout(processes or 0) == layout
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, None),
+        (TORCHRUN, Place(4, 6, "node1", 29500, serves=False, attempt="2")),
+        (TORCHRUN | {"RANK": "0"}, Place(0, 6, "node1", 29500, serves=False, attempt="2")),
+        # Without a store of torchrun's it is rank 0 that has it.
+        (
+            TORCHRUN | {"RANK": "0", "TORCHELASTIC_USE_AGENT_STORE": "False"},
+            Place(0, 6, "node1", 29500, serves=True, attempt="2"),
+        ),
+        (TORCHRUN | {"WORLD_SIZE": "1"}, None),
+        ({name: value for name, value in TORCHRUN.items() if name != "MASTER_PORT"}, None),
+        (SRUN, Place(5, 8, "node1", 29500, serves=False)),
+        (SRUN | {"SLURM_PROCID": "0"}, Place(0, 8, "node1", 29500, serves=True)),
+        (SHELL, None),
+        (LIGHTNING, Place(1, 2, "node1", 29500, serves=False, parent=os.getppid())),
+        (FIRST, Place(0, 2, "node1", 29500, serves=True)),
+    ],
+)
+def test_where_a_process_stands(environ, expected, launched):
+    launched(environ)
+    assert launcher.place_of_process() == expected
+
+
+def test_within_a_task_of_srun_the_rank_is_that_of_torchrun(launched):
+    launched(SRUN | TORCHRUN)
+    assert launcher.process_rank() == 4
+
+
+@pytest.mark.parametrize("environ", [TORCHRUN, SRUN, LIGHTNING])
+def test_a_run_that_a_process_starts_is_alone(environ, launched):
+    launched(launcher.without_launcher(environ | {"PATH": "/bin"}))
+    assert os.environ["PATH"] == "/bin"
+    assert not launcher.has_rank() and not launcher.began_together() and launcher.process_rank() == 0
+    assert launcher.processes() is None and launcher.place_of_process() is None
+
+
+def test_a_plain_command_asks_without_torch():
+    asked = "has_rank(), process_rank(), has_launcher(), began_together(), place_of_process()"
+    script = f"import sys\nfrom dtp.distributed.launcher import *\nprint({asked}, 'torch' in sys.modules)"
+    environ = {name: value for name, value in os.environ.items() if not name.startswith(OF_LAUNCHERS)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environ, check=True)
+    assert done.stdout.split() == ["False", "0", "False", "False", "None", "False"]
