@@ -20,7 +20,7 @@ from simple_parsing.docstring import get_attribute_docstring
 from simple_parsing.wrappers.field_wrapper import DashVariant
 
 from dtp.algorithms import ALGORITHMS
-from dtp.cli.commands import command_line, require_words
+from dtp.cli.commands import command_line, one_sentence, require_words
 from dtp.cli.config import (
     Config,
     RunOptions,
@@ -34,7 +34,7 @@ from dtp.cli.config import (
 )
 from dtp.data import DATA
 from dtp.errors import UserError, user_path
-from dtp.fields import checked, flag, wrong_choice, wrong_type
+from dtp.fields import checked, flag
 from dtp.models import MODELS
 from dtp.registry import Entry, did_you_mean
 from dtp.run.folder import saved_config_of
@@ -55,7 +55,7 @@ class _Parser(ArgumentParser):
         self._negative_number_matcher = _NEGATIVE
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(_one_sentence(message, self))
+        raise UserError(one_sentence(message))
 
 
 class _File(NamedTuple):
@@ -375,22 +375,6 @@ def _unknown_option(unknown: list[str], parser: argparse.ArgumentParser, entries
 
 def _has_option(entry: Entry, name: str) -> bool:
     return name in entry.load_options().__dataclass_fields__
-
-
-def _one_sentence(message: str, parser: argparse.ArgumentParser) -> str:
-    """argparse's message in our form: what was expected, what was found."""
-    match = re.match(r"argument (\S+?)(?:, |/|:)", message)
-    where = flag(match.group(1).lstrip("-")) if match else ""
-    if choice := re.search(r"invalid choice: '?([^' ]*)'? \(choose from (.*)\)", message):
-        choices = [word.strip(" '") for word in choice.group(2).split(",")]
-        return str(wrong_choice(where, choice.group(1), choices))
-    if boolean := re.search(r"[Bb]oolean value expected.*'(.*)'", message):
-        return str(wrong_type(where or "An option", "bool", repr(boolean.group(1))))
-    if value := re.search(r"invalid (\S+) value: (.*)", message):
-        return str(wrong_type(where, value.group(1).strip("'").removeprefix("_parse_"), value.group(2)))
-    if "expected" in message and match:
-        return f"{where}: {message.partition(': ')[2]}, found none."
-    return message[0].upper() + message[1:] + "."
 
 
 # --- the manual -------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dtp.errors import UserError, told_by_the_system
+from dtp.fields import flag, wrong_choice, wrong_type
 from dtp.system.signals import Interrupted, Stopped
 
 
@@ -37,8 +39,26 @@ class CommandParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises UserError."""
-        sentence = message.removeprefix("argument ").rstrip(".")
-        raise UserError(f"{sentence[0].upper()}{sentence[1:]} ({self.prog} --help).")
+        raise UserError(f"{one_sentence(message).rstrip('.')} ({self.prog} --help).")
+
+
+def one_sentence(message: str) -> str:
+    """argparse's message in our form: what was expected, what was found."""
+    match = re.match(r"argument (\S+?)(?:, |/|:)", message)
+    word = match.group(1) if match else ""
+    where = flag(word.lstrip("-")) if word.startswith("-") else word
+    if choice := re.search(r"invalid choice: '?([^' ]*)'? \(choose from (.*)\)", message):
+        choices = [word.strip(" '") for word in choice.group(2).split(",")]
+        return str(wrong_choice(where, choice.group(1), choices))
+    if boolean := re.search(r"[Bb]oolean value expected.*'(.*)'", message):
+        return str(wrong_type(where or "An option", "bool", repr(boolean.group(1))))
+    if value := re.search(r"invalid (\S+) value: (.*)", message):
+        return str(wrong_type(where, value.group(1).strip("'").removeprefix("_parse_"), value.group(2)))
+    if where:
+        what = message.partition(": ")[2]
+        found = ", found none" if re.fullmatch(r"expected (one|\d+|at (least|most) one) arguments?", what) else ""
+        return f"{where}: {what.rstrip('.')}{found}."
+    return message[0].upper() + message[1:] + "."
 
 
 def require_words(argv: Sequence[str]) -> None:
@@ -46,16 +66,16 @@ def require_words(argv: Sequence[str]) -> None:
 
     The words of a command are kept in files, a line for each command.
     """
-    flag = "An argument"
+    option = "An argument"
     for word in argv:
         name, equals, value = word.partition("=")
         if word.startswith("--") and len(word) > 2:
-            flag = name
+            option = name
         if not word or (equals and not value and word.startswith("--")):
-            raise UserError(f"{_printable(flag)}: expected a value, found an empty text; give one, or leave it out.")
+            raise UserError(f"{_printable(option)}: expected a value, found an empty text; give one, or leave it out.")
         if not _is_one_line(word):
             raise UserError(
-                f"{_printable(flag)}: expected text of one line, found {_printable(word)}; leave out line breaks and "
+                f"{_printable(option)}: expected text of one line, found {_printable(word)}; leave out line breaks and "
                 "control characters, and where there are other letters than English ones, set LC_ALL=C.UTF-8."
             )
 

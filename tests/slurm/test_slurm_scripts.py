@@ -353,7 +353,7 @@ def test_submit_gives_sbatch_its_options_the_script_and_the_arguments(cluster, m
 @pytest.mark.parametrize(
     "words, expected",
     [
-        (["vgg"], "invalid choice: 'vgg'"),
+        (["vgg"], "found 'vgg'; did you mean vgg_bp?"),
         (["vgg_bp", "--array=1-5"], "--array=1-5: expected --submit before"),
         (["vgg_bp", "--submit"], "found no sbatch"),
     ],

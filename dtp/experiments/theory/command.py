@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -141,24 +141,12 @@ def _add_options(parser: argparse.ArgumentParser, options: type[StudyOptions]) -
         if shown != "":
             settings["help"] += f" (default: {shown})"
         if get_origin(kind) is list:
-            settings.update(nargs="+", type=_number(get_args(kind)[0]), metavar=_WORDS[get_args(kind)[0]])
+            settings.update(nargs="+", type=get_args(kind)[0], metavar=_WORDS[get_args(kind)[0]])
         elif get_origin(kind) is Literal:
             settings.update(choices=get_args(kind))
         else:
-            settings.update(type=kind if kind is str else _number(kind), metavar=_WORDS[kind])
+            settings.update(type=kind, metavar=_WORDS[kind])
         parser.add_argument(flag(field.name), **settings)
 
 
 _WORDS = {int: "INT", float: "NUMBER", str: "WORD"}
-
-
-def _number(kind: type) -> Callable[[str], Any]:
-    name = "a whole number" if kind is int else "a number"
-
-    def read(word: str) -> Any:
-        try:
-            return kind(word)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"expected {name}, found {word!r}") from None
-
-    return read

@@ -177,8 +177,8 @@ def test_a_mistake_that_only_training_finds_stops_the_search_at_the_first_trial(
     "words, expected",
     [
         ("--trials 0", "--trials: expected a whole number of at least 1, found 0"),
-        ("--trials many", "--trials: invalid int value: 'many'"),
-        ("--sampler best", "--sampler: invalid choice: 'best'"),
+        ("--trials many", "--trials: expected a whole number, found 'many'"),
+        ("--sampler best", "--sampler: expected one of random, sequential; found 'best'"),
         ("--jobs -1", "--jobs: expected a whole number of at least 0"),
         ("--sampler-seed -1", "--sampler-seed: expected a whole number of at least 0"),
         ("--trials 1000000000", "--trials: expected a whole number of at most 1000000, found 1000000000"),

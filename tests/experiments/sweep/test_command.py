@@ -114,7 +114,7 @@ def test_the_list_is_of_commands_that_can_be_typed(here, capsys):
         (["nothing"], "nothing: no such sweep; expected a YAML file, or one of comparison, "),
         (["tiny.yaml", "--jobs", "-1"], "--jobs: expected a number from 0 to 1000, found -1."),
         (["tiny.yaml", "--jobs", "1000000000"], "--jobs: expected a number from 0 to 1000, found 1000000000."),
-        (["tiny.yaml", "--jobs", "x"], "invalid int value: 'x'"),
+        (["tiny.yaml", "--jobs", "x"], "--jobs: expected a whole number, found 'x'"),
         (["tiny.yaml", "--seeds", "1", "1"], "--seeds: expected different whole numbers from 0"),
         (["tiny.yaml", "stray"], "Unexpected word 'stray'"),
         (["tiny.yaml", "--seed", "1"], "--seed: expected not here"),

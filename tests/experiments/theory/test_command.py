@@ -89,7 +89,7 @@ def test_folders_do_not_get_into_the_record(tmp_path):
     "words, part",
     [
         ("", "required: NAME"),
-        ("transpos", "invalid choice: 'transpos'"),
+        ("transpos", "found 'transpos'; did you mean transpose?"),
         ("gait --step 1", "Unknown option --step; did you mean --steps?"),
         ("gait --steps x", "--steps: expected a number, found 'x'"),
         ("gait --seeds 1.5", "--seeds: expected a whole number, found '1.5'"),
@@ -105,7 +105,7 @@ def test_folders_do_not_get_into_the_record(tmp_path):
         ),
         ("gait --departures nan", "--departures: expected finite values, found nan"),
         ("gait --width 9", "--width: expected at least 10, found 9"),
-        ("transpose --engine fast", "--engine: invalid choice: 'fast'"),
+        ("transpose --engine fast", "--engine: expected one of auto, literal, reduced; found 'fast'"),
         ("transpose --drop 2", "--drop: expected a number above 0 and up to 1, found 2"),
         ("transpose --noise 1 2 3", "--noise: expected 1 or 2 values, one for both layers or one each; found 3"),
         ("transpose --channels 4", "--channels: expected at least 2 convolutions, found 1"),
