@@ -34,7 +34,7 @@ class Entry:
         target: ``"module:Class"`` that implements it (imports torch).
         options: ``"module:Dataclass"`` with its command-line options (does not import torch).
         summary: one line for ``--help`` and the README table.
-        preset: as :meth:`Registry.register` takes it.
+        preset, family: as :meth:`Registry.register` takes them.
     """
 
     name: str
@@ -42,6 +42,7 @@ class Entry:
     options: str
     summary: str
     preset: Mapping[str, Any] | None = None
+    family: str = ""
 
     def load(self) -> Any:
         """The class itself. Imports torch."""
@@ -66,7 +67,7 @@ class Registry:
         self.entries: dict[str, Entry] = {}
 
     def register(
-        self, name: str, target: str, summary: str, preset: Mapping[str, Any] | None = None
+        self, name: str, target: str, summary: str, preset: Mapping[str, Any] | None = None, family: str = ""
     ) -> Callable[[_Options], _Options]:
         """Register a choice with the dataclass of options that this decorates.
 
@@ -75,12 +76,13 @@ class Registry:
             preset: values of its presets for small runs (digits and MNIST), besides those that all rules share
                 (``dtp/presets/shared``), picked by validation accuracy in short runs. Left out where files in
                 ``dtp/presets`` say all: for another network, or other values for each of the two.
+            family: with which rules reports draw it, in the order in which they are registered; left out: with none.
         """
 
         def registered(options: _Options) -> _Options:
             package = options.__module__.rpartition(".")[0]
             path = f"{options.__module__}:{options.__name__}"
-            self.entries[name] = Entry(name, f"{package}.{target}", path, summary, preset)
+            self.entries[name] = Entry(name, f"{package}.{target}", path, summary, preset, family)
             return options
 
         return registered

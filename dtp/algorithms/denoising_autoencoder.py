@@ -51,11 +51,7 @@ class DenoisingAutoencoder(LocalTargets):
 
     def __init__(self, network: Network, options: DenoisingAutoencoderOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
-        o = self.options
-        if o.beta != 1:
-            raise UserError(
-                f"--beta: expected 1, for the first target is the image itself, found {o.beta}; leave it out."
-            )
+        self._require_no_step("the first target is the image itself")
         if network.depth != 2 or not isinstance(layer_operations(network[2])[0], TransposedLinear):
             raise UserError(
                 f"dtp-dae: expected a network of two layers with one weight matrix, found {type(network).__name__}; "

@@ -9,7 +9,6 @@ from dtp.algorithms.direct import DFA, say
 from dtp.algorithms.local_losses import function_place
 from dtp.algorithms.local_targets import Activations
 from dtp.algorithms.options import DRTPOptions
-from dtp.errors import UserError
 from dtp.feedback import layer_operations
 from dtp.models.precision import no_autocast
 
@@ -38,11 +37,7 @@ class DRTP(DFA):
 
     def __init__(self, network, options: DRTPOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
-        if self.options.beta != 1:
-            raise UserError(
-                f"--beta: expected 1, for no target is a step along a gradient, found {self.options.beta}; leave it "
-                "out."
-            )
+        self._require_no_step("no target is a step along a gradient")
         unbounded = [n for n in range(1, network.depth) if not _saturates(network[n])]
         if unbounded and self.options.projected == "label":
             say(

@@ -610,8 +610,7 @@ class StrongDFC(DFCSS):
     def __init__(self, network: Network, options: StrongDFCOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
         o = self.options
-        if o.beta != 1:
-            raise UserError(f"--beta: expected 1, for the target is the label itself, found {o.beta}; leave it out.")
+        self._require_no_step("the target is the label itself")
         steps = max(o.time_step, o.feedback_time_step)
         for flag in ("noise_time", "filter_time") if self.single_phase else ():
             if getattr(o, flag) < steps:

@@ -57,6 +57,11 @@ class LocalTargets(LocalLosses):
     Options = TargetOptions
     options: TargetOptions
 
+    def _require_no_step(self, why: str) -> None:
+        """Raise UserError for a ``beta``, where targets come from no step of that length: ``why`` in words."""
+        if self.options.beta != 1:
+            raise UserError(f"--beta: expected 1, for {why}, found {self.options.beta}; leave it out.")
+
     # --- hooks: what rules differ in ----------------------------------------------------------------------------------
 
     @property

@@ -9,6 +9,18 @@ from typing import ClassVar, Literal
 from dtp.fields import Iterations, option
 from dtp.registry import Registry
 
+# Rules that reports draw together, in the order of the reports; those that are in none come last.
+FAMILY_NAMES = (
+    "Backprop",
+    "Feedback learns to transpose",
+    "Feedback learns to invert",
+    "Difference reconstruction",
+    "Feedback does not learn",
+    "Feedback control",
+    "Mirroring, settling, exact inverses",
+    "Labels, second passes, pairs of states",
+)
+
 ALGORITHMS = Registry("algo", "dtp.algorithms.base:Algorithm")
 rule = ALGORITHMS.register
 
@@ -59,7 +71,7 @@ class AlgorithmOptions:
     clip_norm: float = option(0.0, least=0)
 
 
-rule("bp", "bp:BP", "backpropagation, the baseline")(AlgorithmOptions)
+rule("bp", "bp:BP", "backpropagation, the baseline", family="Backprop")(AlgorithmOptions)
 
 
 @dataclass
@@ -130,7 +142,7 @@ class TargetPropagationOptions(TargetOptions):
     unpool: Literal["add", "write"] = "add"
 
 
-@rule("dtp", "dtp:DTP", "DTP with L-DRL (Ernoult et al. 2022)")
+@rule("dtp", "dtp:DTP", "DTP with L-DRL (Ernoult et al. 2022)", family="Feedback learns to transpose")
 @dataclass
 class DTPOptions(TargetPropagationOptions):
     """DTP with L-DRL (Ernoult et al. 2022): feedback Jacobians are trained to be transposes of the forward ones."""
@@ -161,7 +173,12 @@ class DTPOptions(TargetPropagationOptions):
     ldrl_scale: Literal["code", "paper"] = "code"
 
 
-@rule("parallel-dtp", "dtp:ParallelDTP", "DTP with L-DRL, one feedback step per batch on many noise samples")
+@rule(
+    "parallel-dtp",
+    "dtp:ParallelDTP",
+    "DTP with L-DRL, one feedback step per batch on many noise samples",
+    family="Feedback learns to transpose",
+)
 @dataclass
 class ParallelDTPOptions(DTPOptions):
     """DTP with L-DRL in one feedback step per batch: many noise samples instead of many iterations, and Adam."""
@@ -175,7 +192,6 @@ class ParallelDTPOptions(DTPOptions):
     noise_samples: int = 10
 
 
-@rule("vanilla-dtp", "vanilla_dtp:VanillaDTP", "difference target propagation (Lee et al. 2015)")
 @dataclass
 class VanillaDTPOptions(TargetPropagationOptions):
     """Difference target propagation (Lee et al. 2015): an inverse corrected by its own error on the activation."""
@@ -192,7 +208,7 @@ class VanillaDTPOptions(TargetPropagationOptions):
     first_target: Literal["penultimate", "output"] = "penultimate"
 
 
-@rule("tp", "tp:TP", "target propagation (Bengio 2014, Lee 2018)")
+@rule("tp", "tp:TP", "target propagation (Bengio 2014, Lee 2018)", family="Feedback learns to invert")
 @dataclass
 class TPOptions(VanillaDTPOptions):
     """Target propagation: the target itself goes through the feedback layer, which is trained to invert its layer."""
@@ -201,11 +217,20 @@ class TPOptions(VanillaDTPOptions):
     first_target: Literal["penultimate", "output"] = "output"
 
 
+rule(
+    "vanilla-dtp",
+    "vanilla_dtp:VanillaDTP",
+    "difference target propagation (Lee et al. 2015)",
+    family="Feedback learns to invert",
+)(VanillaDTPOptions)
+
+
 @rule(
     "sdtp",
     "sdtp:SDTP",
     "simplified DTP: no gradient, the label as target (Bartunov et al. 2018)",
     preset={"activation": "tanh", "lr": 0.003, "noise": [0.1]},
+    family="Feedback learns to invert",
 )
 @dataclass
 class SDTPOptions(VanillaDTPOptions):
@@ -225,6 +250,7 @@ class SDTPOptions(VanillaDTPOptions):
     "sdtp:AOSDTP",
     "SDTP with auxiliary outputs (Bartunov et al. 2018)",
     preset={"activation": "tanh", "lr": 0.003, "noise": [0.1]},
+    family="Feedback learns to invert",
 )
 @dataclass
 class AOSDTPOptions(SDTPOptions):
@@ -234,7 +260,12 @@ class AOSDTPOptions(SDTPOptions):
     auxiliary: int = option(512, least=1)
 
 
-@rule("hybrid", "hybrid:Hybrid", "DTP blended with the exact transpose (Bartunov et al. 2018)")
+@rule(
+    "hybrid",
+    "hybrid:Hybrid",
+    "DTP blended with the exact transpose (Bartunov et al. 2018)",
+    family="Feedback learns to invert",
+)
 @dataclass
 class HybridOptions(VanillaDTPOptions):
     """Difference target propagation whose differences are blended with the transposed Jacobian's."""
@@ -277,6 +308,7 @@ class MeulemansOptions(TargetPropagationOptions):
     "drl:DRL",
     "DTP with the difference reconstruction loss, DTPDRL (Meulemans et al. 2020)",
     preset={"activation": "tanh", "lr": 0.003},
+    family="Difference reconstruction",
 )
 @dataclass
 class DRLOptions(MeulemansOptions):
@@ -299,6 +331,7 @@ class DDTPOptions(MeulemansOptions):
     "direct:DDTPLinear",
     "targets straight from the output by linear maps (Meulemans et al. 2020)",
     preset={"activation": "tanh", "lr": 0.003},
+    family="Difference reconstruction",
 )
 @dataclass
 class DDTPLinearOptions(DDTPOptions):
@@ -310,6 +343,7 @@ class DDTPLinearOptions(DDTPOptions):
     "direct:DDTPRHL",
     "the same through a random hidden layer (Meulemans et al. 2020)",
     preset={"activation": "tanh", "lr": 0.003},
+    family="Difference reconstruction",
 )
 @dataclass
 class DDTPRHLOptions(DDTPOptions):
@@ -319,13 +353,23 @@ class DDTPRHLOptions(DDTPOptions):
     hidden_feedback: int = option(1024, least=1)
 
 
-@rule("ddtp-control", "direct:DDTPControl", "ddtp-linear trained without the difference (Meulemans et al. 2020)")
+@rule(
+    "ddtp-control",
+    "direct:DDTPControl",
+    "ddtp-linear trained without the difference (Meulemans et al. 2020)",
+    family="Difference reconstruction",
+)
 @dataclass
 class DDTPControlOptions(DDTPOptions):
     """The control of ddtp-linear: the same maps, trained to reconstruct by themselves."""
 
 
-@rule("fw-dtp", "fw_dtp:FWDTP", "DTP with feedback weights that are never trained (Shibuya et al. 2023)")
+@rule(
+    "fw-dtp",
+    "fw_dtp:FWDTP",
+    "DTP with feedback weights that are never trained (Shibuya et al. 2023)",
+    family="Feedback does not learn",
+)
 @dataclass
 class FWDTPOptions(TargetOptions):
     """Fixed-weight difference target propagation."""
@@ -354,7 +398,155 @@ class FWDTPOptions(TargetOptions):
     standardise_targets: Literal["auto", "yes", "no"] = "auto"
 
 
-@rule("gait", "gait:GAIT", "GAIT-prop: targets through exact inverses (Ahmad et al. 2020; Dalm et al. 2021)")
+@dataclass
+class FeedbackAlignmentOptions(AlgorithmOptions):
+    """Backprop with other weights in the backward pass."""
+
+    # Distribution of the backward weights: PyTorch's own of the layer, or Glorot's, uniform or normal.
+    backward_init: Literal["default", "xavier", "xavier-normal"] = "default"
+    # Clamp each error that goes down into a layer, and each gradient of an affine operation's weights and biases, to
+    # this absolute value, as biotorch does; 0 for no clamp.
+    error_clamp: float = option(0.0, least=0)
+
+
+rule(
+    "fa",
+    "feedback_alignment:FA",
+    "feedback alignment: fixed random backward weights (Lillicrap et al. 2016)",
+    family="Feedback does not learn",
+)(FeedbackAlignmentOptions)
+
+
+@rule(
+    "dfa",
+    "direct:DFA",
+    "direct feedback alignment: errors straight from the output (Nokland 2016)",
+    family="Feedback does not learn",
+)
+@dataclass
+class DFAOptions(TargetOptions):
+    """Direct feedback alignment: fixed random maps from the output error to each hidden layer."""
+
+    lr_schedule: Literal["constant", "cosine", "step"] = "cosine"
+    beta: float = 1.0
+    # Maps to convolutional layers: a full matrix (dense), or the error repeated over space and sent through a random
+    # transposed convolution (broadcast), which takes far less memory.
+    dfa_form: Literal["dense", "broadcast"] = "dense"
+    # Distribution of the fixed maps: PyTorch's own of a linear layer (of the transposed convolution for broadcast
+    # maps), or Glorot's, uniform or normal.
+    backward_init: Literal["default", "xavier", "xavier-normal"] = "default"
+
+
+rule(
+    "usf",
+    "feedback_alignment:USF",
+    "signs of the forward weights, one scale (Moskovitz et al. 2018)",
+    family="Feedback does not learn",
+)(FeedbackAlignmentOptions)
+rule(
+    "brsf",
+    "feedback_alignment:BRSF",
+    "signs of the forward weights, sizes drawn for each batch (ditto)",
+    preset={"lr": 0.05},
+    family="Feedback does not learn",
+)(FeedbackAlignmentOptions)
+rule(
+    "frsf",
+    "feedback_alignment:FRSF",
+    "signs of the forward weights, sizes drawn once (ditto)",
+    family="Feedback does not learn",
+)(FeedbackAlignmentOptions)
+rule(
+    "kp",
+    "feedback_alignment:KolenPollack",
+    "backward weights that learn as the forward do (Kolen, Pollack 1994)",
+    family="Mirroring, settling, exact inverses",
+)(FeedbackAlignmentOptions)
+
+
+@rule(
+    "wm",
+    "feedback_alignment:WeightMirror",
+    "backward weights that mirror responses to noise (Akrout et al. 2019)",
+    family="Mirroring, settling, exact inverses",
+)
+@dataclass
+class WeightMirrorOptions(FeedbackAlignmentOptions):
+    """Backward weights that learn, in a phase of their own, from the layer's response to noise."""
+
+    # Standard deviation of the noise, above 0.
+    mirror_noise: float = option(0.1, above=0)
+    # Rate at which backward weights go towards the estimate, above 0 and below 1, and decay by as much.
+    mirror_lr: float = option(0.05, above=0, below=1)
+    # Noise patterns of each mirror phase, at least 2.
+    mirror_samples: int = option(128, least=2)
+    # Mirror phases before the first batch, 0 or more.
+    mirror_warmup: int = option(20, least=0)
+
+
+@dataclass
+class ContrastiveOptions(AlgorithmOptions):
+    """Networks that settle with feedback, once freely and once with the label held at the output."""
+
+    search_origin: ClassVar[str] = "Ours: no published domain; around the values of the presets."
+    optimizer: OptimizerName = option("sgd", search="sgd")
+    # The phases stand for this loss alone.
+    loss: Literal["binary-cross-entropy"] = "binary-cross-entropy"
+    weight_decay: float = option(0.0, search=0.0)
+    momentum: float = option(0.0, search={"choice": [0.0, 0.9]})
+    lr_schedule: Literal["constant", "cosine", "step"] = option("constant", search="constant")
+    # Gain of the feedback into each hidden layer, above 0; small gains come near to backprop.
+    gain: float = option(0.5, above=0, search={"log-uniform": [0.05, 0.5]})
+    # Step of the relaxation of the units, above 0 and up to 1.
+    relaxation: float = option(0.1, above=0, most=1, search={"uniform": [0.1, 0.5]})
+    # Most steps of each relaxation, at least 1.
+    settling_steps: int = option(100, least=1)
+    # Largest change of a unit in a step at which a relaxation is taken as settled, 0 or more.
+    settling_tolerance: float = option(1e-5, least=0)
+    # How the free phase is computed: to rest with feedback (settle), or by one pass upwards without it (feedforward),
+    # after which feedback is that of the difference to this pass.
+    free_phase: Literal["settle", "feedforward"] = "settle"
+
+
+@rule(
+    "chl",
+    "contrastive:CHL",
+    "contrastive Hebbian learning (Movellan 1991; Xie and Seung 2003)",
+    family="Mirroring, settling, exact inverses",
+)
+@dataclass
+class CHLOptions(ContrastiveOptions):
+    """Contrastive Hebbian learning."""
+
+    lr: float = option(0.05, search={"log-uniform": [0.005, 0.5]})
+
+
+@rule(
+    "generec",
+    "contrastive:GeneRec",
+    "generalised recirculation (O'Reilly 1996)",
+    family="Mirroring, settling, exact inverses",
+)
+@dataclass
+class GeneRecOptions(ContrastiveOptions):
+    """Generalised recirculation."""
+
+    lr: float = option(0.1, search={"log-uniform": [0.005, 0.5]})
+    # Feedback weights: the transposes of the forward ones, or fixed random ones of their own.
+    feedback_weights: Literal["symmetric", "random"] = "symmetric"
+    # Sender of the update: the free activity (plain), the mean of both (midpoint), or that made symmetric over both
+    # directions, which equals chl where the feedback is symmetric (symmetrised).
+    generec_form: Literal["plain", "midpoint", "symmetrised"] = option(
+        "plain", search={"choice": ["plain", "midpoint", "symmetrised"]}
+    )
+
+
+@rule(
+    "gait",
+    "gait:GAIT",
+    "GAIT-prop: targets through exact inverses (Ahmad et al. 2020; Dalm et al. 2021)",
+    family="Mirroring, settling, exact inverses",
+)
 @dataclass
 class GAITOptions(TargetOptions):
     """GAIT-prop for networks of invertible layers (--model square); nothing is learned in the feedback."""
@@ -382,114 +574,6 @@ class GAITOptions(TargetOptions):
     # What that penalty is on: overlaps alone, as above (Ahmad et al.), or the whole difference to the identity,
     # |W^T W - 1|^2, which holds lengths at 1 too (identity, the code of Dalm et al.).
     orthogonality_form: Literal["overlaps", "identity"] = option("overlaps", before="overlaps")
-
-
-@dataclass
-class FeedbackAlignmentOptions(AlgorithmOptions):
-    """Backprop with other weights in the backward pass."""
-
-    # Distribution of the backward weights: PyTorch's own of the layer, or Glorot's, uniform or normal.
-    backward_init: Literal["default", "xavier", "xavier-normal"] = "default"
-    # Clamp each error that goes down into a layer, and each gradient of an affine operation's weights and biases, to
-    # this absolute value, as biotorch does; 0 for no clamp.
-    error_clamp: float = option(0.0, least=0)
-
-
-rule("fa", "feedback_alignment:FA", "feedback alignment: fixed random backward weights (Lillicrap et al. 2016)")(
-    FeedbackAlignmentOptions
-)
-rule("usf", "feedback_alignment:USF", "signs of the forward weights, one scale (Moskovitz et al. 2018)")(
-    FeedbackAlignmentOptions
-)
-rule(
-    "brsf",
-    "feedback_alignment:BRSF",
-    "signs of the forward weights, sizes drawn for each batch (ditto)",
-    preset={"lr": 0.05},
-)(FeedbackAlignmentOptions)
-rule("frsf", "feedback_alignment:FRSF", "signs of the forward weights, sizes drawn once (ditto)")(
-    FeedbackAlignmentOptions
-)
-rule("kp", "feedback_alignment:KolenPollack", "backward weights that learn as the forward do (Kolen, Pollack 1994)")(
-    FeedbackAlignmentOptions
-)
-
-
-@rule("wm", "feedback_alignment:WeightMirror", "backward weights that mirror responses to noise (Akrout et al. 2019)")
-@dataclass
-class WeightMirrorOptions(FeedbackAlignmentOptions):
-    """Backward weights that learn, in a phase of their own, from the layer's response to noise."""
-
-    # Standard deviation of the noise, above 0.
-    mirror_noise: float = option(0.1, above=0)
-    # Rate at which backward weights go towards the estimate, above 0 and below 1, and decay by as much.
-    mirror_lr: float = option(0.05, above=0, below=1)
-    # Noise patterns of each mirror phase, at least 2.
-    mirror_samples: int = option(128, least=2)
-    # Mirror phases before the first batch, 0 or more.
-    mirror_warmup: int = option(20, least=0)
-
-
-@rule("dfa", "direct:DFA", "direct feedback alignment: errors straight from the output (Nokland 2016)")
-@dataclass
-class DFAOptions(TargetOptions):
-    """Direct feedback alignment: fixed random maps from the output error to each hidden layer."""
-
-    lr_schedule: Literal["constant", "cosine", "step"] = "cosine"
-    beta: float = 1.0
-    # Maps to convolutional layers: a full matrix (dense), or the error repeated over space and sent through a random
-    # transposed convolution (broadcast), which takes far less memory.
-    dfa_form: Literal["dense", "broadcast"] = "dense"
-    # Distribution of the fixed maps: PyTorch's own of a linear layer (of the transposed convolution for broadcast
-    # maps), or Glorot's, uniform or normal.
-    backward_init: Literal["default", "xavier", "xavier-normal"] = "default"
-
-
-@dataclass
-class ContrastiveOptions(AlgorithmOptions):
-    """Networks that settle with feedback, once freely and once with the label held at the output."""
-
-    search_origin: ClassVar[str] = "Ours: no published domain; around the values of the presets."
-    optimizer: OptimizerName = option("sgd", search="sgd")
-    # The phases stand for this loss alone.
-    loss: Literal["binary-cross-entropy"] = "binary-cross-entropy"
-    weight_decay: float = option(0.0, search=0.0)
-    momentum: float = option(0.0, search={"choice": [0.0, 0.9]})
-    lr_schedule: Literal["constant", "cosine", "step"] = option("constant", search="constant")
-    # Gain of the feedback into each hidden layer, above 0; small gains come near to backprop.
-    gain: float = option(0.5, above=0, search={"log-uniform": [0.05, 0.5]})
-    # Step of the relaxation of the units, above 0 and up to 1.
-    relaxation: float = option(0.1, above=0, most=1, search={"uniform": [0.1, 0.5]})
-    # Most steps of each relaxation, at least 1.
-    settling_steps: int = option(100, least=1)
-    # Largest change of a unit in a step at which a relaxation is taken as settled, 0 or more.
-    settling_tolerance: float = option(1e-5, least=0)
-    # How the free phase is computed: to rest with feedback (settle), or by one pass upwards without it (feedforward),
-    # after which feedback is that of the difference to this pass.
-    free_phase: Literal["settle", "feedforward"] = "settle"
-
-
-@rule("chl", "contrastive:CHL", "contrastive Hebbian learning (Movellan 1991; Xie and Seung 2003)")
-@dataclass
-class CHLOptions(ContrastiveOptions):
-    """Contrastive Hebbian learning."""
-
-    lr: float = option(0.05, search={"log-uniform": [0.005, 0.5]})
-
-
-@rule("generec", "contrastive:GeneRec", "generalised recirculation (O'Reilly 1996)")
-@dataclass
-class GeneRecOptions(ContrastiveOptions):
-    """Generalised recirculation."""
-
-    lr: float = option(0.1, search={"log-uniform": [0.005, 0.5]})
-    # Feedback weights: the transposes of the forward ones, or fixed random ones of their own.
-    feedback_weights: Literal["symmetric", "random"] = "symmetric"
-    # Sender of the update: the free activity (plain), the mean of both (midpoint), or that made symmetric over both
-    # directions, which equals chl where the feedback is symmetric (symmetrised).
-    generec_form: Literal["plain", "midpoint", "symmetrised"] = option(
-        "plain", search={"choice": ["plain", "midpoint", "symmetrised"]}
-    )
 
 
 @dataclass
@@ -597,7 +681,12 @@ class DenoisingAutoencoderOptions(TargetOptions):
     hidden_noise: float = option(0.3, least=0, search={"uniform": [0.0, 0.5]})
 
 
-@rule("drtp", "drtp:DRTP", "direct random target projection: labels in place of errors (Frenkel et al. 2021)")
+@rule(
+    "drtp",
+    "drtp:DRTP",
+    "direct random target projection: labels in place of errors (Frenkel et al. 2021)",
+    family="Labels, second passes, pairs of states",
+)
 @dataclass
 class DRTPOptions(DFAOptions):
     """Direct random target projection: fixed random maps from the label to each hidden layer."""
@@ -620,7 +709,12 @@ class DRTPOptions(DFAOptions):
     backward_init: Literal["kaiming", "default", "xavier", "xavier-normal"] = "kaiming"
 
 
-@rule("pepita", "pepita:PEPITA", "a second forward pass in place of the backward one (Dellaferrera, Kreiman 2022)")
+@rule(
+    "pepita",
+    "pepita:PEPITA",
+    "a second forward pass in place of the backward one (Dellaferrera, Kreiman 2022)",
+    family="Labels, second passes, pairs of states",
+)
 @dataclass
 class PEPITAOptions(AlgorithmOptions):
     """Two forward passes, the second with the error added to the image."""
@@ -638,7 +732,12 @@ class PEPITAOptions(AlgorithmOptions):
     positions: Literal["mean", "root", "sum"] = "mean"
 
 
-@rule("ccl", "ccl:CCL", "counter-current learning: a feedback network that reads the label (Kao, Hariharan 2024)")
+@rule(
+    "ccl",
+    "ccl:CCL",
+    "counter-current learning: a feedback network that reads the label (Kao, Hariharan 2024)",
+    family="Labels, second passes, pairs of states",
+)
 @dataclass
 class CCLOptions(AlgorithmOptions):
     """Two networks that run against each other: images go up in one, classes go down in the other."""
@@ -670,7 +769,12 @@ class CCLOptions(AlgorithmOptions):
     train_feedback: bool = True
 
 
-@rule("dualprop", "dualprop:DualProp", "dual propagation: two states of each unit (Høier et al. 2023, 2024)")
+@rule(
+    "dualprop",
+    "dualprop:DualProp",
+    "dual propagation: two states of each unit (Høier et al. 2023, 2024)",
+    family="Labels, second passes, pairs of states",
+)
 @dataclass
 class DualPropOptions(AlgorithmOptions):
     """Dual propagation: the mean of a unit's two states is its activity, their difference its error."""
@@ -767,13 +871,23 @@ class DynamicControlOptions(ControlOptions):
     leak: Literal["total", "integral"] = "total"
 
 
-@rule("dfc", "feedback_control:DFC", "deep feedback control, learning all along the way (Meulemans et al. 2021)")
+@rule(
+    "dfc",
+    "feedback_control:DFC",
+    "deep feedback control, learning all along the way (Meulemans et al. 2021)",
+    family="Feedback control",
+)
 @dataclass
 class DFCOptions(DynamicControlOptions):
     """Deep feedback control: forward weights learn from the mean over the times of the simulation."""
 
 
-@rule("dfc-ss", "feedback_control:DFCSS", "the same, learning from its steady state (Meulemans et al. 2021)")
+@rule(
+    "dfc-ss",
+    "feedback_control:DFCSS",
+    "the same, learning from its steady state (Meulemans et al. 2021)",
+    family="Feedback control",
+)
 @dataclass
 class DFCSSOptions(DynamicControlOptions):
     """Deep feedback control at its steady state."""
@@ -784,14 +898,22 @@ class DFCSSOptions(DynamicControlOptions):
     settling_steps: int = option(5, least=1)
 
 
-@rule("dfc-ssa", "feedback_control:DFCSSA", "the same with the steady state linearised (Meulemans et al. 2021)")
+@rule(
+    "dfc-ssa",
+    "feedback_control:DFCSSA",
+    "the same with the steady state linearised (Meulemans et al. 2021)",
+    family="Feedback control",
+)
 @dataclass
 class DFCSSAOptions(ControlOptions):
     """Deep feedback control at its linearised steady state: one small linear system for each image."""
 
 
 @rule(
-    "strong-dfc", "feedback_control:StrongDFC", "DFC with the label as target, strong control (Meulemans et al. 2022)"
+    "strong-dfc",
+    "feedback_control:StrongDFC",
+    "DFC with the label as target, strong control (Meulemans et al. 2022)",
+    family="Feedback control",
 )
 @dataclass
 class StrongDFCOptions(DFCSSOptions):
@@ -811,14 +933,8 @@ class StrongDFCOptions(DFCSSOptions):
     filter_time: float = option(0.5, above=0)
 
 
-# Rules that reports draw together, in their order; those that are in none come last.
+# The rules of each family, in the order in which they are registered.
 FAMILIES = {
-    "Backprop": ("bp",),
-    "Feedback learns to transpose": ("dtp", "parallel-dtp"),
-    "Feedback learns to invert": ("tp", "vanilla-dtp", "sdtp", "ao-sdtp", "hybrid"),
-    "Difference reconstruction": ("drl", "ddtp-linear", "ddtp-rhl", "ddtp-control"),
-    "Feedback does not learn": ("fw-dtp", "fa", "dfa", "usf", "brsf", "frsf"),
-    "Feedback control": ("dfc", "dfc-ss", "dfc-ssa", "strong-dfc"),
-    "Mirroring, settling, exact inverses": ("kp", "wm", "chl", "generec", "gait"),
-    "Labels, second passes, pairs of states": ("drtp", "pepita", "ccl", "dualprop"),
+    family: tuple(entry.name for entry in ALGORITHMS.entries.values() if entry.family == family)
+    for family in FAMILY_NAMES
 }

@@ -37,11 +37,7 @@ class SDTP(VanillaDTP):
                 f"--loss {self.options.loss}: expected cross-entropy for classification, for the first target is one "
                 "of probabilities; leave it out."
             )
-        if self.options.beta != 1:
-            raise UserError(
-                f"--beta: expected 1, for the first target is the label itself, found {self.options.beta}; "
-                "leave it out."
-            )
+        self._require_no_step("the first target is the label itself")
 
     def activation(self, n: int, output: Tensor, s_in: Tensor) -> Tensor:
         return self.task.view(output) if n == self.network.depth else output
