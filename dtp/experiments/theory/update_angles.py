@@ -59,8 +59,7 @@ def measure(options: UpdateAnglesOptions) -> dict[str, Any]:
                 drop = round(options.drop * options.iterations)
                 advance(rule, rule.activations(x, gradients=False), 0, options.iterations, drop)
             for beta in options.betas:
-                rule.options.beta = beta
-                found = update_alignment(rule, x, y)
+                found = update_alignment(_with_step(rule, beta, seed), x, y)
                 layers = [found[n] for n in sorted(found)]
                 for kind, numbers in (
                     ("angle", [round(one.angle, 4) for one in layers]),
@@ -87,6 +86,14 @@ def _rule(options: UpdateAnglesOptions, variant: str, seed: int, x: Tensor, clas
             rule = DTP(network, settings, seed=seed)
     rule.configure_optimizers()
     return rule
+
+
+def _with_step(rule: TargetPropagation, beta: float, seed: int) -> TargetPropagation:
+    """The rule with another step of the output target: of the same network, with the feedback as it is trained."""
+    with seeded(seed):
+        other = type(rule)(rule.network, rule.options, seed=seed, beta=beta)
+    other.feedback.load_state_dict(rule.feedback.state_dict())
+    return other
 
 
 def table(values: dict[str, Any]) -> str:
