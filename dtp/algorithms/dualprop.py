@@ -86,6 +86,11 @@ class DualProp(KolenPollackSteps, LocalLosses):
                 f"--sweeps: expected at least {network.depth}, the number of layers, for feedback comes down one layer "
                 f"in each sweep upwards, found {o.sweeps}; give that or --order bw."
             )
+        if o.backward_init != "default" and not self.mirrors_steps:
+            raise UserError(
+                f"--backward-init {o.backward_init}: expected --backward kolen-pollack, found {o.backward}, which has "
+                "no backward weights of its own; give that, or leave this out."
+            )
         self.stages = Stages(network)
         if self.mirrors_steps:
             self.require_decay()

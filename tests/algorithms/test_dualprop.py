@@ -260,6 +260,10 @@ def test_the_squared_loss_of_2023_is_longer_than_backprops_gradient_by_the_facto
         ({"mix": 1.5}, "--mix: expected a number from 0 to 1, found 1.5."),
         ({"nudge": 0.0}, "--nudge: expected a number above 0, found 0.0."),
         ({"backward": "kolen-pollack", "lr": 0.1, "weight_decay": 10.0}, "--weight-decay: expected less than 1 / --lr"),
+        (
+            {"backward_init": "xavier"},
+            "--backward-init xavier: expected --backward kolen-pollack, found transpose, which has no backward weights",
+        ),
         ({"sweeps": 0}, "--sweeps: expected at least 1, found 0."),
         ({"form": "dyadic", "loss": "squared", "nudge": 2.0}, "--nudge: expected less than 1 / (1 - mix), 2"),
     ],
