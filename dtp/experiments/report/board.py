@@ -20,11 +20,12 @@ from dtp.errors import UserError
 from dtp.experiments.over_seeds import Statistic, distinct
 from dtp.experiments.report import WRITER
 from dtp.experiments.report.groups import Group, Study, add_costs, place, studies
-from dtp.experiments.report.page import command_words, rendered, variant
+from dtp.experiments.report.page import rendered
 from dtp.experiments.report.published import Figure, differences, is_whole, matches, published
 from dtp.experiments.report.reading import RunRecord, read_runs
 from dtp.experiments.report.words import describe_data
 from dtp.run.folder import saved_options
+from dtp.run.provenance import portable
 from dtp.run.reading import has_kinds
 
 # In the order in which they are saved. Accuracies in %, ``deviation`` over seeds in points, ``epochs`` of the forward
@@ -180,7 +181,7 @@ def _row(group: Group, figure: Figure | None, ours: Statistic, said: Sequence[st
     passes = sorted(set(group.passes))
     return {
         "rule": group.rule,
-        "network": figure.described + variant(figure) if figure and figure.network is not None else group.network,
+        "network": figure.described + figure.variant if figure and figure.network is not None else group.network,
         "data": figure.data if figure else data or describe_data(options),
         "source": _source(figure) if figure else "",
         "published": figure.accuracy if figure else None,
@@ -210,7 +211,7 @@ def _missing(figure: Figure) -> Row:
     return {
         **dict.fromkeys(FIELDS),
         "rule": figure.rule,
-        "network": figure.described + variant(figure),
+        "network": figure.described + figure.variant,
         "data": figure.data,
         "source": _source(figure),
         "published": figure.accuracy,
@@ -225,7 +226,7 @@ def _missing(figure: Figure) -> Row:
 
 def _command(run: RunRecord) -> str:
     """The command of the first start, for any seed."""
-    words = shlex.split(next(iter(command_words(run)), ""))
+    words = shlex.split(next(map(portable, run.commands), ""))
     if "--seed" in words[:-1]:
         words[words.index("--seed") + 1] = "SEED"
     return shlex.join(words)
@@ -344,24 +345,4 @@ def write_page(rows: Sequence[Row], json_name: str) -> str:
     """The board as Markdown, by dataset."""
     ours = [row for row in rows if row["ours"] is not None]
     three = sum(len(set(row["seeds"])) >= 3 for row in ours)
-    content = {"mark": MARK, "rows": rows, "ours": ours, "three": three, "json_name": json_name}
-    return rendered("board.md.jinja", content, cells=_cells)
-
-
-def _cells(row: Row) -> list[str]:
-    deviation = "" if row["deviation"] is None else f" ± {row['deviation']:.2f}"
-    cells = [
-        f"`{row['rule']}`",
-        row["network"],
-        row["source"],
-        _number(row["published"]),
-        "" if row["ours"] is None else f"{row['ours']:.2f}{deviation}",
-        ", ".join(map(str, row["seeds"])),
-        *(_number(row[name]) for name in ("epochs", "published_epochs", "cost")),
-        row["note"],
-    ]
-    return [cell.replace("|", "/") for cell in cells]
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:g}"
+    return rendered("board.md.jinja", MARK=MARK, rows=rows, ours=ours, three=three, json_name=json_name)

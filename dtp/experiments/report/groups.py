@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ import pandas
 
 from dtp.algorithms import ALGORITHMS
 from dtp.algorithms.options import FAMILIES
-from dtp.experiments.over_seeds import Statistic, mean_curve, statistic
+from dtp.experiments.over_seeds import Statistic, distinct, mean_curve, statistic
 from dtp.experiments.report.reading import RATE, RunRecord
 from dtp.experiments.report.words import (
     dataset,
@@ -52,6 +53,9 @@ NOT_TIMED = {
 # What of a network does not count among its sizes: nearly the same work with any value.
 NOT_A_SIZE = {"activation", "leaky_slope", "init", "bias", "standardise", "batch_statistics_at_test"}
 
+# Options that say how much was trained on; named once where all groups of a study have the same.
+BUDGET = ("batch_size", "limit_train_batches", "limit_val_batches", "max_steps", "precision", "val_size")
+
 OTHER = "Other rules"
 ANGLES = ("update_angle", "feedback_angle")
 # What is compared with backprop, in the order of the columns.
@@ -63,22 +67,26 @@ class Measure:
     """What the runs of a task are judged by.
 
     Attributes:
-        test: name in the summary.
-        validation: column of the metrics.
+        name: in the summary after ``test_``, in the columns of the metrics after ``val/``.
         title: in words.
-        unit: of the numbers shown.
-        scale: of the numbers shown, relative to those saved.
-        higher: whether more is better.
+        unit: of the numbers shown; shares are shown in %.
         digits: after the point.
+        higher: whether more is better.
     """
 
-    test: str
-    validation: str
+    name: str
     title: str
     unit: str
-    scale: float
-    higher: bool
     digits: int
+    higher: bool = False
+
+    @property
+    def test(self) -> str:
+        return f"test_{self.name}"
+
+    @property
+    def scale(self) -> float:
+        return 100.0 if self.unit == "%" else 1.0
 
     def named(self, split: str) -> str:
         """With its unit, for heads and axes: test accuracy, %."""
@@ -90,17 +98,14 @@ class Measure:
 
 
 MEASURES = {
-    "classification": Measure("test_accuracy", "val/accuracy", "accuracy", "%", 100.0, True, 2),
-    "autoencoder": Measure("test_mse", "val/mse", "mean square error of a pixel", "", 1.0, False, 5),
-    "clustering": Measure("test_purity", "val/purity", "purity of clusters", "%", 100.0, True, 2),
+    "classification": Measure("accuracy", "accuracy", "%", 2, higher=True),
+    "autoencoder": Measure("mse", "mean square error of a pixel", "", 5),
+    "clustering": Measure("purity", "purity of clusters", "%", 2, higher=True),
 }
-LOSS = Measure("test_loss", "val/loss", "loss", "nats", 1.0, False, 4)
-# Further results, by the head of their column.
-FURTHER = {
-    "top 5, %": Measure("test_top5", "val/top5", "top 5", "%", 100.0, True, 2),
-    "normalised mutual information": Measure("test_nmi", "val/nmi", "mutual information", "", 1.0, True, 3),
-    "test loss": LOSS,
-}
+LOSS = Measure("loss", "loss", "nats", 4)
+# Further results, by the head of their column: of classifiers, and of others, where the loss is not beside an accuracy.
+TOP5 = {"top 5, %": Measure("top5", "top 5", "%", 2, higher=True)}
+FURTHER = {"normalised mutual information": Measure("nmi", "mutual information", "", 3, higher=True), "test loss": LOSS}
 
 
 @dataclass(eq=False)
@@ -183,6 +188,12 @@ class Group:
             **{name.replace("_", " "): self.options.get(name) for name in ("batch_size", "precision", "tf32")},
         }
 
+    @property
+    def tested(self) -> list[str]:
+        """How the weights that were tested had been chosen."""
+        tested = [str(run.summary.get("tested_weights", "")) for run in self.finished]
+        return distinct("best on validation" if "validation" in said else said or "unknown" for said in tested)
+
     # --- over the seeds ---
 
     def over_seeds(self, of: Callable[[RunRecord], float | None]) -> Statistic | None:
@@ -225,7 +236,7 @@ class Group:
 
         It ends where the shortest of the runs does.
         """
-        name, scale = self.measure.validation, self.measure.scale
+        name, scale = f"val/{self.measure.name}", self.measure.scale
         tables = [run.ends.loc[run.ends["forward"]].reindex(columns=["number", name]).dropna() for run in self.counted]
         return mean_curve([dict(zip(t["number"], scale * t[name], strict=True)) for t in tables if len(t)])
 
@@ -243,6 +254,30 @@ class Study:
         """The dataset, and the task where that is not classification."""
         task = "" if self.task == "classification" else f", {self.task}"
         return f"{self.data}{task}"
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The options that say how much was trained, where all groups have the same."""
+        values = {name: distinct(group.options.get(name) for group in self.groups) for name in BUDGET}
+        return {name: found[0] for name, found in values.items() if len(found) == 1}
+
+    @property
+    def tested(self) -> list[str]:
+        """How the weights that were tested had been chosen."""
+        return distinct(said for group in self.groups for said in group.tested)
+
+    @property
+    def further(self) -> dict[str, Measure]:
+        """Further results that summaries have, by the head of their column."""
+        classifies = self.task == "classification"
+        found = {
+            head: [value for group in self.groups if (value := group.of_summaries(measure.test))]
+            for head, measure in (TOP5 if classifies else FURTHER).items()
+            if measure != self.groups[0].measure
+        }
+        # Of few classes the top five say nothing.
+        few = 0.97 if classifies else math.inf
+        return {head: (TOP5 | FURTHER)[head] for head, values in found.items() if any(v.mean < few for v in values)}
 
 
 # --- grouping ---------------------------------------------------------------------------------------------------------

@@ -61,6 +61,11 @@ class Figure:
     pretrained: bool = False
     preset: str = ""
 
+    @property
+    def variant(self) -> str:
+        """What tells it from others of the same rule and network, in words that follow the network's."""
+        return f", {self.options['schedule']}" if "schedule" in self.options else ""
+
 
 @dataclass(frozen=True)
 class Match:

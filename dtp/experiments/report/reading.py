@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pandas
 
@@ -38,9 +38,10 @@ COUNTED = {
 
 RATE = "train/images_per_second"
 State = Literal["finished", "unfinished", "failed"]
+STATES = get_args(State)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class RunRecord:
     """What a run folder says.
 
