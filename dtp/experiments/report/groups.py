@@ -6,7 +6,7 @@ import json
 import math
 import statistics
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -60,6 +60,7 @@ OTHER = "Other rules"
 ANGLES = ("update_angle", "feedback_angle")
 # What is compared with backprop, in the order of the columns.
 COSTS = ("batch", "epoch", "wall")
+NO_BASELINE = "finished `bp` run on these images"
 
 
 @dataclass(frozen=True)
@@ -188,6 +189,10 @@ class Group:
             **{name.replace("_", " "): self.options.get(name) for name in ("batch_size", "precision", "tf32")},
         }
 
+    def needs(self, run: RunRecord) -> dict[str, Any]:
+        """All of a run that must be the same: the work, and the machine."""
+        return {**self.work, **run.machine}
+
     @property
     def tested(self) -> list[str]:
         """How the weights that were tested had been chosen."""
@@ -196,39 +201,23 @@ class Group:
 
     # --- over the seeds ---
 
-    def over_seeds(self, of: Callable[[RunRecord], float | None]) -> Statistic | None:
-        """Mean and deviation of what ``of`` finds in each counted run. None where no number is finite."""
-        return statistic(map(of, self.counted))
-
-    def of_summaries(self, name: str) -> Statistic | None:
-        """Mean and deviation of the result ``name``, as it is saved, not as it is shown. None where no run has it."""
-        return self.over_seeds(lambda run: run.summary.get(name))
+    def over_seeds(self, name: str) -> Statistic | None:
+        """Of an attribute of the runs, or an entry of their summaries."""
+        return statistic(getattr(run, name, run.summary.get(name)) for run in self.counted)
 
     @cached_property
     def test(self) -> Statistic | None:
-        """The measure on the test images, as it is saved. None where no run has been tested."""
-        return self.of_summaries(self.measure.test)
+        return self.over_seeds(self.measure.test)
 
     @property
     def passes(self) -> list[float]:
         """Epochs that trained the forward weights, of each run."""
         return [run.passes for run in self.counted]
 
-    @property
-    def images_per_second(self) -> Statistic | None:
-        """Mean and deviation of the speed of the training batches. None where no run has measured it."""
-        return self.over_seeds(lambda run: run.images_per_second)
-
-    @property
-    def feedback_share(self) -> Statistic | None:
-        """Part of the wall time, from 0 to 1, that the feedback phase took. None where no run knows it."""
-        return self.over_seeds(lambda run: run.feedback_share)
-
     def angles(self, kind: str) -> dict[int, Statistic]:
         """The last ``update_angle`` or ``feedback_angle`` in degrees, by layer, over the runs that have ended."""
-        found = [run.last_layers(kind) for run in self.counted]
-        each = {layer: statistic(angles.get(layer) for angles in found) for layer in sorted(set().union(*found))}
-        return {layer: angle for layer, angle in each.items() if angle is not None}
+        table = pandas.DataFrame([run.last_layers(kind) for run in self.counted])
+        return {layer: angle for layer in sorted(table) if (angle := statistic(table[layer]))}
 
     @cached_property
     def curve(self) -> pandas.DataFrame:
@@ -271,7 +260,7 @@ class Study:
         """Further results that summaries have, by the head of their column."""
         classifies = self.task == "classification"
         found = {
-            head: [value for group in self.groups if (value := group.of_summaries(measure.test))]
+            head: [value for group in self.groups if (value := group.over_seeds(measure.test))]
             for head, measure in (TOP5 if classifies else FURTHER).items()
             if measure != self.groups[0].measure
         }
@@ -349,101 +338,62 @@ def _label(groups: Sequence[Group]) -> None:
 
 
 def add_costs(studies: Sequence[Study], timed: Sequence[Study] = ()) -> None:
-    """Fill in the costs of all groups, from the runs themselves or, if there are any, from those of ``timed``."""
+    """Fill in the costs of all groups, or say why there are none.
+
+    If there are any ``timed``, runs made to measure times, the costs of a batch and of an epoch are taken from those of
+    the same setting; those of whole runs are not, for they are not of one length.
+    """
     for study in timed or studies:
         compare_costs(study)
-    for study in studies if timed else ():
-        take_costs(study, timed)
-
-
-def compare_costs(study: Study) -> None:
-    """Fill in the costs of each group, or say why there are none.
-
-    They are relative to the backprop runs of the same work on the same machine.
-    """
-    baselines = [group for group in study.groups if group.rule == "bp" and group.finished]
-    for group in (group for group in study.groups if group.finished):
-        found = [(run, same) for run in group.finished if (same := _baseline(group, run, baselines))]
-        if not found:
-            group.notes.append("time not comparable: " + _why_not(group, baselines))
-            continue
-        for name in COSTS if group.passes[0] else ("batch", "wall"):
-            theirs = [statistics.fmean(run.costs[name] for run in runs) for _, (_, runs) in found]
-            pairs = [(run.costs[name], cost) for (run, _), cost in zip(found, theirs, strict=True)]
-            # Metrics without a rate of training have no time.
-            ratio = statistic(own / cost for own, cost in pairs if own > 0 and cost > 0)
-            group.costs |= {name: ratio} if ratio else {}
-        if "batch" not in group.costs:
-            group.notes.append("time not comparable: no rate of training in the metrics")
-        if len(found) < len(group.finished):
-            group.notes.append(
-                f"time of {len(found)} of {len(group.finished)} runs; no `bp` on the device of the others"
-            )
-        group.notes.extend(_differences(group, found[0][1][0]))
-
-
-def take_costs(study: Study, timed: Sequence[Study]) -> None:
-    """Fill in the costs of each group from those of the same setting in ``timed``, runs made to measure times.
-
-    Of a batch and of an epoch alone: the whole runs are not of one length.
-    """
-    measured = {_timed_key(group): group for other in timed for group in other.groups if group.finished}
-    for group in study.groups:
+    measured = {_timed_key(group): group for study in timed for group in study.groups if group.finished}
+    for group in (group for study in studies for group in study.groups) if timed else ():
         other = measured.get(_timed_key(group))
         if other is None:
             group.notes.append("time not comparable: no run of this setting among those that times are of")
-            continue
-        group.costs = {name: cost for name, cost in other.costs.items() if name != "wall"}
-        group.notes += [note for note in other.notes if note.startswith("time")]
+        else:
+            group.costs = {name: cost for name, cost in other.costs.items() if name != "wall"}
+            group.notes += [note for note in other.notes if note.startswith("time")]
 
 
 def _timed_key(group: Group) -> str:
     return _key({name: value for name, value in group.compared.items() if name not in NOT_TIMED})
 
 
-def unsteadiness(study: Study) -> tuple[Group, float] | None:
-    """The group whose epochs of one kind took the most different times, and the longest over the shortest.
+def compare_costs(study: Study) -> None:
+    """Fill in the costs of each group, or say why there are none.
 
-    They are times of one machine. None where no times are compared. First epochs, which prepare much, do not count.
+    They are relative to the backprop runs of the same work on the same machine, of the setting most like the group's.
     """
-    found = [
-        run.ends.loc[run.ends["forward"].duplicated() & (run.ends[RATE] > 0), ["forward", RATE]].assign(
-            group=group, machine=str(run.machine)
-        )
-        for group in study.groups
-        for run in group.finished
-        if group.costs
+    baselines = [
+        (group, run, group.needs(run)) for group in study.groups if group.rule == "bp" for run in group.finished
     ]
-    if not any(map(len, found)):
-        return None
-    rates: Any = pandas.concat(found).groupby(["group", "forward", "machine"], sort=False)[RATE]
-    spreads = rates.max() / rates.min()
-    return spreads.idxmax()[0], spreads.max()
+    for group in (group for group in study.groups if group.finished):
+        found, unlike = [], []
+        for run in group.finished:
+            same = [(bp, other.costs) for bp, other, needs in baselines if needs == group.needs(run)]
+            unlike += [[name for name, value in group.needs(run).items() if value != n[name]] for *_, n in baselines]
+            if same:
+                nearest = max((bp for bp, _ in same), key=lambda bp: (bp is group, _likeness(group, bp)))
+                theirs = [costs for bp, costs in same if bp is nearest]
+                found.append((nearest, run.costs, {n: statistics.fmean(costs[n] for costs in theirs) for n in COSTS}))
+        if not found:
+            why = f"`bp` run of the same {', '.join(min(unlike, key=len))}" if unlike else NO_BASELINE
+            group.notes.append(f"time not comparable: no {why}")
+            continue
+        for name in COSTS if group.passes[0] else ("batch", "wall"):
+            pairs = [(own[name], theirs[name]) for _, own, theirs in found]
+            # Metrics without a rate of training have no time.
+            ratio = statistic(own / theirs for own, theirs in pairs if own > 0 and theirs > 0)
+            group.costs |= {name: ratio} if ratio else {}
+        if "batch" not in group.costs:
+            group.notes.append("time not comparable: no rate of training in the metrics")
+        if (count := len(found)) < (total := len(group.finished)):
+            group.notes.append(f"time of {count} of {total} runs; no `bp` on the device of the others")
+        group.notes.extend(_differences(group, found[0][0]))
 
 
-def _baseline(group: Group, run: RunRecord, baselines: Sequence[Group]) -> tuple[Group, list[RunRecord]] | None:
-    """The backprop group most like ``group`` of those of the same work, and its runs on the same machine."""
-
-    def alike(found: tuple[Group, list[RunRecord]]) -> tuple[bool, int]:
-        other = found[0].compared
-        return found[0] is group, sum(group.compared.get(name) == value for name, value in other.items())
-
-    there = [(bp, [other for other in bp.finished if other.machine == run.machine]) for bp in baselines]
-    return max(((bp, runs) for bp, runs in there if runs and bp.work == group.work), key=alike, default=None)
-
-
-def _why_not(group: Group, baselines: Sequence[Group]) -> str:
-    """What the nearest backprop group has otherwise."""
-    if not baselines:
-        return "no finished `bp` run on these images"
-    words = []
-    for baseline in baselines:
-        named = [name for name, value in group.work.items() if value != baseline.work[name]]
-        ours, machines = group.finished[0].machine, [run.machine for run in baseline.finished]
-        if ours not in machines:
-            named += [name for name, value in ours.items() if value != machines[0][name]]
-        words.append(named)
-    return f"no `bp` run of the same {', '.join(min(words, key=len))}"
+def _likeness(group: Group, other: Group) -> int:
+    return sum(group.compared.get(name) == value for name, value in other.compared.items())
 
 
 def _differences(group: Group, baseline: Group) -> list[str]:
@@ -459,3 +409,23 @@ def _differences(group: Group, baseline: Group) -> list[str]:
     if counts[0] != counts[1]:
         notes.append(f"wall time of {counts[0]} epochs of forward training against {counts[1]} of `bp`")
     return notes
+
+
+def unsteadiness(studies: Sequence[Study]) -> tuple[Group | None, float]:
+    """The group whose epochs of one kind took the most different times, and the longest over the shortest.
+
+    They are times of one machine. None where no times are compared. First epochs, which prepare much, do not count.
+    """
+    groups = [group for study in studies for group in study.groups if group.costs]
+    found = [
+        run.ends.loc[run.ends["forward"].duplicated() & (run.ends[RATE] > 0), ["forward", RATE]].assign(
+            group=group, machine=str(run.machine)
+        )
+        for group in groups
+        for run in group.finished
+    ]
+    if not any(map(len, found)):
+        return None, 0.0
+    rates: Any = pandas.concat(found).groupby(["group", "forward", "machine"], sort=False)[RATE]
+    spreads = rates.max() / rates.min()
+    return spreads.idxmax()[0], spreads.max()

@@ -96,9 +96,9 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {function.__name__: function for function in functions}
     environment.filters |= {"plain": _plain, "row": _row, "head": _head}
     environment.filters["number"] = lambda value: "" if value is None else f"{value:g}"
-    environment.globals |= {"is_whole": is_whole, "notes_of": notes_of, "unsteadiest": _unsteadiest}
-    environment.globals |= {"ANGLES": ANGLES, "BUDGET": BUDGET, "COSTS": COSTS, "MOST_NEAREST": MOST_NEAREST}
-    environment.globals["STATES"] = STATES
+    environment.globals |= {"is_whole": is_whole, "notes_of": notes_of, "unsteadiness": unsteadiness}
+    environment.globals |= {"ANGLES": ANGLES, "BUDGET": BUDGET, "COSTS": COSTS, "STATES": STATES}
+    environment.globals |= {"MOST_NEAREST": MOST_NEAREST, "UNSTEADY": UNSTEADY}
     return environment
 
 
@@ -113,12 +113,6 @@ def _row(text: str) -> str:
 
 def _head(text: str) -> str:
     return _row(text) + "|" + "---|" * text.count("\n") + "\n"
-
-
-def _unsteadiest(studies: Sequence[Study]) -> tuple[Group | None, float]:
-    """The group of the roughest times, and how rough they are; None where all are steady."""
-    found = max(filter(None, map(unsteadiness, studies)), key=lambda found: found[1], default=(None, 0.0))
-    return found if found[1] > UNSTEADY else (None, 0.0)
 
 
 def machine_differences(runs: Sequence[RunRecord]) -> dict[str, list[str]]:
@@ -166,7 +160,7 @@ def _of_group(study: Study, group: Group) -> dict[str, Any]:
         "test": group.test,
         "forward_epochs": group.passes,
         "relative_to_bp": group.costs,
-        **_named(group, "images_per_second", "feedback_share"),
+        **{name: group.over_seeds(name) for name in ("images_per_second", "feedback_share")},
         "angles": {kind: group.angles(kind) for kind in ANGLES},
         "published": [
             {

@@ -120,7 +120,7 @@ def matches(group: Group) -> list[Match]:
     for figure in _of_same_rule(group):
         if not is_network(figure, group.options) or bool(group.options.get("init_weights")) != figure.pretrained:
             continue
-        ours = group.of_summaries("test_accuracy" if figure.top == 1 else f"test_top{figure.top}")
+        ours = group.over_seeds("test_accuracy" if figure.top == 1 else f"test_top{figure.top}")
         if ours is not None:
             found.append(Match(figure, ours.scaled(100), tuple(differences(group, figure))))
     return found

@@ -151,8 +151,8 @@ def test_cost_relative_to_backprop_of_a_batch_an_epoch_and_the_whole_run(tmp_pat
     # Each epoch of the forward weights has one of the feedback before it.
     assert costs["vanilla-dtp"] == {"batch": 1.5, "epoch": 3, "wall": 3}
     assert groups["dtp"].runs[0].training_seconds == pytest.approx(80)
-    assert groups["dtp"].images_per_second.mean == pytest.approx(2750)
-    assert groups["dtp"].feedback_share.mean == pytest.approx(0.5)
+    assert groups["dtp"].over_seeds("images_per_second").mean == pytest.approx(2750)
+    assert groups["dtp"].over_seeds("feedback_share").mean == pytest.approx(0.5)
 
 
 def test_wall_time_of_other_numbers_of_epochs_is_said_to_be_so(tmp_path):
@@ -245,5 +245,5 @@ def test_uneven_times_are_found(tmp_path):
     make_run(tmp_path / "bp" / "1", seed=1, seconds=1.1)
     make_run(tmp_path / "fa" / "0", "fa", seconds=1)
     make_run(tmp_path / "fa" / "1", "fa", seed=1, seconds=2.5)
-    group, factor = unsteadiness(only_study(tmp_path))
+    group, factor = unsteadiness([only_study(tmp_path)])
     assert group.label == "fa" and factor == pytest.approx(2.5)
