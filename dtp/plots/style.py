@@ -118,15 +118,21 @@ def plot_range(
     plot_line(axes, x, middle, color, label, **style)
 
 
-def degrees(axes: Axes, highest: float) -> None:
-    """Make the vertical axis one of angles from 0 to ``highest`` degrees, with room and round ticks."""
+def degrees(axes: Axes, highest: float, across: bool = False) -> None:
+    """Make the vertical axis one of angles from 0 to ``highest`` degrees, with room and round ticks.
+
+    Args:
+        across: the horizontal axis, which shows 90 degrees in any case, with a line there.
+    """
     from matplotlib.ticker import MultipleLocator
 
-    top = next((top for top in _ANGLE_TICKS if highest <= 0.95 * top), 185)
-    axes.set_ylabel("degrees (90: unrelated)")
+    top = next((top for top in _ANGLE_TICKS if max(highest, 90 if across else 0) <= 0.95 * top), 185)
     # A little below zero, so that a perfect angle is not drawn on the frame.
-    axes.set_ylim(-0.03 * top, top)
-    axes.yaxis.set_major_locator(MultipleLocator(_ANGLE_TICKS[top]))
+    which, ends = "x" if across else "y", (-0.03 * top, top)
+    axes.set(**{f"{which}label": "degrees (90: unrelated)", f"{which}lim": ends})
+    (axes.xaxis if across else axes.yaxis).set_major_locator(MultipleLocator(_ANGLE_TICKS[top]))
+    if across:
+        axes.axvline(90, color="0.75", linewidth=0.8, linestyle=":")
 
 
 def legend_beside(axes: Axes, title: str | None = None, **style: Any) -> None:

@@ -20,10 +20,9 @@ from dtp.errors import UserError
 from dtp.experiments.over_seeds import Statistic, distinct
 from dtp.experiments.report import WRITER
 from dtp.experiments.report.groups import Group, Study, add_costs, place, studies
-from dtp.experiments.report.page import rendered
-from dtp.experiments.report.published import Figure, differences, is_whole, matches, published
+from dtp.experiments.report.published import Figure, differences, matches, published
 from dtp.experiments.report.reading import RunRecord, read_runs
-from dtp.experiments.report.words import describe_data
+from dtp.experiments.report.words import describe_data, is_whole, rendered
 from dtp.run.folder import saved_options
 from dtp.run.provenance import portable
 from dtp.run.reading import has_kinds
@@ -179,27 +178,34 @@ def _row(group: Group, figure: Figure | None, ours: Statistic, said: Sequence[st
     costs = [group.costs["epoch"].mean] if "epoch" in group.costs else []
     costs += [run.summary["cost"] for run in runs if run.summary.get("cost")]
     passes = sorted(set(group.passes))
-    return {
+    theirs = {"network": group.network, "data": data or describe_data(options), "source": ""}
+    if figure:
+        theirs = _of_figure(figure) | ({"network": group.network} if figure.network is None else {})
+    ours_alone = {
         "rule": group.rule,
-        "network": figure.described + figure.variant if figure and figure.network is not None else group.network,
-        "data": figure.data if figure else data or describe_data(options),
-        "source": _source(figure) if figure else "",
-        "published": figure.accuracy if figure else None,
         "ours": round(ours.mean, 2),
         "deviation": None if ours.deviation is None else round(ours.deviation, 2),
         "seeds": [run.seed for run in runs],
         "epochs": passes[0] if len(passes) == 1 else None,
-        "published_epochs": figure.budget["epochs"] if figure else None,
         "cost": float(f"{costs[0]:.3g}") if costs else None,
         "command": _command(runs[0]),
         "commit": " ".join(filter(None, distinct(run.summary.get("versions", {}).get("commit", "") for run in runs))),
         "date": max((str(run.summary.get("finished", ""))[:10] for run in runs), default="") or date,
         "note": "; ".join(dict.fromkeys(notes)),
     }
+    return {**dict.fromkeys(FIELDS), **theirs, **ours_alone}
 
 
-def _source(figure: Figure) -> str:
-    return figure.source + (f", top {figure.top}" if figure.top != 1 else "")
+def _of_figure(figure: Figure) -> Row:
+    """What a row says of a published figure."""
+    return {
+        "rule": figure.rule,
+        "network": figure.described + figure.variant,
+        "data": figure.data,
+        "source": figure.source + (f", top {figure.top}" if figure.top != 1 else ""),
+        "published": figure.accuracy,
+        "published_epochs": figure.budget["epochs"],
+    }
 
 
 def _missing(figure: Figure) -> Row:
@@ -208,25 +214,14 @@ def _missing(figure: Figure) -> Row:
         notes.append("--model cannot make this network")
     if not figure.preset:
         notes.append("their values are not known to us")
-    return {
-        **dict.fromkeys(FIELDS),
-        "rule": figure.rule,
-        "network": figure.described + figure.variant,
-        "data": figure.data,
-        "source": _source(figure),
-        "published": figure.accuracy,
-        "seeds": [],
-        "published_epochs": figure.budget["epochs"],
-        "command": f"dtp train --config {figure.preset} --seed SEED" if figure.preset else "",
-        "commit": "",
-        "date": "",
-        "note": "; ".join([*notes, *figure.notes]),
-    }
+    command = f"dtp train --config {figure.preset} --seed SEED" if figure.preset else ""
+    none = {**dict.fromkeys(FIELDS), "seeds": [], "command": command, "commit": "", "date": ""}
+    return none | _of_figure(figure) | {"note": "; ".join([*notes, *figure.notes])}
 
 
 def _command(run: RunRecord) -> str:
     """The command of the first start, for any seed."""
-    words = shlex.split(next(map(portable, run.commands), ""))
+    words = shlex.split(next(iter(run.commands), ""))
     if "--seed" in words[:-1]:
         words[words.index("--seed") + 1] = "SEED"
     return shlex.join(words)
@@ -324,7 +319,7 @@ def _record(path: Path, command: str, seed: int, summary: dict[str, Any]) -> Run
         name=path.stem,
         state="finished",
         options=options,
-        commands=(command,),
+        commands=(portable(command),),
         rows=(),
         summary=usual | summary,
         failure="",
@@ -345,4 +340,4 @@ def write_page(rows: Sequence[Row], json_name: str) -> str:
     """The board as Markdown, by dataset."""
     ours = [row for row in rows if row["ours"] is not None]
     three = sum(len(set(row["seeds"])) >= 3 for row in ours)
-    return rendered("board.md.jinja", MARK=MARK, rows=rows, ours=ours, three=three, json_name=json_name)
+    return rendered("board.md.jinja", MARK=MARK, rows=rows, ours=ours, three=three, json_name=json_name) + "\n"

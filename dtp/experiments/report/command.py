@@ -6,14 +6,19 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dtp.cli.commands import CommandParser, command_line, run_command
 from dtp.errors import UserError
 from dtp.experiments.report import FORMER_WRITER, WRITER
+
+if TYPE_CHECKING:
+    from dtp.experiments.report.figures import Drawing
+    from dtp.experiments.report.groups import Study
 
 BOARD = Path("benchmarks") / "results" / "board.json"
 
@@ -77,43 +82,54 @@ def _report(argv: Sequence[str]) -> int:
     from dtp.experiments.report.reading import read_runs
     from dtp.system.files import write_atomically
 
-    runs = read_runs(options.runs)
+    runs, timed_runs = read_runs(options.runs), read_runs(options.times or ())
     _require_own(page, lambda text: text.startswith(MARK), "page")
     if options.json:
         _require_own(options.json, _is_own_json, "JSON")
-    found, timed_runs = studies(runs), read_runs(options.times) if options.times else []
-    timed = studies(timed_runs)
+    found, timed = studies(runs), studies(timed_runs)
     add_costs(found, timed)
-    title = options.title or options.runs[0].resolve().name
     times = ["--times", *map(_name, options.times)] if options.times else []
     command = " ".join(["dtp report", *map(_name, options.runs), *times])
-    report = Report(title, command, runs, found, timed, timed_runs, {study: [] for study in found})
-    drawn = []
-    before = page.read_text(encoding="utf-8") if page.is_file() else ""
-    for study in [] if options.no_figures else found:
-        from dtp.experiments.report.figures import drawings
-
-        for drawing in drawings(study):
-            parts = [page.stem, *([_slug(study.title)] if len(found) > 1 else []), drawing.kind]
-            png = page.with_name("-".join(parts) + ".png")
-            if png.exists() and f"({png.name})" not in before:
-                raise UserError(f"{png}: exists, and is no figure of {page}; move it away, or give another --output.")
-            report.figures[study].append((png.name, drawing.caption))
-            drawn.append((drawing, png))
-    try:
-        page.parent.mkdir(parents=True, exist_ok=True)
+    report = Report(options.title or options.runs[0].resolve().name, command, runs, found, timed, timed_runs)
+    drawn = [] if options.no_figures else _figures(page, found)
+    with _writing(page, "--output"):
         # The page first: it says whose the figures are.
         write_atomically(page, write_page(report))
         for drawing, png in drawn:
             drawing.draw(png)
-        if options.json:
-            options.json.parent.mkdir(parents=True, exist_ok=True)
+    if options.json:
+        with _writing(options.json, "--json"):
             write_atomically(options.json, json.dumps(numbers(report), indent=1, default=asdict) + "\n")
-    except OSError as error:
-        raise UserError(f"{page}: cannot be written ({error}); give another --output.") from error
     finished = sum(run.state == "finished" for run in runs)
     print(f"{len(runs)} runs, {finished} finished, in {len(report.groups)} settings: {page}")
     return 0
+
+
+def _figures(page: Path, studies: Sequence[Study]) -> list[tuple[Drawing, Path]]:
+    """The figures of the page, with their files, which the studies are told; none may be another's."""
+    from dtp.experiments.report.figures import drawings
+
+    before = page.read_text(encoding="utf-8") if page.is_file() else ""
+    drawn = []
+    for study in studies:
+        name = re.sub(r"[^a-z0-9]+", "-", study.title.lower()).strip("-")
+        for drawing in drawings(study):
+            png = page.with_name("-".join([page.stem, *([name] if len(studies) > 1 else []), drawing.kind]) + ".png")
+            if png.exists() and f"({png.name})" not in before:
+                raise UserError(f"{png}: exists, and is no figure of {page}; move it away, or give another --output.")
+            study.figures.append((png.name, drawing.caption))
+            drawn.append((drawing, png))
+    return drawn
+
+
+@contextmanager
+def _writing(path: Path, flag: str) -> Iterator[None]:
+    """Make the folder of a file that is then written; what goes wrong is told with the option that gives its name."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error}); give another {flag}.") from error
 
 
 def _board(options: argparse.Namespace) -> int:
@@ -130,14 +146,11 @@ def _board(options: argparse.Namespace) -> int:
     if options.runs and not rows:
         raise UserError(f"{options.runs[0]}: no finished run with a test accuracy found; nothing is added to {path}.")
     after = board.merged(before, rows)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        page.parent.mkdir(parents=True, exist_ok=True)
-        lines = (json.dumps(row, ensure_ascii=False) for row in after)
-        write_atomically(path, "[\n" + ",\n".join(lines) + "\n]\n")
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in after)
+    with _writing(path, "--json"):
+        write_atomically(path, f"[\n{lines}\n]\n")
+    with _writing(page, "--output"):
         write_atomically(page, board.write_page(after, path.name))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error}); give another --json.") from error
     ours = sum(row["ours"] is not None for row in after)
     print(f"{len(rows)} rows of these runs; {len(after)} on the board, {ours} with figures of ours: {path}, {page}")
     return 0
@@ -146,10 +159,6 @@ def _board(options: argparse.Namespace) -> int:
 def _name(folder: Path) -> str:
     """A folder as the page calls it: nothing of where this machine has it."""
     return folder.resolve().name if folder.is_absolute() or ".." in folder.parts or folder == Path() else str(folder)
-
-
-def _slug(title: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
 
 
 def _require_own(path: Path, is_own: Callable[[str], bool], what: str) -> None:

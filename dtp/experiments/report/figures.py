@@ -11,11 +11,13 @@ import numpy as np
 import pandas
 
 from dtp.experiments.over_seeds import distinct
-from dtp.experiments.report.groups import ANGLES, Group, Study
+from dtp.experiments.report.groups import ANGLES, Group, Measure, Study
+from dtp.experiments.report.words import rendered
 from dtp.plots.labels import SMALL, Named, label_ends, label_points
 from dtp.plots.style import (
     color,
     counted,
+    degrees,
     finish,
     layer_color,
     legend_beside,
@@ -54,43 +56,33 @@ class Drawing:
 
 def drawings(study: Study) -> list[Drawing]:
     """The figures that there is data for. Nothing is drawn before they are asked to."""
-    found = []
     groups = [group for group in study.groups if len(group.curve)]
     timed = [group for group in groups if "epoch" in group.costs]
-    priced = [group for group in study.groups if group.test is not None and "epoch" in group.costs]
-    angles = [group for group in study.groups if group.rule != "bp" and group.angles("update_angle")]
-    if groups:
-        caption = (
-            f"Validation: {groups[0].measure.title} against epochs that train the forward weights; means over seeds, "
-            "in a band of one standard deviation."
-        )
-        caption += _named("Unfinished", [group for group in groups if not group.finished])
-        found.append(Drawing("curves", caption, lambda path: _draw_curves(groups, path, by_time=False)))
-    if any(group.rule != "bp" for group in timed):
-        caption = "The same against the time of the training batches, in epochs of backprop."
-        caption += _named("Left out, without a time to compare", [group for group in groups if group not in timed])
-        found.append(Drawing("curves-time", caption, lambda path: _draw_curves(timed, path, by_time=True)))
-    if len({group.costs["epoch"].mean for group in priced}) > 1:
-        named = _best(priced, MOST_POINTS)
-        caption = (
-            f"Test: {priced[0].measure.title}, with the standard deviation over seeds, against the time of an epoch "
-            "that trains the forward weights, with the feedback epochs that belong to it, in epochs of backprop."
-        )
-        caption += f" The best {len(named)} of {len(priced)} are named." if len(named) < len(priced) else ""
-        found.append(Drawing("cost", caption, lambda path: _draw_cost(priced, named, path)))
-    if angles:
-        shown = _best(angles, MOST_ROWS)
-        caption = (
-            "Angles at the end of training, by layer: of a layer's update to backprop's, and of feedback weights to "
-            "the transposed forward weights; means over seeds, lines of one standard deviation to either side."
-        )
-        caption += f" The best {len(shown)} of {len(angles)} settings." if len(shown) < len(angles) else ""
-        found.append(Drawing("angles", caption, lambda path: _draw_angles(shown, path)))
-    return found
-
-
-def _named(what: str, groups: Sequence[Group]) -> str:
-    return f" {what}: {', '.join(f'`{group.label}`' for group in groups)}." if groups else ""
+    priced = [group for group in study.groups if group.test and "epoch" in group.costs]
+    angles = [group for group in study.groups if group.rule != "bp" and group.angles(ANGLES[0])]
+    found: list[tuple[bool, str, list[Group], int, Callable[[Path], None]]] = [
+        (bool(groups), "curves", groups, NAMED, lambda path: _draw_curves(groups, path, by_time=False)),
+        (
+            any(group.rule != "bp" for group in timed),
+            "curves-time",
+            groups,
+            NAMED,
+            lambda path: _draw_curves(timed, path, by_time=True),
+        ),
+        (
+            len({group.costs["epoch"].mean for group in priced}) > 1,
+            "cost",
+            priced,
+            MOST_POINTS,
+            lambda path: _draw_cost(priced, path),
+        ),
+        (bool(angles), "angles", angles, MOST_ROWS, lambda path: _draw_angles(_best(angles, MOST_ROWS), path)),
+    ]
+    return [
+        Drawing(kind, rendered("captions.md.jinja", kind=kind, groups=shown, most=most), draw)
+        for there_is, kind, shown, most, draw in found
+        if there_is
+    ]
 
 
 def _best(groups: Sequence[Group], most: int) -> list[Group]:
@@ -111,30 +103,29 @@ def _draw_curves(groups: Sequence[Group], path: Path, by_time: bool) -> None:
         # Several baselines have a panel of their own; elsewhere they stand in the background.
         panels = {"Backprop": references} | panels
     figure, all_axes = new_panels(len(panels), min(len(panels), 3), panel=(4.4, 2.9))
-    everything = pandas.concat([group.curve for group in groups])
-    times = [x for group in groups for x in _points(group, by_time)[0]]
+    curves = {group: _points(group, by_time) for group in groups}
+    times = [x for x, *_ in curves.values()]
     for axes, (title, members) in zip(all_axes, panels.items(), strict=True):
-        _quality_axis(axes, groups[0], everything, "validation")
+        _quality_axis(axes, groups[0].measure, pandas.concat([group.curve for group in groups]), "validation")
         ends = []
-        for group in references if members is not references else ():
-            x, y, deviation = _points(group, by_time)
-            plot_spread(axes, x, y, deviation, "0.45", None, linestyle="--", marker=None)
-            if len(references) == 1:
-                ends.append(Named(x[-1], y[-1], group.label, "0.45"))
         best = _best(members, NAMED)
-        for group in members:
-            x, y, deviation = _points(group, by_time)
-            if group in best:
-                shade = color(best.index(group))
-                plot_spread(axes, x, y, deviation, shade, None)
-                ends.append(Named(x[-1], y[-1], group.label, shade))
+        for group in [*(references if members is not references else ()), *members]:
+            x, y, deviation = curves[group]
+            if group not in members:
+                shade, style = "0.45", {"linestyle": "--", "marker": None}
+            elif group in best:
+                shade, style = color(best.index(group)), {}
             else:
                 axes.plot(x, y, color=GREY, alpha=0.5, linewidth=0.7, zorder=1)
+                continue
+            plot_spread(axes, x, y, deviation, shade, None, **style)
+            if group in members or len(references) == 1:
+                ends.append(Named(x[-1], y[-1], group.label, shade))
         if len(best) < len(members):
             title += f" (best {len(best)} of {len(members)} named)"
         axes.set_title(title, loc="left", fontsize=10)
         if by_time:
-            axes.set_xlim(0.8 * min(times), 1.2 * max(times))
+            axes.set_xlim(0.8 * min(map(min, times)), 1.2 * max(map(max, times)))
             _times_axis(axes, "time, epochs of backprop")
         else:
             counted(axes, "epochs of the forward weights")
@@ -146,30 +137,27 @@ def _draw_curves(groups: Sequence[Group], path: Path, by_time: bool) -> None:
 def _points(group: Group, by_time: bool) -> tuple[list[float], list[float], list[float]]:
     """Where the curve of ``group`` runs, and its deviations."""
     factor = group.costs["epoch"].mean if by_time else 1
-    curve = group.curve
-    return [factor * number for number in curve.index], _flipped(group, curve["mean"]), curve["deviation"].tolist()
+    means, deviations = group.curve["mean"], group.curve["deviation"]
+    return [factor * number for number in means.index], _flipped(group.measure, means).tolist(), deviations.tolist()
 
 
-def _flipped(group: Group, values: Any) -> list[float]:
+def _flipped(measure: Measure, values: Any) -> Any:
     """Errors in place of a series of accuracies: the axis is logarithmic in them, and labelled with accuracies."""
-    return ((100 - values).clip(lower=LEAST_ERROR) if group.measure.unit == "%" else values).tolist()
+    return (100 - values).clip(lower=LEAST_ERROR) if measure.unit == "%" else values
 
 
-def _quality_axis(axes: Axes, group: Group, values: pandas.DataFrame, split: str) -> None:
-    """A vertical axis for the measure of ``group`` on validation or test; good is up.
-
-    It spreads what is nearly perfect.
-    """
+def _quality_axis(axes: Axes, measure: Measure, values: pandas.DataFrame, split: str) -> None:
+    """A vertical axis for ``measure`` on validation or test, with good up; it spreads what is nearly perfect."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    means = np.asarray(_flipped(group, values["mean"]))
+    means = _flipped(measure, values["mean"])
     lowest = np.maximum(means - values["deviation"], 0.7 * means).min()
     highest = (means + values["deviation"]).max()
-    axes.set_ylabel(group.measure.named(split))
+    axes.set_ylabel(measure.named(split))
     if lowest <= 0:
         return
     axes.set_yscale("log")
-    if group.measure.unit == "%":
+    if measure.unit == "%":
         axes.set_ylim(min(1.1 * highest, 100), max(lowest / 1.15, 0.8 * LEAST_ERROR))
         axes.yaxis.set_major_locator(FixedLocator([*ERRORS, *(MORE_ERRORS if highest / lowest < NARROW else ())]))
         axes.yaxis.set_minor_locator(NullLocator())
@@ -195,31 +183,31 @@ def _times_axis(axes: Axes, name: str) -> None:
 # --- accuracy against cost --------------------------------------------------------------------------------------------
 
 
-def _draw_cost(groups: Sequence[Group], named: Sequence[Group], path: Path) -> None:
+def _draw_cost(groups: Sequence[Group], path: Path) -> None:
     figure, (axes,) = new_figure(1, 1, panel=(9.0, 5.4))
-    tests = [test.scaled(groups[0].measure.scale) for group in groups if (test := group.test)]
-    families = [group.family for group in groups]
-    table = pandas.DataFrame(
-        {"mean": [test.mean for test in tests], "deviation": [test.spread for test in tests], "family": families}
+    measure, named = groups[0].measure, _best(groups, MOST_POINTS)
+    tests = [test.scaled(measure.scale) for group in groups if (test := group.test)]
+    table: Any = pandas.DataFrame({"mean": [test.mean for test in tests], "deviation": [test.spread for test in tests]})
+    _quality_axis(axes, measure, table, "test")
+    table = table.assign(
+        label=[group.label for group in groups],
+        family=[group.family for group in groups],
+        time=[group.costs["epoch"].mean for group in groups],
+        error=_flipped(measure, table["mean"]),
     )
-    table["time"] = times = [group.costs["epoch"].mean for group in groups]
-    _quality_axis(axes, groups[0], table, "test")
-    table["error"] = _flipped(groups[0], table["mean"])
     table["below"] = np.minimum(table["deviation"], 0.9 * table["error"])
-    colors = {family: color(i) for i, family in enumerate(distinct(families))}
-    for family, shade in colors.items():
-        members = table[table["family"] == family]
-        bars = np.asarray(members[["below", "deviation"]]).T
-        x, y = members["time"], members["error"]
-        axes.errorbar(x, y, yerr=bars, fmt="o", markersize=5, color=shade, elinewidth=1, label=family)
+    colors = {family: color(i) for i, family in enumerate(table["family"].unique())}
+    for family, members in table.groupby("family", sort=False):
+        bars = members[["below", "deviation"]].to_numpy().T
+        style = {"markersize": 5, "color": colors[family], "elinewidth": 1, "label": family}
+        axes.errorbar(members["time"], members["error"], yerr=bars, fmt="o", **style)
     points = [
-        Named(time, error, group.label, colors[group.family], error - below, error + above)
-        for group, (time, error, below, above) in zip(
-            groups, np.asarray(table[["time", "error", "below", "deviation"]]), strict=True
-        )
+        Named(p.time, p.error, p.label, colors[p.family], p.error - p.below, p.error + p.deviation)
+        for p in table.itertuples()
     ]
-    beyond = max(times) / min(times)
-    axes.set_xlim(min(times) / beyond**0.08, max(times) * beyond**0.08)
+    low, high = table["time"].min(), table["time"].max()
+    beyond = (high / low) ** 0.08
+    axes.set_xlim(low / beyond, high * beyond)
     _times_axis(axes, "time of an epoch of the forward weights, epochs of backprop")
     finish(axes)
     legend_beside(axes, fontsize=SMALL)
@@ -254,7 +242,7 @@ def _draw_angles(groups: Sequence[Group], path: Path) -> None:
         axes.set_ylim(len(groups) - 0.4, -0.6)
         labels = [group.label if axes is all_axes[0] else "" for group in groups]
         axes.set_yticks(range(len(groups)), labels, fontsize=SMALL)
-        _degrees_across(axes, highest)
+        degrees(axes, highest, across=True)
         for row in range(1, len(groups)):
             if groups[row].family != groups[row - 1].family:
                 axes.axhline(row - 0.5, color="0.75", linewidth=0.8)
@@ -263,14 +251,3 @@ def _draw_angles(groups: Sequence[Group], path: Path) -> None:
         all_axes[-1].plot([], [], "o", color=layer_color(layer, depth), markersize=4, label=str(layer))
     legend_beside(all_axes[-1], "layer", fontsize=SMALL)
     save_figure(figure, path)
-
-
-def _degrees_across(axes: Axes, highest: float) -> None:
-    """As :func:`dtp.plots.style.degrees`, for the horizontal axis."""
-    from matplotlib.ticker import MultipleLocator
-
-    top = 105 if highest <= 100 else 185
-    axes.set_xlabel("degrees (90: unrelated)")
-    axes.set_xlim(-0.03 * top, top)
-    axes.xaxis.set_major_locator(MultipleLocator(15 if top == 105 else 30))
-    axes.axvline(90, color="0.75", linewidth=0.8, linestyle=":")

@@ -232,11 +232,16 @@ class Group:
 
 @dataclass(eq=False)
 class Study:
-    """Groups on one dataset with one task: what belongs into one table and one set of figures."""
+    """Groups on one dataset with one task: what belongs into one table and one set of figures.
+
+    Attributes:
+        figures: file name and caption of those beside its page.
+    """
 
     data: str
     task: str
-    groups: list[Group]
+    groups: list[Group] = field(default_factory=list)
+    figures: list[tuple[str, str]] = field(default_factory=list)
 
     @property
     def title(self) -> str:
@@ -283,7 +288,7 @@ def studies(runs: Sequence[RunRecord]) -> list[Study]:
         # Sorting keeps the order of names among runs of one seed.
         group.runs.sort(key=lambda run: run.seed or 0)
         data = describe_data(group.options)
-        found.setdefault((data, group.task), Study(data, group.task, [])).groups.append(group)
+        found.setdefault((data, group.task), Study(data, group.task)).groups.append(group)
     for study in found.values():
         _label(study.groups)
         study.groups.sort(key=lambda group: (place(group.rule), len(group.label), group.label))
@@ -364,9 +369,7 @@ def compare_costs(study: Study) -> None:
 
     They are relative to the backprop runs of the same work on the same machine, of the setting most like the group's.
     """
-    baselines = [
-        (group, run, group.needs(run)) for group in study.groups if group.rule == "bp" for run in group.finished
-    ]
+    baselines = [(bp, run, bp.needs(run)) for bp in study.groups if bp.rule == "bp" for run in bp.finished]
     for group in (group for group in study.groups if group.finished):
         found, unlike = [], []
         for run in group.finished:

@@ -5,22 +5,17 @@ What a page says, and its tables, are in the templates ``*.md.jinja`` beside thi
 
 from __future__ import annotations
 
-import re
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import cache, cached_property
-from pathlib import Path
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
-
-import jinja2
 
 from dtp.experiments.report import WRITER
 from dtp.experiments.report.groups import ANGLES, BUDGET, COSTS, Group, Study, unsteadiness
-from dtp.experiments.report.published import Figure, is_whole, matches, nearest
-from dtp.experiments.report.reading import STATES, RunRecord
-from dtp.experiments.report.words import value_words
-from dtp.run.provenance import portable
+from dtp.experiments.report.published import Figure, matches, nearest
+from dtp.experiments.report.reading import RunRecord
+from dtp.experiments.report.words import lines, rendered
 
 MARK = f"<!-- Written by {WRITER}, which replaces this page and its figures. -->"
 # Nearest published figures named for each group.
@@ -36,7 +31,6 @@ class Report:
     Attributes:
         command: that made it.
         timed, timed_runs: what times are of, where it is not the runs themselves.
-        figures: file name and caption of those of each study.
     """
 
     title: str
@@ -45,7 +39,6 @@ class Report:
     studies: Sequence[Study]
     timed: Sequence[Study] = ()
     timed_runs: Sequence[RunRecord] = ()
-    figures: dict[Study, list[tuple[str, str]]] = field(default_factory=dict)
 
     @property
     def groups(self) -> list[Group]:
@@ -66,53 +59,15 @@ class Report:
 
 def write_page(report: Report) -> str:
     """The whole page."""
-    return rendered("page.md.jinja", MARK=MARK, report=report)
+    functions = (machine_differences, matches, nearest, notes_of, unsteadiness)
+    names = {"ANGLES": ANGLES, "COSTS": COSTS, "MARK": MARK, "MOST_NEAREST": MOST_NEAREST, "UNSTEADY": UNSTEADY}
+    return rendered("page.md.jinja", report=report, **names, **{said.__name__: said for said in functions}) + "\n"
 
 
 def notes_of(study: Study, group: Group) -> list[str]:
     """All that a reader must know to judge the row of ``group``, in words."""
-    return list(filter(None, rendered("notes.md.jinja", study=study, group=group).splitlines()))
-
-
-def rendered(template: str, **content: Any) -> str:
-    """A Markdown template of this folder, without more than one empty line at once."""
-    return re.sub(r"\n{3,}", "\n\n", _environment().get_template(template).render(content)).strip() + "\n"
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    """The filters and words of the templates, unescaped: names are in code, where an entity is shown as it is written.
-
-    What would break a line or a table is taken out by the filters ``plain``, ``row`` and ``head``.
-    """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        undefined=jinja2.StrictUndefined,
-        extensions=["jinja2.ext.do"],
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    functions = (machine_differences, matches, nearest, portable, value_words)
-    environment.filters |= {function.__name__: function for function in functions}
-    environment.filters |= {"plain": _plain, "row": _row, "head": _head}
-    environment.filters["number"] = lambda value: "" if value is None else f"{value:g}"
-    environment.globals |= {"is_whole": is_whole, "notes_of": notes_of, "unsteadiness": unsteadiness}
-    environment.globals |= {"ANGLES": ANGLES, "BUDGET": BUDGET, "COSTS": COSTS, "STATES": STATES}
-    environment.globals |= {"MOST_NEAREST": MOST_NEAREST, "UNSTEADY": UNSTEADY}
-    return environment
-
-
-def _plain(text: str) -> str:
-    return " ".join(text.split())
-
-
-def _row(text: str) -> str:
-    cells = text.removesuffix("\n").split("\n")
-    return "| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in cells) + " |\n"
-
-
-def _head(text: str) -> str:
-    return _row(text) + "|" + "---|" * text.count("\n") + "\n"
+    differing, found = machine_differences(group.finished), matches(group)
+    return lines("notes.md.jinja", study=study, group=group, differing=differing, matches=found, BUDGET=BUDGET)
 
 
 def machine_differences(runs: Sequence[RunRecord]) -> dict[str, list[str]]:
@@ -179,7 +134,7 @@ def _of_group(study: Study, group: Group) -> dict[str, Any]:
                 **{name: run.summary.get(name) for name in ("val_accuracy", "wall_seconds")},
                 "training_seconds": round(run.training_seconds, 3),
                 "failure": run.failure,
-                "commands": list(map(portable, run.commands)),
+                "commands": run.commands,
                 "about": run.about if run.summary else {},
             }
             for run in group.runs

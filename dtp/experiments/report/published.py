@@ -14,7 +14,7 @@ from dtp.algorithms import ALGORITHMS
 from dtp.cli.config import find_preset
 from dtp.experiments.over_seeds import Statistic
 from dtp.experiments.report.groups import Group
-from dtp.experiments.report.words import describe_network, model_options, value_words
+from dtp.experiments.report.words import describe_network, lines, model_options, value_words
 from dtp.models import MODELS
 
 FILE = Path(__file__).parent / "published.yaml"
@@ -160,58 +160,23 @@ def is_network(figure: Figure, options: dict[str, Any]) -> bool:
 
 def differences(group: Group, figure: Figure) -> list[str]:
     """In words, all in which a group differs from a published result besides the seeds."""
-    budget, options = figure.budget, group.options
-    ours, batch, limit = sorted(set(group.passes)), options.get("batch_size"), options.get("limit_train_batches")
-    images = sorted({run.summary["train_images"] for run in group.finished if run.summary.get("train_images")})
-    kinds = {"validation" if "validation" in str(r.summary.get("tested_weights")) else "last" for r in group.finished}
-    chosen = " or ".join(SELECTIONS[kind] for kind in sorted(kinds))
-    theirs = SELECTIONS.get(budget["selection"], "not stated")
-    epochs = f"ours {' or '.join(map(str, ours))} epoch{'' if ours == [1] else 's'}, theirs "
-    notes = [
-        (ours != [budget["epochs"]], f"{epochs}{'not stated' if budget['epochs'] is None else budget['epochs']}"),
-        (not is_whole(limit), f"ours limited to --limit-train-batches {limit} of an epoch"),
-        (
-            (options.get("max_steps") or -1) > 0,
-            f"ours stopped after {max(run.steps for run in group.finished)} batches",
-        ),
-        (
-            budget["train_images"] and images and images != [budget["train_images"]],
-            f"ours {' or '.join(f'{n:,}' for n in images)} training images, theirs {budget['train_images'] or 0:,}",
-        ),
-        (
-            budget["batch_size"] and batch != budget["batch_size"],
-            f"ours batches of {batch}, theirs of {budget['batch_size']}",
-        ),
-        (kinds != {budget["selection"]}, f"tested weights: ours {chosen}, theirs {theirs}"),
-        (group.dataset[1], group.dataset[1]),
-    ]
-    return [*(note for differs, note in notes if differs), *_values(group, figure), *figure.notes]
+    kinds = sorted({"validation" if said == "best on validation" else "last" for said in group.tested})
+    names = {"SELECTIONS": SELECTIONS, "MOST_NAMED": MOST_NAMED, "values": _values(group, figure)}
+    return lines("differences.md.jinja", group=group, figure=figure, kinds=kinds, **names)
 
 
-def is_whole(limit: Any) -> bool:
-    """Whether ``--limit-train-batches`` leaves the epoch whole."""
-    return limit is None or str(limit) == "1.0"
-
-
-def _values(group: Group, figure: Figure) -> list[str]:
-    """Values of the preset that stands for the publication which a group does not have."""
+def _values(group: Group, figure: Figure) -> list[str] | None:
+    """Values of the preset that stands for the publication which a group does not have; None where there is none."""
     preset = find_preset(figure.preset)
     if preset is None:
-        return ["hyper-parameters of ours, for theirs are not known to us"]
+        return None
     usual = dataclasses.asdict(ALGORITHMS.resolve(figure.rule).load_options()())
-    network = model_options(group.options)
-    wanted = {**usual, **preset.values}
-    differing = [
+    left_out = NOT_A_VALUE | (set(model_options(group.options)) - NOT_THE_NETWORK)
+    return [
         f"{name.replace('_', ' ')} {value_words(group.options.get(name))} for {value_words(value)}"
-        for name, value in wanted.items()
-        if name not in NOT_A_VALUE
-        and (name not in network or name in NOT_THE_NETWORK)
-        and not _same(group.options.get(name), value)
+        for name, value in {**usual, **preset.values}.items()
+        if name not in left_out and not _same(group.options.get(name), value)
     ]
-    if not differing:
-        return []
-    more = f" and {len(differing) - MOST_NAMED} more" if len(differing) > MOST_NAMED else ""
-    return [f"other values than {figure.preset}: {', '.join(differing[:MOST_NAMED])}{more}"]
 
 
 def _same(ours: Any, theirs: Any) -> bool:

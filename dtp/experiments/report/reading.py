@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import pandas
 
@@ -23,22 +23,14 @@ from dtp.fields import default_of, said_of
 from dtp.models import MODELS
 from dtp.run.folder import recorded_commands
 from dtp.run.layout import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
+from dtp.run.provenance import portable
 from dtp.run.reading import Row, has_finished, read_rows, read_summary
 
-# Options that are counted with, and the least that they can be.
-COUNTED = {
-    "max_epochs": 0,
-    "max_steps": -1,
-    "batch_size": 0,
-    "feedback_warmup": 0,
-    "feedback_warmup_epochs": 0,
-    "extra_feedback_epochs": 0,
-    "seed": 0,
-}
-
+# Options that are counted with: whole numbers of at least 0, but for --max-steps, whose -1 is no limit.
+COUNTED = ("max_epochs", "max_steps", "batch_size", "feedback_warmup", "feedback_warmup_epochs")
+COUNTED += ("extra_feedback_epochs", "seed")
 RATE = "train/images_per_second"
 State = Literal["finished", "unfinished", "failed"]
-STATES = get_args(State)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +42,7 @@ class RunRecord:
         name: the same, below the folder that was asked for.
         state: finished (as long as its configuration says, and tested), failed by its own fault, or neither.
         options: its configuration, with today's options; empty where it failed before it had one.
-        commands: what was typed, first start first.
+        commands: what was typed, first start first, without the folders of this machine.
         rows: its metrics, one dictionary of the finite numbers for each step that has any.
         summary: what it wrote at its end; empty if it has not finished.
         failure: why it failed, in one sentence.
@@ -194,10 +186,8 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
             raise UserError(f"{asked}: {what}; expected a run folder, or one that holds run folders.")
         found = _run_folders(asked)
         if not found:
-            raise UserError(
-                f"{asked}: no runs found, which are folders with {CONFIG_FILE} or {FAILURE_FILE}; give the folder of a "
-                "run, a sweep or a search."
-            )
+            what = f"no runs found, which are folders with {CONFIG_FILE} or {FAILURE_FILE}"
+            raise UserError(f"{asked}: {what}; give the folder of a run, a sweep or a search.")
         for folder in found:
             name = folder.relative_to(asked).as_posix()
             records.setdefault(folder.resolve(), read_run(folder, folder.name if name == "." else name))
@@ -232,16 +222,16 @@ def read_run(folder: Path, name: str | None = None, finished: bool | None = None
     """
     config = folder / CONFIG_FILE
     options = read_yaml(config) if config.is_file() or finished else {}
-    commands = recorded_commands(_text(config)) if config.is_file() else []
+    commands = tuple(map(portable, recorded_commands(_text(config)))) if config.is_file() else ()
     for flag in ("algo", "model", "data", "seed") if config.is_file() else ():
         if flag not in options:
             raise UserError(f"{config}: expected the configuration of a run, found none of its {flag!r}; move it away.")
-    for option, least in COUNTED.items():
+    for option in COUNTED:
+        least = -1 if option == "max_steps" else 0
         found = options.get(option, least)
         if not (isinstance(found, int) and found >= least):
-            raise UserError(
-                f"{config}: {option}: expected a whole number of at least {least}, found {found!r}; move it away."
-            )
+            what = f"{option}: expected a whole number of at least {least}, found {found!r}"
+            raise UserError(f"{config}: {what}; move it away.")
     summary = read_summary(folder / SUMMARY_FILE, ("epochs", "steps"))
     failure_file = folder / FAILURE_FILE
     failure = " ".join(_text(failure_file).split()) if failure_file.is_file() else ""
@@ -253,12 +243,10 @@ def read_run(folder: Path, name: str | None = None, finished: bool | None = None
     rows = read_rows(folder / METRICS_FILE)
     for row in rows:
         if RATE in row and "epoch" not in row:
-            raise UserError(
-                f"{folder / METRICS_FILE}: expected the epoch of step {row['step']:g}, found none; mend or remove that "
-                "line."
-            )
+            where = f"{folder / METRICS_FILE}: expected the epoch of step {row['step']:g}"
+            raise UserError(f"{where}, found none; mend or remove that line.")
     options = with_defaults(options) if options else {}
-    return RunRecord(folder, name or folder.name, state, options, tuple(commands), tuple(rows), summary, failure)
+    return RunRecord(folder, name or folder.name, state, options, commands, tuple(rows), summary, failure)
 
 
 def with_defaults(options: dict[str, Any]) -> dict[str, Any]:
@@ -276,13 +264,9 @@ def with_defaults(options: dict[str, Any]) -> dict[str, Any]:
         for option in dataclasses.fields(cls)
         if said_of(cls, option.name, "varies") != "start"
     }
-    saved = {
-        name: value
-        for name, value in options.items()
-        # None is what an option was whose kind has changed since.
-        if (value is not None if name in known else value not in (None, 0, "", []))
-    }
-    return {**known, **saved}
+    # None is what an option was whose kind has changed since.
+    gone = {name: (None,) if name in known else (None, 0, "", []) for name in options}
+    return {**known, **{name: value for name, value in options.items() if value not in gone[name]}}
 
 
 def _text(path: Path) -> str:

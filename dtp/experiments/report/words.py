@@ -1,10 +1,14 @@
-"""Networks, datasets and values of options, as a person would write them. Imports no torch."""
+"""Networks, datasets and values of options, as a person would write them, and the templates. Imports no torch."""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import PurePath
+import re
+from functools import cache
+from pathlib import Path, PurePath
 from typing import Any
+
+import jinja2
 
 from dtp.models import MODELS
 
@@ -20,6 +24,11 @@ def value_words(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else "unset" if value in (None, "") else str(value)
 
 
+def is_whole(limit: Any) -> bool:
+    """Whether ``--limit-train-batches`` leaves the epoch whole."""
+    return limit is None or str(limit) == "1.0"
+
+
 def model_options(options: dict[str, Any]) -> dict[str, Any]:
     """Those of ``options`` that belong to the network; none for a network of the user's, which is not imported."""
     network = MODELS.entries.get(str(options["model"]))
@@ -30,24 +39,18 @@ def model_options(options: dict[str, Any]) -> dict[str, Any]:
 def describe_network(options: dict[str, Any]) -> str:
     """The network in words: its sizes, its nonlinearity, and what else is not as usual."""
     own = model_options(options)
-    words = [str(options["model"])]
-    words += [f"{name} {value_words(own[name])}" for name in ("kernels", "channels", "strides") if name in own]
-    widths = own.get("widths", own.get("hidden"))
-    if widths not in (None, []):
-        words.append(value_words(widths))
-    elif "widths" in own and widths == []:
-        words.append("one layer")
-    if "activation" in own:
-        words.append(str(own["activation"]))
-    if own.get("bias") is False:
-        words.append("no biases")
-    if own.get("standardise", "none") != "none":
-        words.append(f"standardise {own['standardise']}")
-    if own.get("batch_norm"):
-        words.append("batch normalisation")
-    if own.get("outputs") is not None:
-        words.append("square output" if own["outputs"] == 0 else f"{own['outputs']} outputs")
-    return " ".join(words)
+    widths, outputs = own.get("widths", own.get("hidden")), own.get("outputs")
+    words = [
+        str(options["model"]),
+        *(f"{name} {value_words(own[name])}" for name in ("kernels", "channels", "strides") if name in own),
+        value_words(widths) if widths else "one layer" if own.get("widths") == [] else "",
+        str(own.get("activation", "")),
+        "no biases" if own.get("bias") is False else "",
+        f"standardise {own['standardise']}" if own.get("standardise", "none") != "none" else "",
+        "batch normalisation" if own.get("batch_norm") else "",
+        "" if outputs is None else f"{outputs} outputs" if outputs else "square output",
+    ]
+    return " ".join(filter(None, words))
 
 
 def folder_of_images(options: dict[str, Any]) -> dict[str, str]:
@@ -91,3 +94,48 @@ def dataset(options: dict[str, Any], summary: dict[str, Any]) -> tuple[str, str]
     if "imagenet" in folder and size == 224 and (counts is None or counts[0] > 1_200_000):
         return "imagenet", ""
     return "", ""
+
+
+# --- templates --------------------------------------------------------------------------------------------------------
+
+
+def rendered(template: str, **content: Any) -> str:
+    """A Markdown template of this folder, without more than one empty line at once."""
+    return re.sub(r"\n{3,}", "\n\n", _environment().get_template(template).render(content)).strip()
+
+
+def lines(template: str, **content: Any) -> list[str]:
+    """The lines of a template that have text."""
+    return list(filter(None, rendered(template, **content).splitlines()))
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    """The filters and words of the templates, unescaped: names are in code, where an entity is shown as it is written.
+
+    What would break a line or a table is taken out by the filters ``plain``, ``row`` and ``head``.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        extensions=["jinja2.ext.do"],
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"plain": _plain, "row": _row, "head": _head, "value_words": value_words}
+    environment.filters["number"] = lambda value: "" if value is None else f"{value:g}"
+    environment.globals |= {"is_whole": is_whole, "STATES": ("finished", "unfinished", "failed")}
+    return environment
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _row(text: str) -> str:
+    cells = text.removesuffix("\n").split("\n")
+    return "| " + " | ".join(_plain(cell).replace("|", "\\|") for cell in cells) + " |\n"
+
+
+def _head(text: str) -> str:
+    return _row(text) + "|" + "---|" * text.count("\n") + "\n"
