@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ import pandas
 
 from dtp.algorithms import ALGORITHMS
 from dtp.algorithms.options import FAMILIES
+from dtp.cli.config import said_of_options
 from dtp.experiments.over_seeds import Statistic, distinct, mean_curve, statistic
 from dtp.experiments.report.reading import RATE, RunRecord
 from dtp.experiments.report.words import (
@@ -26,35 +26,15 @@ from dtp.experiments.report.words import (
     value_words,
 )
 
-# What is not part of a configuration whose runs are averaged: the seed, where data lie, how a run is watched.
-NOT_COMPARED = {
-    "seed",
-    "data_dir",
-    "data_on_device",
-    "num_workers",
-    "accelerator",
-    "logger",
-    "log_every",
-    "checkpoint_every",
-    "diagnostics_every",
-    "verbose",
-}
-# What two runs of one setting may have otherwise where one was made to measure the times of the other.
-NOT_TIMED = {
-    "max_epochs",
-    "max_steps",
-    "limit_train_batches",
-    "limit_val_batches",
-    "test_weights",
-    "val_size",
-    "split_seed",
-    "lr_period",
-}
-# What of a network does not count among its sizes: nearly the same work with any value.
-NOT_A_SIZE = {"activation", "leaky_slope", "init", "bias", "standardise", "batch_statistics_at_test"}
-
 # Options that say how much was trained on; named once where all groups of a study have the same.
 BUDGET = ("batch_size", "limit_train_batches", "limit_val_batches", "max_steps", "precision", "val_size")
+# What is not part of a configuration whose runs are averaged: the seed, where data lie, how a run is watched.
+NOT_COMPARED = {name for name, varies in said_of_options("varies").items() if varies == "process"}
+NOT_COMPARED |= {"seed", "accelerator", "log_every", "checkpoint_every", "diagnostics_every"}
+# What two runs of one setting may have otherwise where one was made to measure the times of the other.
+NOT_TIMED = {*BUDGET, "max_epochs", "test_weights", "split_seed", "lr_period"} - {"batch_size", "precision"}
+# What of a network does not count among its sizes: nearly the same work with any value.
+NOT_A_SIZE = {"activation", "leaky_slope", "init", "bias", "standardise", "batch_statistics_at_test"}
 
 OTHER = "Other rules"
 ANGLES = ("update_angle", "feedback_angle")
@@ -173,8 +153,10 @@ class Group:
 
     @cached_property
     def compared(self) -> dict[str, Any]:
-        """The options that the runs of a group have in common and by which groups differ."""
-        return _compared(self.options)
+        """The options of which another value makes another group."""
+        kept = {name: value for name, value in self.options.items() if name not in NOT_COMPARED}
+        # Another folder of images is another dataset; where it lies says nothing.
+        return kept | {"task": _task(self.options)} | folder_of_images(self.options)
 
     @cached_property
     def work(self) -> dict[str, Any]:
@@ -263,15 +245,13 @@ class Study:
     @property
     def further(self) -> dict[str, Measure]:
         """Further results that summaries have, by the head of their column."""
-        classifies = self.task == "classification"
-        found = {
-            head: [value for group in self.groups if (value := group.over_seeds(measure.test))]
-            for head, measure in (TOP5 if classifies else FURTHER).items()
-            if measure != self.groups[0].measure
-        }
-        # Of few classes the top five say nothing.
-        few = 0.97 if classifies else math.inf
-        return {head: (TOP5 | FURTHER)[head] for head, values in found.items() if any(v.mean < few for v in values)}
+        found = {}
+        for head, measure in (TOP5 if self.task == "classification" else FURTHER).items():
+            means = [value.mean for group in self.groups if (value := group.over_seeds(measure.test))]
+            # Of few classes the top five say nothing.
+            if means and measure != self.groups[0].measure and (measure.name != "top5" or min(means) < 0.97):
+                found[head] = measure
+        return found
 
 
 # --- grouping ---------------------------------------------------------------------------------------------------------
@@ -282,7 +262,7 @@ def studies(runs: Sequence[RunRecord]) -> list[Study]:
     groups: dict[str, Group] = {}
     for run in runs:
         if run.options:
-            groups.setdefault(_key(_compared(run.options)), Group([])).runs.append(run)
+            groups.setdefault(_key(Group([run]).compared), Group([])).runs.append(run)
     found: dict[tuple[str, str], Study] = {}
     for group in groups.values():
         # Sorting keeps the order of names among runs of one seed.
@@ -299,13 +279,6 @@ def place(rule: str) -> tuple[int, str]:
     """A key that sorts rules by family, and those of none to the end."""
     rules = [rule for rules in FAMILIES.values() for rule in rules]
     return rules.index(rule) if rule in rules else len(rules), rule
-
-
-def _compared(options: dict[str, Any]) -> dict[str, Any]:
-    kept = {name: value for name, value in options.items() if name not in NOT_COMPARED}
-    kept["task"] = _task(options)
-    # Another folder of images is another dataset; where it lies says nothing.
-    return kept | folder_of_images(options)
 
 
 def _key(value: Any) -> str:

@@ -96,21 +96,15 @@ def numbers(report: Report) -> dict[str, Any]:
             {"data": study.data, "task": study.task, "groups": [_of_group(study, group) for group in study.groups]}
             for study in report.studies
         ],
-        "without_configuration": [
-            {"run": run.name, **_named(run, "state", "failure")} for run in report.runs if not run.options
-        ],
-        "times_of": [
-            {"run": run.name, "training_seconds": round(run.training_seconds, 3), "about": run.about}
-            for run in report.timed_runs
-            if run.summary
-        ],
+        "without_configuration": [_of_run(run, "state", "failure") for run in report.runs if not run.options],
+        "times_of": [_of_run(run, "training_seconds", "about") for run in report.timed_runs if run.summary],
         "differing": machine_differences(report.finished),
     }
 
 
 def _of_group(study: Study, group: Group) -> dict[str, Any]:
     return {
-        **_named(group, "label", "rule", "family", "network"),
+        **{name: getattr(group, name) for name in ("label", "rule", "family", "network")},
         "measure": group.measure.test,
         "test": group.test,
         "forward_epochs": group.passes,
@@ -118,23 +112,17 @@ def _of_group(study: Study, group: Group) -> dict[str, Any]:
         **{name: group.over_seeds(name) for name in ("images_per_second", "feedback_share")},
         "angles": {kind: group.angles(kind) for kind in ANGLES},
         "published": [
-            {
-                **_of_figure(match.figure, top=match.figure.top, difference=round(match.difference, 4)),
-                "notes": match.notes,
-            }
-            for match in matches(group)
+            _of_figure(m.figure, top=m.figure.top, difference=round(m.difference, 4)) | {"notes": m.notes}
+            for m in matches(group)
         ],
         "nearest": [_of_figure(figure, network=figure.described + figure.variant) for figure in nearest(group)],
         "notes": notes_of(study, group),
         "runs": [
             {
-                "run": run.name,
-                **_named(run, "state", "seed", "epochs", "steps"),
+                **_of_run(run, "state", "seed", "epochs", "steps"),
                 "test": run.summary.get(group.measure.test),
                 **{name: run.summary.get(name) for name in ("val_accuracy", "wall_seconds")},
-                "training_seconds": round(run.training_seconds, 3),
-                "failure": run.failure,
-                "commands": run.commands,
+                **_of_run(run, "training_seconds", "failure", "commands"),
                 "about": run.about if run.summary else {},
             }
             for run in group.runs
@@ -146,5 +134,9 @@ def _of_figure(figure: Figure, **more: Any) -> dict[str, Any]:
     return {"source": figure.source, "accuracy_percent": figure.accuracy, **more, "budget": figure.budget}
 
 
-def _named(thing: Any, *names: str) -> dict[str, Any]:
-    return {name: getattr(thing, name) for name in names}
+def _of_run(run: RunRecord, *names: str) -> dict[str, Any]:
+    found = {name: getattr(run, name) for name in names}
+    return {
+        "run": run.name,
+        **{n: round(value, 3) if isinstance(value, float) else value for n, value in found.items()},
+    }

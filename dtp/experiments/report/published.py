@@ -116,14 +116,14 @@ def _usual(model: str) -> dict[str, Any]:
 @cache
 def matches(group: Group) -> list[Match]:
     """Published results of the very rule, network and dataset of a finished group, with all that differs in words."""
-    found = []
-    for figure in _of_same_rule(group):
-        if not is_network(figure, group.options) or bool(group.options.get("init_weights")) != figure.pretrained:
-            continue
-        ours = group.over_seeds("test_accuracy" if figure.top == 1 else f"test_top{figure.top}")
-        if ours is not None:
-            found.append(Match(figure, ours.scaled(100), tuple(differences(group, figure))))
-    return found
+    pretrained = bool(group.options.get("init_weights"))
+    return [
+        Match(figure, ours.scaled(100), tuple(differences(group, figure)))
+        for figure in _of_same_rule(group)
+        if is_network(figure, group.options)
+        and figure.pretrained == pretrained
+        and (ours := group.over_seeds("test_accuracy" if figure.top == 1 else f"test_top{figure.top}"))
+    ]
 
 
 @cache
