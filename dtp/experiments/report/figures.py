@@ -60,28 +60,18 @@ def drawings(study: Study) -> list[Drawing]:
     timed = [group for group in groups if "epoch" in group.costs]
     priced = [group for group in study.groups if group.test and "epoch" in group.costs]
     angles = [group for group in study.groups if group.rule != "bp" and group.angles(ANGLES[0])]
-    found: list[tuple[bool, str, list[Group], int, Callable[[Path], None]]] = [
-        (bool(groups), "curves", groups, NAMED, lambda path: _draw_curves(groups, path, by_time=False)),
-        (
-            any(group.rule != "bp" for group in timed),
-            "curves-time",
-            groups,
-            NAMED,
-            lambda path: _draw_curves(timed, path, by_time=True),
-        ),
-        (
-            len({group.costs["epoch"].mean for group in priced}) > 1,
-            "cost",
-            priced,
-            MOST_POINTS,
-            lambda path: _draw_cost(priced, path),
-        ),
-        (bool(angles), "angles", angles, MOST_ROWS, lambda path: _draw_angles(_best(angles, MOST_ROWS), path)),
-    ]
+    by_time = any(group.rule != "bp" for group in timed)
+    by_cost = len({group.costs["epoch"].mean for group in priced}) > 1
+    found: dict[str, tuple[list[Group], int, Callable[[Path], None]]] = {
+        "curves": (groups, NAMED, lambda path: _draw_curves(groups, path, by_time=False)),
+        "curves-time": (groups if by_time else [], NAMED, lambda path: _draw_curves(timed, path, by_time=True)),
+        "cost": (priced if by_cost else [], MOST_POINTS, lambda path: _draw_cost(priced, path)),
+        "angles": (angles, MOST_ROWS, lambda path: _draw_angles(_best(angles, MOST_ROWS), path)),
+    }
     return [
         Drawing(kind, rendered("captions.md.jinja", kind=kind, groups=shown, most=most), draw)
-        for there_is, kind, shown, most, draw in found
-        if there_is
+        for kind, (shown, most, draw) in found.items()
+        if shown
     ]
 
 

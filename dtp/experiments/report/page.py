@@ -18,10 +18,6 @@ from dtp.experiments.report.reading import RunRecord
 from dtp.experiments.report.words import lines, rendered
 
 MARK = f"<!-- Written by {WRITER}, which replaces this page and its figures. -->"
-# Nearest published figures named for each group.
-MOST_NEAREST = 3
-# The longest over the shortest epoch of a setting from which times are said to be rough.
-UNSTEADY = 1.3
 
 
 @dataclass(eq=False)
@@ -60,8 +56,8 @@ class Report:
 def write_page(report: Report) -> str:
     """The whole page."""
     functions = (machine_differences, matches, nearest, notes_of, unsteadiness)
-    names = {"ANGLES": ANGLES, "COSTS": COSTS, "MARK": MARK, "MOST_NEAREST": MOST_NEAREST, "UNSTEADY": UNSTEADY}
-    return rendered("page.md.jinja", report=report, **names, **{said.__name__: said for said in functions}) + "\n"
+    names = {"ANGLES": ANGLES, "COSTS": COSTS, "MARK": MARK} | {said.__name__: said for said in functions}
+    return rendered("page.md.jinja", report=report, **names) + "\n"
 
 
 def notes_of(study: Study, group: Group) -> list[str]:

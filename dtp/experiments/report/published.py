@@ -22,9 +22,6 @@ FILE = Path(__file__).parent / "published.yaml"
 NOT_THE_NETWORK = {"init", "leaky_slope", "batch_statistics_at_test"}
 # Options of presets that are compared in notes of their own, or not at all.
 NOT_A_VALUE = {"max_epochs", "batch_size", "val_size", "image_size"}
-# As many options that differ from a preset are named.
-MOST_NAMED = 6
-SELECTIONS = {"test": "the best test result of all epochs", "validation": "best on validation", "last": "the last"}
 
 
 @dataclass(frozen=True)
@@ -161,8 +158,8 @@ def is_network(figure: Figure, options: dict[str, Any]) -> bool:
 def differences(group: Group, figure: Figure) -> list[str]:
     """In words, all in which a group differs from a published result besides the seeds."""
     kinds = sorted({"validation" if said == "best on validation" else "last" for said in group.tested})
-    names = {"SELECTIONS": SELECTIONS, "MOST_NAMED": MOST_NAMED, "values": _values(group, figure)}
-    return lines("differences.md.jinja", group=group, figure=figure, kinds=kinds, **names)
+    values = _values(group, figure)
+    return lines("differences.md.jinja", group=group, figure=figure, kinds=kinds, values=values)
 
 
 def _values(group: Group, figure: Figure) -> list[str] | None:
