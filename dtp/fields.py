@@ -93,9 +93,15 @@ def option(
             - ``varies``: how far its value may differ within one run: ``"resumed"`` when the run is resumed,
               ``"process"`` in each of its processes too, ``"start"`` as it belongs to one start and is not saved.
             - ``before``: the value that stands for what versions did that had no such option.
-            - ``budget=True``: it says how long and from which seed is trained, no part of what a search finds.
-            - ``unlimited=True``: a large number stands for never, for no limit, or for any other.
+            - ``budget=True``, of options of ours: it says how long and from which seed is trained, no part of what a
+              search finds.
+            - ``unlimited=True``, of options of ours: a large number stands for never, for no limit, or for any other.
+
+    Raises:
+        ValueError: another word for ``varies``.
     """
+    if more.get("varies", "start") not in ("resumed", "process", "start"):
+        raise ValueError(f'varies: expected "resumed", "process" or "start", found {more["varies"]!r}')
     limits = Range(least, above, most, below, unit)
     metadata = more if limits == Range() else {"range": limits, **more}
     if isinstance(default, list):

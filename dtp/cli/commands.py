@@ -44,8 +44,9 @@ class CommandParser(argparse.ArgumentParser):
 
 def one_sentence(message: str) -> str:
     """argparse's message in our form: what was expected, what was found."""
-    match = re.match(r"argument (\S+?)(?:, |/|:)", message)
-    word = match.group(1) if match else ""
+    # Of several names the last, which is the long one.
+    match = re.match(r"argument ([^:\s]+):", message)
+    word = match.group(1).rpartition("/")[2] if match else ""
     where = flag(word.lstrip("-")) if word.startswith("-") else word
     if choice := re.search(r"invalid choice: '?([^' ]*)'? \(choose from (.*)\)", message):
         choices = [word.strip(" '") for word in choice.group(2).split(",")]
@@ -56,7 +57,7 @@ def one_sentence(message: str) -> str:
         return str(wrong_type(where, value.group(1).strip("'").removeprefix("_parse_"), value.group(2)))
     if where:
         what = message.partition(": ")[2]
-        found = ", found none" if re.fullmatch(r"expected (one|\d+|at (least|most) one) arguments?", what) else ""
+        found = ", found none" if re.fullmatch(r"expected (at least )?one argument", what) else ""
         return f"{where}: {what.rstrip('.')}{found}."
     return message[0].upper() + message[1:] + "."
 

@@ -84,7 +84,7 @@ class RunOptions:
     capture: Literal["auto", "no"] = option("auto", varies="resumed")
     # Order of convolution weights and maps in memory: channels innermost (channels-last) or each map whole
     # (contiguous); auto is channels-last for networks with convolutions, unless one of 1x1 has a stride and reads fewer
-    # than 8 channels, with which torch may crash. The noise is drawn in that order too.
+    # than 8 channels (in each of its groups), with which torch may crash. The noise is drawn in that order too.
     memory_format: Literal["auto", "contiguous", "channels-last"] = "auto"
     # Folder of this run. Left out: a new one, runs/ALGO_MODEL_DATA/DATE-seedSEED.
     run_dir: str = option("", varies="start")

@@ -47,7 +47,7 @@ FOLDER_VARIABLE, CHECKPOINT_VARIABLE = "DTP_PROCESS_RUN_FOLDER", "DTP_PROCESS_RU
 
 
 def as_before(present: Container[str]) -> dict[str, Any]:
-    """Values of those options among ``present`` that earlier versions did not have."""
+    """Values of those options of ours among ``present`` that earlier versions did not have."""
     return {name: value for name, value in said_of_options("before").items() if name in present}
 
 
@@ -241,7 +241,7 @@ def plain(value: Any) -> Any:
 def differing_options(saved: dict[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
     """Options that must agree to resume, but differ between a saved configuration and ``config``: (saved, present)."""
     present = saved_options(config)
-    saved = as_before(present) | saved
+    saved = {name: value for name, value in config.said("before").items() if name in present} | saved
     # Passwords of earlier versions' are no difference.
     saved = {name: plain(value) for name, value in saved.items()}
     may_differ = may_vary(config, "start", "process", "resumed")

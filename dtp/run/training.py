@@ -294,7 +294,7 @@ def _writes_beyond(convolution: torch.nn.Conv2d) -> bool:
     """Whether the weight gradient of a convolution can end the process with its maps in the order channels-last.
 
     On CPUs with AVX2 and no AVX-512, oneDNN (3.12, in torch 2.14) copies eight channels of the places that a strided
-    1x1 convolution reads, where the maps have fewer, and so writes beyond its buffer.
+    1x1 convolution reads, where the maps (of a group) have fewer, and so writes beyond its buffer.
     """
     is_strided = convolution.kernel_size == (1, 1) and convolution.stride != (1, 1)
     return is_strided and convolution.in_channels // convolution.groups < 8

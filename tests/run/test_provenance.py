@@ -104,6 +104,7 @@ class Own(DTPOptions):
     # Of a rule of a user's own.
     shown: int = option(3, varies="resumed")
     noted: str = option("", varies="start")
+    added: int = option(7, before=1)
     alpha: float = 0.5
 
 
@@ -114,3 +115,11 @@ def test_options_of_a_rule_of_ones_own_say_by_themselves_whether_a_resumed_run_m
     assert saved["shown"] == 3 and saved["alpha"] == 0.5 and "noted" not in saved
     changed = replace(own, algo=replace(own.algo, shown=4, noted="here", alpha=0.75))
     assert differing_options(saved, changed) == {"alpha": (0.5, 0.75)}
+    # What a run of theirs was made with before there was the option.
+    del saved["added"]
+    assert differing_options(saved, own) == {"added": (1, 7)}
+
+
+def test_how_far_an_option_varies_is_one_of_three_words():
+    with pytest.raises(ValueError, match='expected "resumed", "process" or "start", found \'resume\''):
+        option(3, varies="resume")

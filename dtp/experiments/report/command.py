@@ -147,9 +147,10 @@ def _board(options: argparse.Namespace) -> int:
         raise UserError(f"{options.runs[0]}: no finished run with a test accuracy found; nothing is added to {path}.")
     after = board.merged(before, rows)
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in after)
-    with _writing(path, "--json"):
-        write_atomically(path, f"[\n{lines}\n]\n")
+    # The folder of the page first: nothing is written where the page has none.
     with _writing(page, "--output"):
+        with _writing(path, "--json"):
+            write_atomically(path, f"[\n{lines}\n]\n")
         write_atomically(page, board.write_page(after, path.name))
     ours = sum(row["ours"] is not None for row in after)
     print(f"{len(rows)} rows of these runs; {len(after)} on the board, {ours} with figures of ours: {path}, {page}")

@@ -63,10 +63,12 @@ class Measure:
 
     @property
     def test(self) -> str:
+        """Its name in summaries, of the test images."""
         return f"test_{self.name}"
 
     @property
     def scale(self) -> float:
+        """What saved numbers are multiplied by to be shown: 100 for per cent."""
         return 100.0 if self.unit == "%" else 1.0
 
     def named(self, split: str) -> str:
@@ -189,6 +191,7 @@ class Group:
 
     @cached_property
     def test(self) -> Statistic | None:
+        """The measure on the test images, as it is saved. None where no run has been tested."""
         return self.over_seeds(self.measure.test)
 
     @property

@@ -14,7 +14,7 @@ from dtp.cli.commands import CommandParser, command_line, command_words, run_com
 from dtp.cli.config import Config, as_arguments, parse_limit, said_of_options
 from dtp.errors import UserError
 from dtp.experiments.jobs import MOST_AT_ONCE, run_jobs
-from dtp.experiments.search.preset import write_preset
+from dtp.experiments.search.preset import WATCHED, write_preset
 from dtp.experiments.search.space import Space, domain
 from dtp.experiments.search.study import (
     OBJECTIVES,
@@ -29,7 +29,7 @@ from dtp.experiments.search.study import (
     short_arguments,
 )
 from dtp.fields import MOST_OFTEN, flag
-from dtp.run.folder import may_vary, saved_options
+from dtp.run.folder import saved_options
 from dtp.run.provenance import recorded
 
 SEARCHES = Path("runs") / "search"
@@ -128,7 +128,7 @@ def _search(argv: Sequence[str]) -> int:
         print(f"{options.wandb_sweep} written; start it with: wandb sweep {options.wandb_sweep}")
         return 0
     of_all = parse([*as_arguments(space.fixed), *words])
-    left_out = {*space.parameters, *may_vary(of_all, "process", "resumed") - set(said_of_options("budget"))}
+    left_out = {*space.parameters, *WATCHED - said_of_options("budget").keys()}
     settings = Settings(
         options={name: value for name, value in saved_options(of_all).items() if name not in left_out},
         space=space.as_dict(),

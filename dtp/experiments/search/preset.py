@@ -11,7 +11,11 @@ from dtp.cli.arguments import parse
 from dtp.cli.config import as_arguments, config_values, preset_of, said_of_options
 from dtp.errors import UserError
 from dtp.experiments.search.study import Settings, Study, Trial
-from dtp.run.folder import may_vary, saved_options
+from dtp.run.folder import saved_options
+
+# How and where a run of ours is watched is no part of what a search finds. What an option of a user's own is to a
+# result, nobody knows.
+WATCHED = {name for name, varies in said_of_options("varies").items() if varies != "start"}
 
 
 def write_preset(path: Path, study: Study, best: Trial) -> None:
@@ -35,8 +39,7 @@ def write_preset(path: Path, study: Study, best: Trial) -> None:
         names += preset.values
     if run.config:
         names += config_values(run.config)[0]
-    free = may_vary(config, "process", "resumed")
-    values = {name: value for name, value in saved_options(config).items() if name not in free}
+    values = {name: value for name, value in saved_options(config).items() if name not in WATCHED}
     names = [name for name in dict.fromkeys([*names, *own]) if name in values]
     text = yaml.safe_dump({name: values[name] for name in names}, sort_keys=False, default_flow_style=None, width=110)
     comment = textwrap.fill(

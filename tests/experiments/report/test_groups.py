@@ -91,13 +91,10 @@ def test_runs_without_accuracy_are_judged_by_what_they_have(tmp_path):
     assert found["digits, autoencoder"].measure.test == "test_loss"
 
 
-def test_every_rule_of_the_papers_belongs_to_one_family():
-    listed = [rule for rules in FAMILIES.values() for rule in rules]
-    assert len(listed) == len(set(listed)) and set(listed) <= set(ALGORITHMS.names())
-    # What a rule is registered with is a family that there is, under the very name.
-    named = {entry.name: entry.family for entry in ALGORITHMS.entries.values() if entry.family}
-    assert named == {rule: family for family, rules in FAMILIES.items() for rule in rules}
-    assert set(named.values()) == set(FAMILIES)
+def test_every_rule_but_those_of_one_layer_or_one_task_belongs_to_a_family_that_there_is():
+    named = {entry.name: entry.family for entry in ALGORITHMS.entries.values()}
+    assert {rule for rule, family in named.items() if not family} == {"hebb", "delta", "competitive", "dtp-dae"}
+    assert set(named.values()) - {""} == set(FAMILIES)
 
 
 def test_networks_and_datasets_in_words():

@@ -74,6 +74,26 @@ def trainers(folder):
 
 
 @pytest.mark.slow
+def test_an_option_of_ones_own_that_a_resumed_run_may_change_is_part_of_what_is_found(here):
+    Path("mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from dtp.algorithms import BP\n"
+        "from dtp.algorithms.options import AlgorithmOptions\n"
+        "from dtp.fields import option\n"
+        "class Mine(BP):\n"
+        "    @dataclass\n"
+        "    class Options(AlgorithmOptions):\n"
+        "        alpha: float = option(0.5, varies='resumed', search={'uniform': [0, 1]})\n"
+        "        gamma: float = option(0.5, varies='resumed')\n"
+    )
+    words = [*SEARCH, "--algo", "mine:Mine", "--trials", "1"]
+    assert main([*words, "--gamma", "0.25", "--write-preset", "best.yaml"]) == 0
+    (trial,) = read_study(Path("study"))["trials"]
+    assert read_yaml(Path("best.yaml"))["alpha"] == trial["options"]["alpha"] != 0.5
+    assert read_study(Path("study"))["settings"]["options"]["gamma"] == 0.25
+
+
+@pytest.mark.slow
 def test_a_search_ends_with_the_best_trial_a_figure_and_a_preset_that_trains(here, capsys):
     Path("space.yaml").write_text("# Mine: for a test.\nlr: {choice: [0.05, 1.0e+30]}\nmomentum: {uniform: [0, 0.5]}\n")
     words = [*SEARCH, "--space", "space.yaml", "--trials", "2", "--sampler-seed", "3", "--jobs", "2"]
