@@ -209,6 +209,7 @@ MISTAKES = {
     "long name, resume": (f"--resume {LONG}", "cannot be read or written (File name too long)"),
     "long name, config": (f"--config {LONG}", "cannot be read or written (File name too long)"),
     "no value": ("--lr", "--lr: expected one argument, found none"),
+    "no value is wanted": ("--help=1", "--help: ignored explicit argument '1'"),
     "stray word": ("train", "Unexpected word 'train'"),
     "zero epochs": ("--max-epochs 0", "--max-epochs: expected at least 1, found 0"),
     "negative seed": ("--seed -1", "--seed"),

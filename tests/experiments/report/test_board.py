@@ -237,3 +237,10 @@ def test_neither_a_pipe_nor_the_page_is_the_board(runs, tmp_path, capsys):
     path = str(tmp_path / "new.json")
     assert main(["--board", str(runs), "--json", path, "--output", path]) == 2
     assert "is the board itself" in capsys.readouterr().err and not (tmp_path / "new.json").exists()
+
+
+def test_a_board_whose_page_has_no_place_is_not_written(runs, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    words = ["--board", str(runs), "--json", str(tmp_path / "new.json"), "--output", str(tmp_path / "file" / "page.md")]
+    assert main(words) == 2
+    assert "give another --output" in capsys.readouterr().err and not (tmp_path / "new.json").exists()
