@@ -117,7 +117,7 @@ def test_every_kind_of_rule_and_network_is_described(algo):
 )
 def test_other_tasks_come_back_too(words):
     assert main([*words.split(), "--batch-size", "128", "--max-epochs", "1", "--run-dir", "run"]) == 0
-    rule, saved = dtp.load("run"), json.loads(open("run/summary.json").read())
+    rule, saved = dtp.load("run"), json.loads(Path("run/summary.json").read_text())
     assert rule.task.name == saved["task"] != "classification"
     if rule.task.name == "autoencoder":
         # The statistics of digits, with which the pixels are got back from the images.
