@@ -46,9 +46,10 @@ HEADER, RESUMED = "# command: ", "# resumed: "
 FOLDER_VARIABLE, CHECKPOINT_VARIABLE = "DTP_PROCESS_RUN_FOLDER", "DTP_PROCESS_RUN_CHECKPOINT"
 
 
-def as_before(present: Container[str]) -> dict[str, Any]:
-    """Values of those options of ours among ``present`` that earlier versions did not have."""
-    return {name: value for name, value in said_of_options("before").items() if name in present}
+def as_before(present: Container[str], config: Config | None = None) -> dict[str, Any]:
+    """Values of those options among ``present`` that earlier versions lacked: of ours, and of a configuration's own."""
+    before = config.said("before") if config else said_of_options("before")
+    return {name: value for name, value in before.items() if name in present}
 
 
 def may_vary(config: Config, *how: str) -> set[str]:
@@ -241,7 +242,7 @@ def plain(value: Any) -> Any:
 def differing_options(saved: dict[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
     """Options that must agree to resume, but differ between a saved configuration and ``config``: (saved, present)."""
     present = saved_options(config)
-    saved = {name: value for name, value in config.said("before").items() if name in present} | saved
+    saved = as_before(present, config) | saved
     # Passwords of earlier versions' are no difference.
     saved = {name: plain(value) for name, value in saved.items()}
     may_differ = may_vary(config, "start", "process", "resumed")

@@ -393,7 +393,8 @@ def _differences(group: Group, baseline: Group) -> list[str]:
 def unsteadiness(studies: Sequence[Study]) -> tuple[Group | None, float]:
     """The group whose epochs of one kind took the most different times, and the longest over the shortest.
 
-    They are times of one machine. None where no times are compared. First epochs, which prepare much, do not count.
+    They are times of one machine. First epochs, which prepare much, do not count. None and 0 where no times are
+    compared.
     """
     groups = [group for study in studies for group in study.groups if group.costs]
     found = [
