@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
 import json
 import math
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -21,17 +19,19 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.parsing import AttributeDict
 from torch import Size, Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import SGD, Optimizer
 from torchmetrics import Metric
 
 from dtp import compat
-from dtp.algorithms.captured import CapturedBatches
+from dtp.algorithms.batches import inputs_alone, inputs_and_goals
+from dtp.algorithms.captured import CapturedBatches, repeats
+from dtp.algorithms.epoch import EpochTotals
 from dtp.algorithms.making import RuleType
-from dtp.algorithms.metrics import RunningMeans, as_vector
-from dtp.algorithms.optimizers import layer_groups, make_optimizer, make_schedule
+from dtp.algorithms.metrics import as_vector
+from dtp.algorithms.optimizers import check_rates, layer_groups, make_optimizer, make_schedule
 from dtp.algorithms.options import AlgorithmOptions
-from dtp.algorithms.schedules import Schedule, parsed
+from dtp.algorithms.schedules import Schedule, epochs_to_come, parsed
+from dtp.algorithms.scores import TRAINING, Scores
 from dtp.algorithms.timing import PhaseTimer
 from dtp.contracts import (
     handed_back,
@@ -52,19 +52,13 @@ from dtp.feedback.noise import NoiseStreams, seeded_randomness
 from dtp.feedback.steppers import is_plain
 from dtp.fields import PRECISIONS, require_precision
 from dtp.models.inputs import require_inputs
-from dtp.models.modules import RandomOperation, Standardise
+from dtp.models.modules import Standardise
 from dtp.models.network import Network
 from dtp.models.precision import full_precision
-from dtp.models.shapes import has_hooks
 from dtp.run.loading import DESCRIPTION, described, load_rule
 from dtp.tasks import OwnLoss, Task, require_loss
 
 _UNDIVIDED = Division()
-
-
-# Names that data sets have for inputs and for goals, where their batches are dictionaries.
-INPUTS = ("x", "image", "images", "img", "input", "inputs", "pixel_values", "data")
-GOALS = ("y", "label", "labels", "target", "targets")
 
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -146,7 +140,6 @@ class Algorithm(LightningModule, metaclass=RuleType):
         self.automatic_optimization = False
         self.network = network
         self._own_loss: OwnLoss | None = None
-        self._own_metrics = False
         self._own_batch: Callable[[Any], Any] | None = None
         self.options = options if options is not None else self.Options()
         require_loss(self.task, self.options.loss)
@@ -160,7 +153,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
                 f"--loss: expected {' or '.join(losses)}, which alone {type(network).__name__} is made for, "
                 f"found {self.options.loss}; give that, or use another network."
             )
-        _check_together(self.options, list(self._trained_layers()))
+        check_rates(self.options, list(self._trained_layers()))
         self.noise_streams = NoiseStreams(seed)
         self.feedback_timer = PhaseTimer()
         self.forward_optimizer: Optimizer | None = None
@@ -170,20 +163,16 @@ class Algorithm(LightningModule, metaclass=RuleType):
         self._schedules: list[Schedule] = []
         self._captured = CapturedBatches(self._learn, generators=self.noise_streams.generators)
         self.captures = False
-        self._epoch_means = RunningMeans()
-        self._window_means = RunningMeans()
-        self._images = 0
+        self._totals = EpochTotals(self.feedback_timer)
         # Ranks, and how many parts of every batch they have.
         self._ranks = self._shares = 1
         # Without a trainer nobody else counts them (:func:`_counted`).
         self._batches_alone = 0
-        self._epoch_began = self._last_batch_ended = time.perf_counter()
-        self._feedback_before = 0.0
         # Of a checkpoint within an epoch, what was added up in it until then.
         self._begun: dict[str, Any] | None = None
         # Shapes and types of inputs that the network is known to take, in training or not.
         self._known_inputs: set[tuple[Any, ...]] = set()
-        self.scores = torch.nn.ModuleDict({split: self.task.scores() for split in ("val", "test")})
+        self.scores = Scores.of_task(self.task)
         for name, value in network.named_parameters():
             if value.dtype in (torch.float16, torch.bfloat16):
                 raise UserError(
@@ -218,20 +207,9 @@ class Algorithm(LightningModule, metaclass=RuleType):
                 # Its weights, of classes say, go where the rule goes.
                 self.loss_module = loss
             self._own_loss = OwnLoss(self.network.num_classes, loss)
-            self.scores = torch.nn.ModuleDict({split: self.task.scores() for split in ("val", "test")})
+            self.scores = Scores.of_task(self.task)
         if metrics is not None:
-            # A collection is no Metric, and has names, as a dictionary does.
-            given: Any = metrics
-            named = dict(given.items()) if hasattr(given, "items") else {type(given).__name__: given}
-            if not all(isinstance(metric, Metric) for metric in named.values()):
-                raise UserError(f"metrics: expected torchmetrics, found {', '.join(map(shown, named.values()))}.")
-            self._own_metrics = True
-            self.scores = torch.nn.ModuleDict(
-                {
-                    split: torch.nn.ModuleDict({name: metric.clone() for name, metric in named.items()})
-                    for split in ("train_split", "val", "test")
-                }
-            )
+            self.scores = Scores.of_user(metrics)
         if batch is not None:
             self._own_batch = batch
 
@@ -349,28 +327,8 @@ class Algorithm(LightningModule, metaclass=RuleType):
         groups = self.forward_groups()
         lr, eps = (o.layer_lr or [o.lr])[0], (o.eps or [0.0])[0]
         self.forward_optimizer = make_optimizer(o.optimizer, groups, lr, o.momentum, o.weight_decay, o.beta2, eps)
-        schedule = Schedule(make_schedule(self.forward_optimizer, o, self._epochs_to_come()), name="lr/forward")
-        return self._with_others([self.forward_optimizer], [schedule])
-
-    def _epochs_to_come(self) -> int:
-        """Epochs of the whole training, for a schedule; 1 where there is no trainer to say so."""
-        trainer = compat.trainer_of(self)
-        if trainer is None:
-            return 1
-        scheduled = self.options.lr_schedule != "constant" and not self.options.lr_period
-        if trainer.max_epochs is not None and trainer.max_epochs >= 0:
-            return trainer.max_epochs or 1
-        if not scheduled:
-            return 1
-        batches = compat.batches_of_an_epoch(trainer)
-        if trainer.max_steps > 0 and math.isfinite(batches):
-            return math.ceil(trainer.max_steps / batches)
-        warnings.warn(
-            f"The learning rate stays constant, for lr_schedule={self.options.lr_schedule!r} needs to know when "
-            "training ends, and Trainer has no max_epochs; give lr_period (epochs) for the schedule.",
-            stacklevel=2,
-        )
-        return 0
+        rate = make_schedule(self.forward_optimizer, o, epochs_to_come(compat.trainer_of(self), o))
+        return self._with_others([self.forward_optimizer], [Schedule(rate, name="lr/forward")])
 
     def _with_others(self, forward: list[Optimizer], schedules: list[Schedule]) -> tuple[list[Optimizer], list[dict]]:
         """For Lightning: the optimizers of the forward weights, those of the rule's other weights, and schedules."""
@@ -541,7 +499,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
         # Better now than when the training is over.
         self.description()
         # An epoch that goes on in its middle has no start.
-        self._begin_epoch()
+        self._totals.begin()
         if self._begun is not None:
             self._go_on_within_epoch(self._begun)
             self._begun = None
@@ -551,51 +509,20 @@ class Algorithm(LightningModule, metaclass=RuleType):
         self._captured.forget()
 
     def on_train_epoch_start(self) -> None:
-        self._begin_epoch()
-
-    def _begin_epoch(self) -> None:
-        self._epoch_means.reset()
-        self._window_means.reset()
-        self._images = 0
-        self._epoch_began = self._last_batch_ended = time.perf_counter()
-        self._feedback_before = self.feedback_timer.seconds
-
-    def _state_within_epoch(self) -> dict[str, Any]:
-        """What has been added up since the epoch began."""
-        return {
-            "epoch_means": self._epoch_means.state_dict(),
-            "window_means": self._window_means.state_dict(),
-            "images": self._images,
-            "seconds": self._last_batch_ended - self._epoch_began,
-            "feedback_before": self._feedback_before,
-            "shares": self._shares,
-        }
+        self._totals.begin()
 
     def _go_on_within_epoch(self, begun: dict[str, Any]) -> None:
         rank = self.noise_streams.rank if self._shares > 1 else 0
         same = begun["shares"] == self._shares and rank < len(begun["ranks"])
-        states = [begun["ranks"][rank]] if same else begun["ranks"]
-        for name, means in (("epoch_means", self._epoch_means), ("window_means", self._window_means)):
-            means.load_state_dict([state[name] for state in states], self.device, begun["shares"] / self._shares)
-        self._images, self._feedback_before = begun["images"], begun["feedback_before"]
-        self._epoch_began -= begun["seconds"]
+        added = [begun["ranks"][rank]] if same else begun["ranks"]
+        self._totals.go_on(begun, added, self.device, begun["shares"] / self._shares)
 
     def batch(self, batch: Any) -> tuple[Tensor, Tensor]:
         """Inputs (B, ...) and goals (B, ...) from a batch of the data loader; a hook for batches of another form.
 
         By default it accepts pairs, and dictionaries that have one of the usual names for each.
         """
-        if isinstance(batch, Mapping):
-            x, y = (next((batch[name] for name in names if name in batch), None) for names in (INPUTS, GOALS))
-            if x is not None and y is not None:
-                return x, y
-        elif isinstance(batch, tuple | list) and len(batch) == 2:
-            return tuple(batch)
-        found = f"a dictionary of {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else shown(batch)
-        raise UserError(
-            f"A batch must be a pair of inputs and goals, or a dictionary with such names as {INPUTS[1]} and "
-            f"{GOALS[1]}, found {found}; give {type(self).__name__}(..., batch=function) that takes the two out of it."
-        )
+        return inputs_and_goals(batch, type(self).__name__)
 
     def taken(self, batch: Any, training: bool = True) -> tuple[Tensor, Tensor]:
         """Inputs and the task's goals of what the data loader gives.
@@ -638,18 +565,15 @@ class Algorithm(LightningModule, metaclass=RuleType):
                 names, values = self._captured(x, y, self.kind_of_batch(), self.fixed_numbers())
             else:
                 names, values = self._learn(x, y)
-        self._epoch_means.add(names, values, weight=len(x))
-        self._window_means.add(names, values, weight=len(x))
-        self._images += len(x) * self._shares
+        self._totals.add(names, values, len(x), self._shares)
         self._count_batch()
-        self._last_batch_ended = time.perf_counter()
         # Here, not in a hook after the batch: a checkpoint of this batch is written by such a hook, and the row at its
         # step must be there before it.
         every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] (its connectors set it)
         window = every and (batch_idx + 1) % every == 0
         if window or self.trainer.is_last_batch:
             # For callbacks: means of the epoch so far, which stay on the device.
-            for name, value in self._epoch_means.tensors().items():
+            for name, value in self._totals.epoch_means.tensors().items():
                 self.log(f"train/{name}", value, on_step=True, on_epoch=False, logger=False, sync_dist=self._shares > 1)
         if window:
             self._log_window()
@@ -668,7 +592,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
         with torch.no_grad():
             logits = full_precision(logits)
             loss = require_loss_value(self, "task_loss", self.task_loss(logits, y), trained=False)
-            for score in self._scores("train_split", 0).values() if self._own_metrics else ():
+            for score in self.scores.of(TRAINING).values() if self.scores.of_training else ():
                 score.update(self.task.scored(logits), y)
             return as_vector({"loss": loss, **self.task.training_scores(logits, y), **scalars})
 
@@ -677,26 +601,9 @@ class Algorithm(LightningModule, metaclass=RuleType):
         on_gpu = self.device.type == "cuda" and self.trainer.world_size == 1
         # What an optimizer decides on the host would be that of one batch.
         plain = all(is_plain(optimizer, SGD, groups=True) for optimizer in self._made_optimizers)
-        own = self._own_loss is not None or self._own_metrics or len(self._forward_optimizers) > 1
+        own = self._own_loss is not None or self.scores.of_training or len(self._forward_optimizers) > 1
         fixed = self.capture_batches and self.fixed_sequence() and not own
-        return on_gpu and fixed and plain and self._network_repeats()
-
-    def _network_repeats(self) -> bool:
-        """Whether the layers do the same operations on every batch, and draw nothing.
-
-        Of a user's own modules that is not known: what they do on the host would be done once.
-        """
-        varies = any(
-            isinstance(module, RandomOperation | _DropoutNd)
-            or has_hooks(module)
-            # It weighs its statistics by a count that the host reads.
-            or (isinstance(module, _BatchNorm) and module.momentum is None)
-            for module in self.modules()
-        )
-        # A network of the user's own is one more list of layers, unless it has a pass of its own.
-        listed = type(self.network).forward is Network.forward
-        known = all(map(_is_shipped, self.network.layers.modules() if listed else self.network.modules()))
-        return known and not varies
+        return on_gpu and fixed and plain and repeats(self.network, self.modules())
 
     def fixed_sequence(self) -> bool:
         """Whether :meth:`training_batch` does the same operations on every batch, and waits for nothing.
@@ -730,8 +637,8 @@ class Algorithm(LightningModule, metaclass=RuleType):
     def on_train_epoch_end(self) -> None:
         self.check_finite()
         self._log_window()
-        found = self._epoch_means.compute(over_ranks=self._shares > 1)
-        found |= self._computed_scores("train_split") if self._own_metrics else {}
+        found = self._totals.epoch_means.compute(over_ranks=self._shares > 1)
+        found |= self.scores.taken(TRAINING) if self.scores.of_training else {}
         means = {f"train/{name}_epoch": value for name, value in found.items()}
         # For callbacks, beside what they see of validation.
         self.log_dict({f"train/{name}": value for name, value in found.items()}, logger=False)
@@ -761,8 +668,8 @@ class Algorithm(LightningModule, metaclass=RuleType):
                 self.lr_scheduler_step(schedule.scheduler, value)
 
     def _log_window(self) -> None:
-        means = self._window_means.compute(over_ranks=self._shares > 1)
-        self._window_means.reset()
+        means = self._totals.window_means.compute(over_ranks=self._shares > 1)
+        self._totals.window_means.reset()
         if not means:
             return
         self._require_finite(means)
@@ -778,19 +685,12 @@ class Algorithm(LightningModule, metaclass=RuleType):
 
     def progress(self) -> dict[str, float]:
         """Loss, accuracy, images per second, share of time in the feedback phase: of the epoch's training batches."""
-        seconds = max(self._last_batch_ended - self._epoch_began, 1e-9)
-        means = self._epoch_means.compute()
-        return {
-            "loss": means.get("loss", float("nan")),
-            **{name: means[name] for name in ("accuracy", "mse") if name in means},
-            "images_per_second": self._images / seconds,
-            "feedback_share": min((self.feedback_timer.seconds - self._feedback_before) / seconds, 1.0),
-        }
+        return self._totals.progress()
 
     def check_finite(self) -> None:
         """Raise UserError if a loss of this epoch or a weight is NaN or infinite. Waits for device and other ranks."""
         # Of all ranks, so that they stop together.
-        self._require_finite(self._epoch_means.compute(over_ranks=self._shares > 1))
+        self._require_finite(self._totals.epoch_means.compute(over_ranks=self._shares > 1))
         bad = [name for name, value in self.named_parameters() if not torch.isfinite(value).all()]
         if bad:
             self._raise_not_finite(f"the weights {bad[0]}")
@@ -814,7 +714,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
     def _evaluate(self, batch: Any, split: str, loader: int) -> None:
         x, y = self.taken(batch, training=False)
         logits = full_precision(self(x))
-        for score in self._scores(split, loader).values():
+        for score in self.scores.of(split, loader).values():
             score.update(self.task.scored(logits), y)
         loss = require_loss_value(self, "task_loss", self.task_loss(logits, y), trained=False)
         self.log(f"{split}/loss", loss, batch_size=len(x), logger=self._to_loggers, sync_dist=True)
@@ -827,27 +727,6 @@ class Algorithm(LightningModule, metaclass=RuleType):
         """
         return False if self.trainer.state.fn == TrainerFn.FITTING else None
 
-    def _scores(self, split: str, loader: int) -> Mapping[str, Metric]:
-        """Metrics of one of several data loaders; those after the first are made as they come."""
-        name = f"{split}{loader or ''}"
-        if name not in self.scores:
-            self.scores[name] = copy.deepcopy(self.scores[split])
-            for score in self._scores(split, loader).values():
-                score.reset()
-        # A ModuleDict, of whose items torch's types say no more than that they are modules.
-        return cast("Mapping[str, Metric]", self.scores[name])
-
-    def _computed_scores(self, split: str, loader: int = 0) -> dict[str, float]:
-        """The numbers of the metrics of a split, which begin anew."""
-        found = {}
-        for name, score in self._scores(split, loader).items():
-            value = score.compute()
-            if not is_number(value):
-                raise UserError(f"metrics: expected {name} to compute one number, found {shown(value)}; leave it out.")
-            found[name] = float(value)
-            score.reset()
-        return found
-
     def _report_scores(self, split: str) -> None:
         batches = self.trainer.num_test_batches if split == "test" else self.trainer.num_val_batches
         # As Lightning names the losses of several loaders.
@@ -855,7 +734,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
         scores = {
             f"{split}/{name}{place}": value
             for loader, place in enumerate(places)
-            for name, value in self._computed_scores(split, loader).items()
+            for name, value in self.scores.taken(split, loader).items()
         }
         self.log_dict(scores, logger=self._to_loggers, add_dataloader_idx=False)
         if self.trainer.state.fn != TrainerFn.FITTING:
@@ -886,20 +765,10 @@ class Algorithm(LightningModule, metaclass=RuleType):
 
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Outputs (B, K), of a batch as in training or of inputs alone."""
-        x = batch if isinstance(batch, Tensor) else self._inputs(batch)
+        x = inputs_alone(batch, self._own_batch is not None, self._own_batch or self.batch)
         self._require_inputs(x)
         with self.randomness("predict", batch_idx):
             return full_precision(self(x))
-
-    def _inputs(self, batch: Any) -> Tensor:
-        if isinstance(batch, tuple | list) and len(batch) == 1:
-            # What a TensorDataset of inputs alone gives.
-            return batch[0]
-        if isinstance(batch, Mapping) and self._own_batch is None and not any(name in batch for name in GOALS):
-            for name in INPUTS:
-                if name in batch:
-                    return batch[name]
-        return (self._own_batch or self.batch)(batch)[0]
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -922,8 +791,7 @@ class Algorithm(LightningModule, metaclass=RuleType):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[DESCRIPTION] = described(self)
-        begun = self._state_within_epoch()
-        sums = {name: begun.pop(name) for name in ("epoch_means", "window_means")}
+        begun, sums = self._totals.state_dict()
         states: list[Any] = [(self.noise_streams.state_dict(), sums)]
         trainer = compat.trainer_of(self)
         if trainer is not None and trainer.world_size > 1:
@@ -931,7 +799,8 @@ class Algorithm(LightningModule, metaclass=RuleType):
             torch.distributed.all_gather_object(states, (self.noise_streams.state_dict(), sums))
         checkpoint["noise"] = self.division.noise_states([noise for noise, _ in states])
         # Ranks that see the same images have added up the same.
-        checkpoint["within_epoch"] = {**begun, "ranks": [sums for _, sums in states[: self._shares]]}
+        ranks = [sums for _, sums in states[: self._shares]]
+        checkpoint["within_epoch"] = {**begun, "shares": self._shares, "ranks": ranks}
         checkpoint["division"] = self.division.state_dict()
         checkpoint["feedback_seconds"] = self.feedback_timer.seconds
 
@@ -956,24 +825,3 @@ def _completed(configure: Callable[..., Any]) -> Callable[..., Any]:
         return self._complete(configure(self))
 
     return completed
-
-
-def _is_shipped(module: torch.nn.Module) -> bool:
-    return type(module).__module__.partition(".")[0] in ("torch", "dtp")
-
-
-def _check_together(options: AlgorithmOptions, layers: list[int]) -> None:
-    o = options
-    for flag, values in (("layer-lr", o.layer_lr), ("eps", o.eps)):
-        if len(values) not in ((0, len(layers)) if flag == "layer-lr" else (0, 1, len(layers))):
-            raise UserError(
-                f"--{flag}: expected {len(layers)} values, one for each layer with weights, found {len(values)}."
-            )
-    lowest, whose = (min(o.layer_lr), "the lowest of --layer-lr") if o.layer_lr else (o.lr, "--lr")
-    if o.lr_schedule == "cosine" and lowest < o.lr_min:
-        raise UserError(
-            f"--lr-min: expected at most {whose}, {lowest}, found {o.lr_min}; the schedule would raise the rate."
-        )
-    # A default for another optimizer is no mistake of the user's.
-    if o.optimizer == "sgd" and (o.beta2 not in (0, type(o).beta2) or o.eps):
-        raise UserError("--beta2, --eps: expected --optimizer adam, rmsprop or lee-rmsprop, found sgd; leave them out.")

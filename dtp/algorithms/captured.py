@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from dtp.errors import UserError
+from dtp.models.modules import RandomOperation
+from dtp.models.network import Network
+from dtp.models.shapes import has_hooks
 
 Learn = Callable[[Tensor, Tensor], tuple[tuple[str, ...], Tensor]]
 Replay = Callable[[], None]
@@ -101,3 +106,29 @@ def _cuda_graph(function: Replay, generators: Sequence[torch.Generator]) -> Repl
     with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         function()
     return graph.replay
+
+
+def repeats(network: Network, modules: Iterable[torch.nn.Module]) -> bool:
+    """Whether a rule's modules do the same operations on every batch, and draw nothing.
+
+    Of a user's own modules that is not known: what they do on the host would be done once.
+
+    Args:
+        network: the rule's.
+        modules: all of the rule, with those of its feedback.
+    """
+    varies = any(
+        isinstance(module, RandomOperation | _DropoutNd)
+        or has_hooks(module)
+        # It weighs its statistics by a count that the host reads.
+        or (isinstance(module, _BatchNorm) and module.momentum is None)
+        for module in modules
+    )
+    # A network of the user's own is one more list of layers, unless it has a pass of its own.
+    listed = type(network).forward is Network.forward
+    known = all(map(_is_shipped, network.layers.modules() if listed else network.modules()))
+    return known and not varies
+
+
+def _is_shipped(module: torch.nn.Module) -> bool:
+    return type(module).__module__.partition(".")[0] in ("torch", "dtp")

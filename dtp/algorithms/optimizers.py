@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, StepLR
 
 from dtp.algorithms.options import AlgorithmOptions
+from dtp.errors import UserError
 
 
 class LeeRMSprop(Optimizer):
@@ -131,3 +132,25 @@ def layer_groups(
         for group, value in zip(groups, values if len(values) > 1 else values * len(groups), strict=False):
             group[name] = value
     return groups
+
+
+def check_rates(options: AlgorithmOptions, layers: list[int]) -> None:
+    """Compare what options say of the forward optimizer with each other, and with the numbers of the trained layers.
+
+    Raises:
+        UserError: they do not go together.
+    """
+    o = options
+    for flag, values in (("layer-lr", o.layer_lr), ("eps", o.eps)):
+        if len(values) not in ((0, len(layers)) if flag == "layer-lr" else (0, 1, len(layers))):
+            raise UserError(
+                f"--{flag}: expected {len(layers)} values, one for each layer with weights, found {len(values)}."
+            )
+    lowest, whose = (min(o.layer_lr), "the lowest of --layer-lr") if o.layer_lr else (o.lr, "--lr")
+    if o.lr_schedule == "cosine" and lowest < o.lr_min:
+        raise UserError(
+            f"--lr-min: expected at most {whose}, {lowest}, found {o.lr_min}; the schedule would raise the rate."
+        )
+    # A default for another optimizer is no mistake of the user's.
+    if o.optimizer == "sgd" and (o.beta2 not in (0, type(o).beta2) or o.eps):
+        raise UserError("--beta2, --eps: expected --optimizer adam, rmsprop or lee-rmsprop, found sgd; leave them out.")

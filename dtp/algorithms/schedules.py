@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lightning.pytorch import Trainer
 from torch.optim import LBFGS, Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from dtp import compat
+from dtp.algorithms.options import AlgorithmOptions
 from dtp.errors import UserError
 
 FORMS = "an optimizer, a list of them, ([optimizers], [schedules]), or a dictionary with optimizer and lr_scheduler"
@@ -50,6 +55,26 @@ class Schedule:
     def for_lightning(self) -> dict[str, Any]:
         """What Lightning is told of it: for checkpoints and LearningRateMonitor."""
         return {"scheduler": self.scheduler, "interval": self.interval, "frequency": self.frequency, "name": self.name}
+
+
+def epochs_to_come(trainer: Trainer | None, options: AlgorithmOptions) -> int:
+    """Epochs of the whole training, for a schedule; 1 without a trainer, 0 (and a warning) where it does not say."""
+    if trainer is None:
+        return 1
+    scheduled = options.lr_schedule != "constant" and not options.lr_period
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        return trainer.max_epochs or 1
+    if not scheduled:
+        return 1
+    batches = compat.batches_of_an_epoch(trainer)
+    if trainer.max_steps > 0 and math.isfinite(batches):
+        return math.ceil(trainer.max_steps / batches)
+    warnings.warn(
+        f"The learning rate stays constant, for lr_schedule={options.lr_schedule!r} needs to know when training ends, "
+        "and Trainer has no max_epochs; give lr_period (epochs) for the schedule.",
+        stacklevel=2,
+    )
+    return 0
 
 
 def parsed(owner: str, found: Any) -> tuple[list[Optimizer], list[Schedule]]:

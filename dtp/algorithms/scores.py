@@ -1,0 +1,76 @@
+"""The metrics of validation and test, and a user's own of training, for each data loader."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torchmetrics import Metric
+
+from dtp.contracts import is_number, shown
+from dtp.errors import UserError
+from dtp.tasks import Task
+
+# A ModuleDict has no key like one of its methods, as ``train`` is.
+TRAINING = "train_split"
+
+
+class Scores(torch.nn.ModuleDict):
+    """Metrics by split: ``val``, ``test``, and :data:`TRAINING` where they are a user's own.
+
+    Those of the data loaders after the first are made as they come, under ``val1``, ``val2``, ...
+    """
+
+    @classmethod
+    def of_task(cls, task: Task) -> Scores:
+        """Those that the task has for all networks."""
+        return cls({split: task.scores() for split in ("val", "test")})
+
+    @classmethod
+    def of_user(cls, metrics: Metric | Mapping[str, Metric]) -> Scores:
+        """Those that a user gives, one or several by name.
+
+        Raises:
+            UserError: they are something else than metrics.
+        """
+        # A collection is no Metric, and has names, as a dictionary does.
+        given: Any = metrics
+        named = dict(given.items()) if hasattr(given, "items") else {type(given).__name__: given}
+        if not all(isinstance(metric, Metric) for metric in named.values()):
+            raise UserError(f"metrics: expected torchmetrics, found {', '.join(map(shown, named.values()))}.")
+        splits = (TRAINING, "val", "test")
+        return cls(
+            {split: torch.nn.ModuleDict({name: metric.clone() for name, metric in named.items()}) for split in splits}
+        )
+
+    @property
+    def of_training(self) -> bool:
+        """Whether there are metrics of the training batches too."""
+        return TRAINING in self
+
+    def of(self, split: str, loader: int = 0) -> Mapping[str, Metric]:
+        """The metrics of one data loader of a split, by name."""
+        name = f"{split}{loader or ''}"
+        if name not in self:
+            self[name] = copy.deepcopy(self[split])
+            for score in self.of(split, loader).values():
+                score.reset()
+        # A ModuleDict, of whose items torch's types say no more than that they are modules.
+        return cast("Mapping[str, Metric]", self[name])
+
+    def taken(self, split: str, loader: int = 0) -> dict[str, float]:
+        """The numbers of these metrics, which begin anew.
+
+        Raises:
+            UserError: one computes something else than a number.
+        """
+        found = {}
+        for name, score in self.of(split, loader).items():
+            value = score.compute()
+            if not is_number(value):
+                raise UserError(f"metrics: expected {name} to compute one number, found {shown(value)}; leave it out.")
+            found[name] = float(value)
+            score.reset()
+        return found
