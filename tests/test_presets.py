@@ -69,7 +69,7 @@ def build(preset):
     config = parsed(preset)
     (shape, classes), model, options = SHAPES[config.run.data], config.model, config.algo
     if hasattr(model, "channels"):
-        model = dataclasses.replace(model, channels=[channels // 8 for channels in model.channels])
+        model = dataclasses.replace(model, channels=[max(1, channels // 8) for channels in model.channels])
     elif config.run.model == "mlp":
         model = dataclasses.replace(model, widths=[min(256, width) for width in model.widths])
     if hasattr(options, "feedback_iterations"):

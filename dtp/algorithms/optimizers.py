@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, MultiStepLR, StepLR
 
 from dtp.algorithms.options import AlgorithmOptions
 from dtp.errors import UserError
@@ -106,6 +106,8 @@ def make_optimizer(
 
 def make_schedule(optimizer: Optimizer, options: AlgorithmOptions, max_epochs: int) -> LRScheduler:
     """The schedule of the forward learning rate, to be stepped once per epoch; constant for 0 epochs and no period."""
+    if options.lr_milestones:
+        return MultiStepLR(optimizer, milestones=options.lr_milestones, gamma=options.lr_gamma)
     period = options.lr_period or max_epochs
     if not period:
         return LambdaLR(optimizer, lambda epoch: 1.0)
@@ -151,6 +153,11 @@ def check_rates(options: AlgorithmOptions, layers: list[int]) -> None:
         raise UserError(
             f"--lr-min: expected at most {whose}, {lowest}, found {o.lr_min}; the schedule would raise the rate."
         )
+    if o.lr_milestones and (o.lr_schedule != "step" or o.lr_period):
+        found = f"--lr-period {o.lr_period}" if o.lr_schedule == "step" else o.lr_schedule
+        raise UserError(f"--lr-milestones: expected --lr-schedule step without --lr-period, found {found}.")
+    if o.lr_milestones != sorted(set(o.lr_milestones)):
+        raise UserError(f"--lr-milestones: expected epochs in ascending order, found {o.lr_milestones}.")
     # A default for another optimizer is no mistake of the user's.
     if o.optimizer == "sgd" and (o.beta2 not in (0, type(o).beta2) or o.eps):
         raise UserError("--beta2, --eps: expected --optimizer adam, rmsprop or lee-rmsprop, found sgd; leave them out.")

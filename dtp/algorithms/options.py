@@ -63,6 +63,8 @@ class AlgorithmOptions:
     # Cosine: epochs from the highest to the lowest rate, then it rises again. Step: epochs between two drops.
     # 0 means --max-epochs.
     lr_period: int = option(0, least=0, unlimited=True)
+    # Epochs after which the step schedule drops, ascending, in place of every --lr-period.
+    lr_milestones: list[int] = option([], least=1, unlimited=True, before=[])
     # Lowest learning rate of the cosine schedule.
     lr_min: float = option(1e-5, least=0)
     # Factor of each drop of the step schedule, above 0 and up to 1.

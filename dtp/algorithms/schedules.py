@@ -61,7 +61,7 @@ def epochs_to_come(trainer: Trainer | None, options: AlgorithmOptions) -> int:
     """Epochs of the whole training, for a schedule; 1 without a trainer, 0 (and a warning) where it does not say."""
     if trainer is None:
         return 1
-    scheduled = options.lr_schedule != "constant" and not options.lr_period
+    scheduled = options.lr_schedule != "constant" and not (options.lr_period or options.lr_milestones)
     if trainer.max_epochs is not None and trainer.max_epochs >= 0:
         return trainer.max_epochs or 1
     if not scheduled:

@@ -57,6 +57,23 @@ class LeNetOptions(ModelOptions):
     hidden: int = option(512, least=1)
 
 
+@model("lenet5", "lenet:LeNet5", "LeNet-5, 3 convolutions, 2 linear layers")
+@dataclass
+class LeNet5Options(ModelOptions):
+    """LeNet-5 of Sanfiz and Akrout 2021 (biotorch); default as theirs for MNIST."""
+
+    activation: ActivationName = "relu"
+    init: Init = "xavier"
+    # Channels of the three convolutions, each at least 1.
+    channels: list[int] = option([6, 16, 120], least=1)
+    # Side of the kernels of the convolutions, at least 1.
+    kernel: int = option(5, least=1)
+    # Zeros around the image, on each side, 0 or more: 2 make 32 pixels of the 28 of MNIST.
+    padding: int = option(2, least=0)
+    # Units of the hidden linear layer, at least 1.
+    hidden: int = option(84, least=1)
+
+
 @model("vgg", "vgg:VGG", "Ernoult's SimpleVGG, 6 layers")
 @dataclass
 class VGGOptions(ModelOptions):

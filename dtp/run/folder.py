@@ -246,7 +246,7 @@ def differing_options(saved: dict[str, Any], config: Config) -> dict[str, tuple[
     # Passwords of earlier versions' are no difference.
     saved = {name: plain(value) for name, value in saved.items()}
     may_differ = may_vary(config, "start", "process", "resumed")
-    if present.get("lr_schedule") == "constant" or present.get("lr_period"):
+    if present.get("lr_schedule") == "constant" or present.get("lr_period") or present.get("lr_milestones"):
         # Otherwise the schedule is one over all epochs, and another one for another number of them.
         may_differ.add("max_epochs")
     return {

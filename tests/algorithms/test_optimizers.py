@@ -1,11 +1,12 @@
 """Optimizers by name, settings of single layers, and schedules."""
 
 import math
+import re
 
 import pytest
 import torch
 
-from dtp.algorithms.optimizers import LeeRMSprop, make_optimizer, make_schedule
+from dtp.algorithms.optimizers import LeeRMSprop, check_rates, make_optimizer, make_schedule
 from dtp.algorithms.options import AlgorithmOptions
 from dtp.cli.arguments import parse
 from dtp.errors import UserError
@@ -178,6 +179,28 @@ def test_schedules_scale_every_group_from_its_own_rate():
     for epoch, found in enumerate(cosine):
         expected = [1e-3 + (lr - 1e-3) * (1 + math.cos(math.pi * epoch / 5)) / 2 for lr in groups]
         assert found == pytest.approx(expected)
+
+
+def test_a_step_schedule_drops_at_its_milestones_whatever_the_length():
+    options = AlgorithmOptions(lr_schedule="step", lr_milestones=[2, 3], lr_gamma=0.1)
+    for epochs in (3, 6):
+        found = rates(options, epochs, [0.4, 0.04])
+        drops = [0, 0, 1, 2, 2, 2][:epochs]
+        assert [pytest.approx([0.4 * 0.1**n, 0.04 * 0.1**n]) for n in drops] == found
+
+
+@pytest.mark.parametrize(
+    "options, found",
+    [
+        ({"lr_schedule": "cosine", "lr_milestones": [1]}, "found cosine"),
+        ({"lr_schedule": "step", "lr_milestones": [1], "lr_period": 3}, "found --lr-period 3"),
+        ({"lr_schedule": "step", "lr_milestones": [2, 1]}, "ascending order, found [2, 1]"),
+        ({"lr_schedule": "step", "lr_milestones": [1, 1]}, "ascending order, found [1, 1]"),
+    ],
+)
+def test_milestones_that_would_have_no_effect_are_refused(options, found):
+    with pytest.raises(UserError, match=rf"^--lr-milestones: expected .*{re.escape(found)}\.$"):
+        check_rates(AlgorithmOptions(**options), [1])
 
 
 def test_cosine_of_another_period_rises_again_after_it():

@@ -342,7 +342,7 @@ def _whole_numbers():
 def test_a_count_has_a_limit_unless_a_large_one_costs_nothing(option, words):
     # Seeds are any number; of the others a large one stands for never, or for no limit.
     free = {"seed", "split_seed", "max_steps", "log_every", "checkpoint_every", "diagnostics_every", "lr_period"}
-    free |= {"feedback_memory"}
+    free |= {"feedback_memory", "lr_milestones"}
     command = [*words, f"--{option.replace('_', '-')}", "1000000001"]
     if option in free:
         parse(command)

@@ -9,7 +9,7 @@ from torch import nn
 
 import dtp.models
 from dtp.errors import UserError
-from dtp.models import MLP, MODELS, VGG, ConvNet, LeNet, LocallyConnected, Network, ResNet18, ResNet34, Square
+from dtp.models import MLP, MODELS, VGG, ConvNet, LeNet, LeNet5, LocallyConnected, Network, ResNet18, ResNet34, Square
 from dtp.models.modules import LocallyConnected2d, SameConv2d
 
 
@@ -31,6 +31,35 @@ def test_lenet_has_the_published_size():
 
 def test_lenet_fits_mnist():
     assert LeNet(LeNet.Options(), (1, 28, 28), 10).shapes == [(1, 28, 28), (32, 14, 14), (64, 7, 7), (512,), (10,)]
+
+
+CONVOLUTION = [nn.Conv2d, nn.ReLU, nn.MaxPool2d]
+
+
+def test_lenet5_is_that_of_lecun_on_mnist():
+    network = LeNet5(LeNet5.Options(), (1, 28, 28), 10)
+    # As on 32 pixels without padding; 61,706 with connections between all maps.
+    assert parameters(network) == 61_706
+    assert network.shapes == [(1, 28, 28), (6, 14, 14), (16, 5, 5), (120, 1, 1), (84,), (10,)]
+    last = [[nn.Conv2d, nn.ReLU], [nn.Flatten, nn.Linear, nn.ReLU], [nn.Linear]]
+    assert layer_types(network) == [CONVOLUTION, CONVOLUTION, *last]
+
+
+def test_lenet5_of_cifar_averages_the_last_map():
+    options = LeNet5.Options(channels=[32, 64, 128], kernel=3, padding=0, hidden=256)
+    network = LeNet5(options, (3, 32, 32), 10)
+    assert network.shapes == [(3, 32, 32), (32, 15, 15), (64, 6, 6), (128, 4, 4), (256,), (10,)]
+    last = [[nn.Conv2d, nn.ReLU], [nn.AdaptiveAvgPool2d, nn.Flatten, nn.Linear, nn.ReLU], [nn.Linear]]
+    assert layer_types(network) == [CONVOLUTION, CONVOLUTION, *last]
+    x = torch.randn(2, 3, 32, 32)
+    maps = network[3](network[2](network[1](x)))
+    torch.testing.assert_close(network[4][2](maps.mean((2, 3))).relu(), network[4](maps))
+
+
+@pytest.mark.parametrize("channels", [[], [6, 16], [6, 16, 120, 84]])
+def test_lenet5_refuses_another_number_of_channels(channels):
+    with pytest.raises(UserError, match=rf"--channels: LeNet-5 has 3 convolutions, found {len(channels)} values"):
+        LeNet5(LeNet5.Options(channels=channels), (1, 28, 28), 10)
 
 
 @pytest.mark.parametrize(("classes", "published"), [(10, 2_221_706), (1000, 2_729_576)])

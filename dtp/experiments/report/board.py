@@ -20,7 +20,7 @@ from dtp.errors import UserError
 from dtp.experiments.over_seeds import Statistic, distinct
 from dtp.experiments.report import WRITER
 from dtp.experiments.report.groups import Group, Study, add_costs, place, studies
-from dtp.experiments.report.published import Figure, differences, matches, published
+from dtp.experiments.report.published import Figure, matches, published
 from dtp.experiments.report.reading import RunRecord, read_runs
 from dtp.experiments.report.words import describe_data, is_whole, rendered
 from dtp.run.folder import saved_options
@@ -145,22 +145,11 @@ def rows_of_group(study: Study, group: Group, date: str = "", note: str = "") ->
     """The rows of one setting: for each published figure that it has, or one of its own."""
     if study.task != "classification" or not group.finished:
         return []
+    found: list[tuple[Figure | None, Statistic, Sequence[str]]]
     found = [(match.figure, match.ours, match.notes) for match in matches(group)]
     if not found and group.test is not None:
-        figure = _of_another_network(group)
-        said = (f"another network: theirs {figure.described}", *differences(group, figure)) if figure else ()
-        found = [(figure, group.test.scaled(100), said)]
+        found = [(None, group.test.scaled(100), ())]
     return [_row(group, figure, ours, said, date, note) for figure, ours, said in found]
-
-
-def _of_another_network(group: Group) -> Figure | None:
-    """A published figure whose network --model cannot make, but whose preset with its other values the group has."""
-    data, _ = group.dataset
-    for figure in published():
-        if figure.network is None and figure.preset and (figure.rule, figure.data) == (group.rule, data):
-            if not any("other values than" in said or "not known to us" in said for said in differences(group, figure)):
-                return figure
-    return None
 
 
 def _row(group: Group, figure: Figure | None, ours: Statistic, said: Sequence[str], date: str, note: str) -> Row:
@@ -180,7 +169,7 @@ def _row(group: Group, figure: Figure | None, ours: Statistic, said: Sequence[st
     passes = sorted(set(group.passes))
     theirs = {"network": group.network, "data": data or describe_data(options), "source": ""}
     if figure:
-        theirs = _of_figure(figure) | ({"network": group.network} if figure.network is None else {})
+        theirs = _of_figure(figure)
     ours_alone = {
         "rule": group.rule,
         "ours": round(ours.mean, 2),

@@ -32,7 +32,10 @@ BUDGET = ("batch_size", "limit_train_batches", "limit_val_batches", "max_steps",
 NOT_COMPARED = {name for name, varies in said_of_options("varies").items() if varies == "process"}
 NOT_COMPARED |= {"seed", "accelerator", "log_every", "checkpoint_every", "diagnostics_every"}
 # What two runs of one setting may have otherwise where one was made to measure the times of the other.
-NOT_TIMED = {*BUDGET, "max_epochs", "test_weights", "split_seed", "lr_period"} - {"batch_size", "precision"}
+NOT_TIMED = {*BUDGET, "max_epochs", "test_weights", "split_seed", "lr_period", "lr_milestones"} - {
+    "batch_size",
+    "precision",
+}
 # What of a network does not count among its sizes: nearly the same work with any value.
 NOT_A_SIZE = {"activation", "leaky_slope", "init", "bias", "standardise", "batch_statistics_at_test"}
 

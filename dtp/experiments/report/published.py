@@ -61,7 +61,7 @@ class Figure:
     @property
     def variant(self) -> str:
         """What tells it from others of the same rule and network, in words that follow the network's."""
-        return f", {self.options['schedule']}" if "schedule" in self.options else ""
+        return "".join(f", {self.options[name]}" for name in ("schedule", "optimizer") if name in self.options)
 
 
 @dataclass(frozen=True)
