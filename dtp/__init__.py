@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from dtp.models.cutting import layers as layers
     from dtp.models.discrete import Discrete as Discrete
     from dtp.models.lenet import LeNet as LeNet
+    from dtp.models.lenet import LeNet5 as LeNet5
     from dtp.models.locally_connected import ConvNet as ConvNet
     from dtp.models.locally_connected import LocallyConnected as LocallyConnected
     from dtp.models.mlp import MLP as MLP
