@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from dtp.distributed.launcher import require_sense
 from dtp.errors import UserError, told_by_the_system
 from dtp.fields import flag, wrong_choice, wrong_type
 from dtp.system.signals import Interrupted, Stopped
@@ -115,6 +116,7 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
     """
     try:
         look_for_modules_here()
+        require_sense()
         require_words(argv)
         return command(argv)
     except UserError as error:

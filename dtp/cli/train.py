@@ -12,7 +12,7 @@ from pathlib import Path
 from dtp.cli.arguments import parse
 from dtp.cli.commands import look_for_modules_here
 from dtp.distributed import watch
-from dtp.distributed.launcher import process_rank
+from dtp.distributed.launcher import process_rank, require_sense
 from dtp.errors import NO_ROOM, UserError, first_line, told_by_the_system
 from dtp.system.memory import importing_torch
 from dtp.system.signals import Interrupted, Stopped, stop_request
@@ -34,6 +34,7 @@ def _main(argv: list[str]) -> int:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         look_for_modules_here()
+        require_sense()
         # A class of the user's own imports torch as it is parsed.
         with importing_torch():
             config = parse(argv)

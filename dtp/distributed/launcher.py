@@ -10,6 +10,8 @@ import os
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from dtp.errors import UserError
+
 # Of torchrun, srun and Lightning, in the order in which they are believed.
 _RANKS = ("RANK", "SLURM_PROCID", "LOCAL_RANK")
 # What tells a process which of how many it is.
@@ -34,6 +36,24 @@ class Place(NamedTuple):
     serves: bool
     attempt: str = "0"
     parent: int | None = None
+
+
+def require_sense() -> None:
+    """Raise UserError for variables that no launcher sets so; libraries read them as they are imported."""
+    for name in _OF_THE_PROCESS:
+        text = os.environ.get(name, "0")
+        if not (text.isascii() and text.isdigit()):
+            raise UserError(
+                f"{name}: expected a whole number, as torchrun and srun set it, found {text!r}; start several "
+                "processes with one of them, or unset the variable."
+            )
+    name = next((name for name in _RANKS if name in os.environ), "")
+    ranks = max(1, _number("WORLD_SIZE"), _number("SLURM_NTASKS"))
+    if name and _number(name) >= ranks:
+        raise UserError(
+            f"{name}: expected a rank below the number of processes, {ranks} by WORLD_SIZE and SLURM_NTASKS, found "
+            f"{_number(name)}; start several processes with torchrun or srun, which set these, or unset {name}."
+        )
 
 
 def has_rank() -> bool:

@@ -119,6 +119,32 @@ def test_a_run_that_a_process_starts_is_alone(environ, launched):
     assert launcher.processes() is None and launcher.place_of_process() is None
 
 
+@pytest.mark.parametrize("environ", [{}, TORCHRUN, SRUN, SBATCH, SHELL, LIGHTNING, FIRST, SRUN | {"RANK": "5"}])
+def test_what_a_launcher_sets_makes_sense(environ, launched):
+    launched(environ)
+    launcher.require_sense()
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"RANK": "x"}, "RANK: expected a whole number"),
+        ({"SLURM_PROCID": ""}, "SLURM_PROCID: expected a whole number"),
+        ({"SLURM_NTASKS": "abc"}, "SLURM_NTASKS: expected a whole number"),
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE: expected a whole number"),
+        ({"RANK": "3"}, "RANK: expected a rank below the number of processes, 1 by"),
+        (TORCHRUN | {"RANK": "6"}, "RANK: expected a rank below the number of processes, 6 by"),
+    ],
+)
+@pytest.mark.parametrize("command", [["train", "--max-steps", "1"], ["report", "runs"]])
+def test_what_no_launcher_sets_is_one_sentence(environ, expected, command, launched, tmp_path):
+    launched(environ)
+    code = "import sys; from dtp.cli.program import console; sys.exit(console())"
+    done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {expected}") and done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_plain_command_asks_without_torch():
     asked = "has_rank(), process_rank(), has_launcher(), began_together(), place_of_process()"
     script = f"import sys\nfrom dtp.distributed.launcher import *\nprint({asked}, 'torch' in sys.modules)"
