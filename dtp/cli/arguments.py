@@ -397,7 +397,8 @@ def _manual(entries: dict[str, Entry], defaults: argparse.Namespace) -> str:
     ]
     for registry, title in zip(REGISTRIES, ("rules", "networks", "datasets"), strict=True):
         lines = [f"{title} (--{registry.flag}):"]
-        lines += [f"  {entry.name:<16}{entry.summary}" for entry in registry.entries.values()]
+        names = max(map(len, registry.entries))
+        lines += [f"  {name:<{names}}  {entry.summary}" for name, entry in registry.entries.items()]
         blocks.append("\n".join(lines))
     titles = {"run": "run", "algo": f"rule {algo}", "model": f"network {model}", "data": f"dataset {data}"}
     for part, cls in _option_classes(entries).items():

@@ -133,6 +133,16 @@ def test_help_shows_the_values_that_the_preset_gives(capsys):
     assert "(default: 20 30 35 55 20)" in capsys.readouterr().out
 
 
+def test_help_sets_every_name_apart_from_what_it_is(capsys):
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    for registry in REGISTRIES:
+        begin = next(i for i, line in enumerate(lines) if line.endswith(f"(--{registry.flag}):")) + 1
+        found = [line.split(maxsplit=1) for line in lines[begin : begin + len(registry.names())]]
+        assert found == [[entry.name, entry.summary] for entry in registry.entries.values()]
+
+
 def test_help_answers_in_under_three_seconds_and_without_torch():
     before = os.times()
     done = subprocess.run([sys.executable, ROOT / "main.py", "--help"], capture_output=True, text=True)
