@@ -332,10 +332,11 @@ class Algorithm(LightningModule, metaclass=RuleType):
 
     def _with_others(self, forward: list[Optimizer], schedules: list[Schedule]) -> tuple[list[Optimizer], list[dict]]:
         """For Lightning: the optimizers of the forward weights, those of the rule's other weights, and schedules."""
+        # Before the others are made: a rule may have to know which weights are stepped by those.
+        self.forward_optimizer, self._forward_optimizers = forward[0], forward
         others = self.feedback_optimizer_list()
         if not isinstance(others, list) or not all(isinstance(other, Optimizer) for other in others):
             raise handed_back(self, "feedback_optimizer_list", "a list of optimizers", others)
-        self.forward_optimizer, self._forward_optimizers = forward[0], forward
         self._made_optimizers, self._schedules = [*forward, *others], schedules
         return self._made_optimizers, [schedule.for_lightning() for schedule in schedules]
 

@@ -11,6 +11,7 @@ from torch import Size, Tensor, nn
 from torch.optim import Optimizer
 
 from dtp.algorithms.local_losses import LocalLosses, function_place
+from dtp.algorithms.optimizers import make_optimizer
 from dtp.algorithms.options import CCLOptions
 from dtp.contracts import gradients
 from dtp.errors import UserError
@@ -37,7 +38,8 @@ class CCL(LocalLosses):
 
     G_n mirrors F_n with separate weights and without biases: linear maps, convolutions of stride 1 (after nearest
     upsampling where F_n pools or strides), and the nonlinearity that made a_{n-1}. One optimizer steps both networks;
-    each is clipped by itself.
+    each is clipped by itself. Where the user gives the optimizer of the forward weights, the feedback network has one
+    of its own, by the options.
 
     Where paper and code differ, this follows the code; the paper normalises all products and compares with the identity
     over the batch. The authors clip the gradient of a whole network (``clip_norm``), which couples its layers;
@@ -54,6 +56,7 @@ class CCL(LocalLosses):
     def __init__(self, network: Network, options: CCLOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
         self.feedback = nn.ModuleList(_mirror_of(n, network) for n in range(1, network.depth + 1))
+        self.feedback_optimizer: Optimizer | None = None
         self.feedback.to(next(network.parameters()).dtype).requires_grad_(self.options.train_feedback)
 
     # --- the rule -----------------------------------------------------------------------------------------------------
@@ -107,9 +110,13 @@ class CCL(LocalLosses):
 
     def training_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         logits, losses = self.all_losses(x, y)
-        weights = [*self.forward_parameters, *self.feedback_parameters]
-        found = gradients(self, self.network, losses.values(), weights)
-        self.step(self.forward_optimizer, weights, self._centred(found))
+        forward, feedback = self.forward_parameters, self.feedback_parameters
+        found = self._centred(gradients(self, self.network, losses.values(), [*forward, *feedback]))
+        if self.feedback_optimizer is None:
+            self.step(self.forward_optimizer, [*forward, *feedback], found)
+        else:
+            self.step(self.forward_optimizer, forward, found[: len(forward)])
+            self.step(self.feedback_optimizer, feedback, found[len(forward) :])
         return logits, {}
 
     def gradient_scale(self, n: int) -> float:
@@ -138,6 +145,19 @@ class CCL(LocalLosses):
             groups = [{"params": groups, "name": "forward"}]
         feedback = {"params": self.feedback_parameters, "lr": self.options.lr, "name": "feedback"}
         return [*groups, feedback] if self.feedback_parameters else groups
+
+    def feedback_optimizer_list(self) -> list[Optimizer]:
+        stepped = {id(p) for each in self._forward_optimizers for group in each.param_groups for p in group["params"]}
+        weights = [p for p in self.feedback_parameters if id(p) not in stepped]
+        self.feedback_optimizer = None
+        if not weights:
+            return []
+        o = self.options
+        group = {"params": weights, "name": "feedback"}
+        eps = (o.eps or [0.0])[0]
+        optimizer = make_optimizer(o.optimizer, [group], o.lr, o.momentum, o.weight_decay, o.beta2, eps)
+        self.feedback_optimizer = optimizer
+        return [optimizer]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)

@@ -336,6 +336,25 @@ def test_forward_and_feedback_tensors_share_no_storage(name, kind):
             assert others
 
 
+@every_rule
+@pytest.mark.parametrize("of_all", [False, True], ids=["network", "all"])
+def test_an_optimizer_of_ones_own_trains_the_weights_that_the_rules_own_does(name, of_all):
+    class Mine(ALGORITHMS.resolve(name).load()):
+        def configure_optimizers(self):
+            return torch.optim.SGD((self if of_all else self.network).parameters(), lr=0.1)
+
+    learned = []
+    for owner in (ALGORITHMS.resolve(name).load(), Mine):
+        network = small_network(name)
+        torch.manual_seed(0)
+        rule = owner(network, ALGORITHMS.resolve(name).load_options()(**facts(name).options), seed=3)
+        rule.configure_optimizers()
+        before = state(rule)
+        rule.training_batch(*make_batch(rule.network))
+        learned.append(changed(before, state(rule)))
+    assert learned[0] == learned[1]
+
+
 @pytest.mark.parametrize("name", [name for name in NAMES if not is_single(name)])
 def test_frozen_layers_stay_as_they_are_and_the_others_learn(name):
     network = small_network(name)
