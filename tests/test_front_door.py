@@ -88,6 +88,7 @@ def test_keywords_beat_the_options_that_are_given_with_them():
         ({"beta": 0}, "--beta: expected a number above 0, found 0"),
         ({"lr": "fast"}, "--lr: expected a number, found 'fast'"),
         ({"metrics": 3}, "metrics: expected torchmetrics"),
+        ({"batch": 3}, "batch: expected a function .* found a value of type int"),
     ],
 )
 def test_mistakes_are_told_where_the_rule_is_made(values, sentence):
@@ -205,6 +206,21 @@ def test_a_loss_of_each_sample_is_refused():
     rule = dtp.BP(plain(), loss=nn.CrossEntropyLoss(reduction="none"))
     with pytest.raises(UserError, match=r"loss: expected a function .* found the shape \(6,\)"):
         rule.forward_gradients(*batch())
+
+
+@pytest.mark.parametrize("name", ["bp", "dtp", "fa", "dfa"])
+def test_a_loss_that_forgets_the_outputs_is_told(name):
+    rule = ALGORITHMS.resolve(name).load()(plain(), loss=lambda outputs, goals: outputs.detach().square().mean())
+    with pytest.raises(UserError, match="loss: expected a function .* depends on the outputs, found one without grad"):
+        rule.forward_gradients(*batch())
+    with torch.no_grad():
+        assert rule.task_loss(rule(batch()[0]), batch()[1]).isfinite()
+
+
+def test_a_network_without_weights_to_train_is_told():
+    rule = dtp.DTP(plain().requires_grad_(False))
+    with pytest.raises(UserError, match="with weights to train, found all of them frozen"):
+        rule.configure_optimizers()
 
 
 @pytest.mark.parametrize(("label", "told"), [(3, "found 3"), (-1, "found -1"), (2, None), (-100, None)])

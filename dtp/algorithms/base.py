@@ -211,6 +211,10 @@ class Algorithm(LightningModule, metaclass=RuleType):
         if metrics is not None:
             self.scores = Scores.of_user(metrics)
         if batch is not None:
+            if not callable(batch):
+                raise UserError(
+                    f"batch: expected a function that takes inputs and goals out of a batch, found {shown(batch)}."
+                )
             self._own_batch = batch
 
     @property
@@ -324,6 +328,11 @@ class Algorithm(LightningModule, metaclass=RuleType):
 
     def configure_optimizers(self):
         o = self.options
+        if not self.forward_parameters:
+            raise UserError(
+                f"Expected a {type(self.network).__name__} with weights to train, found all of them frozen "
+                "(requires_grad is False); set requires_grad_(True) on those of at least one layer."
+            )
         groups = self.forward_groups()
         lr, eps = (o.layer_lr or [o.lr])[0], (o.eps or [0.0])[0]
         self.forward_optimizer = make_optimizer(o.optimizer, groups, lr, o.momentum, o.weight_decay, o.beta2, eps)

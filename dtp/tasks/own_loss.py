@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from dtp.errors import UserError
@@ -40,6 +41,11 @@ class OwnLoss(Classification):
                 "loss: expected a function of outputs and goals that returns the mean over the batch, a tensor of "
                 f"shape (), found {f'the shape {tuple(found.shape)}' if isinstance(found, Tensor) else repr(found)}; "
                 "mend it."
+            )
+        if output.requires_grad and torch.is_grad_enabled() and not found.requires_grad:
+            raise UserError(
+                "loss: expected a function of outputs and goals whose result depends on the outputs, found one without "
+                "gradients (a detached tensor, or a constant); mend it."
             )
         return found * len(output) if reduction == "sum" else found
 
