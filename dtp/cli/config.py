@@ -263,12 +263,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
         items = value if isinstance(value, list) else [value]
         if any(isinstance(item, dict | list) for item in items):
             raise UserError(f"{path}: expected a single value or a flat list for {key!r}, found {repr(value)[:100]}.")
-    values = {key.replace("-", "_"): value for key, value in values.items()}
     try:
+        values = with_underscores(values)
         as_arguments(values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     return values
+
+
+def with_underscores(options: dict[str, Any]) -> dict[str, Any]:
+    """Options by their names with underscores.
+
+    Raises:
+        UserError: one is there with dashes and with underscores.
+    """
+    found: dict[str, Any] = {}
+    for written, value in options.items():
+        name = written.replace("-", "_")
+        if name in found:
+            raise UserError(f"{name}: expected once, found with dashes and with underscores; take one of them out.")
+        found[name] = value
+    return found
 
 
 def load_yaml(path: Path) -> tuple[str, Any]:
@@ -295,7 +310,7 @@ def load_yaml(path: Path) -> tuple[str, Any]:
 
 
 def _limited(loader: Any) -> Any:
-    """A loader of PyYAML with a limit to what aliases make of a small file."""
+    """A loader of PyYAML with a limit to what aliases make of a small file, and without names that stand twice."""
 
     class Loader(loader):
         def get_single_node(self) -> yaml.Node | None:
@@ -312,12 +327,24 @@ def _count(node: yaml.Node, counts: dict[yaml.Node, int]) -> int:
     if node not in counts:
         # One that holds itself is found here again, and is too many.
         counts[node] = MOST_VALUES + 1
+        if isinstance(node, yaml.MappingNode):
+            _require_different_names(node)
         below = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
         parts = () if isinstance(node, yaml.ScalarNode) else below
         counts[node] = 1 + sum(_count(part, counts) for part in parts)
     if counts[node] > MOST_VALUES:
         raise yaml.YAMLError(f"more than {MOST_VALUES} values once its aliases are written out")
     return counts[node]
+
+
+def _require_different_names(node: yaml.MappingNode) -> None:
+    """Raise YAMLError for a name that stands twice in a mapping, of which PyYAML would take the last one's value."""
+    seen: set[str] = set()
+    for key, _ in node.value:
+        if isinstance(key, yaml.ScalarNode):
+            if key.value in seen:
+                raise yaml.YAMLError(f"{key.value!r} stands there twice, again in line {key.start_mark.line + 1}")
+            seen.add(key.value)
 
 
 # For plain values. By libyaml ten times quicker, where PyYAML was built with it: a command line reads five files.

@@ -277,6 +277,8 @@ ALIASES = [(", ".join(10 * [f"*{a}"]), b) for a, b in itertools.pairwise("abcdef
         ("lr: " + 5000 * "[", "is not valid YAML"),
         ("lr: &a [*a]", "is not valid YAML (more than 100000 values"),
         ("a: &a [1, 1]\n" + "".join(f"{b}: &{b} [{a}]\n" for a, b in ALIASES), "more than 100000 values"),
+        ("lr: 0.1\nlr: 0.2\n", "is not valid YAML ('lr' stands there twice, again in line 2)"),
+        ("max-epochs: 1\nlr: 0.1\nmax_epochs: 2\n", "max_epochs: expected once, found with dashes and"),
         ("# " + 2**20 * "x", "expected a file of at most 1048576 bytes"),
         ("resume: runs/x", "--resume belongs on the command line"),
     ],

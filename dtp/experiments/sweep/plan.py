@@ -32,7 +32,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dtp.cli.config import comment_of, load_yaml
+from dtp.cli.config import comment_of, load_yaml, with_underscores
 from dtp.errors import UserError, user_path
 from dtp.experiments.jobs import Job
 from dtp.registry import did_you_mean
@@ -193,7 +193,7 @@ def read_sweep(path: Path) -> Sweep:
     for variant, options in variants.items():
         options = _options(path, f"variants, {variant}", options)
         for values in itertools.product(*grid.values()):
-            chosen = dict(zip((option.replace("-", "_") for option in grid), values, strict=True))
+            chosen = dict(zip(grid, values, strict=True))
             points.append(Point(str(variant), chosen, {**base, **options, **chosen}))
     folders = [point.folder for point in points]
     for folder in folders:
@@ -258,7 +258,10 @@ def _listed(value: Any) -> tuple[Any, ...]:
 
 
 def _options(path: Path, part: str, content: Any) -> dict[str, Any]:
-    options = {name.replace("-", "_"): value for name, value in _mapping(path, part, content).items()}
+    try:
+        options = with_underscores(_mapping(path, part, content))
+    except UserError as error:
+        raise UserError(f"{path}: {part}, {error}") from error
     for name in ("seed", "run_dir", "resume", "trust"):
         if name in options:
             usual = "it belongs on the command line" if name == "trust" else "the sweep itself sets it"
