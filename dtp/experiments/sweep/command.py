@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dtp.cli.arguments import parse
 from dtp.cli.commands import CommandParser, command_line, command_words, run_command
+from dtp.cli.config import as_arguments
 from dtp.errors import UserError
-from dtp.experiments.jobs import MOST_AT_ONCE, run_jobs
-from dtp.experiments.sweep.plan import SWEEPS, read_sweep, sweep_path
+from dtp.experiments.jobs import MOST_AT_ONCE, Job, run_jobs
+from dtp.experiments.sweep.plan import SWEEPS, Sweep, read_sweep, sweep_path
 from dtp.fields import flag
 from dtp.run.provenance import recorded, without_places
 from dtp.system.files import write_atomically
@@ -62,15 +64,14 @@ def _sweep(argv: Sequence[str]) -> int:
     folder = options.output or SWEPT / sweep.name
     jobs = sweep.jobs(folder, extra_options(words))
     if options.list:
+        _require_configurations(path, sweep, jobs)
         for job in jobs.values():
-            job.config()
             print(f"{job.folder}: {shlex.join([*command_words('train'), *job.words])}")
         return 0
     broken = False
     if not options.draw:
-        for job in jobs.values():
-            # Mistakes before there is a folder.
-            job.config()
+        # Mistakes before there is a folder.
+        _require_configurations(path, sweep, jobs)
         keep_plan(folder, path)
         states = run_jobs(list(jobs.values()), options.jobs, options.again)
         for state, text in (
@@ -94,6 +95,26 @@ def _sweep(argv: Sequence[str]) -> int:
     else:
         print(f"Figure {figure}; numbers in {folder / 'results.json'} and {folder / 'results.md'}")
     return int(broken)
+
+
+def _require_configurations(path: Path, sweep: Sweep, jobs: Mapping[tuple[str, int], Job]) -> None:
+    """Raise UserError if a run's options mean no configuration; for what the file alone says, it names the file."""
+    options = {point.name: point.options for point in sweep.points}
+    for (name, _), job in jobs.items():
+        try:
+            job.config()
+        except UserError as error:
+            if _mistake(options[name]) != str(error):
+                raise
+            raise UserError(f"{path}{f', {name}' if len(options) > 1 else ''}: {error}") from error
+
+
+def _mistake(options: dict[str, Any]) -> str:
+    try:
+        parse(as_arguments(options))
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def keep_plan(folder: Path, path: Path) -> None:

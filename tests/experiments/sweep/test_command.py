@@ -130,6 +130,24 @@ def test_mistakes_are_one_sentence_and_nothing_begins(here, capsys, words, expec
     assert [path.name for path in here.iterdir()] == ["tiny.yaml"]
 
 
+@pytest.mark.parametrize(
+    "text, words, expected",
+    [
+        ("base: {max_epoch: 3}", [], "tiny.yaml: Unknown option --max-epoch; did you mean --max-epochs?"),
+        ("grid: {lr: [0.1, fast]}", [], "tiny.yaml, lr fast: --lr: expected a number, found 'fast'"),
+        ("variants: {a: {algo: bp}, b: {algo: bbp}}", [], "tiny.yaml, b: --algo bbp: no such choice"),
+        ("grid: {lr: [0.1, 0.2]}", ["--noise", "much"], "--noise: expected a number, found 'much'"),
+    ],
+)
+@pytest.mark.parametrize("list_", [[], ["--list"]], ids=["run", "list"])
+def test_a_mistake_in_the_options_of_the_file_names_it_and_the_setting(here, capsys, text, words, expected, list_):
+    sweep_file(here, text + "\n")
+    assert main(["tiny.yaml", *words, *list_]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {expected}")
+    assert [path.name for path in here.iterdir()] == ["tiny.yaml"]
+
+
 def test_what_failed_before_it_was_trained_is_tried_again(here, capsys):
     text = "base: {algo: bp, data: mnist, widths: [8], max_epochs: 1}\nvariants: {one: {}}\n"
     words = [str(sweep_file(here, text)), "--output", "out"]
