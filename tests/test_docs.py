@@ -145,3 +145,14 @@ def test_commands_on_pages_that_are_made_are_understood(here):
     assert len(trained) > 50
     for line in trained:
         assert parse(line)
+
+
+def test_every_template_of_a_rule_is_told_with_hooks_that_it_has():
+    rows = re.findall(r"^\| `(\w+)` \| (?:train|have|send|are) .* \| (.*) \|$", PAGES["own-rule.md"], re.MULTILINE)
+    templates: dict[str, object] = {}
+    for line in re.findall(r"`(from dtp[\w.]* import [\w, ]+)`", PAGES["own-rule.md"]):
+        exec(line, templates)
+    assert len(rows) == 4
+    for name, text in rows:
+        hooks = re.findall(r"`(\w+)`", text)
+        assert hooks and all(hasattr(templates[name], hook) for hook in hooks)
