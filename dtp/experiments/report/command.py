@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -89,7 +90,7 @@ def _report(argv: Sequence[str]) -> int:
     found, timed = studies(runs), studies(timed_runs)
     add_costs(found, timed)
     times = ["--times", *map(_name, options.times)] if options.times else []
-    command = " ".join(["dtp report", *map(_name, options.runs), *times])
+    command = shlex.join(["dtp", "report", *map(_name, options.runs), *times])
     report = Report(options.title or options.runs[0].resolve().name, command, runs, found, timed, timed_runs)
     drawn = [] if options.no_figures else _figures(page, found)
     with _writing(page, "--output"):

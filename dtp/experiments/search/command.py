@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -191,7 +192,8 @@ def _conclude(study: Study, preset: Path | None) -> int:
         print(f"Best: {study.folder / best.folder}, {result_of(study.folder / best.folder).get('result', '')}")
         if preset is not None:
             write_preset(preset, study, best)
-            print(f"{preset} written; train with: {command_line('train')} --config {preset}")
+            train = shlex.join([*command_words("train"), "--config", str(preset)])
+            print(f"{preset} written; train with: {train}")
         from dtp.experiments.search.figure import draw_studies
 
         with study.locked():

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -48,6 +49,12 @@ def page_of(folder, *words):
 def row(page, label):
     (found,) = [line for line in page.splitlines() if line.startswith(f"| `{label}` |") and line.count("|") > 8]
     return [cell.strip() for cell in found.strip("|").split(" | ")]
+
+
+def test_the_command_of_the_page_can_be_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_run(tmp_path / "my runs" / "bp", "bp", accuracy=0.9)
+    assert "\n    dtp report 'my runs'\n" in page_of(Path("my runs"), "--no-figures")
 
 
 def test_the_page_says_it_all(runs):

@@ -74,7 +74,7 @@ def trainers(folder):
 
 
 @pytest.mark.slow
-def test_an_option_of_ones_own_that_a_resumed_run_may_change_is_part_of_what_is_found(here):
+def test_an_option_of_ones_own_that_a_resumed_run_may_change_is_part_of_what_is_found(here, capsys):
     Path("mine.py").write_text(
         "from dataclasses import dataclass\n"
         "from dtp.algorithms import BP\n"
@@ -87,9 +87,10 @@ def test_an_option_of_ones_own_that_a_resumed_run_may_change_is_part_of_what_is_
         "        gamma: float = option(0.5, varies='resumed')\n"
     )
     words = [*SEARCH, "--algo", "mine:Mine", "--trials", "1"]
-    assert main([*words, "--gamma", "0.25", "--write-preset", "best.yaml"]) == 0
+    assert main([*words, "--gamma", "0.25", "--write-preset", "my best.yaml"]) == 0
+    assert "train with: dtp train --config 'my best.yaml'\n" in capsys.readouterr().out
     (trial,) = read_study(Path("study"))["trials"]
-    assert read_yaml(Path("best.yaml"))["alpha"] == trial["options"]["alpha"] != 0.5
+    assert read_yaml(Path("my best.yaml"))["alpha"] == trial["options"]["alpha"] != 0.5
     assert read_study(Path("study"))["settings"]["options"]["gamma"] == 0.25
 
 
