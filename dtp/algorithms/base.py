@@ -716,7 +716,8 @@ class Algorithm(LightningModule, metaclass=RuleType):
         ]
         raise Diverged(
             f"Training diverged: {what} is not a finite number by batch {self.global_step}. Lower "
-            f"{' or '.join('--' + name.replace('_', '-') for name in rates)}; checkpoints written before it are kept."
+            f"{' or '.join('--' + name.replace('_', '-') for name in rates)}, or look for such numbers in the data; "
+            "checkpoints written before it are kept."
         )
 
     # --- validation and test ----------------------------------------------------------------------------------------

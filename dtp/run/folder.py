@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import re
+import shlex
 from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -270,8 +271,8 @@ def require_same_configuration(what: Path, saved: dict[str, Any], config: Config
             why = ", and its learning rate follows a schedule over all of them" if name == "max_epochs" else ""
             raise UserError(
                 f"{what} was made with {flag(name)} {_as_typed(before)}, not {_as_typed(now)}{why}; a resumed "
-                f"run keeps its configuration: go on with --resume {what} alone, or start a new run with another "
-                "--run-dir."
+                f"run keeps its configuration: go on with --resume {shlex.quote(str(what))} alone, or start a new run "
+                "with another --run-dir."
             )
 
 
@@ -331,7 +332,7 @@ def resume_words(folder: Path) -> str:
     except UserError:
         saved = {}
     own = any(":" in str(saved.get(name, "")) for name in ("algo", "model", "data"))
-    return f"--resume {folder}{' --trust' if own else ''}"
+    return f"--resume {shlex.quote(str(folder))}{' --trust' if own else ''}"
 
 
 def how_to_go_on(folder: Path) -> str:

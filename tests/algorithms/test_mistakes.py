@@ -160,7 +160,7 @@ def test_a_rule_of_the_users_own_with_wrong_shapes_is_told_so(kind, message, mlp
         ("--algo gait --model square --gait-step 1e-30", "--gait-step: 1e-30"),
         ("--algo gait --model square --gait-targets original --widths 64 64 64 64 64", "--precision 64"),
         ("--algo fw-dtp --standardise hidden --batch-size 1", "--batch-size: expected at least 2"),
-        ("--algo fa --lr 1e30 --lr-schedule constant", "Lower --lr;"),
+        ("--algo fa --lr 1e30 --lr-schedule constant", "Lower --lr, or look for such numbers in the data;"),
     ],
 )
 def test_a_run_that_could_not_learn_ends_with_one_sentence(words, message, here, capsys):

@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -105,6 +106,18 @@ def test_a_run_stopped_by_a_signal_and_resumed_equals_one_never_stopped(
     stop_request.signum = None
     assert main(stopped) == 0
     assert_identical(final_state(tmp_path / "whole"), final_state(tmp_path / "stopped"))
+
+
+def test_the_command_that_is_printed_goes_on_whatever_the_folder_is_called(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "Anna's runs"
+    with monkeypatch.context() as patch:
+        stop_after(2, patch)
+        assert main([*COMMAND, "--run-dir", str(folder)]) == 75
+    _, _, printed = capsys.readouterr().err.partition("Go on with: ")
+    stop_request.signum = None
+    words = shlex.split(printed.splitlines()[0])
+    assert main(words[words.index("--resume") :]) == 0
+    assert (folder / "summary.json").is_file()
 
 
 def test_a_run_stopped_twice_within_one_epoch_equals_one_never_stopped(tmp_path, monkeypatch):
