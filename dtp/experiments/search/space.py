@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtp.algorithms import ALGORITHMS
-from dtp.cli.config import comment_of, load_yaml
+from dtp.cli.config import comment_of, load_yaml, with_underscores
 from dtp.errors import UserError, user_path
 from dtp.fields import flag, said_of
 from dtp.registry import did_you_mean
@@ -178,8 +178,11 @@ def read_space(path: Path) -> Space:
 
 def _space(name: str, where: str, origin: str, content: dict[str, Any]) -> Space:
     parameters, fixed = {}, {}
+    try:
+        content = with_underscores(content)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     for option, value in content.items():
-        option = option.replace("-", "_")
         if option in NOT_SEARCHED:
             raise UserError(f"{where}: {option!r} is no option of a domain; give {flag(option)} to the search.")
         if value is None:

@@ -164,6 +164,7 @@ def test_a_rule_of_ones_own_has_the_domain_of_the_rule_that_it_extends(tmp_path,
         ("lr: {choice: []}", "expected a list of choices"),
         ("lr: {choice: [0.1, 0.1]}", "expected each choice once"),
         ("seed: {integer: [0, 3]}", "'seed' is no option of a domain"),
+        ("lr-period: 3\nlr_period: {integer: [1, 3]}", "lr_period: expected once, found with dashes and"),
     ],
 )
 def test_mistakes_in_a_file_are_told_in_one_sentence(text, expected, tmp_path):
