@@ -555,6 +555,9 @@ def test_training_without_an_end(tmp_path):
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="The learning rate stays")
         trainer(tmp_path, max_epochs=-1, callbacks=[StopAfter(1)]).fit(rule(lr_period=5), loader())
+        run = trainer(tmp_path, max_epochs=-1, callbacks=[StopAfter(2)])
+        run.fit(rule(lr=0.3, lr_schedule="step", lr_milestones=[1], lr_gamma=0.5), loader())
+    assert run.optimizers[0].param_groups[0]["lr"] == 0.15
 
 
 @row("`max_steps`")

@@ -58,7 +58,10 @@ class Schedule:
 
 
 def epochs_to_come(trainer: Trainer | None, options: AlgorithmOptions) -> int:
-    """Epochs of the whole training, for a schedule; 1 without a trainer, 0 (and a warning) where it does not say."""
+    """Epochs of the whole training, for a schedule that needs them; 1 where there is none, or no trainer.
+
+    Where the trainer does not say how many: 0, with a warning.
+    """
     if trainer is None:
         return 1
     scheduled = options.lr_schedule != "constant" and not (options.lr_period or options.lr_milestones)
@@ -71,7 +74,7 @@ def epochs_to_come(trainer: Trainer | None, options: AlgorithmOptions) -> int:
         return math.ceil(trainer.max_steps / batches)
     warnings.warn(
         f"The learning rate stays constant, for lr_schedule={options.lr_schedule!r} needs to know when training ends, "
-        "and Trainer has no max_epochs; give lr_period (epochs) for the schedule.",
+        "and Trainer has no max_epochs; give lr_period (epochs), or lr_milestones for steps.",
         stacklevel=2,
     )
     return 0
