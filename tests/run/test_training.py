@@ -274,12 +274,13 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(tmp_path, capsys):
     assert contents(folder) == before
 
 
-def test_a_finished_run_goes_on_when_it_is_given_more_epochs(tmp_path):
+@pytest.mark.parametrize("schedule", ["constant", "step --lr-milestones 1 2 --lr-gamma 0.5"])
+def test_a_finished_run_goes_on_when_it_is_given_more_epochs(schedule, tmp_path):
     folder = tmp_path / "run"
-    constant = [*SHORT, "--lr-schedule", "constant"]
-    assert main([*constant, "--run-dir", str(folder)]) == 0
+    command = [*SHORT, "--lr-schedule", *schedule.split()]
+    assert main([*command, "--run-dir", str(folder)]) == 0
     assert main(["--resume", str(folder), "--max-epochs", "3"]) == 0
-    assert main([*constant, "--max-epochs", "3", "--run-dir", str(tmp_path / "whole")]) == 0
+    assert main([*command, "--max-epochs", "3", "--run-dir", str(tmp_path / "whole")]) == 0
     a, b = (torch.load(newest_checkpoint(f), weights_only=True)["state_dict"] for f in (folder, tmp_path / "whole"))
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert json.loads((folder / "summary.json").read_text())["epochs"] == 3
