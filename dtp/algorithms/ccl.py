@@ -110,13 +110,15 @@ class CCL(LocalLosses):
 
     def training_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         logits, losses = self.all_losses(x, y)
-        forward, feedback = self.forward_parameters, self.feedback_parameters
-        found = self._centred(gradients(self, self.network, losses.values(), [*forward, *feedback]))
-        if self.feedback_optimizer is None:
-            self.step(self.forward_optimizer, [*forward, *feedback], found)
-        else:
-            self.step(self.forward_optimizer, forward, found[: len(forward)])
-            self.step(self.feedback_optimizer, feedback, found[len(forward) :])
+        weights = [*self.forward_parameters, *self.feedback_parameters]
+        found = self._centred(gradients(self, self.network, losses.values(), weights))
+        # A user's own optimizers may hold part of the feedback network.
+        groups = self.feedback_optimizer.param_groups if self.feedback_optimizer else []
+        apart = {id(p) for group in groups for p in group["params"]}
+        for optimizer, chosen in ((self.forward_optimizer, False), (self.feedback_optimizer, True)):
+            pairs = [(p, g) for p, g in zip(weights, found, strict=True) if (id(p) in apart) == chosen]
+            if pairs:
+                self.step(optimizer, [p for p, _ in pairs], [g for _, g in pairs])
         return logits, {}
 
     def gradient_scale(self, n: int) -> float:

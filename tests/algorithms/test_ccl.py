@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dtp.algorithms import CCL
 from dtp.cli.train import main
 from dtp.errors import UserError
 from tests.algorithms.helpers import changed, make, of_network, state
@@ -194,6 +195,20 @@ def test_a_feedback_network_that_does_not_learn_stays_as_it_is():
     rule.training_batch(*make_batch(network))
     names = changed(before, rule.state_dict())
     assert names == of_network(names) == of_network(set(before))
+
+
+@pytest.mark.parametrize("layers", [[], [0], [1], [0, 1, 2]])
+def test_feedback_weights_that_an_optimizer_of_ones_own_does_not_hold_are_trained_too(layers):
+    class Mine(CCL):
+        def configure_optimizers(self):
+            held = [p for n in layers for p in self.feedback[n].parameters()]
+            return torch.optim.SGD([*self.network.parameters(), *held], lr=0.1)
+
+    rule = Mine(elu_network(6, 5, 4, 3), CCL.Options(), seed=0)
+    rule.configure_optimizers()
+    before = state(rule)
+    rule.training_batch(*make_batch(rule.network))
+    assert changed(before, state(rule)) == set(before)
 
 
 def test_rates_of_layers_are_those_of_the_forward_network():
