@@ -15,7 +15,7 @@ from tests.algorithms.helpers import chosen
 SMALL = {
     "mlp": "--widths 12 11 10",
     "lenet": "--channels 3 4 --hidden 8",
-    "lenet5": "--channels 3 4 5 --kernel 3 --padding 0 --hidden 8",
+    "lenet5": "--channels 3 4 5 --kernel 3 --padding 5 --hidden 8",
     "vgg": "--channels 3 4 5",
     "resnet18": "--channels 3 3 4 5 6",
     "resnet34": "--channels 3 3 3 3 3 --batch-norm true",
