@@ -479,3 +479,16 @@ def test_a_run_made_before_an_option_existed_is_not_resumed(tmp_path, capsys):
     config.write_text("".join(line for line in config.read_text().splitlines(True) if not line.startswith("engine:")))
     command = [*SHORT, "--max-epochs", "3", "--run-dir", str(folder), "--resume", "auto"]
     fails(capsys, command, "made before --engine existed")
+
+
+def test_a_run_made_before_an_option_whose_value_is_known_is_told_that_value(tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--run-dir", str(folder)]) == 0
+    config = folder / "config.yaml"
+    lines = config.read_text().splitlines(True)
+    config.write_text("".join(line for line in lines if not line.startswith(("probes:", "lr_milestones:"))))
+    command = [*SHORT, "--run-dir", str(folder), "--resume", "auto"]
+    fails(capsys, [*command, "--probes", "expected"], "was made with --probes sampled, not expected")
+    words = "--lr-schedule step --lr-milestones 1".split()
+    config.write_text(config.read_text().replace("lr_schedule: constant", "lr_schedule: step"))
+    fails(capsys, [*command, *words], "was made with --lr-milestones (nothing), not 1")

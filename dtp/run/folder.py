@@ -263,7 +263,8 @@ def require_same_configuration(what: Path, saved: dict[str, Any], config: Config
     for name in ("algo", "model", "data", *sorted(different)):
         if name in different:
             before, now = different[name]
-            if name not in saved:
+            # None where no value stands for what versions did that had no such option.
+            if name not in saved and before is None:
                 raise UserError(
                     f"{what} was made before {flag(name)} existed, by a version that computes otherwise; "
                     "start a new run with another --run-dir."
@@ -277,7 +278,7 @@ def require_same_configuration(what: Path, saved: dict[str, Any], config: Config
 
 
 def _as_typed(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    return (" ".join(map(str, value)) if isinstance(value, list) else str(value)) or "(nothing)"
 
 
 def write_config(run: Run, config: Config, command: str) -> None:
