@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +31,7 @@ from dtp.run.reading import Row, has_finished, read_rows, read_summary
 COUNTED = ("max_epochs", "max_steps", "batch_size", "feedback_warmup", "feedback_warmup_epochs")
 COUNTED += ("extra_feedback_epochs", "seed")
 RATE = "train/images_per_second"
-State = Literal["finished", "unfinished", "failed"]
+State = Literal["finished", "unfinished", "failed", "damaged"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +41,13 @@ class RunRecord:
     Attributes:
         folder: where it lies.
         name: the same, below the folder that was asked for.
-        state: finished (as long as its configuration says, and tested), failed by its own fault, or neither.
+        state: finished (as long as its configuration says, and tested), failed by its own fault, damaged (a file cannot
+            be read, and nothing else is said), or none of these.
         options: its configuration, with today's options; empty where it failed before it had one.
         commands: what was typed, first start first, without the folders of this machine.
         rows: its metrics, one dictionary of the finite numbers for each step that has any.
         summary: what it wrote at its end; empty if it has not finished.
-        failure: why it failed, in one sentence.
+        failure: why it failed, or what is damaged, in one sentence.
     """
 
     folder: Path
@@ -176,10 +178,13 @@ class RunRecord:
 def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
     """All runs in ``folders`` and below, each once, in the order of their names.
 
+    One with a damaged file is told on stderr, and has the state damaged.
+
     Raises:
-        UserError: a folder that is none, or holds no run; a file in a run folder that is damaged.
+        UserError: a folder that is none, or holds no run; no run whose files are not damaged.
     """
     records: dict[Path, RunRecord] = {}
+    damaged: list[UserError] = []
     for asked in folders:
         if not asked.is_dir():
             what = "is a file" if asked.exists() else "no such folder"
@@ -189,8 +194,21 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
             what = f"no runs found, which are folders with {CONFIG_FILE} or {FAILURE_FILE}"
             raise UserError(f"{asked}: {what}; give the folder of a run, a sweep or a search.")
         for folder in found:
-            name = folder.relative_to(asked).as_posix()
-            records.setdefault(folder.resolve(), read_run(folder, folder.name if name == "." else name))
+            if folder.resolve() not in records:
+                name = folder.relative_to(asked).as_posix()
+                name = folder.name if name == "." else name
+                try:
+                    record = read_run(folder, name)
+                except UserError as error:
+                    damaged.append(error)
+                    # Pages name no folder of this machine.
+                    why = str(error).replace(f"{folder}{os.sep}", "")
+                    record = RunRecord(folder, name, "damaged", {}, (), (), {}, why)
+                records[folder.resolve()] = record
+    if damaged and len(damaged) == len(records):
+        raise damaged[0]
+    for error in damaged:
+        print(f"warning: {error} The run is left out.", file=sys.stderr)
     return sorted(records.values(), key=lambda record: (_natural(record.name), str(record.folder)))
 
 

@@ -124,7 +124,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= {"plain": _plain, "row": _row, "head": _head, "value_words": value_words}
     environment.filters["number"] = lambda value: "" if value is None else f"{value:g}"
-    environment.globals |= {"is_whole": is_whole, "STATES": ("finished", "unfinished", "failed")}
+    environment.globals |= {"is_whole": is_whole, "STATES": ("finished", "unfinished", "failed", "damaged")}
     return environment
 
 

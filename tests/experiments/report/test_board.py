@@ -45,6 +45,14 @@ def ours(rows):
     return [row for row in rows if row["ours"] is not None]
 
 
+def test_a_damaged_run_among_others_is_left_out_and_told(runs, tmp_path, capsys):
+    (runs / "bp1" / "summary.json").write_text('{"epochs": 4, "st')
+    rows = added(runs, to=tmp_path / "board.json")
+    assert [row["seeds"] for row in ours(rows) if row["rule"] == "bp"] == [[0]]
+    error = capsys.readouterr().err
+    assert error.startswith("warning: ") and "bp1" in error and error.count("\n") == 1
+
+
 def test_runs_become_rows_with_their_means_beside_the_published_figures(runs, tmp_path):
     rows = added(runs, "--note", "quiet machine", to=tmp_path / "board.json")
     assert all(set(row) == set(board.FIELDS) for row in rows)

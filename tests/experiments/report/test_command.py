@@ -129,6 +129,26 @@ def test_the_numbers_are_those_of_the_page(runs):
     ]
 
 
+def test_a_damaged_run_among_others_is_left_out_and_told(runs, capsys):
+    before = page_of(runs, "--no-figures")
+    whole = row(before, "bp")
+    (runs / "bp" / "seed2" / "summary.json").write_text('{"epochs": 4, "st')
+    capsys.readouterr()
+    page = page_of(runs, "--no-figures", "--json", str(runs / "numbers.json"))
+    error = capsys.readouterr().err
+    assert error.startswith(f"warning: {runs / 'bp' / 'seed2' / 'summary.json'}: is not a summary")
+    assert error.endswith("move it away. The run is left out.\n") and error.count("\n") == 1
+    assert whole[3].endswith("(3)") and row(page, "bp")[3].endswith("(2)")
+    assert "9 runs: 5 finished, 1 unfinished, 2 failed, 1 damaged." in page
+    assert "| `bp/seed2` | damaged | unknown |  | summary.json: is not a summary that this program wrote" in page
+    (damaged,) = [
+        run
+        for run in json.loads((runs / "numbers.json").read_text())["without_configuration"]
+        if run["state"] == "damaged"
+    ]
+    assert damaged["run"] == "bp/seed2" and str(runs) not in json.dumps(damaged)
+
+
 def test_runs_of_differing_commits_and_devices_are_flagged(tmp_path):
     make_run(tmp_path / "a", seed=0)
     versions = {"commit": "abd-dirty", "torch": "2.9"}
