@@ -234,7 +234,7 @@ def test_labels_that_are_no_class_are_told(label, told):
         rule.taken(batch)
 
 
-@pytest.mark.parametrize("seed", ["1", 1.5])
-def test_a_seed_is_a_whole_number(seed):
-    with pytest.raises(UserError, match="seed: expected a whole number, found "):
+@pytest.mark.parametrize("seed", ["1", 1.5, -1])
+def test_a_seed_is_a_whole_number_from_0(seed):
+    with pytest.raises(UserError, match="seed: expected a whole number from 0, found "):
         dtp.BP(nn.Linear(4, 3), seed=seed)

@@ -45,7 +45,7 @@ class RuleType(ABCMeta):
         Args:
             network: one of ours, an ``nn.Sequential``, a list of layers, or a module that can be cut into layers.
             options: an instance of the rule's ``Options``, or a dictionary of them; by keyword they beat it.
-            seed: of the noise; left out, that of ``torch.manual_seed`` or ``seed_everything``.
+            seed: of the noise, from 0; left out, that of ``torch.manual_seed`` or ``seed_everything``.
             loss: what to minimise: a name (option ``loss``), or a function of outputs (B, K) and goals that returns the
                 mean over the batch.
             metrics: for validation and test (and training, over an epoch) in place of the task's own, each of one
@@ -63,8 +63,9 @@ class RuleType(ABCMeta):
             values["loss"] = loss
         kind: Any = cls
         options = made(kind.Options, options, values, cls.__name__)
-        if not isinstance(seed, Integral | None):
-            raise UserError(f"seed: expected a whole number, found {seed!r}.")
+        # As --seed, but up to any number, for those of torch have 64 bits.
+        if seed is not None and not (isinstance(seed, Integral) and int(seed) >= 0):
+            raise UserError(f"seed: expected a whole number from 0, found {seed!r}.")
         seed = torch.initial_seed() if seed is None else int(seed)
         rule = super().__call__(as_network(network, input_shape), options, seed=seed)
         if own_loss is not None or metrics is not None or batch is not None:

@@ -99,7 +99,8 @@ def _made_of(
     rest = {name: value for name, value in changes.items() if name not in names}
     if network is None:
         network = _described_network(path, found, trust)
-    made = rule(network, options=options, seed=found["seed"], **rest)
+    # Earlier versions took seeds below 0, which come back with the state of the noise.
+    made = rule(network, options=options, seed=max(found["seed"], 0), **rest)
     state = checkpoint["state_dict"]
     if any(value.dtype == torch.float64 for value in state.values()):
         made.double()

@@ -132,6 +132,13 @@ def test_checkpoints_of_earlier_versions_are_loaded_by_their_configuration(run):
     assert torch.equal(rule(x), ours(x)) and rule.options == ours.options
 
 
+def test_a_seed_below_0_of_earlier_versions_comes_back(run):
+    def changed(checkpoint):
+        checkpoint["description"]["seed"] = checkpoint["noise"][0]["seed"] = -1
+
+    assert dtp.load(saved_again(run / "checkpoints" / "best.ckpt", changed)).noise_streams.seed == -1
+
+
 def test_classes_of_an_old_checkpoint_of_a_folder_are_the_outputs(run):
     def change(content):
         del content["description"]
