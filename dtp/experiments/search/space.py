@@ -150,7 +150,10 @@ def _of_rule(rule: str, options: type) -> Space | None:
         return read_space(path)
     said = {field.name: said_of(options, field.name, "search") for field in dataclasses.fields(options)}
     content = {name: value for name, value in said.items() if value is not None}
-    origin = getattr(options, "search_origin", f"the options of {rule}")
+    origin = f"what the options of {rule} say."
+    if rule in ALGORITHMS.entries or "search_origin" in vars(options):
+        # What a class of a user's own inherits is said of a domain of ours.
+        origin = getattr(options, "search_origin", origin)
     space = _space(rule, f"domain of {rule}", origin, content)
     return space if space.parameters else None
 

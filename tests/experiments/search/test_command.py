@@ -90,6 +90,8 @@ def test_an_option_of_ones_own_that_a_resumed_run_may_change_is_part_of_what_is_
     assert main([*words, "--gamma", "0.25", "--write-preset", "my best.yaml"]) == 0
     assert "train with: dtp train --config 'my best.yaml'\n" in capsys.readouterr().out
     (trial,) = read_study(Path("study"))["trials"]
+    comment = " ".join(Path("my best.yaml").read_text().partition("\nalgo:")[0].replace("\n#", "").split())
+    assert comment.endswith("Domain: what the options of mine:Mine say.")
     assert read_yaml(Path("my best.yaml"))["alpha"] == trial["options"]["alpha"] != 0.5
     assert read_study(Path("study"))["settings"]["options"]["gamma"] == 0.25
 

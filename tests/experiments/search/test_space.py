@@ -141,6 +141,7 @@ def test_a_rule_of_ones_own_has_the_domain_of_the_rule_that_it_extends(tmp_path,
     assert (
         said.parameters == {"mine": Parameter("uniform", (0.0, 1.0))} and said.where == "domain of my_search_rules:Said"
     )
+    assert said.origin == "what the options of my_search_rules:Said say."
     with pytest.raises(UserError, match="my_search_rules:Other: no domain is known.*--space FILE"):
         domain("", "my_search_rules:Other")
 
