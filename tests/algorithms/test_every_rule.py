@@ -5,6 +5,7 @@ import json
 import math
 import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from dtp.algorithms.target_propagation import TargetPropagation
 from dtp.cli.train import main
 from dtp.diagnostics.alignment import update_alignment
 from dtp.errors import UserError
+from dtp.experiments.sweep.plan import SCORES, Part, require_metrics
 from dtp.feedback import noise
 from dtp.run.folder import newest_checkpoint
 from dtp.system.signals import stop_request
@@ -613,6 +615,11 @@ def test_it_learns_digits_in_every_layer(name, here):
     task, error = summary["task"], -100 * summary.get("test_mse", 0)
     found = {"classification": "test_accuracy", "clustering": "test_purity"}.get(task)
     assert (100 * summary[found] if found else error) >= known.accuracy
+    with (here / "run" / "metrics.csv").open() as file:
+        columns = tuple(next(csv.reader(file)))[2:]
+    # The figure of a sweep may show them all.
+    require_metrics(Path("sweep.yaml"), [Part(metric=columns)], [task])
+    assert {f"test/{name}" for name in SCORES[task][1]} | {f"train/{name}" for name in SCORES[task][0]} <= {*columns}
     measured = diagnostics(here / "run")
     if task == "clustering":
         assert not measured

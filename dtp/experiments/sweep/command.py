@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dtp.algorithms import ALGORITHMS
 from dtp.cli.arguments import parse
 from dtp.cli.commands import CommandParser, command_line, command_words, run_command
 from dtp.cli.config import as_arguments
 from dtp.errors import UserError
 from dtp.experiments.jobs import MOST_AT_ONCE, Job, run_jobs
-from dtp.experiments.sweep.plan import SWEEPS, Sweep, read_sweep, sweep_path
+from dtp.experiments.sweep.plan import SWEEPS, Sweep, read_sweep, require_metrics, sweep_path
 from dtp.fields import flag
 from dtp.run.provenance import recorded, without_places
 from dtp.system.files import write_atomically
@@ -98,15 +99,22 @@ def _sweep(argv: Sequence[str]) -> int:
 
 
 def _require_configurations(path: Path, sweep: Sweep, jobs: Mapping[tuple[str, int], Job]) -> None:
-    """Raise UserError if a run's options mean no configuration; for what the file alone says, it names the file."""
+    """Raise UserError if a run's options mean no configuration; for what the file alone says, it names the file.
+
+    Also if no run can have a metric that the figure is to show, as far as it is known.
+    """
     options = {point.name: point.options for point in sweep.points}
+    runs = []
     for (name, _), job in jobs.items():
         try:
-            job.config()
+            runs.append(job.config().run)
         except UserError as error:
             if _mistake(options[name]) != str(error):
                 raise
             raise UserError(f"{path}{f', {name}' if len(options) > 1 else ''}: {error}") from error
+    # What a rule of the user's own measures, it alone knows.
+    if all(run.algo in ALGORITHMS.entries for run in runs):
+        require_metrics(path, sweep.figure, {run.task for run in runs})
 
 
 def _mistake(options: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from dtp.errors import UserError
 from dtp.experiments.jobs import Job
 from dtp.experiments.over_seeds import statistic
-from dtp.experiments.sweep.plan import Part, Sweep, value_label
+from dtp.experiments.sweep.plan import Part, Sweep, place_on_axis, swept_by, value_label
 from dtp.experiments.sweep.results import Measured, collect, metric_name, write_results
 from dtp.plots.style import (
     color,
@@ -142,7 +142,9 @@ class Panel:
     @cached_property
     def options(self) -> list[str]:
         """What tells the lines apart: ``variant`` and options of the grid."""
-        names = [name for name in self.settings[0].point.values if name not in (self.part.panels, _swept(self.part.x))]
+        names = [
+            name for name in self.settings[0].point.values if name not in (self.part.panels, swept_by(self.part.x))
+        ]
         variants = self.part.panels != "variant" and len({m.point.variant for m in self.settings}) > 1
         return ["variant", *names] if variants else names
 
@@ -189,11 +191,6 @@ def _value(m: Measured, name: str) -> str:
     return m.point.variant if name == "variant" else value_label(m.point.values[name])
 
 
-def _swept(x: str) -> str:
-    """The option of the grid that the horizontal axis ``x`` stands for."""
-    return "widths" if x in ("depth", "width") else x
-
-
 def _styles(panels: Sequence[Panel]) -> dict[str, Any]:
     """One colour for each label in the whole figure; in order where the labels are those of a growing number."""
     styles: dict[str, Any] = {}
@@ -232,9 +229,9 @@ def _draw_curves(axes: Axes, panel: Panel, styles: Mapping[str, Any]) -> None:
 def _draw_values(axes: Axes, panel: Panel, styles: Mapping[str, Any]) -> None:
     from matplotlib.ticker import FixedLocator, NullLocator
 
-    ticks = set()
+    ticks, x = set(), panel.part.x
     for label, line in panel.lines.items():
-        found = {_number(m, panel.part.x): statistic(m.last(panel.metric)) for m in line}
+        found = {place_on_axis(x, m.point.values[swept_by(x)]): statistic(m.last(panel.metric)) for m in line}
         points = [(x, value.scaled(panel.factor)) for x, value in sorted(found.items()) if value]
         ticks |= {x for x, _ in points}
         axes.errorbar(
@@ -286,11 +283,3 @@ def _metric_axis(axes: Axes, which: str, panel: Panel) -> None:
     axes.set(**{f"{which}label": metric_name(panel.metric)})
     if panel.part.range:
         axes.set(**{f"{which}lim": [panel.factor * end for end in panel.part.range]})
-
-
-def _number(m: Measured, x: str) -> float:
-    """Where a setting lies on the horizontal axis of swept numbers."""
-    value = m.point.values[_swept(x)]
-    if x == "depth":
-        return float(len(value))
-    return float(value[0] if isinstance(value, list) else value)

@@ -24,10 +24,11 @@ itself be a list, for options that take several values.
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,14 @@ MOST = 10_000
 # Of the name of a folder, in bytes, as file systems have it.
 MOST_LETTERS = 255
 AGAINST = ("epochs", "batches")
+# From which likeness on an unknown metric of training is a known one misspelt; train/feedback_loss_1 is a column.
+CLOSE = 0.9
+# What runs measure besides the loss: in training, and in validation and test, by task.
+SCORES = {
+    "classification": (("accuracy",), ("accuracy", "top5")),
+    "autoencoder": (("mse",), ("mse",)),
+    "clustering": ((), ("purity", "nmi")),
+}
 
 
 @dataclass(frozen=True)
@@ -211,11 +220,11 @@ def read_sweep(path: Path) -> Sweep:
     if len(set(seeds)) < len(seeds):
         raise UserError(f"{path}: seeds: expected each number once, found {seeds}.")
     title = content.get("title", path.stem)
-    figure = _figure(path, content.get("figure"), [str(variant) for variant in variants], points[0].values)
+    figure = _figure(path, content.get("figure"), [str(variant) for variant in variants], grid)
     return Sweep(path.stem, str(title), comment_of(text), points, seeds, figure)
 
 
-def _figure(path: Path, content: Any, variants: list[str], grid: Mapping[str, Any]) -> tuple[Part, ...]:
+def _figure(path: Path, content: Any, variants: list[str], grid: Mapping[str, list[Any]]) -> tuple[Part, ...]:
     parts = []
     for figure in content if isinstance(content, list) and content else [content]:
         given: dict[str, Any] = {name: _listed(value) for name, value in _mapping(path, "figure", figure).items()}
@@ -241,6 +250,14 @@ def _figure(path: Path, content: Any, variants: list[str], grid: Mapping[str, An
             if value not in allowed:
                 names = ", ".join(filter(None, allowed)) or f"none for kind {part.kind}"
                 raise UserError(f"{path}: figure, {name}: expected {names}; found {value or 'none'!r}.")
+        for value in grid[swept_by(part.x)] if part.x else ():
+            try:
+                place_on_axis(part.x, value)
+            except (TypeError, ValueError, IndexError) as error:
+                kind = "lists" if part.x == "depth" else "numbers"
+                raise UserError(
+                    f"{path}: figure, x: expected {kind} for {part.x}, found {value!r}; give another option of grid."
+                ) from error
         if not part.metric or not all(isinstance(name, str) and "/" in name for name in part.metric):
             raise UserError(
                 f"{path}: figure, metric: expected columns of metrics.csv, such as val/accuracy, found "
@@ -251,6 +268,42 @@ def _figure(path: Path, content: Any, variants: list[str], grid: Mapping[str, An
             raise UserError(f"{path}: figure, range: expected two numbers, the smaller first, found {list(ends)}.")
         parts.append(part)
     return tuple(parts)
+
+
+def swept_by(x: str) -> str:
+    """The option of the grid that the horizontal axis ``x`` stands for."""
+    return "widths" if x in ("depth", "width") else x
+
+
+def place_on_axis(x: str, value: Any) -> float:
+    """Where a value of the option of ``x`` lies on that axis.
+
+    Raises:
+        TypeError, ValueError, IndexError: it is no number, or no list of some.
+    """
+    if x == "depth":
+        return float(len(value))
+    return float(value[0] if isinstance(value, list) else value)
+
+
+def require_metrics(path: Path, figure: Sequence[Part], tasks: Collection[str]) -> None:
+    """Raise UserError where runs of rules of ours, of these tasks, have no column that the sweep's figure is to show.
+
+    Rules measure more in training than is known here: only what is close to a known name is taken for a mistake there.
+    """
+    trained, tested = ({name for task in tasks for name in SCORES[task][i]} | {"loss"} for i in (0, 1))
+    known = [f"train/{name}{ending}" for name in sorted(trained) for ending in ("", "_epoch")]
+    known += [f"{split}/{name}" for split in ("val", "test") for name in sorted(tested)]
+    known += ["train/lr", "train/images_per_second", "train/feedback_share"]
+    known += [f"{what}_{kind}/layer1" for what in ("feedback", "update") for kind in ("angle", "distance")]
+    for metric in (metric for part in figure for metric in part.metric):
+        name = re.sub(r"/layer\d+$", "/layer1", metric)
+        is_open = metric.startswith("train/") and not difflib.get_close_matches(name, known, 1, CLOSE)
+        if name not in known and not is_open:
+            raise UserError(
+                f"{path}: figure, metric: expected columns of metrics.csv of its runs, found {metric}"
+                f"{did_you_mean(name, known)}."
+            )
 
 
 def _listed(value: Any) -> tuple[Any, ...]:

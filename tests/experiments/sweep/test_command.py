@@ -136,6 +136,12 @@ def test_mistakes_are_one_sentence_and_nothing_begins(here, capsys, words, expec
         ("base: {max_epoch: 3}", [], "tiny.yaml: Unknown option --max-epoch; did you mean --max-epochs?"),
         ("grid: {lr: [0.1, fast]}", [], "tiny.yaml, lr fast: --lr: expected a number, found 'fast'"),
         ("variants: {a: {algo: bp}, b: {algo: bbp}}", [], "tiny.yaml, b: --algo bbp: no such choice"),
+        (
+            "figure: {metric: [train/loss, test/acuracy]}",
+            [],
+            "tiny.yaml: figure, metric: expected columns of metrics.csv of its runs, found test/acuracy; did you mean "
+            "test/accuracy?",
+        ),
         ("grid: {lr: [0.1, 0.2]}", ["--noise", "much"], "--noise: expected a number, found 'much'"),
     ],
 )
@@ -146,6 +152,13 @@ def test_a_mistake_in_the_options_of_the_file_names_it_and_the_setting(here, cap
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {expected}")
     assert [path.name for path in here.iterdir()] == ["tiny.yaml"]
+
+
+def test_what_a_rule_of_ones_own_measures_is_not_known(here, capsys):
+    (here / "own.py").write_text("from dtp.algorithms import BP\nclass Own(BP): pass\n")
+    sweep_file(here, "figure: {metric: [train/acuracy, mine/acuracy]}\n")
+    assert main(["tiny.yaml", "--algo", "own:Own", "--list"]) == 0
+    assert "--algo own:Own" in capsys.readouterr().out
 
 
 def test_what_failed_before_it_was_trained_is_tried_again(here, capsys):

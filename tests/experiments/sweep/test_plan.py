@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dtp.errors import UserError
-from dtp.experiments.sweep.plan import SWEEPS, Part, read_sweep, sweep_path
+from dtp.experiments.sweep.plan import SWEEPS, Part, read_sweep, require_metrics, sweep_path
 from tests.experiments.sweep.helpers import TINY, sweep_file, sweep_of
 
 
@@ -85,6 +85,14 @@ def test_the_figure_is_a_part_or_several(tmp_path):
         ("figure: {kind: values}", "figure, x: expected none for kind values; found 'none'"),
         ("grid: {lr: [1, 2]}\nfigure: {kind: values, x: depth}", "figure, x: expected lr; found 'depth'"),
         ("grid: {lr: [1, 2]}\nfigure: {panels: variant}", "figure, panels: expected lr; found 'variant'"),
+        (
+            "grid: {optimizer: [sgd, adam]}\nfigure: {kind: values, x: optimizer}",
+            "figure, x: expected numbers for optimizer, found 'sgd'; give another option of grid.",
+        ),
+        (
+            "grid: {widths: [8, 16]}\nfigure: {kind: values, x: depth}",
+            "figure, x: expected lists for depth, found 8; give another option of grid.",
+        ),
         ("figure: {range: [1, 0]}", "figure, range: expected two numbers, the smaller first"),
         ("figure: {against: hours}", "figure, against: expected epochs, batches"),
         ("grid: {lr: [1, 2]}\nfigure: {x: lr}", "figure, x: expected none for kind curves; found 'lr'"),
@@ -95,6 +103,23 @@ def test_mistakes_are_one_sentence_that_names_the_file(tmp_path, text, words):
         read_sweep(sweep_file(tmp_path, text + "\n"))
     message = str(error.value)
     assert words in message and str(tmp_path / "tiny.yaml") in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "metric, tasks, hint",
+    [
+        ("test/acuracy", ["classification"], "test/accuracy"),
+        ("tset/accuracy", ["classification"], "test/accuracy"),
+        ("train/acuracy_epoch", ["classification"], "train/accuracy_epoch"),
+        ("val/accuracy", ["autoencoder"], ""),
+        ("val/accuracy", ["clustering"], "val/purity"),
+        ("updat_angle/layer3", ["classification"], "update_angle/layer1"),
+    ],
+)
+def test_a_metric_that_no_run_can_have_is_told(metric, tasks, hint):
+    with pytest.raises(UserError, match=f"^file: figure, metric: expected .*, found {metric}.*{hint}") as error:
+        require_metrics(Path("file"), (Part(metric=("train/loss", metric)),), tasks)
+    assert not hint or str(error.value).endswith(f"; did you mean {hint}?.")
 
 
 @pytest.mark.parametrize("variant", ["..", ".", "x" * 300])
