@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -119,6 +120,9 @@ def _train_in(
         write_config(run, config, command)
         write_failure(run.folder, "")
         _print_header(config, run, data, algorithm, resumed_at)
+        if config.run.resume == "auto" and run.checkpoint is None:
+            where = run.folder if config.run.run_dir else run.folder.parent
+            print(f"--resume auto: nothing to resume in {where}; begins anew.", file=sys.stderr, flush=True)
         print(tf32_advice(config.run, accelerator), end="", flush=True)
     metrics_csv = MetricsCSV(run.folder)
     metrics_csv.resume_at(resumed_at)

@@ -108,6 +108,16 @@ def test_a_run_stopped_by_a_signal_and_resumed_equals_one_never_stopped(
     assert_identical(final_state(tmp_path / "whole"), final_state(tmp_path / "stopped"))
 
 
+def test_resuming_where_there_is_nothing_says_so(here, capsys):
+    words = [*COMMAND, "--max-steps", "1", "--resume", "auto"]
+    for more, where in ((["--run-dir", "run"], "run"), ([], "runs/dtp_mlp_digits")):
+        told = f"--resume auto: nothing to resume in {where}; begins anew.\n"
+        assert main([*words, *more]) == 0
+        assert told in capsys.readouterr().err
+        assert main([*words, *more]) == 0
+        assert "nothing to resume" not in capsys.readouterr().err
+
+
 def test_the_command_that_is_printed_goes_on_whatever_the_folder_is_called(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "Anna's runs"
     with monkeypatch.context() as patch:
