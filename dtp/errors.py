@@ -1,6 +1,7 @@
 """Errors that are the user's mistake, not the program's."""
 
 import errno
+import os
 from pathlib import Path
 
 # What a full disk, a quota, a limit of file sizes and a disk that only reads say.
@@ -20,6 +21,9 @@ NO_PATH = (
     errno.EMFILE,
     errno.ENFILE,
 )
+
+# Environment variables that libraries read as they are imported, by how their complaints begin.
+READ_BY_LIBRARIES = {"Key backend: ": "MPLBACKEND", "Invalid log settings: ": "TORCH_LOGS"}
 
 
 class UserError(Exception):
@@ -42,6 +46,15 @@ def told_by_the_system(error: OSError) -> str:
     if error.errno in NO_PATH:
         what = f"{error.filename}: cannot be read or written" if error.filename else "a file cannot be read or written"
         return f"{what} ({error.strerror}); mend its permissions or give another path."
+    return ""
+
+
+def told_by_a_library(error: Exception) -> str:
+    """One sentence for what a library says of an environment variable that it reads; empty for any other error."""
+    said = first_line(error)
+    for words, name in READ_BY_LIBRARIES.items():
+        if name in os.environ and said.startswith(words):
+            return f"{name}: expected a value that its library knows, found another ({said}); mend it, or unset it."
     return ""
 
 

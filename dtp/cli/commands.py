@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dtp.distributed.launcher import require_sense
-from dtp.errors import UserError, told_by_the_system
+from dtp.errors import UserError, told_by_a_library, told_by_the_system
 from dtp.fields import flag, wrong_choice, wrong_type
 from dtp.system.signals import Interrupted, Stopped
 
@@ -131,8 +131,8 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        why = told_by_the_system(error)
+    except (OSError, ValueError) as error:
+        why = told_by_the_system(error) if isinstance(error, OSError) else told_by_a_library(error)
         if not why:
             raise
         print(f"error: {why}", file=sys.stderr)

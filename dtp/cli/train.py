@@ -13,7 +13,7 @@ from dtp.cli.arguments import parse
 from dtp.cli.commands import look_for_modules_here
 from dtp.distributed import watch
 from dtp.distributed.launcher import process_rank, require_sense
-from dtp.errors import NO_ROOM, UserError, first_line, told_by_the_system
+from dtp.errors import NO_ROOM, UserError, first_line, told_by_a_library, told_by_the_system
 from dtp.system.memory import importing_torch
 from dtp.system.signals import Interrupted, Stopped, stop_request
 
@@ -72,6 +72,8 @@ def _main(argv: list[str]) -> int:
         if isinstance(error, OSError) and (why := told_by_the_system(error)):
             again = "go on with --resume auto" if error.errno in NO_ROOM else "try again"
             return watch.end(2, f"error: {why.replace('try again', again)}")
+        if why := told_by_a_library(error):
+            return watch.end(2, f"error: {why}")
         if watch.is_lost_connection(error) and watch.is_watching():
             why = "the connection to another rank broke, and all ranks are still there; go on with --resume auto."
             return watch.end(1, f"{traceback.format_exc()}error: {why}", lost_connection=True)

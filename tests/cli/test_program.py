@@ -82,6 +82,15 @@ def test_a_mistake_is_told_with_the_name_that_training_goes_by(start, name, tmp_
     assert done.returncode == 2 and f"({name} --help lists all)" in done.stderr
 
 
+@pytest.mark.parametrize("command, name", [("train", "MPLBACKEND"), ("train", "TORCH_LOGS"), ("report", "MPLBACKEND")])
+def test_a_variable_that_a_library_refuses_is_named(command, name, tmp_path):
+    folder = make_run(tmp_path / "run")
+    words = [*SHORT, "--run-dir", "new"] if command == "train" else [str(folder)]
+    done = run(command, *words, cwd=tmp_path, **{name: "junk"})
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {name}: expected a value that its library knows")
+    assert "junk" in done.stderr and done.stderr.count("\n") == 1 and not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("words", ["train --help", "search --help", "slurm vgg_dtp", "--help"])
 def test_a_reader_that_leaves_is_no_error(words, tmp_path):
     # The first line is the only one that is read; what is written then breaks the pipe.
