@@ -59,7 +59,9 @@ if TYPE_CHECKING:
     from dtp.models.mlp import MLP as MLP
     from dtp.models.network import Network as Network
     from dtp.models.resnet import ResNet18 as ResNet18
+    from dtp.models.resnet import ResNet20 as ResNet20
     from dtp.models.resnet import ResNet34 as ResNet34
+    from dtp.models.resnet import ResNet56 as ResNet56
     from dtp.models.square import Square as Square
     from dtp.models.stochastic import Stochastic as Stochastic
     from dtp.models.tied_autoencoder import TiedAutoencoder as TiedAutoencoder

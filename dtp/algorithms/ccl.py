@@ -17,7 +17,7 @@ from dtp.contracts import gradients
 from dtp.errors import UserError
 from dtp.feedback import FeedbackSettings, LinearMap, layer_operations
 from dtp.feedback.operations import operation_of
-from dtp.models.modules import InnerFunction, ResidualUnit, SameConv2d
+from dtp.models.modules import InnerFunction, PaddedShortcut, ResidualUnit, SameConv2d
 from dtp.models.network import Network
 from dtp.models.precision import full_precision
 from dtp.models.shapes import output_shape
@@ -221,6 +221,8 @@ def _mirror(module: nn.Module, below: Size, above: Size) -> list[nn.Module]:
         return [_Unit(module, below)]
     if isinstance(module, InnerFunction):
         return [_copy(module.function)]
+    if isinstance(module, PaddedShortcut):
+        return [nn.Upsample(tuple(below[1:])), PaddedShortcut(above[0], below[0], stride=1)]
     if isinstance(module, nn.Linear):
         return [nn.Linear(module.out_features, module.in_features, bias=False)]
     if isinstance(module, nn.Conv2d | SameConv2d):

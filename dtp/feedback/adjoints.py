@@ -19,6 +19,7 @@ from dtp.feedback.operations import (
     Gate,
     LinearMap,
     PassThrough,
+    PoolingAdjoint,
     Routing,
     elementwise_feedback,
     per_channel,
@@ -30,6 +31,7 @@ from dtp.models.modules import (
     FirstUnits,
     InnerFunction,
     LocallyConnected2d,
+    PaddedShortcut,
     Probability,
     RandomOperation,
     Residual,
@@ -243,6 +245,8 @@ register_feedback(
     InnerFunction, lambda module, in_shape, settings: Gate(module.function, settings.gate), _inner_forward
 )
 register_feedback(Residual, ResidualFeedback, _residual_forward)
+# Without weights to learn, so exact: zeros where no pixel was taken, and nothing of the channels of zeros.
+register_feedback(PaddedShortcut, lambda module, in_shape, settings: PoolingAdjoint(module), shape_forward)
 register_feedback(Uncut, _refuse_uncut)
 register_feedback(FirstUnits, lambda module, in_shape, settings: FirstUnitsFeedback(), shape_forward)
 register_feedback(Standardise, lambda module, in_shape, settings: StandardiseAdjoint(), _standardise_forward)

@@ -422,7 +422,7 @@ def windows_overlap(pool: MaxPool) -> bool:
 
 
 class PoolingAdjoint(FeedbackOperation):
-    """Exact adjoint of a linear, weight-free spatial map (average pooling), by its vector-Jacobian product."""
+    """Exact adjoint of a linear, weight-free spatial map (of average pooling, say), by its vector-Jacobian product."""
 
     kind = "spatial"
 

@@ -95,6 +95,23 @@ class ResNetOptions(ModelOptions):
     batch_norm: bool = False
     # What a layer of the learning rule is: one residual unit, or a whole stage (as in the code of Ernoult et al.).
     residual_layers: Literal["unit", "stage"] = "unit"
+    # What passes a unit by where the shape changes: a 1x1 convolution (projection, option B of He et al. 2016), or the
+    # input itself, every second pixel with channels of zeros around (padding, option A).
+    shortcut: Literal["projection", "padding"] = option("projection", before="projection")
+
+
+@model("resnet56", "resnet:ResNet56", "ResNet-56 for CIFAR-10")
+@model("resnet20", "resnet:ResNet20", "ResNet-20 for CIFAR-10")
+@dataclass
+class CifarResNetOptions(ResNetOptions):
+    """Residual units in three stages; default as He et al. 2016 for CIFAR-10, in the form of biotorch."""
+
+    activation: ActivationName = "relu"
+    init: Init = "xavier"
+    # Channels of the stem and of the three stages, each at least 1; from the second stage on the stride is 2.
+    channels: list[int] = option([16, 16, 32, 64], least=1)
+    batch_norm: bool = True
+    shortcut: Literal["projection", "padding"] = "padding"
 
 
 @model("convnet", "locally_connected:ConvNet", "the same with shared weights")

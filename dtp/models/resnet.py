@@ -1,13 +1,13 @@
-"""ResNet-18 and ResNet-34 for small images."""
+"""ResNets for small images."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
 from dtp.errors import UserError
 from dtp.models.modules import InnerFunction, ResidualUnit
 from dtp.models.network import Network
-from dtp.models.options import ResNetOptions
+from dtp.models.options import CifarResNetOptions, ResNetOptions
 
 
 class ResNet18(Network):
@@ -22,22 +22,27 @@ class ResNet18(Network):
 
     Options = ResNetOptions
     options: ResNetOptions
-    units = (2, 2, 2, 2)
+    # In each stage.
+    units: Sequence[int] = (2, 2, 2, 2)
 
     def make_layers(self) -> Iterable[nn.Sequential]:
         o = self.options
-        if len(o.channels) != 5:
-            raise UserError(f"--channels: a ResNet has a stem and 4 stages, 5 values, found {len(o.channels)}.")
-        stem, *stages = o.channels
+        stages = len(self.units)
+        if len(o.channels) != stages + 1:
+            raise UserError(
+                f"--channels: {type(self).__name__} has a stem and {stages} stages, {stages + 1} values, found "
+                f"{len(o.channels)}."
+            )
+        stem, *widths = o.channels
         norm = [nn.BatchNorm2d(stem)] if o.batch_norm else []
         conv = nn.Conv2d(self.shapes[-1][0], stem, kernel_size=3, padding=1, bias=False)
         yield nn.Sequential(conv, *norm, self.activation())
         below = stem
-        for stage, (channels, count) in enumerate(zip(stages, self.units, strict=True)):
+        for stage, (channels, count) in enumerate(zip(widths, self.units, strict=True)):
             layer: list[nn.Module] = []
             for i in range(count):
                 stride = 2 if stage > 0 and i == 0 else 1
-                layer.append(ResidualUnit(below, channels, stride, self.activation(), o.batch_norm))
+                layer.append(ResidualUnit(below, channels, stride, self.activation(), o.batch_norm, o.shortcut))
                 below = channels
                 if o.residual_layers == "unit" or i == count - 1:
                     yield nn.Sequential(*layer, self.activation())
@@ -51,3 +56,21 @@ class ResNet34(ResNet18):
     """As :class:`ResNet18`, with stages of 3, 4, 6 and 3 units; 21,265,098 parameters for 10 classes."""
 
     units = (3, 4, 6, 3)
+
+
+class ResNet20(ResNet18):
+    """As :class:`ResNet18`, with three stages of 3 units, batch normalisation and shortcuts without weights.
+
+    That of He et al. 2016, section 4.2, for CIFAR-10, in the form of Sanfiz and Akrout 2021 (biotorch): 269,722
+    parameters for 10 classes.
+    """
+
+    Options = CifarResNetOptions
+    options: CifarResNetOptions
+    units = (3, 3, 3)
+
+
+class ResNet56(ResNet20):
+    """As :class:`ResNet20`, with stages of 9 units; 853,018 parameters for 10 classes."""
+
+    units = (9, 9, 9)

@@ -19,6 +19,8 @@ SMALL = {
     "vgg": "--channels 3 4 5",
     "resnet18": "--channels 3 3 4 5 6",
     "resnet34": "--channels 3 3 3 3 3 --batch-norm true",
+    "resnet20": "--channels 3 3 4 6",
+    "resnet56": "--channels 2 2 2 3",
     "lc": "--kernels 3 3 --channels 3 4 --strides 2 1 --hidden 8",
     "convnet": "--kernels 3 3 --channels 3 4 --strides 2 1 --hidden 8",
     "square": "--widths 16 12 8",

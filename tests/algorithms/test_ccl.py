@@ -83,7 +83,7 @@ def test_losses_and_gradients_equal_those_of_the_authors_code(form, flooding):
         torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "lenet", "resnet18", "lc", "vgg"])
+@pytest.mark.parametrize("kind", ["mlp", "lenet", "resnet18", "resnet20", "lc", "vgg"])
 def test_each_loss_reaches_a_layer_of_either_network(kind):
     network = shipped_network(kind)
     rule = make("ccl", network)
@@ -120,7 +120,7 @@ def test_losses_do_not_depend_on_the_order_of_the_images(form):
         torch.testing.assert_close(first[n], second[n], rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("kind", ["mlp", "lenet", "vgg", "resnet18", "resnet34", "lc", "convnet", "square"])
+@pytest.mark.parametrize("kind", ["mlp", "lenet", "vgg", "resnet18", "resnet34", "resnet20", "lc", "convnet", "square"])
 def test_mirrors_bring_class_signals_to_the_shapes_of_the_activations(kind):
     network = shipped_network(kind)
     signals = make("ccl", network).class_signals(like=torch.zeros(()))

@@ -190,7 +190,7 @@ def test_nor_does_an_engine_but_to_stop_early(options, without_generators):
             on_meta(early, network)
 
 
-@pytest.mark.parametrize("model", ["vgg", "resnet18", "lc"])
+@pytest.mark.parametrize("model", ["vgg", "resnet18", "resnet20", "lc"])
 @pytest.mark.parametrize("name", [name for name in NAMES if facts(name).any_network])
 def test_it_trains_all_layers_of_other_networks(name, model):
     network = shipped_network(model)

@@ -9,7 +9,7 @@ from dtp.algorithms.options import DTPOptions
 from dtp.diagnostics.alignment import feedback_alignment, update_alignment
 from dtp.feedback import FeedbackSettings, derive_feedback, forward_with_context, ldrl_loss
 from dtp.feedback.adjoints import ResidualFeedback
-from dtp.models import ConvNet, LocallyConnected, ResNet18, Square
+from dtp.models import ConvNet, LocallyConnected, ResNet18, ResNet20, Square
 from dtp.models.modules import FirstUnits, InnerFunction, LocallyConnected2d, ResidualUnit, SameConv2d, Standardise
 from tests.feedback.helpers import storages, undo
 
@@ -25,12 +25,15 @@ def adjoint(layer, x, v):
 RESIDUAL = [
     (size, stride, channels, norm) for size in (6, 7) for stride in (1, 2) for channels in (3, 4) for norm in (0, 1)
 ]
+RESIDUAL = [(*shape, "projection") for shape in RESIDUAL] + [
+    (size, stride, channels, 1, "padding") for size in (6, 7) for stride in (1, 2) for channels in (2, 4, 6)
+]
 
 
-@pytest.mark.parametrize(("size", "stride", "channels", "norm"), RESIDUAL)
-def test_residual_feedback_with_transposed_weights_is_the_adjoint(size, stride, channels, norm):
+@pytest.mark.parametrize(("size", "stride", "channels", "norm", "shortcut"), RESIDUAL)
+def test_residual_feedback_with_transposed_weights_is_the_adjoint(size, stride, channels, norm, shortcut):
     """For an odd and an even size, with and without a shortcut of its own, and batch normalisation in training."""
-    unit = ResidualUnit(3, channels, stride, nn.Tanh(), bool(norm)).double()
+    unit = ResidualUnit(3, channels, stride, nn.Tanh(), bool(norm), shortcut).double()
     layer = nn.Sequential(unit)
     feedback = undo(layer, (3, size, size), symmetric=True).double()
     feedback.copy_transpose(layer)
@@ -63,8 +66,9 @@ def test_a_noisy_pass_uses_the_clean_statistics_and_leaves_the_running_ones():
     assert all(torch.equal(buffers[name], b) for name, b in unit.named_buffers())
 
 
-def test_contexts_of_residual_units_repeat_and_select():
-    layer = nn.Sequential(ResidualUnit(3, 4, 2, nn.ELU()))
+@pytest.mark.parametrize("shortcut", ["projection", "padding"])
+def test_contexts_of_residual_units_repeat_and_select(shortcut):
+    layer = nn.Sequential(ResidualUnit(3, 4, 2, nn.ELU(), shortcut=shortcut))
     feedback, x = undo(layer, (3, 6, 6)), torch.randn(5, 3, 6, 6)
     y, context = forward_with_context(layer, x)
     r = feedback(y, context)
@@ -229,6 +233,7 @@ NETWORKS = {
     "resnet18-stages": lambda: ResNet18(
         ResNet18.Options("leaky-relu", channels=[3, 3, 4, 4, 5], residual_layers="stage"), (3, 8, 7), 5
     ),
+    "resnet20": lambda: ResNet20(ResNet20.Options("leaky-relu", channels=[3, 3, 4, 6], batch_norm=False), (3, 9, 8), 5),
     "lc": lambda: LocallyConnected(LocallyConnected.Options("leaky-relu", channels=[3, 4], hidden=[9]), (2, 9, 8), 5),
     "convnet": lambda: ConvNet(ConvNet.Options("leaky-relu", channels=[3, 4], hidden=[9]), (2, 9, 8), 5),
     "square": lambda: Square(Square.Options(widths=[20, 12, 12], outputs=8), (2, 4, 4), 5),

@@ -5,11 +5,26 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 import dtp.models
 from dtp.errors import UserError
-from dtp.models import MLP, MODELS, VGG, ConvNet, LeNet, LeNet5, LocallyConnected, Network, ResNet18, ResNet34, Square
+from dtp.models import (
+    MLP,
+    MODELS,
+    VGG,
+    ConvNet,
+    LeNet,
+    LeNet5,
+    LocallyConnected,
+    Network,
+    ResNet18,
+    ResNet20,
+    ResNet34,
+    ResNet56,
+    Square,
+)
 from dtp.models.modules import LocallyConnected2d, SameConv2d
 
 
@@ -168,6 +183,43 @@ def test_resnets_have_the_published_size(kind, layers, stages, published):
     assert sum(isinstance(m, nn.BatchNorm2d) for m in normalised.modules()) == convolutions
 
 
+def resnet_of_cifar(x, weights, units):
+    """Logits of He et al. 2016, section 4.2, option A, in training; ``weights`` in the order of the layers."""
+    weights = iter(weights)
+
+    def convolution(x, stride=1):
+        x = F.conv2d(x, next(weights), stride=stride, padding=1)
+        return F.batch_norm(x, None, None, next(weights), next(weights), training=True)
+
+    x = convolution(x).relu()
+    for channels in (16, 32, 64):
+        for unit in range(units):
+            stride = 2 if channels > 16 and unit == 0 else 1
+            passed = x
+            if stride == 2:
+                # As in biotorch, half of the new channels before those of the input, half behind them.
+                zeros = torch.zeros(len(x), channels // 4, *x[0, 0, ::2, ::2].shape).to(x)
+                passed = torch.cat([zeros, x[:, :, ::2, ::2], zeros], 1)
+            x = (convolution(convolution(x, stride).relu()) + passed).relu()
+    logits = F.linear(x.mean((2, 3)), next(weights), next(weights))
+    assert not list(weights)
+    return logits
+
+
+@pytest.mark.parametrize(("kind", "units", "millions"), [(ResNet20, 3, 0.27), (ResNet56, 9, 0.85)])
+def test_resnets_of_cifar_are_those_of_he_et_al(kind, units, millions):
+    network = kind(kind.Options(), (3, 32, 32), 10).double()
+    assert round(parameters(network) / 1e6, 2) == millions
+    # Each unit and the stem are a layer, so is what averages and tells classes.
+    assert network.depth == 3 * units + 2
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 2)
+            nn.init.uniform_(module.bias, -1, 1)
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    torch.testing.assert_close(network(x), resnet_of_cifar(x, network.parameters(), units), rtol=1e-10, atol=1e-10)
+
+
 def test_the_locally_connected_networks_of_bartunov():
     mnist = LocallyConnected(LocallyConnected.Options(), (1, 28, 28), 10)
     assert mnist.shapes == [(1, 28, 28), (32, 14, 14), (64, 7, 7), (1024,), (10,)]
@@ -248,7 +300,8 @@ def test_networks_without_biases():
 
 
 WRONG = [
-    (ResNet18, {"channels": [1, 2]}, "5 values, found 2"),
+    (ResNet18, {"channels": [1, 2]}, "4 stages, 5 values, found 2"),
+    (ResNet20, {"channels": [1, 2, 3, 4, 5]}, "3 stages, 4 values, found 5"),
     (LocallyConnected, {"kernels": [3]}, "--kernels: expected 2 values, as many as --channels, found 1"),
     (LocallyConnected, {"kernels": [3, 0]}, "--kernels: expected values of at least 1, found 0"),
     (LocallyConnected, {"strides": [1, 2, 2]}, "--strides: expected 2 values, as many as --channels, found 3"),

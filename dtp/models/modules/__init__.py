@@ -2,7 +2,7 @@
 
 from dtp.models.modules.discrete import Sign
 from dtp.models.modules.locally_connected import LocallyConnected2d
-from dtp.models.modules.residual import InnerFunction, Residual, ResidualUnit
+from dtp.models.modules.residual import InnerFunction, PaddedShortcut, Residual, ResidualUnit
 from dtp.models.modules.same import SameConv2d
 from dtp.models.modules.stochastic import InputNoise, Probability, RandomOperation, Sample
 from dtp.models.modules.transposed import TransposedLinear
@@ -14,6 +14,7 @@ __all__ = [
     "InnerFunction",
     "InputNoise",
     "LocallyConnected2d",
+    "PaddedShortcut",
     "Probability",
     "RandomOperation",
     "Residual",

@@ -1,7 +1,10 @@
-"""Residual units of ResNet-18 and ResNet-34."""
+"""Residual units of the ResNets."""
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -35,6 +38,26 @@ class Residual(nn.Module):
         return self.branch(x) + self.shortcut(x)
 
 
+class PaddedShortcut(nn.Module):
+    """Every ``stride``-th pixel with channels of zeros around: (B, C_in, H, W) to (B, C, H / stride, W / stride).
+
+    Without weights, option A of He et al. 2016; as many zeros before the channels as after them, up to one. Where C is
+    less than C_in, as many of the outer channels are left out.
+    """
+
+    def __init__(self, in_channels: int, channels: int, stride: int):
+        super().__init__()
+        self.stride = stride
+        before = int((channels - in_channels) / 2)
+        self.padding = (before, channels - in_channels - before)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[..., :: self.stride, :: self.stride], (0, 0, 0, 0, *self.padding))
+
+    def extra_repr(self) -> str:
+        return f"padding={self.padding}, stride={self.stride}"
+
+
 class ResidualUnit(Residual):
     """y = C2 f(C1 x) + S x, (B, C_in, H, W) to (B, C, H / stride, W / stride); the f after the sum is not part of it.
 
@@ -46,14 +69,26 @@ class ResidualUnit(Residual):
         stride: of C1 and S.
         function: f.
         batch_norm: whether there is any.
+        shortcut: S where the shape changes, the 1x1 convolution (``"projection"``) or a :class:`PaddedShortcut`
+            (``"padding"``).
     """
 
-    def __init__(self, in_channels: int, channels: int, stride: int, function: nn.Module, batch_norm: bool = False):
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        stride: int,
+        function: nn.Module,
+        batch_norm: bool = False,
+        shortcut: Literal["projection", "padding"] = "projection",
+    ):
         def convolution(channels_in: int, kernel_size: int, stride: int) -> list[nn.Module]:
             conv = nn.Conv2d(channels_in, channels, kernel_size, stride, padding=kernel_size // 2, bias=False)
             return [conv, *([nn.BatchNorm2d(channels)] if batch_norm else [])]
 
         first, second = convolution(in_channels, 3, stride), convolution(channels, 3, 1)
-        same = stride == 1 and in_channels == channels
-        shortcut = [] if same else convolution(in_channels, 1, stride)
-        super().__init__(nn.Sequential(*first, InnerFunction(function), *second), nn.Sequential(*shortcut))
+        bypass: list[nn.Module] = []
+        if stride != 1 or in_channels != channels:
+            padded = shortcut == "padding"
+            bypass = [PaddedShortcut(in_channels, channels, stride)] if padded else convolution(in_channels, 1, stride)
+        super().__init__(nn.Sequential(*first, InnerFunction(function), *second), nn.Sequential(*bypass))

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dtp.models.modules import FirstUnits, ResidualUnit, SLReLU, Standardise, standardised
+from dtp.models.modules import FirstUnits, PaddedShortcut, ResidualUnit, SLReLU, Standardise, standardised
 
 ALPHAS = [0.01, 0.1, 0.3, 0.5, 0.7]
 
@@ -132,13 +132,28 @@ def test_first_units_are_the_first():
     assert torch.equal(FirstUnits(4)(x), x[:, :4])
 
 
+@pytest.mark.parametrize(("channels", "first"), [(3, 0), (5, 1), (6, 1), (7, 2)])
+def test_a_padded_shortcut_has_every_second_pixel_between_channels_of_zeros(channels, first):
+    x = torch.randn(2, 3, 7, 8)
+    expected = torch.zeros(2, channels, 4, 4)
+    for row in range(4):
+        for column in range(4):
+            expected[:, first : first + 3, row, column] = x[:, :, 2 * row, 2 * column]
+    y = PaddedShortcut(3, channels, stride=2)(x)
+    assert torch.equal(y, expected)
+    # Back to fewer channels it leaves out those that it added.
+    assert torch.equal(PaddedShortcut(channels, 3, stride=1)(y), x[:, :, ::2, ::2])
+
+
+@pytest.mark.parametrize("kind", ["projection", "padding"])
 @pytest.mark.parametrize("batch_norm", [False, True])
 @pytest.mark.parametrize(("channels", "stride"), [(3, 1), (5, 1), (3, 2), (5, 2)])
-def test_a_residual_unit_adds_its_input(channels, stride, batch_norm):
-    unit = ResidualUnit(3, channels, stride, nn.ELU(), batch_norm).eval()
+def test_a_residual_unit_adds_its_input(channels, stride, batch_norm, kind):
+    unit = ResidualUnit(3, channels, stride, nn.ELU(), batch_norm, kind).eval()
     x = torch.randn(2, 3, 7, 8)
     shortcut = x if (channels, stride) == (3, 1) else unit.shortcut(x)
     assert (len(unit.shortcut) == 0) == ((channels, stride) == (3, 1))
+    assert kind == "projection" or not list(unit.shortcut.parameters())
     for parameter in unit.branch[-1].parameters():
         nn.init.zeros_(parameter)
     assert torch.allclose(unit(x), shortcut)
