@@ -64,7 +64,7 @@ RULES = {
     "dtp": Facts(90.5, 5),
     "parallel-dtp": Facts(86.5, 12),
     "vanilla-dtp": Facts(89.5, 20),
-    "tp": Facts(79, 14, "--feedback-iterations 3 --feedback-lr 0.03"),
+    "tp": Facts(77, 14),
     "sdtp": Facts(93, 10),
     "ao-sdtp": Facts(93.5, 10),
     "hybrid": Facts(93, 5, not_local="for alpha above 0 targets go through the layers' own transposed Jacobians"),
@@ -135,7 +135,7 @@ RULES = {
     "dfc-ss": Facts(90, 8, SHORTER, options={"feedback_time_steps": 10}, not_true=CONTROL),
     "dfc-ssa": Facts(90, 8, SHORTER, options={"feedback_time_steps": 10}, not_true=CONTROL),
     "strong-dfc": Facts(
-        88.5,
+        89,
         8,
         "--feedback-time-steps 4",
         options={"feedback_time_steps": 10},
