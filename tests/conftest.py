@@ -4,17 +4,15 @@ import gc
 import os
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
 
 from dtp.models import MLP, LeNet, Network
 from dtp.models.options import LeNetOptions, MLPOptions
 from dtp.system.signals import STOP_SIGNALS, stop_request
-from tests.cheap import make_runs_cheap
-from tests.preloaded import children
+from tests import preloaded as preloaded_pythons
+from tests.cheap import leave_undrawn, make_runs_cheap
 
 # For this process, and for the processes that tests start: the tensors of the tests are small, and threads
 # that wait for each other on a busy machine would cost far more than they bring.
@@ -70,24 +68,16 @@ def isolation(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def undrawn(request, monkeypatch):
-    """Runs in this process leave an empty picture, for drawing is three quarters of a short run's time.
-
-    Those of tests marked ``drawn`` draw, and so do all processes.
-    """
+    """Runs here and in preloaded children leave an empty picture. Those of tests marked ``drawn`` draw."""
     if request.node.get_closest_marker("drawn") is None:
-        for place in ("callback.draw_metrics", "images.save_figure"):
-            monkeypatch.setattr(f"dtp.diagnostics.{place}", _draw_nothing)
-
-
-def _draw_nothing(_, figure: Path) -> bool:
-    Image.new("L", (1, 1)).save(figure)
-    return True
+        leave_undrawn(monkeypatch.setattr)
+        monkeypatch.setattr(preloaded_pythons, "drawn", False)
 
 
 @pytest.fixture
 def preloaded():
     """Other Pythons that the test starts have torch, Lightning and dtp imported already."""
-    with children():
+    with preloaded_pythons.children():
         yield
 
 
