@@ -1,7 +1,7 @@
 """Names on the command line and their classes.
 
 Each of ``dtp.algorithms``, ``dtp.models`` and ``dtp.data`` holds one :class:`Registry`. What it knows is registered in
-the package's ``options.py``, before the dataclass of its options. An entry names its class as an import path, so that
+the package's ``options``, before the dataclass of its options. An entry names its class as an import path, so that
 ``--help`` can list and describe everything without importing torch. A name of the form ``package.module:Class`` is a
 user's own class in the user's own file.
 """
@@ -72,7 +72,7 @@ class Registry:
         """Register a choice with the dataclass of options that this decorates.
 
         Args:
-            target: ``"module:Class"`` of the package that the options are in.
+            target: ``"module:Class"`` of the package that :attr:`base` is in.
             preset: values of its presets for small runs (digits and MNIST), besides those that all rules share
                 (``dtp/presets/shared``), picked by validation accuracy in short runs. Left out where files in
                 ``dtp/presets`` say all: for another network, or other values for each of the two.
@@ -80,7 +80,7 @@ class Registry:
         """
 
         def registered(options: _Options) -> _Options:
-            package = options.__module__.rpartition(".")[0]
+            package = self.base.partition(":")[0].rpartition(".")[0]
             path = f"{options.__module__}:{options.__name__}"
             self.entries[name] = Entry(name, f"{package}.{target}", path, summary, preset, family)
             return options

@@ -53,7 +53,7 @@ def make_parser() -> argparse.ArgumentParser:
         "several times at once, on one machine or several, it divides the trials.",
         epilog="All other options are those of dtp train, are the same in all trials, and beat the domain: --algo sdtp "
         "--model mlp --data mnist --max-epochs 5 --seed 1. A rule's own domain "
-        "stands in dtp/experiments/search/spaces, or at its options (search=) in dtp/algorithms/options.py.",
+        "stands in dtp/experiments/search/spaces, or at its options (search=) in dtp/algorithms/options.",
         formatter_class=lambda prog: argparse.HelpFormatter(prog, width=100),
     )
     parser.add_argument("--trials", type=int, default=60, help="trials in all, over all processes (default: 60)")
