@@ -76,3 +76,23 @@ def user_path(text: str | Path) -> Path:
             f"{text}: expected a path, found the home folder of a user that this machine does not know; write the path "
             "out."
         ) from error
+
+
+def all_in_turn(error: BaseException, before: BaseException | None = None) -> list[BaseException]:
+    """``error`` and what it arose from or while handling, the latest first.
+
+    Args:
+        error: the last of them.
+        before: what was being handled anyway (``sys.exception()``), which has nothing to do with it.
+    """
+    found, each = [], error
+    while each is not None and each is not before and each not in found:
+        found.append(each)
+        each = each.__cause__ or each.__context__
+    return found
+
+
+def first_reason(error: BaseException, before: BaseException | None = None) -> str:
+    """What the first of :func:`all_in_turn` says, in one line, or its type where it says nothing."""
+    first = all_in_turn(error, before)[-1]
+    return first_line(first).rstrip(".") or type(first).__name__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from dtp.errors import UserError
+from dtp.errors import UserError, first_reason
 from dtp.models.modules import RandomOperation
 from dtp.models.network import Network
 from dtp.models.shapes import has_hooks
@@ -86,13 +87,15 @@ class CapturedBatches:
         def once() -> None:
             found["names"], found["values"] = self.learn(*static)
 
+        before = sys.exception()
         try:
             replay = self.capture(once, self.generators())
         except RuntimeError as error:
-            # The allocator and the random generator may still be in the state of a capture: nothing can go on.
+            # The allocator and the random generator may still be in the state of a capture: nothing can go on. The
+            # end of a capture that has failed raises an error of its own.
             raise UserError(
-                f"A batch could not be captured as a CUDA graph ({str(error).strip().splitlines()[0]}); go on with "
-                "--resume auto --capture no."
+                f"A batch could not be captured as a CUDA graph ({first_reason(error, before)}); go on with --resume "
+                "auto --capture no."
             ) from error
         return replay, static, found
 

@@ -7,6 +7,7 @@ its own. On a CPU the same code runs with the plain function in the place of the
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from dtp.errors import UserError
+from dtp.errors import UserError, first_reason
 from dtp.feedback.loop import FeedbackProblem, FeedbackResult, wait_for
 from dtp.feedback.reduced import Constants, ReducedLDRL
 from dtp.feedback.steppers import Stepper, capturable_stepper, prepare_state
@@ -124,12 +125,14 @@ class RecursionGraph:
         run()
         after = [t.clone() for t in self._tensors()]
         _copy(before, self._tensors())
+        handled = sys.exception()
         try:
             replay = capture(run)
             replay()
         except RuntimeError as error:
             # The allocator and the random generator may still be in capture: nothing on the device is safe any more.
-            reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+            # The end of a capture that has failed raises an error of its own.
+            reason = first_reason(error, handled)
             raise UserError(
                 f"The feedback recursion could not be captured as a CUDA graph ({reason}); use --engine reduced."
             ) from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -116,13 +116,21 @@ def seeded_randomness(device: torch.device, *numbers: int | str) -> Iterator[Non
         index = torch.cuda.current_device() if device.index is None else device.index
         generators.append(torch.cuda.default_generators[index])
     before = [generator.get_state() for generator in generators]
+
+    def put_back() -> None:
+        for generator, state in zip(generators, before, strict=True):
+            generator.set_state(state)
+
     try:
         for generator in generators:
             generator.manual_seed(_mix(*numbers))
         yield
-    finally:
-        for generator, state in zip(generators, before, strict=True):
-            generator.set_state(state)
+    except BaseException:
+        # After a failed capture torch refuses to set that of a GPU, which must not hide why.
+        with suppress(RuntimeError):
+            put_back()
+        raise
+    put_back()
 
 
 def seeded_generator(device: torch.device, *numbers: int) -> torch.Generator:

@@ -32,7 +32,7 @@ from dtp.diagnostics.images import PicturesCallback
 from dtp.distributed import watch
 from dtp.distributed.devices import choose_devices, choose_strategy, leave_together, watch_started_processes
 from dtp.distributed.launcher import process_rank, uses_slurm
-from dtp.errors import Diverged, UserError
+from dtp.errors import Diverged, UserError, all_in_turn
 from dtp.fields import PRECISIONS
 from dtp.models import MODELS
 from dtp.run.checkpoints import (
@@ -160,6 +160,7 @@ def _train_in(
     compat.train_by_epochs(trainer)
     if stop_request.signum is not None:
         raise Stopped(f"Stopped by {stop_request.name} before training; start it again with --resume auto.")
+    before = sys.exception()
     try:
         trainer.fit(algorithm, datamodule=data, ckpt_path=run.checkpoint)
         _finish(config, run, command, trainer, algorithm, data, checkpoints)
@@ -171,6 +172,10 @@ def _train_in(
             write_failure(run.folder, str(error))
         raise
     except RuntimeError as error:
+        # Where a capture has failed nothing works on the GPU any more, nor does tidying up, which is not to hide why.
+        for earlier in all_in_turn(error, before):
+            if isinstance(earlier, UserError):
+                raise earlier from None
         operation, refused, _ = str(error).partition(" does not have a deterministic implementation")
         if config.run.deterministic and refused:
             raise UserError(f"--deterministic: torch has no deterministic {operation}; leave it out.") from error

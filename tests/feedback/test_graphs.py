@@ -116,7 +116,11 @@ def test_state_loaded_from_a_checkpoint_is_captured_anew():
 
 
 def failing(function):
-    raise RuntimeError("operation not permitted when stream is capturing")
+    try:
+        raise RuntimeError("operation not permitted when stream is capturing")
+    finally:
+        # As the end of a capture does then.
+        raise RuntimeError("operation failed due to a previous error during capture")
 
 
 def wrong(function):

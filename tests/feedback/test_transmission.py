@@ -162,6 +162,25 @@ def test_randomness_is_a_function_of_the_numbers_given_and_leaves_nothing_behind
     assert all(not torch.equal(drawn[0], other) for other in drawn[2:])
 
 
+def test_a_generator_that_cannot_be_put_back_does_not_hide_what_went_wrong(monkeypatch):
+    """As that of a GPU cannot after a capture that has failed."""
+
+    class Capturing:
+        get_state = staticmethod(lambda: None)
+        manual_seed = staticmethod(lambda seed: None)
+
+        @staticmethod
+        def set_state(state):
+            raise RuntimeError("only if new seed is the same as the original seed")
+
+    monkeypatch.setattr(torch.cuda, "default_generators", (Capturing,))
+    with pytest.raises(ValueError, match="why"), seeded_randomness(torch.device("cuda", 0), 1):
+        raise ValueError("why")
+    # Where nothing went wrong before, that is what is wrong.
+    with pytest.raises(RuntimeError, match="same as the original"), seeded_randomness(torch.device("cuda", 0), 1):
+        pass
+
+
 def test_randomness_is_put_back_after_an_error_too():
     state = torch.get_rng_state()
     with pytest.raises(ValueError), seeded_randomness(CPU, 1):

@@ -10,11 +10,13 @@ import sys
 import pytest
 import torch
 import yaml
+from lightning.pytorch.accelerators import CPUAccelerator
 
 from dtp.algorithms import DTP
 from dtp.algorithms.base import Algorithm
 from dtp.cli.arguments import parse
 from dtp.cli.train import main
+from dtp.errors import UserError
 from dtp.run.folder import newest_checkpoint
 from dtp.run.training import _choose_algorithms, build, tf32_advice
 from dtp.system.signals import stop_request
@@ -153,6 +155,20 @@ def test_what_torch_cannot_do_deterministically_is_said_in_one_sentence(monkeypa
 
     monkeypatch.setattr(DTP, "training_batch", refuse)
     fails(capsys, [*SHORT, "--deterministic"], "--deterministic: torch has no deterministic some_backward_cuda; leave")
+
+
+def test_a_device_that_fails_as_the_trainer_tidies_up_hides_no_mistake(monkeypatch, capsys):
+    """As one does where a capture has failed: emptying its cache raises."""
+
+    def mistake(self, x, y):
+        raise UserError("A batch could not be captured; go on without.")
+
+    def broken(self):
+        raise RuntimeError("captures_underway.empty() INTERNAL ASSERT FAILED")
+
+    monkeypatch.setattr(DTP, "training_batch", mistake)
+    monkeypatch.setattr(CPUAccelerator, "teardown", broken)
+    fails(capsys, SHORT, "A batch could not be captured; go on without.")
 
 
 @pytest.mark.parametrize(
