@@ -28,7 +28,9 @@ class CapturedBatches:
     """Learns from batches by replaying one that was captured, wherever the next is of the same kind.
 
     Random numbers of a replay are those that the generators would have given without it, and leave them in the same
-    state. One graph is kept, for each holds the memory of a batch: another learning rate is captured anew.
+    state. One graph is kept, for each holds the memory of a batch: another learning rate is captured anew, from its
+    second batch on. The first makes what is kept for such numbers, as rates on the device, and where they change with
+    every batch none is captured.
 
     Args:
         learn: learns from images and goals, and returns names of scalars and their values, (len(names),). A fixed
@@ -50,6 +52,8 @@ class CapturedBatches:
     def forget(self) -> None:
         """Begin anew: drop the graph, its memory, and what was seen."""
         self._seen: dict[Any, int] = {}
+        # By kind, the numbers of the batch before.
+        self._before: dict[Any, Any] = {}
         self._largest = 0
         self._graph: tuple[Any, Replay, Sequence[Tensor], dict[str, Any]] | None = None
 
@@ -67,13 +71,18 @@ class CapturedBatches:
         kind = (kind, x.shape, x.stride(), x.dtype, y.shape, y.dtype)
         seen = self._seen[kind] = self._seen.get(kind, 0) + 1
         self._largest = max(self._largest, len(x))
+        # The generators themselves: others may come to have their addresses.
+        fixed = values, tuple(self.generators())
+        key, is_new = (kind, fixed), self._before.get(kind) != fixed
+        self._before[kind] = fixed
         # The rest of an epoch comes once in each.
-        if seen <= PLAIN or len(x) < self._largest:
-            return self.learn(x, y)
-        key = kind, values, tuple(map(id, self.generators()))
-        if self._graph is None or self._graph[0] != key:
+        is_rest = len(x) < self._largest
+        if self._graph is not None and self._graph[0] != key and not is_rest:
             # First, for its memory is needed.
             self._graph = None
+        if seen <= PLAIN or is_new or is_rest:
+            return self.learn(x, y)
+        if self._graph is None:
             self._graph = key, *self._captured(x, y)
         _, replay, static, found = self._graph
         for held, given in zip(static, (x, y), strict=True):
