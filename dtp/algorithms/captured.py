@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -56,6 +57,7 @@ class CapturedBatches:
         self._before: dict[Any, Any] = {}
         self._largest = 0
         self._graph: tuple[Any, Replay, Sequence[Tensor], dict[str, Any]] | None = None
+        self._captures = 0
 
     def __call__(self, x: Tensor, y: Tensor, kind: Any, values: Any) -> tuple[tuple[str, ...], Tensor]:
         """Learn from a batch. What is returned holds until the next.
@@ -92,6 +94,11 @@ class CapturedBatches:
 
     def _captured(self, x: Tensor, y: Tensor) -> tuple[Replay, Sequence[Tensor], dict[str, Any]]:
         static, found = (x.clone(), y.clone()), {}
+        if not self._captures:
+            # A node of autograd that still lives, in a dead cycle say, belongs to the stream that it was made on; and a
+            # capture that waits for another stream fails. Once, for it takes as long as many batches.
+            gc.collect()
+        self._captures += 1
 
         def once() -> None:
             found["names"], found["values"] = self.learn(*static)

@@ -1,5 +1,6 @@
 """A batch that is captured once and replayed learns what it would have learned plainly."""
 
+import gc
 import random
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -103,6 +104,65 @@ def test_another_rate_and_weights_at_other_addresses_are_captured_anew():
     before = rule.fixed_numbers()
     rule.network[1][0].weight.data = rule.network[1][0].weight.data.clone()
     assert rule.fixed_numbers() != before
+
+
+def node(parameter):
+    """What autograd keeps for a weight as long as something refers to it, made anew otherwise."""
+    return parameter.expand_as(parameter).grad_fn.next_functions[0][0]
+
+
+@pytest.fixture
+def uncollected():
+    """In it dead cycles are left lying."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        (BP, {}),
+        (BP, {"clip_norm": 1.0}),
+        (DTP, DRAWN),
+        (DTP, EXPECTED),
+        (DTP, {**EXPECTED, "feedback_slope": "clean"}),
+        (DTP, {**DRAWN, "feedback_tracking": "kolen-pollack", "schedule": "parallel"}),
+    ],
+)
+def test_a_batch_leaves_no_node_of_autograd_behind(kind, options, uncollected, monkeypatch):
+    """It would belong to the stream of that batch, for which a capture on another may not wait."""
+    rule, seen = made(kind, **options), []
+
+    def mark(self, parameters, gradients):
+        for parameter in self.forward_parameters:
+            node(parameter).metadata["seen"] = True
+        seen.append(True)
+
+    monkeypatch.setattr(kind, "_require_gradients", mark)
+    rule._learn(*next(batches()))
+    assert seen and not any("seen" in node(parameter).metadata for parameter in rule.forward_parameters)
+
+
+def test_nor_does_a_dead_cycle_hold_one_when_a_batch_is_captured(uncollected):
+    rule, found = made(BP), []
+    parameter = rule.forward_parameters[0]
+    cycle = [node(parameter)]
+    cycle.append(cycle)
+    cycle[0].metadata["seen"] = True
+    del cycle
+
+    def capture(function, generators):
+        found.append("seen" in node(parameter).metadata)
+        return record(function, generators)
+
+    captured = CapturedBatches(rule._learn, capture)
+    x, y = next(batches())
+    for _ in range(PLAIN + 1):
+        assert "seen" in node(parameter).metadata
+        captured(x, y, None, None)
+    assert found == [False]
 
 
 def test_one_graph_is_held_at_a_time():

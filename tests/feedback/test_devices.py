@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import dtp.algorithms.metrics
 import dtp.feedback.expected
@@ -60,6 +61,7 @@ def on_the_gpu(engine: str, layout: torch.memory_format, **options) -> tuple[DTP
         ("reduced", {"routing": "fixed", "unpool": "write", "noise_samples": 2}, "reduced"),
         ("graph", {}, "graph"),
         ("graph", {"feedback_optimizer": "adam"}, "graph"),
+        ("graph", {"clip_norm": 1.0, "feedback_tracking": "kolen-pollack", "ldrl_scale": "paper"}, "graph"),
         ("auto", {}, "graph"),
         ("auto", {**EXPECTED, "feedback_slope": "own"}, "expected"),
         ("auto", {**EXPECTED, "feedback_slope": "clean"}, "expected"),
@@ -70,17 +72,50 @@ def on_the_gpu(engine: str, layout: torch.memory_format, **options) -> tuple[DTP
     ],
 )
 def test_a_batch_mixes_no_devices_and_reads_no_value(fake, engine, options, used, layout):
-    """A fake tensor raises where two devices meet, and where a value is asked for."""
+    """A fake tensor raises where two devices meet, and where a value is asked for.
+
+    Nor does a second batch copy between host and device what a capture may not copy.
+    """
     rule, x, y = on_the_gpu(engine, layout, **options)
-    for _ in range(2):
+    captured = rule.fixed_sequence() and options.get("feedback_optimizer") != "adam"
+    for second in (False, True):
         rule.training_batch(x, y)
-        rule._learn(x, y)
+        with NothingFromTheHost() if captured and second else nullcontext():
+            rule._learn(x, y)
     assert set(rule.engine.used.values()) == {used}
     states = [
         v for o in rule.feedback_optimizers.values() for s in o.state.values() for v in s.values() if v is not None
     ]
     assert {p.device.type for p in rule.parameters()} == {"cuda"}
     assert {v.device.type for v in states if v.dim()} <= {"cuda"}
+
+
+class NothingFromTheHost(TorchDispatchMode):
+    """As a capture does: raises where something is copied from the host to the device or back."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        result = function(*arguments, **(named or {}))
+        given, made = (
+            {t.device.type for t in tree_leaves(of) if isinstance(t, torch.Tensor) and (t.dim() or of is result)}
+            for of in ((arguments, named), result)
+        )
+        if {"cpu", "cuda"} <= given | made:
+            raise RuntimeError(f"{function} copies between host and device")
+        return result
+
+
+def test_copies_between_host_and_device_are_noticed(fake):
+    with NothingFromTheHost():
+        torch.empty(3, device="cuda") + 1.0
+        for copy in (lambda: torch.empty(3).to("cuda"), lambda: torch.empty(3, device="cuda").copy_(torch.empty(3))):
+            with pytest.raises(RuntimeError, match="between host and device"):
+                copy()
+    rule, x, y = on_the_gpu("auto", torch.contiguous_format, **EXPECTED)
+    rule._learn(x, y)
+    # Rates that are new on the device.
+    rule.feedback_optimizers[2].param_groups[0]["lr"] = 0.02
+    with NothingFromTheHost(), pytest.raises(RuntimeError, match="between host and device"):
+        rule._learn(x, y)
 
 
 def test_devices_that_meet_are_noticed(fake):
