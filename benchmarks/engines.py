@@ -110,6 +110,12 @@ def _plain(function: Callable[[], None], generators: Sequence[torch.Generator]) 
     return function
 
 
+def choose_algorithms(device: torch.device, tf32: bool) -> None:
+    """As a run does: on a GPU the fastest of several algorithms, found by trying all."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+
+
 def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -180,7 +186,7 @@ def main() -> None:
     o = parser.parse_args()
     keep_freed_memory()
     o.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = o.tf32
+    choose_algorithms(o.device, o.tf32)
     torch.manual_seed(0)
     x = torch.randn(o.batch_size, *o.shape, device=o.device)
     y = torch.randint(o.classes, (o.batch_size,), device=o.device)
@@ -192,6 +198,7 @@ def main() -> None:
         "options": o.more,
         "memory_format": "contiguous" if o.contiguous else "channels-last",
         "tf32": o.tf32,
+        "tried_algorithms": torch.backends.cudnn.benchmark,
         "device": torch.cuda.get_device_name() if o.device.type == "cuda" else platform.processor() or "cpu",
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

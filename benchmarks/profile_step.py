@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from engines import UNITS, make, synchronize
+from engines import UNITS, choose_algorithms, make, synchronize
 from torch.profiler import ProfilerActivity, profile
 
 from dtp.system.memory import keep_freed_memory
@@ -39,10 +39,10 @@ def main() -> None:
     o = parser.parse_args()
     keep_freed_memory()
     o.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = o.tf32
+    choose_algorithms(o.device, o.tf32)
     rule = make(o.engine, o)
     x = torch.randn(o.batch_size, *o.shape, device=o.device)
-    y = torch.randint(10, (o.batch_size,), device=o.device)
+    y = torch.randint(o.classes, (o.batch_size,), device=o.device)
     for _ in range(3):
         rule.training_batch(x, y)
     on_gpu = o.device.type == "cuda"
@@ -64,6 +64,7 @@ def main() -> None:
         "engine": o.engine,
         "device": torch.cuda.get_device_name() if on_gpu else "cpu",
         "tf32": o.tf32,
+        "tried_algorithms": torch.backends.cudnn.benchmark,
         "torch": torch.__version__,
         "milliseconds_per_batch": round(1000 * seconds, 3),
         # Kernels of several streams may run at the same time: then this is more than the time that passed.

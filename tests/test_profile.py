@@ -1,8 +1,10 @@
 """What the profile of a batch counts."""
 
+import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from dtp.run.training import _choose_algorithms
 from tests.runs import ROOT
 
 
@@ -37,3 +39,25 @@ def test_a_trace_of_the_cpu_has_nothing_of_a_device(monkeypatch):
         torch.ones(3).add(1)
     events = trace_of(profiler)
     assert any(event["name"] == "annotated" for event in events) and on_the_device(events) == []
+
+
+@pytest.fixture
+def flags_as_before():
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    yield
+    cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+@pytest.mark.parametrize(("device", "accelerator"), [("cuda", "gpu"), ("cpu", "cpu")])
+def test_benchmarks_measure_with_the_algorithms_that_runs_take(device, accelerator, monkeypatch, flags_as_before):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    from engines import choose_algorithms
+
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    _choose_algorithms(accelerator, False)
+    expected = cudnn.benchmark
+    cudnn.benchmark = not expected
+    for tf32 in (True, False):
+        choose_algorithms(torch.device(device), tf32)
+        assert (cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32) == (expected, tf32, tf32)
