@@ -11,7 +11,8 @@
 #     imagenet32   throughput on shapes of ImageNet 32x32, without images
 #     report       all summaries and curves as one small archive
 #
-# Each part has --seconds (default 590) and leaves its results in --out (default benchmarks/results/gpu) at once: .json, .log.
+# Each part ends within --seconds (default 560; the first part's count from the start of the script) and leaves its results
+# in --out (default benchmarks/results/gpu) at once: .json, .log, and runs.tgz with these and what is small of all runs.
 # --cifar DIR holds train/CLASS/* and test/CLASS/*, --mnist DIR MNIST/raw (and FashionMNIST/raw). --dry does a little of
 # everything on a CPU: what has a typo shows before a GPU is there. Nothing is downloaded. A part that fails is named at the
 # end, with status 1, and stops no other.
@@ -37,7 +38,7 @@ declare -A NAMES=(
 
 fail() { echo "gpu.sh: $1" >&2; exit 2; }
 
-out="" seconds=590 cifar="" mnist="" python=python dry=0
+out="" seconds=560 cifar="" mnist="" python="" dry=0
 while [ $# -gt 0 ]; do
     case "$1" in
         --dry) dry=1; shift; continue ;;
@@ -54,26 +55,37 @@ while [ $# -gt 0 ]; do
     esac
     shift 2
 done
+[[ $seconds =~ ^[1-9][0-9]{0,8}$ ]] || fail "--seconds: expected a whole number above 0, found '$seconds'."
+# Many machines have python3 alone.
+python=${python:-$(command -v python3 || echo python)}
 case "$python" in */*) python=$(realpath -s "$python") ;; esac
 [ $# -gt 0 ] || fail "expected a part: tests, ratios, profile, train NAME, sweep NAME, imagenet32 or report; found none."
 cd "$(dirname "$0")/.." || exit 2
 out=${out:-$PWD/benchmarks/results/gpu}
 mkdir -p "$out" || fail "cannot write to $out; give another --out."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-for module in torch lightning simple_parsing torchvision torchmetrics; do
-    "$python" -c "import importlib.util as u, sys; sys.exit(u.find_spec('$module') is None)" 2>/dev/null ||
-        fail "the module $module is missing; install what pyproject.toml lists."
-done
+# What training, the tests and the benchmarks import.
+missing=$("$python" - torch lightning torchvision torchmetrics simple_parsing docstring_parser numpy matplotlib pandas PIL \
+    safetensors sklearn yaml 2>/dev/null <<'END'
+import sys
+from importlib.util import find_spec
+
+print(*[name for name in sys.argv[1:] if find_spec(name) is None])
+END
+) || fail "$python does not run; give another --python."
+[ -z "$missing" ] || fail "$python lacks ${missing// /, }; install what pyproject.toml lists."
 if [ "$dry" = 0 ] && ! "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then
     fail "torch finds no GPU here; run it where nvidia-smi shows one, or --dry."
 fi
 
-failed=()
+# What is asked to stop has so long to do it: a run writes a checkpoint.
+failed=() grace=$((seconds < 250 ? seconds / 10 : 25))
 step() { # step NAME COMMAND...: within the time that the part has left, its output in NAME.log
-    local name=$1 begin=$SECONDS left=$((until_second - SECONDS)) status
+    local name=$1 begin=$SECONDS left=$((until_second - SECONDS - grace)) status
     shift
     [ "$left" -gt 5 ] || { echo "   $name: no time left"; failed+=("$name"); return; }
-    timeout -s TERM -k 25 "$left" "$@" >>"$out/$name.log" 2>&1
+    # What does not heed it is ended when the part's time is over.
+    timeout -s TERM -k "$grace" "$left" "$@" >>"$out/$name.log" 2>&1
     status=$?
     # 75 and 124: stopped at its limit with a checkpoint, to go on.
     [ "$status" = 0 ] || failed+=("$name")
@@ -98,19 +110,35 @@ data_of() { # the data of a run by its name or configuration, as words
     esac
 }
 
-small_files() { # summaries, curves and configurations of all runs, as one archive
-    find runs \( -name summary.json -o -name metrics.csv -o -name config.yaml -o -name results.json -o -name results.md \
-        -o -name '*.png' \) -not -path '*/checkpoints/*' 2>/dev/null | tar czf "$out/runs.tgz" -T - 2>/dev/null
+small_files() { # summaries, curves and configurations of all runs, with what lies in --out, as one archive
+    {
+        find runs \( -name summary.json -o -name metrics.csv -o -name config.yaml -o -name results.json -o -name results.md \
+            -o -name '*.png' \) -not -path '*/checkpoints/*' 2>/dev/null
+        find "$out" -maxdepth 1 \( -name '*.json' -o -name '*.log' \)
+    } | tar czf "$out/.runs.tgz" --transform "s|^${out#/}|results|" -T - 2>/dev/null
+    mv -f "$out/.runs.tgz" "$out/runs.tgz"
 }
 
+# The first part has less time by what was looked at before it.
+begun=0
 part() {
-    until_second=$((SECONDS + seconds))
+    until_second=$((begun + seconds))
     echo "== $*"
     case "$1" in
         tests)
             # By name: other tests import what a GPU machine may lack. A warning seen there first is no reason to fail.
-            step tests "$python" -m pytest "${tests[@]}" -m gpu -q -s -W default -p no:cacheprovider
-            grep -E "passed|failed|FAILED|skipped|float32 error" "$out/tests.log"
+            # Each is named as it ends, and where it stands if it takes long, for the last ones may not come to theirs.
+            : >"$out/tests.log"
+            step tests "$python" -m pytest "${tests[@]}" -m gpu -v -s -W default -p no:cacheprovider \
+                -o faulthandler_timeout=120
+            grep -E "passed|failed|FAILED|ERROR|skipped|float32 error" "$out/tests.log"
+            # After an error of the device all else fails in the same process. These would have failed by themselves:
+            local alone test
+            mapfile -t alone < <(sed -nE 's/^(FAILED|ERROR) (tests[^ ]*::.*)/\2/p' "$out/tests.log" | sed 's/ - .*//' | sort -u)
+            for test in "${alone[@]}"; do
+                echo "   $test:"
+                step tests-alone "$python" -m pytest "$test" -q -s -W default -p no:cacheprovider
+            done
             ;;
         ratios)
             local form words
@@ -161,6 +189,7 @@ part() {
         report) ;;
     esac
     small_files
+    begun=$SECONDS
 }
 
 while [ $# -gt 0 ]; do
