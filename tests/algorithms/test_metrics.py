@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dtp.algorithms.metrics import RunningMeans, as_vector
 
@@ -35,11 +36,20 @@ def test_means_go_on_from_their_state_on_as_many_ranks_and_on_others():
     assert again.compute()["loss"] == pytest.approx(2.25)
 
 
+class JoinedOnOneDevice(TorchDispatchMode):
+    """Raises where scalars of two devices are joined, as torch does, and fake tensors alone do not."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        joined = arguments[0] if function.overloadpacket.__name__ in ("stack", "cat") else []
+        if len({tensor.device.type for tensor in joined}) > 1:
+            raise RuntimeError("Expected all tensors to be on the same device")
+        return function(*arguments, **(named or {}))
+
+
 @pytest.mark.parametrize("first", ["cpu", "cuda"])
 def test_numbers_of_the_host_and_of_a_gpu_are_read_together(first):
-    """Tensors that claim to be on a GPU do as such; their operations check devices as real ones do."""
     other = {"cpu": "cuda", "cuda": "cpu"}[first]
-    with FakeTensorMode():
+    with FakeTensorMode(), JoinedOnOneDevice():
         means = RunningMeans()
         for _ in range(2):
             scalars = {"one": torch.ones((), device=first), "other": torch.ones((), device=other)}

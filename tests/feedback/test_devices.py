@@ -96,7 +96,7 @@ class NothingFromTheHost(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, arguments=(), named=None):
         result = function(*arguments, **(named or {}))
         given, made = (
-            {t.device.type for t in tree_leaves(of) if isinstance(t, torch.Tensor) and (t.dim() or of is result)}
+            {t.device.type for t in tree_leaves(of) if isinstance(t, torch.Tensor)}
             for of in ((arguments, named), result)
         )
         if {"cpu", "cuda"} <= given | made:
