@@ -17,7 +17,7 @@ from types import UnionType
 from typing import Any, Literal
 
 from dtp.errors import UserError
-from dtp.registry import did_you_mean
+from dtp.registry import did_you_mean, ended
 
 # Of fractions: what is larger overflows in the floating-point numbers that networks are made of.
 MOST = 1e30
@@ -118,7 +118,7 @@ def wrong_choice(where: str, found: Any, choices: Iterable[Any]) -> UserError:
     """The mistake that a value is none of the choices."""
     choices = [str(choice) for choice in choices]
     hint = did_you_mean(str(found), choices)
-    return UserError(f"{where}: expected one of {', '.join(choices)}; found {found!r}{hint}.")
+    return UserError(ended(f"{where}: expected one of {', '.join(choices)}; found {found!r}{hint}"))
 
 
 def wrong_type(where: str, kind: str, found: str) -> UserError:
@@ -154,7 +154,7 @@ def _known(cls: type, values: Mapping[str, Any], owner: str) -> Mapping[str, Any
     for name in values:
         if name not in names:
             hint = did_you_mean(name, names) or f"; it has {', '.join(names)}"
-            raise UserError(f"{owner} has no option {name!r}{hint}{'' if hint.endswith('?') else '.'}")
+            raise UserError(ended(f"{owner} has no option {name!r}{hint}"))
     return values
 
 

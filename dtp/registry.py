@@ -263,3 +263,8 @@ def did_you_mean(word: str, known) -> str:
     by_lower = {name.lower(): name for name in known}
     close = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.6)
     return f"; did you mean {by_lower[close[0]]}?" if close else ""
+
+
+def ended(sentence: str) -> str:
+    """``sentence`` with a full stop, unless it ends with the question of :func:`did_you_mean`."""
+    return sentence if sentence.endswith("?") else f"{sentence}."

@@ -73,7 +73,7 @@ def test_a_subclass_with_another_default_keeps_the_range_and_may_narrow_it():
         ({"rate": math.nan}, "--rate: expected finite values, found nan; give a usual number."),
         ({"count": 1.5}, "--count: expected a whole number, found 1.5."),
         ({"count": 2**70}, "--count: expected a whole number of at most 9223372036854775807, found 1180591620717411"),
-        ({"kind": "tow"}, "--kind: expected one of one, two; found 'tow'; did you mean two?."),
+        ({"kind": "tow"}, "--kind: expected one of one, two; found 'tow'; did you mean two?"),
         ({"often": [1.5]}, "--often: expected a whole number or inf, found 1.5."),
         ({"on": "yes"}, "--on: expected true or false, found 'yes'."),
         ({"part": "x"}, "--part: expected a number, found 'x'."),

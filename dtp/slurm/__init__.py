@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from dtp.errors import UserError
-from dtp.registry import did_you_mean
+from dtp.registry import did_you_mean, ended
 
 _HERE = Path(__file__).parent
 # What is sourced or run otherwise.
@@ -24,9 +24,8 @@ def script(name: str) -> str:
         UserError: there is none of that name.
     """
     if name not in names():
-        raise UserError(
-            f"dtp slurm {name}: expected one of {', '.join(names())}, found {name!r}{did_you_mean(name, names())}."
-        )
+        hint = did_you_mean(name, names())
+        raise UserError(ended(f"dtp slurm {name}: expected one of {', '.join(names())}, found {name!r}{hint}"))
     common = (_HERE / "common.sh").read_text(encoding="utf-8")
     # Behind a function, for the words of the text are no pattern.
     return _SOURCED.sub(lambda found: common, (_HERE / f"{name}.sh").read_text(encoding="utf-8"), count=1)

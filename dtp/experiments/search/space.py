@@ -25,7 +25,7 @@ from dtp.algorithms import ALGORITHMS
 from dtp.cli.config import comment_of, load_yaml, with_underscores
 from dtp.errors import UserError, user_path
 from dtp.fields import flag, said_of
-from dtp.registry import did_you_mean
+from dtp.registry import did_you_mean, ended
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -200,7 +200,8 @@ def _space(name: str, where: str, origin: str, content: dict[str, Any]) -> Space
 def _parameter(where: str, content: dict[str, Any]) -> Parameter:
     if len(content) != 1 or next(iter(content)) not in KINDS:
         found = ", ".join(map(str, content)) or "nothing"
-        raise UserError(f"{where}: expected one of {', '.join(KINDS)}, found {found}{did_you_mean(found, KINDS)}.")
+        hint = did_you_mean(found, KINDS)
+        raise UserError(ended(f"{where}: expected one of {', '.join(KINDS)}, found {found}{hint}"))
     ((kind, values),) = content.items()
     if kind == "choice":
         if not isinstance(values, list) or not values or any(isinstance(value, dict | None) for value in values):

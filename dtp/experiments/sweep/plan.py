@@ -36,7 +36,7 @@ from typing import Any
 from dtp.cli.config import comment_of, load_yaml, with_underscores
 from dtp.errors import UserError, user_path
 from dtp.experiments.jobs import Job
-from dtp.registry import did_you_mean
+from dtp.registry import did_you_mean, ended
 
 SWEEPS = Path(__file__).parent / "named"
 KEYS = ("title", "base", "variants", "grid", "seeds", "figure")
@@ -300,10 +300,8 @@ def require_metrics(path: Path, figure: Sequence[Part], tasks: Collection[str]) 
         name = re.sub(r"/layer\d+$", "/layer1", metric)
         is_open = metric.startswith("train/") and not difflib.get_close_matches(name, known, 1, CLOSE)
         if name not in known and not is_open:
-            raise UserError(
-                f"{path}: figure, metric: expected columns of metrics.csv of its runs, found {metric}"
-                f"{did_you_mean(name, known)}."
-            )
+            said = f"{path}: figure, metric: expected columns of metrics.csv of its runs, found {metric}"
+            raise UserError(ended(said + did_you_mean(name, known)))
 
 
 def _listed(value: Any) -> tuple[Any, ...]:

@@ -119,7 +119,7 @@ def test_mistakes_are_one_sentence_that_names_the_file(tmp_path, text, words):
 def test_a_metric_that_no_run_can_have_is_told(metric, tasks, hint):
     with pytest.raises(UserError, match=f"^file: figure, metric: expected .*, found {metric}.*{hint}") as error:
         require_metrics(Path("file"), (Part(metric=("train/loss", metric)),), tasks)
-    assert not hint or str(error.value).endswith(f"; did you mean {hint}?.")
+    assert not hint or str(error.value).endswith(f"; did you mean {hint}?")
 
 
 @pytest.mark.parametrize("variant", ["..", ".", "x" * 300])
