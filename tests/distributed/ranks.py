@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from dtp.models.network import Network
 
 # A rank that waits for another in vain fails the test long before the test's own limit.
 PATIENCE = timedelta(seconds=60)
+_tried = itertools.count()
 
 
 def on_ranks(function: Callable[[int], Any], folder: Path, ranks: int = 2) -> list[Any]:
@@ -47,11 +50,21 @@ def train_on_ranks(train: Callable[[pl.Trainer], Any], folder: Path, ranks: int,
     """
     if ranks == 1:
         return [train(_trainer(1, "auto"))]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.start_processes(_with_trainer, (train, str(folder), ranks, port, strategy), nprocs=ranks, start_method="fork")
+    mp.start_processes(
+        _with_trainer, (train, str(folder), ranks, free_port(), strategy), nprocs=ranks, start_method="fork"
+    )
     return [torch.load(folder / f"returned-{rank}.pt", weights_only=False) for rank in range(ranks)]
+
+
+def free_port() -> int:
+    """A port that nobody listens at, of those that the system gives to none who asks for any."""
+    # From one process to the next elsewhere, for each lets go of what it has tried.
+    for i in range(1000):
+        port = 10000 + (os.getpid() * 131 + next(_tried) + i) % 20000
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return port
+    raise OSError("1000 ports are taken")
 
 
 def _with_trainer(rank: int, train: Callable, folder: str, ranks: int, port: int, strategy: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ import torch
 
 from dtp.distributed.watch import Peer, Place, Watch, is_lost_connection
 from dtp.run.folder import newest_checkpoint
+from tests.distributed.ranks import free_port
 from tests.preloaded import children
 from tests.runs import rows
 
@@ -370,11 +371,7 @@ watch.leave()
 @contextmanager
 def three(*what):
     """Three processes that do nothing but watch, once they have met."""
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     script = ALONE.format(root=str(ROOT))
     ranks = [
         subprocess.Popen(
