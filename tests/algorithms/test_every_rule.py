@@ -169,9 +169,15 @@ def without_generators(monkeypatch):
 
 @every_network
 def test_it_reads_no_value_from_the_device_unless_it_says_why(name, kind, without_generators):
-    """The host would wait for all that was asked of the device."""
+    """The host would wait for all that was asked of the device.
+
+    The third step of a simulation asks for what the thousandth does, and the second iteration of feedback for what the
+    last does.
+    """
     network = small_network(name, kind)
-    rule = make_trained(name, network)
+    options = ALGORITHMS.resolve(name).load_options().__dataclass_fields__
+    few = {"time_steps": 3, "feedback_time_steps": 3, "feedback_iterations": [2], "mirror_warmup": 2}
+    rule = make_trained(name, network, **{option: value for option, value in few.items() if option in options})
     if rule.waits:
         with pytest.raises(RuntimeError, match="meta tensors"):
             on_meta(rule, network)
@@ -550,8 +556,8 @@ def test_a_subclass_in_a_users_file_works_as_the_rule_does(name, tmp_path, monke
 
 
 def run(name, folder, *words):
-    """A run of five small batches per epoch for two epochs."""
-    common = ["--data", "digits", "--batch-size", "32", "--max-epochs", "2", "--limit-train-batches", "5"]
+    """A run of two batches per epoch for two epochs; large ones, so that there are few to test on."""
+    common = ["--data", "digits", "--batch-size", "128", "--max-epochs", "2", "--limit-train-batches", "2"]
     common += ["--limit-val-batches", "1", "--diagnostics-every", "0", "--log-every", "1", "--checkpoint-every", "0"]
     command = ["--algo", name, *facts(name).network.split(), *common, "--run-dir", str(folder), *words]
     return main(command)
@@ -559,7 +565,7 @@ def run(name, folder, *words):
 
 def final_state(folder):
     checkpoint = torch.load(newest_checkpoint(folder), weights_only=True)
-    assert checkpoint["global_step"] == 10
+    assert checkpoint["global_step"] == 4
     return {key: checkpoint[key] for key in ("state_dict", "optimizer_states", "lr_schedulers", "noise")}
 
 
@@ -569,16 +575,16 @@ def test_a_run_from_the_command_line_that_is_stopped_and_resumed_equals_one_neve
 ):
     assert run(name, here / "whole") == 0
     summary = json.loads((here / "whole" / "summary.json").read_text())
-    assert summary["algo"] == name and summary["steps"] == 10
+    assert summary["algo"] == name and summary["steps"] == 4
     # Steps are batches, whatever a rule makes of one.
     with (here / "whole" / "metrics.csv").open() as file:
         losses = {int(row["step"]): float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]}
-    assert list(losses) == list(range(1, 11)) and all(map(math.isfinite, losses.values()))
+    assert list(losses) == [1, 2, 3, 4] and all(map(math.isfinite, losses.values()))
     with monkeypatch.context() as patch:
         # In the second epoch, which is the one that trains the forward weights where they take turns.
-        stop_after(7, patch)
+        stop_after(3, patch)
         assert run(name, here / "stopped", "--resume", "auto") == 75
-    assert "after batch 7" in capsys.readouterr().err
+    assert "after batch 3" in capsys.readouterr().err
     stop_request.signum = None
     assert run(name, here / "stopped", "--resume", "auto") == 0
     assert_identical(final_state(here / "whole"), final_state(here / "stopped"))

@@ -79,7 +79,7 @@ def test_a_batch_mixes_no_devices_and_reads_no_value(fake, engine, options, used
     rule, x, y = on_the_gpu(engine, layout, **options)
     captured = rule.fixed_sequence() and options.get("feedback_optimizer") != "adam"
     for second in (False, True):
-        rule.training_batch(x, y)
+        # Which trains a batch, and takes what is logged of it.
         with NothingFromTheHost() if captured and second else nullcontext():
             rule._learn(x, y)
     assert set(rule.engine.used.values()) == {used}
