@@ -79,7 +79,7 @@ def user_path(text: str | Path) -> Path:
 
 
 def all_in_turn(error: BaseException, before: BaseException | None = None) -> list[BaseException]:
-    """``error`` and what it arose from or while handling, the latest first.
+    """``error`` and what it arose from or while handling, the latest first; not what was hidden (``from None``).
 
     Args:
         error: the last of them.
@@ -88,11 +88,14 @@ def all_in_turn(error: BaseException, before: BaseException | None = None) -> li
     found, each = [], error
     while each is not None and each is not before and each not in found:
         found.append(each)
-        each = each.__cause__ or each.__context__
+        each = each.__cause__ or (None if each.__suppress_context__ else each.__context__)
     return found
 
 
-def first_reason(error: BaseException, before: BaseException | None = None) -> str:
-    """What the first of :func:`all_in_turn` says, in one line, or its type where it says nothing."""
-    first = all_in_turn(error, before)[-1]
+def first_reason(error: RuntimeError, before: BaseException | None = None) -> str:
+    """What the first RuntimeError of :func:`all_in_turn` says, in one line, or its type where it says nothing.
+
+    An error of another kind was dealt with by what raised that.
+    """
+    first = [each for each in all_in_turn(error, before) if isinstance(each, RuntimeError)][-1]
     return first_line(first).rstrip(".") or type(first).__name__

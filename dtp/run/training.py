@@ -9,6 +9,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -168,13 +169,13 @@ def _train_in(
         leave_together()
         raise
     except Diverged as error:
-        if process_rank() == 0:
-            write_failure(run.folder, str(error))
+        _remember(run.folder, error)
         raise
     except RuntimeError as error:
         # Where a capture has failed nothing works on the GPU any more, nor does tidying up, which is not to hide why.
         for earlier in all_in_turn(error, before):
             if isinstance(earlier, UserError):
+                _remember(run.folder, earlier)
                 raise earlier from None
         operation, refused, _ = str(error).partition(" does not have a deterministic implementation")
         if config.run.deterministic and refused:
@@ -184,6 +185,12 @@ def _train_in(
         logger.finalize("success")
     leave_together()
     return run
+
+
+def _remember(folder: Path, error: UserError) -> None:
+    """Write down that the run has diverged, if that is the error."""
+    if isinstance(error, Diverged) and process_rank() == 0:
+        write_failure(folder, str(error))
 
 
 def _choose_algorithms(accelerator: str, deterministic: bool) -> None:
