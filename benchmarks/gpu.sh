@@ -11,7 +11,7 @@
 #     imagenet32   throughput on shapes of ImageNet 32x32, without images
 #     report       all summaries and curves as one small archive
 #
-# Each part ends within --seconds (default 560; the first part's count from the start of the script) and leaves its results
+# What a part runs ends within --seconds (default 560; the first part's count from the start of the script). Its results are
 # in --out (default benchmarks/results/gpu) at once: .json, .log, and runs.tgz with these and what is small of all runs.
 # --cifar DIR holds train/CLASS/* and test/CLASS/*, --mnist DIR MNIST/raw (and FashionMNIST/raw). --dry does a little of
 # everything on a CPU: what has a typo shows before a GPU is there. Nothing is downloaded. A part that fails is named at the
@@ -65,8 +65,10 @@ out=${out:-$PWD/benchmarks/results/gpu}
 mkdir -p "$out" || fail "cannot write to $out; give another --out."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 # What training, the tests and the benchmarks import.
-missing=$("$python" - torch lightning torchvision torchmetrics simple_parsing docstring_parser numpy matplotlib pandas PIL \
-    safetensors sklearn yaml 2>/dev/null <<'END'
+modules=(torch lightning torchvision torchmetrics simple_parsing docstring_parser numpy matplotlib pandas PIL safetensors
+    sklearn yaml)
+[[ " $* " != *" tests "* ]] || modules+=(pytest)
+missing=$("$python" - "${modules[@]}" 2>/dev/null <<'END'
 import sys
 from importlib.util import find_spec
 
@@ -78,8 +80,8 @@ if [ "$dry" = 0 ] && ! "$python" -c 'import torch, sys; sys.exit(not torch.cuda.
     fail "torch finds no GPU here; run it where nvidia-smi shows one, or --dry."
 fi
 
-# What is asked to stop has so long to do it: a run writes a checkpoint.
-failed=() grace=$((seconds < 250 ? seconds / 10 : 25))
+# What is asked to stop has so long to do it: a run writes a checkpoint. 0 would be for ever.
+failed=() grace=$((seconds < 20 ? 2 : seconds < 250 ? seconds / 10 : 25))
 step() { # step NAME COMMAND...: within the time that the part has left, its output in NAME.log
     local name=$1 begin=$SECONDS left=$((until_second - SECONDS - grace)) status
     shift
@@ -111,12 +113,21 @@ data_of() { # the data of a run by its name or configuration, as words
 }
 
 small_files() { # summaries, curves and configurations of all runs, with what lies in --out, as one archive
-    {
-        find runs \( -name summary.json -o -name metrics.csv -o -name config.yaml -o -name results.json -o -name results.md \
-            -o -name '*.png' \) -not -path '*/checkpoints/*' 2>/dev/null
-        find "$out" -maxdepth 1 \( -name '*.json' -o -name '*.log' \)
-    } | tar czf "$out/.runs.tgz" --transform "s|^${out#/}|results|" -T - 2>/dev/null
-    mv -f "$out/.runs.tgz" "$out/runs.tgz"
+    local file results=() status
+    for file in "$out"/*.json "$out"/*.log; do
+        [ ! -e "$file" ] || results+=("${file##*/}")
+    done
+    [ ${#results[@]} = 0 ] || results=(-C "$out" "${results[@]}")
+    # What lies in --out has no folder in its name here. Status 1: a file changed meanwhile.
+    find runs \( -name summary.json -o -name metrics.csv -o -name config.yaml -o -name results.json -o -name results.md \
+        -o -name '*.png' \) -not -path '*/checkpoints/*' -print0 2>/dev/null |
+        tar czf "$out/.runs.tgz" --transform 's|^[^/]*$|results/&|' --null -T - "${results[@]}"
+    status=$?
+    if [ "$status" -le 1 ]; then
+        mv -f "$out/.runs.tgz" "$out/runs.tgz"
+    else
+        failed+=("runs.tgz")
+    fi
 }
 
 # The first part has less time by what was looked at before it.
@@ -127,17 +138,19 @@ part() {
     case "$1" in
         tests)
             # By name: other tests import what a GPU machine may lack. A warning seen there first is no reason to fail.
-            # Each is named as it ends, and where it stands if it takes long, for the last ones may not come to theirs.
-            : >"$out/tests.log"
-            step tests "$python" -m pytest "${tests[@]}" -m gpu -v -s -W default -p no:cacheprovider \
+            # Each is named as it ends, so that a run that is cut off tells how far it came, and where it stands if it
+            # takes long. Twice -v, for the project's own options have -q.
+            rm -f "$out/tests.log" "$out/tests-alone.log"
+            step tests "$python" -m pytest "${tests[@]}" -m gpu -vv -s -W default -p no:cacheprovider \
                 -o faulthandler_timeout=120
             grep -E "passed|failed|FAILED|ERROR|skipped|float32 error" "$out/tests.log"
             # After an error of the device all else fails in the same process. These would have failed by themselves:
             local alone test
-            mapfile -t alone < <(sed -nE 's/^(FAILED|ERROR) (tests[^ ]*::.*)/\2/p' "$out/tests.log" | sed 's/ - .*//' | sort -u)
+            mapfile -t alone < <(sed -nE 's/^(FAILED|ERROR) (tests[^ ]*::.*)/\2/p' "$out/tests.log" |
+                sed -E 's/(\]|::[^[ ]+) - .*/\1/' | sort -u)
             for test in "${alone[@]}"; do
                 echo "   $test:"
-                step tests-alone "$python" -m pytest "$test" -q -s -W default -p no:cacheprovider
+                step tests-alone "$python" -m pytest "$test" -s -W default -p no:cacheprovider
             done
             ;;
         ratios)

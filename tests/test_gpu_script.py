@@ -78,10 +78,11 @@ def test_without_a_python_named_python_python3_is_taken(tmp_path):
     assert (tmp_path / "calls").exists()
 
 
+@pytest.mark.slow
 def test_a_part_ends_in_its_time_whatever_its_program_does(tmp_path):
     """Asked to stop some time before, then ended; and what it had written is there."""
     # A stand-in that passes what is looked at first on to Python, and heeds no signal where it is asked to train.
-    deaf = f"""[[ "$*" == *pytest* ]] || exec {sys.executable} "$@"
+    deaf = f"""[[ "$*" == *"-m pytest"* ]] || exec {sys.executable} "$@"
 trap 'echo asked' TERM
 echo begun
 for _ in $(seq 60); do sleep 1; done"""
@@ -90,13 +91,13 @@ for _ in $(seq 60); do sleep 1; done"""
     ended = script("--dry", "--out", str(tmp_path), "--seconds", "12", "tests", python=python)
     assert time.monotonic() - began < 25
     assert ended.returncode == 1 and "failed or not finished: tests" in ended.stderr
-    assert "begun" in (tmp_path / "tests.log").read_text() and (tmp_path / "runs.tgz").exists()
+    assert {"begun", "asked"} <= set((tmp_path / "tests.log").read_text().split()) and (tmp_path / "runs.tgz").exists()
 
 
 def test_tests_that_failed_run_again_each_by_itself(tmp_path):
     """After an error of the device all that follow fail in its process."""
-    names = "tests/test_gpu.py::test_a[--probes expected]", "tests/test_gpu.py::test_b"
-    pytest_alone = f"""[[ "$*" == *pytest* ]] || exec {sys.executable} "$@"
+    names = "tests/test_gpu.py::test_a[--probes - expected]", "tests/test_gpu.py::test_b"
+    pytest_alone = f"""[[ "$*" == *"-m pytest"* ]] || exec {sys.executable} "$@"
 echo "$*" >>{tmp_path}/calls
 [[ "$*" == *" -m gpu "* ]] || exit 0
 printf 'FAILED {names[0]} - AssertionError: 1 - 2\\nFAILED {names[1]}\\n'
@@ -105,7 +106,7 @@ exit 1"""
     ended = script("--dry", "--out", str(tmp_path), "tests", python=python)
     assert ended.returncode == 1 and "finished: tests\n" in ended.stderr
     _, *alone = (tmp_path / "calls").read_text().splitlines()
-    assert [line.split(" -q ")[0] for line in alone] == [f"-m pytest {name}" for name in names]
+    assert [line.split(" -s ")[0] for line in alone] == [f"-m pytest {name}" for name in names]
 
 
 NAMED = re.findall(r"^    \[(\S+)\]=\"(.*)\"$", (ROOT / "benchmarks/gpu.sh").read_text(), re.MULTILINE)
