@@ -19,7 +19,7 @@ def make_runs_cheap() -> None:
     provenance.commit = functools.cache(provenance.commit)
     # Nothing is installed either; each trainer reads of all packages what they offer.
     importlib.metadata.entry_points = functools.cache(importlib.metadata.entry_points)
-    # Here, or in each rank that is forked of this process.
+    # Once, and not again in each rank that is forked of this process.
     importlib.import_module("torch.distributed.algorithms.ddp_comm_hooks.post_localSGD_hook")
     importlib.metadata.entry_points(group="torch.distributed.backends")
 

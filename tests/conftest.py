@@ -68,7 +68,10 @@ def isolation(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def undrawn(request, monkeypatch):
-    """Runs here and in preloaded children leave an empty picture. Those of tests marked ``drawn`` draw."""
+    """Runs here and in preloaded children leave an empty picture.
+
+    Those of tests marked ``drawn`` draw, and those of fixtures that are older than a test, of a module say.
+    """
     if request.node.get_closest_marker("drawn") is None:
         leave_undrawn(monkeypatch.setattr)
         monkeypatch.setattr(preloaded_pythons, "drawn", False)

@@ -556,7 +556,7 @@ def test_a_subclass_in_a_users_file_works_as_the_rule_does(name, tmp_path, monke
 
 
 def run(name, folder, *words):
-    """A run of two batches per epoch for two epochs; large ones, so that there are few to test on."""
+    """A run of two batches per epoch for two epochs; of large batches, so that testing takes few."""
     common = ["--data", "digits", "--batch-size", "128", "--max-epochs", "2", "--limit-train-batches", "2"]
     common += ["--limit-val-batches", "1", "--diagnostics-every", "0", "--log-every", "1", "--checkpoint-every", "0"]
     command = ["--algo", name, *facts(name).network.split(), *common, "--run-dir", str(folder), *words]

@@ -57,8 +57,8 @@ def train_on_ranks(train: Callable[[pl.Trainer], Any], folder: Path, ranks: int,
 
 
 def free_port() -> int:
-    """A port that nobody listens at, of those that the system gives to none who asks for any."""
-    # From one process to the next elsewhere, for each lets go of what it has tried.
+    """A port that nobody listens at, below those that the system gives to processes that ask for any."""
+    # Each process begins elsewhere, for a port is let go of before it is used.
     for i in range(1000):
         port = 10000 + (os.getpid() * 131 + next(_tried) + i) % 20000
         with socket.socket() as tried, suppress(OSError):
