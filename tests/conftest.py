@@ -70,7 +70,7 @@ def isolation(monkeypatch):
 def undrawn(request, monkeypatch):
     """Runs here and in preloaded children leave an empty picture.
 
-    Those of tests marked ``drawn`` draw, and those of fixtures that are older than a test, of a module say.
+    Those of tests marked ``drawn`` draw, and so do children of fixtures for a whole module, which come before this.
     """
     if request.node.get_closest_marker("drawn") is None:
         leave_undrawn(monkeypatch.setattr)

@@ -1,6 +1,6 @@
 """The learning rules: name, class, one line, command-line options. Imports no torch, so that ``--help`` is quick.
 
-A rule is registered beside its options, in the file of its kin: :func:`rule` before the dataclass of its options.
+A rule is registered in the file for rules of its kind: :func:`rule` before the dataclass of its options.
 """
 
 # isort: off
