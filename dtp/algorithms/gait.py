@@ -104,12 +104,13 @@ class GAIT(LocalTargets):
         return below - F.pad(change, (0, below[0].numel() - change.shape[1])).view_as(below)
 
     def forward_step(self, activations: Activations, targets: dict[int, Tensor], y: Tensor) -> None:
-        gradients = self._local_gradients(activations, targets, y)
+        weights = self.forward_parameters
+        gradients = self._local_gradients(activations, targets, y, weights)
         if self.options.orthogonality:
-            pairs = zip(self.forward_parameters, gradients, strict=True)
+            pairs = zip(weights, gradients, strict=True)
             penalty = _PENALTIES[self.options.orthogonality_form]
             gradients = [g + self.options.orthogonality * penalty(w.detach()) if _square(w) else g for w, g in pairs]
-        self.step(self.forward_optimizer, self.forward_parameters, gradients)
+        self.step(self.forward_optimizer, weights, gradients)
 
 
 def _square(weight: Tensor) -> bool:

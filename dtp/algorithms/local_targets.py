@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,7 +109,8 @@ class LocalTargets(LocalLosses):
 
     def forward_step(self, activations: Activations, targets: dict[int, Tensor], y: Tensor) -> None:
         """One step of the forward weights on the local losses."""
-        self.step(self.forward_optimizer, self.forward_parameters, self._local_gradients(activations, targets, y))
+        weights = self.forward_parameters
+        self.step(self.forward_optimizer, weights, self._local_gradients(activations, targets, y, weights))
 
     def losses(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[int, Tensor]]:
         activations = self.activations(x)
@@ -192,9 +194,10 @@ class LocalTargets(LocalLosses):
     def _learns_task(self, n: int) -> bool:
         return n == self.network.depth and (n > self.top or self.options.output_loss == "task")
 
-    def _local_gradients(self, activations: Activations, targets: dict[int, Tensor], y: Tensor) -> list[Tensor]:
-        losses = self.local_losses(activations, targets, y)
-        return gradients(self, self.network, losses.values(), self.forward_parameters)
+    def _local_gradients(
+        self, activations: Activations, targets: dict[int, Tensor], y: Tensor, weights: Sequence[Tensor]
+    ) -> list[Tensor]:
+        return gradients(self, self.network, self.local_losses(activations, targets, y).values(), weights)
 
 
 def evaluate_purely(layer: nn.Module, x: Tensor, context: Context) -> Tensor:

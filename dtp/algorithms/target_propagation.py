@@ -510,9 +510,10 @@ class RulePhase(FeedbackPhase):
 
     def __init__(self, rule: TargetPropagation, activations: Activations):
         self.rule = rule
-        self.layers: Sequence[int] = [
-            n for n in rule.trained_feedback if rule._feedback_parameters(n) and rule.feedback_iterations[n]
-        ]
+        self.parameters = {
+            n: rule._feedback_parameters(n) for n in rule.trained_feedback if rule.feedback_iterations[n]
+        }
+        self.layers: Sequence[int] = [n for n, parameters in self.parameters.items() if parameters]
         self.expected = {n: rule._expected(n) for n in self.layers}
         # What a mean over the noise is made of, the forward pass has; differences under noise need more digits.
         known = all(form is not None and not form.drawn for form in self.expected.values())
@@ -539,7 +540,7 @@ class RulePhase(FeedbackPhase):
         return [
             FeedbackProblem(
                 n,
-                rule._feedback_parameters(n),
+                self.parameters[n],
                 rule.feedback_iterations[n],
                 lambda n=n: noise(n),
                 lambda noise, n=n: loss(n, noise),

@@ -43,6 +43,7 @@ from dtp.feedback.adjoints import LocallyConnectedFeedback, SameConvFeedback, St
 from dtp.feedback.context import Context
 from dtp.feedback.layers import FeedbackLayer, NotReducible, layer_operations
 from dtp.feedback.loop import Average, FeedbackProblem, FeedbackResult, Step, shared_weights
+from dtp.feedback.momentum import momentum_moves
 from dtp.feedback.operations import (
     BatchNormAdjoint,
     ConvFeedback,
@@ -245,7 +246,7 @@ class ExpectedLDRL:
     def loss(self, moments: Moments, pull: Tensor | None = None) -> Tensor:
         """Mean loss at the present V, a scalar; ``pull`` where it is known."""
         pull, v = self.pull(moments) if pull is None else pull, self.weight
-        return (self.curvature(moments) * v).mul_(0.5).sub_(pull).mul_(v).sum()
+        return torch.addcmul(pull, self.curvature(moments), v, value=-0.5).mul_(v).sum().neg_()
 
     def _first(self, a: Tensor, context: Context) -> Tensor:
         """D: means of h' around ``a``, the value of the affine map."""
@@ -287,7 +288,7 @@ class ExpectedLDRL:
         else:
             clean, mean, v = phi(s_out), torch.zeros_like(s_out), torch.zeros_like(s_out)
             for z, weight in _nodes(self.nodes):
-                q = phi(s_out + self.sigma * z) - clean
+                q = phi(s_out + self.sigma * z).sub_(clean)
                 mean.add_(q, alpha=weight)
                 v.addcmul_(q, q, value=weight)
             v.addcmul_(mean, mean, value=-1).div_(self.sigma**2)
@@ -374,83 +375,6 @@ def _nodes(count: int) -> list[tuple[float, float]]:
     kept = np.abs(z) > 1e-12
     weights = weights / weights.sum()
     return list(zip(z[kept].tolist(), weights[kept].tolist(), strict=True))
-
-
-def momentum_moves(
-    curvature: Tensor, rate: Tensor | float, momentum: float, steps: Tensor | float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What K steps of SGD with momentum make of a first gradient g and velocity m, where the gradient is linear in V.
-
-    On a gradient h e the steps m <- mu m + h e, e <- e - lr m are linear: (e, m)_K = T^K (e, m)_0 with
-    T = [[1 - lr h, -lr mu], [h, mu]], whose determinant is mu. Its powers are T^K = U_K T - mu U_{K-1}, U_K a Chebyshev
-    polynomial of the trace. With g = h e::
-
-        V <- V - (1 - T^K_11) / h g + T^K_12 m,    m <- U_K g + T^K_22 m
-
-    Args:
-        curvature: h, at least 0.
-        rate: lr, above 0, a number or one for each value of h.
-        momentum: mu, from 0 to below 1.
-        steps: K, likewise; ``inf`` is the minimum itself, with no velocity, and no move where h is 0.
-
-    Returns:
-        The factors of g and of m in V, and of g and of m in the velocity, float64, in the shape of ``curvature``.
-    """
-    h = curvature.double()
-    rate, steps = torch.as_tensor(rate, dtype=h.dtype), torch.as_tensor(steps, dtype=h.dtype)
-    rate, steps = rate.to(h.device, non_blocking=True), steps.to(h.device, non_blocking=True)
-    forever = torch.isinf(steps)
-    steps = torch.where(forever, 1.0, steps)
-    factor = 1 - rate * h
-    if momentum == 0:
-        # The velocity is the last gradient, and no state.
-        this = factor.abs().pow(steps - 1) * torch.where((steps % 2 == 0) & (factor < 0), -1.0, 1.0)
-        left, of_m, m_to_m = this * factor, torch.zeros_like(h), torch.zeros_like(h)
-    else:
-        root = math.sqrt(momentum)
-        half = (factor + momentum) / (2 * root)
-        this, before = _chebyshev(half, root, steps)
-        left, of_m, m_to_m = this * factor - momentum * before, -rate * momentum * this, momentum * (this - before)
-    # Where a step is small, what is left of a distance is as good as 1, and its difference to 1 has no digits.
-    small = rate * h < 0.5 * (1 - math.sqrt(momentum)) ** 2
-    of_g = torch.where(small, _gone_over_curvature(torch.where(small, h, 0.0), rate, momentum, steps), (1 - left) / h)
-    of_g = torch.where(forever, torch.where(h > 0, 1 / h, 0.0), of_g)
-    of_m, g_to_m, m_to_m = (torch.where(forever, 0.0, entry) for entry in (of_m, this, m_to_m))
-    return -of_g, of_m, g_to_m, m_to_m
-
-
-def _gone_over_curvature(h: Tensor, rate: Tensor, momentum: float, steps: Tensor) -> Tensor:
-    """(1 - T^K_11) / h of overdamped steps, to all digits for small h, and for h = 0, from the eigenvalues of T."""
-    x = rate * h
-    gap = ((1 - momentum + x) ** 2 - 4 * x).sqrt()
-    # The larger eigenvalue is 1 - x per_x, the smaller one less by the gap, and their product is the momentum.
-    per_x = 2 / (1 - momentum + x + gap)
-    away = x * per_x
-    larger = 1 - away
-    smaller = momentum / larger
-    slow = torch.where(away > 0, -torch.expm1(steps * torch.log1p(-away)) / away, steps)
-    return rate * per_x * ((larger - momentum) * slow - smaller * (1 - smaller.pow(steps))) / gap
-
-
-def _chebyshev(c: Tensor, root: float, n: Tensor) -> tuple[Tensor, Tensor]:
-    """U_n and U_{n-1}; U_n = root^(n-1) sin(n theta) / sin(theta), c = cos(theta), continued to |c| > 1.
-
-    Nothing of it overflows.
-    """
-    size, negative, even = c.abs(), c < 0, n % 2 == 0
-    inner = size.clamp(max=1).acos_()
-    outer = size.clamp(min=1).acosh_()
-    near, swings = size == 1, size <= 1
-    sine, growth, log_root = torch.sin(inner), torch.expm1(-2 * outer), math.log(root)
-    found = []
-    for k, same_parity in ((n, even), (n - 1, ~even)):
-        power = (k - 1) * log_root
-        scale = torch.exp(power)
-        swinging = scale * torch.sin(k * inner) / sine
-        sliding = torch.exp(power + (k - 1) * outer) * torch.expm1(-2 * k * outer) / growth
-        value = torch.where(near, scale * k, torch.where(swings, swinging, sliding))
-        found.append(torch.where(negative & same_parity, -value, value))
-    return found[0], found[1]
 
 
 def train_in_expectation(

@@ -19,6 +19,12 @@ from tests.algorithms.networks import Layers
 from tests.algorithms.recorded import record
 
 
+@pytest.fixture(autouse=True)
+def as_on_a_gpu(monkeypatch):
+    """All is computed by torch, whose operations alone can be recorded."""
+    monkeypatch.setattr("dtp.feedback.momentum._FEW", 0)
+
+
 def made(kind, **options):
     torch.manual_seed(0)
     rule = kind(
