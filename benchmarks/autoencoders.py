@@ -116,7 +116,7 @@ def draw_reconstructions(runs: dict[str, Path], mnist: str) -> None:
 
     from dtp.cli.arguments import parse
     from dtp.diagnostics.images import draw_rows
-    from dtp.run.training import build
+    from dtp.run.building import build
 
     rows = {}
     for rule, folder in runs.items():

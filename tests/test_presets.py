@@ -14,8 +14,7 @@ from dtp.cli.arguments import parse
 from dtp.cli.config import PRESETS, SHARED, find_preset, preset_names, read_yaml
 from dtp.data import DATA
 from dtp.models import MODELS
-from dtp.run.training import make_task
-from dtp.tasks import Classification
+from dtp.tasks import TASKS, Classification
 
 SHAPES = {
     "digits": ((1, 8, 8), 10),
@@ -85,10 +84,11 @@ def build(preset):
         data.load_train = data.load_test = lambda: (Noise(number, shape), np.arange(number) % classes)
         data.setup()
         x, y = next(iter(data.train_dataloader()))
+        task = TASKS[config.run.task].of_data(data, config.run.clusters)
     else:
         shape = (3, 28, 28) if config.run.data == "imagefolder" else shape
         x, y = torch.randn(4, *shape), torch.randint(classes, (4,))
-    task = make_task(config, data) if config.run.data in TRAINING_IMAGES else Classification(classes)
+        task = Classification(classes)
     network = MODELS.resolve(config.run.model).load().for_task(model, shape, task)
     rule = ALGORITHMS.resolve(config.run.algo).load()(network, options, seed=0)
     if config.run.precision == "64":

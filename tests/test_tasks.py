@@ -10,7 +10,7 @@ import yaml
 from dtp.algorithms import ALGORITHMS
 from dtp.cli.arguments import parse
 from dtp.cli.train import main
-from dtp.run.training import build
+from dtp.run.building import build
 from tests.algorithms.rules import facts
 from tests.runs import SHORT, contents, fails, rows
 

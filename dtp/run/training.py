@@ -19,14 +19,11 @@ from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.callbacks import ProgressBar
 
 from dtp import compat
-from dtp.algorithms import ALGORITHMS
 from dtp.algorithms.base import Algorithm
 from dtp.cli.commands import command_words
 from dtp.cli.config import Config, RunOptions, parse_limit
 from dtp.contracts import handed_back
-from dtp.data import DATA
 from dtp.data.base import ImageData
-from dtp.data.cache import data_lock
 from dtp.data.sampler import require_even_shares
 from dtp.diagnostics.callback import AlignmentCallback
 from dtp.diagnostics.images import PicturesCallback
@@ -35,19 +32,17 @@ from dtp.distributed.devices import choose_devices, choose_strategy, leave_toget
 from dtp.distributed.launcher import process_rank, uses_slurm
 from dtp.errors import Diverged, UserError, all_in_turn
 from dtp.fields import PRECISIONS
-from dtp.models import MODELS
+from dtp.run.building import build
 from dtp.run.checkpoints import (
     CheckpointFiles,
     Checkpoints,
     load_checkpoint,
     read_checkpoint,
-    take_weights,
     weights_as_bytes,
     with_usable_checkpoint,
 )
 from dtp.run.folder import (
     Run,
-    goes_on,
     how_to_go_on,
     open_run,
     tell_other_ranks,
@@ -62,7 +57,6 @@ from dtp.run.provenance import cpu_name, recorded, versions
 from dtp.run.reading import has_finished
 from dtp.system.memory import keep_freed_memory
 from dtp.system.signals import Stopped, stop_request
-from dtp.tasks import Autoencoder, Classification, Clustering, Task
 
 
 def train(config: Config, argv: Sequence[str]) -> Run:
@@ -88,25 +82,25 @@ def train(config: Config, argv: Sequence[str]) -> Run:
     if accelerator != "gpu" and getattr(config.algo, "engine", "") == "graph":
         # Where it would run as plain functions, and the summary call that a graph.
         raise UserError("--engine graph: expected a GPU, for it is a CUDA graph, found a CPU; use --engine auto.")
-    limit_train_batches = _limit("train", config.run.limit_train_batches, batches["train"])
-    limit_val_batches = _limit("val", config.run.limit_val_batches, batches["val"])
-    limit = limit_train_batches if isinstance(limit_train_batches, int) else int(limit_train_batches * batches["train"])
+    limits = {
+        "train": _limit("train", config.run.limit_train_batches, batches["train"]),
+        "val": _limit("val", config.run.limit_val_batches, batches["val"]),
+    }
+    limit = limits["train"] if isinstance(limits["train"], int) else int(limits["train"] * batches["train"])
     algorithm.check_length(config.run.max_epochs, config.run.max_steps, min(limit, batches["train"]))
     run = open_run(config, lambda path: load_checkpoint(path, config, algorithm))
     with run.locked():
-        return _train_in(run, config, command, data, algorithm, limit_train_batches, limit_val_batches)
+        return _train_in(run, config, command, data, algorithm, limits)
 
 
 def _train_in(
-    run: Run,
-    config: Config,
-    command: str,
-    data: ImageData,
-    algorithm: Algorithm,
-    limit_train_batches: int | float,
-    limit_val_batches: int | float,
+    run: Run, config: Config, command: str, data: ImageData, algorithm: Algorithm, limits: dict[str, int | float]
 ) -> Run:
-    accelerator, devices, nodes = choose_devices(config.run)
+    """Train in the folder of ``run``, which no other process may use meanwhile.
+
+    Args:
+        limits: batches of an epoch by ``train`` and ``val``, as Lightning takes them.
+    """
     if process_rank() == 0:
         run.remove_leftovers()
     run, resumed_at = with_usable_checkpoint(run, config, algorithm)
@@ -121,44 +115,7 @@ def _train_in(
         write_config(run, config, command)
         write_failure(run.folder, "")
         _print_header(config, run, data, algorithm, resumed_at)
-        if config.run.resume == "auto" and run.checkpoint is None:
-            where = run.folder if config.run.run_dir else run.folder.parent
-            print(f"--resume auto: nothing to resume in {where}; begins anew.", file=sys.stderr, flush=True)
-        print(tf32_advice(config.run, accelerator), end="", flush=True)
-    metrics_csv = MetricsCSV(run.folder)
-    metrics_csv.resume_at(resumed_at)
-    loggers: list[Any] = [metrics_csv]
-    if config.run.logger == "wandb":
-        loggers.append(make_wandb_logger(run.folder, config.as_dict(), name=run.folder.name))
-    progress = progress_callback()
-    callbacks: list[Any] = [progress, checkpoints, PicturesCallback(run.folder)]
-    if config.run.diagnostics_every:
-        callbacks.insert(0, AlignmentCallback(run.folder, config.run.diagnostics_every))
-    watch_started_processes()
-    trainer = pl.Trainer(
-        accelerator=accelerator,
-        devices=devices,
-        num_nodes=nodes,
-        strategy=choose_strategy(config.run, devices * nodes),
-        precision=PRECISIONS[config.run.precision],
-        max_epochs=config.run.max_epochs,
-        max_steps=config.run.max_steps,
-        limit_train_batches=limit_train_batches,
-        # 0 where there are no validation images: Lightning takes a missing loader for a mistake otherwise.
-        limit_val_batches=limit_val_batches,
-        log_every_n_steps=config.run.log_every,
-        logger=loggers,
-        callbacks=callbacks,
-        plugins=[CheckpointFiles(), *([SLURMEnvironment(auto_requeue=False)] if uses_slurm() else [])],
-        default_root_dir=run.folder,
-        num_sanity_val_steps=0,
-        # The sampler shards by itself; Lightning's would shuffle and forget where a resumed epoch was.
-        use_distributed_sampler=False,
-        enable_model_summary=False,
-        enable_progress_bar=isinstance(progress, ProgressBar),
-        enable_checkpointing=True,
-    )
-    compat.train_by_epochs(trainer)
+    trainer = _make_trainer(run, config, checkpoints, limits, resumed_at)
     if stop_request.signum is not None:
         raise Stopped(f"Stopped by {stop_request.name} before training; start it again with --resume auto.")
     before = sys.exception()
@@ -181,10 +138,52 @@ def _train_in(
         if config.run.deterministic and refused:
             raise UserError(f"--deterministic: torch has no deterministic {operation}; leave it out.") from error
         raise
-    for logger in loggers:
+    for logger in trainer.loggers:
         logger.finalize("success")
     leave_together()
     return run
+
+
+def _make_trainer(
+    run: Run, config: Config, checkpoints: Checkpoints, limits: dict[str, int | float], resumed_at: int
+) -> pl.Trainer:
+    """Lightning's trainer for the run, with its loggers and callbacks; the other arguments as for :func:`_train_in`."""
+    accelerator, devices, nodes = choose_devices(config.run)
+    metrics_csv = MetricsCSV(run.folder)
+    metrics_csv.resume_at(resumed_at)
+    loggers: list[Any] = [metrics_csv]
+    if config.run.logger == "wandb":
+        loggers.append(make_wandb_logger(run.folder, config.as_dict(), name=run.folder.name))
+    progress = progress_callback()
+    callbacks: list[Any] = [progress, checkpoints, PicturesCallback(run.folder)]
+    if config.run.diagnostics_every:
+        callbacks.insert(0, AlignmentCallback(run.folder, config.run.diagnostics_every))
+    watch_started_processes()
+    trainer = pl.Trainer(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=choose_strategy(config.run, devices * nodes),
+        precision=PRECISIONS[config.run.precision],
+        max_epochs=config.run.max_epochs,
+        max_steps=config.run.max_steps,
+        limit_train_batches=limits["train"],
+        # 0 where there are no validation images: Lightning takes a missing loader for a mistake otherwise.
+        limit_val_batches=limits["val"],
+        log_every_n_steps=config.run.log_every,
+        logger=loggers,
+        callbacks=callbacks,
+        plugins=[CheckpointFiles(), *([SLURMEnvironment(auto_requeue=False)] if uses_slurm() else [])],
+        default_root_dir=run.folder,
+        num_sanity_val_steps=0,
+        # The sampler shards by itself; Lightning's would shuffle and forget where a resumed epoch was.
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        enable_progress_bar=isinstance(progress, ProgressBar),
+        enable_checkpointing=True,
+    )
+    compat.train_by_epochs(trainer)
+    return trainer
 
 
 def _remember(folder: Path, error: UserError) -> None:
@@ -238,84 +237,6 @@ def _limit(split: str, text: str, batches: int) -> int | float:
     return limit
 
 
-def build(config: Config) -> tuple[ImageData, Algorithm]:
-    """Data module and rule with its network, as ``config`` says; the weights are a function of the seed alone.
-
-    Raises:
-        UserError: missing or wrong data, a network that does not fit it, options out of range.
-    """
-    torch.backends.cuda.matmul.allow_tf32 = config.run.tf32
-    torch.backends.cudnn.allow_tf32 = config.run.tf32
-    pl.seed_everything(config.run.seed, verbose=False)
-    data = DATA.resolve(config.run.data).load()(config.data, seed=config.run.seed)
-    _require_made(data, "options")
-    # One process of a machine after the other: the first downloads and converts, the others find it done.
-    with data_lock(config.run.data, data.data_dir):
-        data.prepare_data()
-    data.setup()
-    if not any(data.sizes.values()):
-        raise UserError(f"setup of {type(data).__name__} has read no images; have it call super().setup(stage).")
-    # Reading data may have drawn random numbers, and must not change the first weights.
-    pl.seed_everything(config.run.seed, verbose=False)
-    task = make_task(config, data)
-    network = MODELS.resolve(config.run.model).load().for_task(config.model, data.input_shape, task)
-    _require_made(network, "layers")
-    # A run that goes on has all weights from its checkpoint, and the other run may be gone.
-    if config.run.init_weights and not goes_on(config):
-        take_weights(network, config.run.init_weights)
-    algorithm = ALGORITHMS.resolve(config.run.algo).load()(network, config.algo, seed=config.run.seed)
-    _require_made(algorithm, "scores")
-    if PRECISIONS[config.run.precision] == "64-true":
-        # Lightning does so as well, but after it has loaded a checkpoint into weights of half the precision.
-        algorithm.double()
-    algorithm.capture_batches = config.run.capture == "auto"
-    return data, algorithm.to(memory_format=_memory_format(config.run.memory_format, network))
-
-
-def _require_made(part: Any, attribute: str) -> None:
-    """Raise UserError unless the constructors of all classes above a user's own have run."""
-    # Without nn.Module's nothing can be asked of it in the usual way.
-    if attribute not in {**vars(part), **vars(part).get("_modules", {})}:
-        raise UserError(
-            f"__init__ of {type(part).__name__} must call super().__init__ with all that it was given; mend "
-            f"{type(part).__name__}."
-        )
-
-
-def make_task(config: Config, data: ImageData) -> Task:
-    """The task that ``--task`` names, for this data.
-
-    Raises:
-        UserError: the data has no pixels to be put out again.
-    """
-    if config.run.task == "autoencoder":
-        if config.data.pca:
-            raise UserError(
-                "--pca: expected images for --task autoencoder, whose outputs are pixels, found components; use 0."
-            )
-        return Autoencoder(data.input_shape, *data.statistics)
-    if config.run.task == "clustering":
-        return Clustering(config.run.clusters, data.num_classes)
-    return Classification(data.num_classes)
-
-
-def _memory_format(name: str, network: torch.nn.Module) -> torch.memory_format:
-    convolutions = [module for module in network.modules() if isinstance(module, torch.nn.Conv2d)]
-    usual = bool(convolutions) and not any(map(_writes_beyond, convolutions))
-    channels_last = name == "channels-last" or (name == "auto" and usual)
-    return torch.channels_last if channels_last else torch.contiguous_format
-
-
-def _writes_beyond(convolution: torch.nn.Conv2d) -> bool:
-    """Whether the weight gradient of a convolution can end the process with its maps in the order channels-last.
-
-    On CPUs with AVX2 and no AVX-512, oneDNN (3.12, in torch 2.14) copies eight channels of the places that a strided
-    1x1 convolution reads, where the maps (of a group) have fewer, and so writes beyond its buffer.
-    """
-    is_strided = convolution.kernel_size == (1, 1) and convolution.stride != (1, 1)
-    return is_strided and convolution.in_channels // convolution.groups < 8
-
-
 def _finish(
     config: Config,
     run: Run,
@@ -325,22 +246,11 @@ def _finish(
     data: ImageData,
     checkpoints: Checkpoints,
 ) -> None:
+    """Test once, and write weights and summary."""
+    # Of the training; the test takes time too.
     epochs, steps, seconds = checkpoints.epochs_done, trainer.global_step, checkpoints.seconds
     feedback_seconds = algorithm.feedback_timer.seconds
-    val = dict(checkpoints.validated)
-    tested = "last"
-    # It may have been damaged since; and where there was nothing left to train, no hook of the callback has looked.
-    checkpoints.find_best(trainer)
-    if checkpoints.ended_within_epoch:
-        # These weights were never validated, and are what --max-steps asked for.
-        val = {}
-    elif config.run.test_weights == "best" and checkpoints.best_step >= 0:
-        algorithm.load_state_dict(read_checkpoint(checkpoints.best)["state_dict"])
-        tested = f"epoch {checkpoints.best_epoch + 1}, best on validation"
-        if "val/accuracy" in val:
-            val["val/accuracy"] = checkpoints.best_accuracy
-        else:
-            val = {"val/loss": checkpoints.best_loss}
+    val, tested = _take_tested_weights(config, trainer, algorithm, checkpoints)
     for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue] (Lightning's connectors set it)
         if isinstance(callback, AlignmentCallback):
             # Where there was nothing left to train, nobody has drawn it.
@@ -384,6 +294,26 @@ def _finish(
         print(f"Results in {run.folder}")
 
 
+def _take_tested_weights(
+    config: Config, trainer: pl.Trainer, algorithm: Algorithm, checkpoints: Checkpoints
+) -> tuple[dict[str, float], str]:
+    """Give the rule the weights that ``--test-weights`` asks for: what is known of their validation, and which."""
+    val = dict(checkpoints.validated)
+    # It may have been damaged since; and where there was nothing left to train, no hook of the callback has looked.
+    checkpoints.find_best(trainer)
+    if checkpoints.ended_within_epoch:
+        # These weights were never validated, and are what --max-steps asked for.
+        return {}, "last"
+    if config.run.test_weights != "best" or checkpoints.best_step < 0:
+        return val, "last"
+    algorithm.load_state_dict(read_checkpoint(checkpoints.best)["state_dict"])
+    if "val/accuracy" in val:
+        val["val/accuracy"] = checkpoints.best_accuracy
+    else:
+        val = {"val/loss": checkpoints.best_loss}
+    return val, f"epoch {checkpoints.best_epoch + 1}, best on validation"
+
+
 def _scores(algorithm: Algorithm, val: dict[str, float], test: dict[str, float]) -> dict[str, float | None]:
     """What the summary says of validation and test, besides the test loss."""
     first = algorithm.task.selected_by
@@ -424,6 +354,10 @@ def _print_header(config: Config, run: Run, data: ImageData, algorithm: Algorith
         print(algorithm)
         for n, form in algorithm.describe().get("feedback_forms", {}).items():
             print(f"  feedback of layer {n}: {form}")
+    if config.run.resume == "auto" and run.checkpoint is None:
+        where = run.folder if config.run.run_dir else run.folder.parent
+        print(f"--resume auto: nothing to resume in {where}; begins anew.", file=sys.stderr, flush=True)
+    print(tf32_advice(config.run, choose_devices(config.run)[0]), end="", flush=True)
 
 
 def _quiet_libraries() -> None:

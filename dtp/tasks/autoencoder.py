@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import MeanSquaredError
 
-from dtp.tasks.base import Task
+from dtp.errors import UserError
+from dtp.tasks.base import Data, Task
 
 
 class Autoencoder(Task):
@@ -31,6 +32,14 @@ class Autoencoder(Task):
         super().__init__(torch.Size(input_shape).numel())
         self.input_shape = torch.Size(input_shape)
         self.mean, self.std = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (mean, std))
+
+    @classmethod
+    def of_data(cls, data: Data, clusters: int) -> Self:
+        if data.projection is not None:
+            raise UserError(
+                "--pca: expected images for --task autoencoder, whose outputs are pixels, found components; use 0."
+            )
+        return cls(data.input_shape, *data.statistics)
 
     def require_goals(self, x: Tensor, y: Tensor) -> None:
         """The goals are made of ``x`` alone."""

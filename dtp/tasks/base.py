@@ -4,13 +4,34 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dtp.errors import UserError
+
+
+class Data(Protocol):
+    """What a task must know of the data."""
+
+    num_classes: int
+
+    @property
+    def input_shape(self) -> Sequence[int]:
+        """(C, H, W) of an image."""
+        ...
+
+    @property
+    def statistics(self) -> tuple[Sequence[float], Sequence[float]]:
+        """Means and deviations by channel, of the normalisation."""
+        ...
+
+    @property
+    def projection(self) -> Any:
+        """The map to principal components, where images are these; None where they are pixels."""
+        ...
 
 
 class Task(ABC):
@@ -37,6 +58,15 @@ class Task(ABC):
 
     def __init__(self, outputs: int):
         self.outputs = outputs
+
+    @classmethod
+    def of_data(cls, data: Data, clusters: int) -> Self:
+        """The task on the images of a dataset; ``clusters`` are wanted where it sorts them.
+
+        Raises:
+            UserError: it cannot be done on these images.
+        """
+        return cls(data.num_classes)
 
     @abstractmethod
     def require_goals(self, x: Tensor, y: Tensor) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from dtp.tasks.base import Task, require_labels
+from dtp.tasks.base import Data, Task, require_labels
 
 
 class Clustering(Task):
@@ -31,6 +31,10 @@ class Clustering(Task):
     def __init__(self, outputs: int, classes: int):
         super().__init__(outputs)
         self.classes = classes
+
+    @classmethod
+    def of_data(cls, data: Data, clusters: int) -> Self:
+        return cls(clusters, data.num_classes)
 
     def require_goals(self, x: Tensor, y: Tensor) -> None:
         require_labels(x, y, self.classes)

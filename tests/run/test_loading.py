@@ -18,9 +18,9 @@ from dtp.cli.train import main
 from dtp.errors import UserError
 from dtp.models import LeNet
 from dtp.models.options import LeNetOptions
+from dtp.run.building import build
 from dtp.run.checkpoints import read_checkpoint
 from dtp.run.sealed import save_sealed
-from dtp.run.training import build
 from tests.algorithms.rules import facts
 from tests.runs import SHORT, fails
 

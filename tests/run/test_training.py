@@ -17,8 +17,9 @@ from dtp.algorithms.base import Algorithm
 from dtp.cli.arguments import parse
 from dtp.cli.train import main
 from dtp.errors import UserError
+from dtp.run.building import build
 from dtp.run.folder import newest_checkpoint
-from dtp.run.training import _choose_algorithms, build, tf32_advice
+from dtp.run.training import _choose_algorithms, tf32_advice
 from dtp.system.signals import stop_request
 from tests.runs import ROOT, SHORT, contents, fails, rows
 

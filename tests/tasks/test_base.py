@@ -1,6 +1,7 @@
 """What all tasks have in common: networks get them, checkpoints say them, and pickles of earlier versions load."""
 
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -29,6 +30,14 @@ def test_what_a_checkpoint_says_of_a_task_makes_the_same_one(task):
     assert saved["name"] == task.name
     again = TASKS[saved["name"]].from_saved(saved, SHAPE, task.outputs)
     assert type(again) is type(task) and facts(again) == facts(task)
+
+
+def test_a_task_takes_of_the_data_what_it_needs():
+    data = SimpleNamespace(input_shape=SHAPE, num_classes=3, statistics=((0.2, 0.6), (0.5, 0.1)), projection=None)
+    expected = [Classification(3), EACH[1], EACH[2]]
+    for (name, kind), task in zip(TASKS.items(), expected, strict=True):
+        found = kind.of_data(data, clusters=5)
+        assert name == task.name and type(found) is type(task) and facts(found) == facts(task)
 
 
 @pytest.mark.parametrize("task", EACH, ids=lambda task: task.name)

@@ -14,7 +14,7 @@ from dtp.cli.config import as_arguments
 from dtp.errors import UserError
 from dtp.experiments.search.space import SPACES, Parameter, _of_rule, domain, read_space
 from dtp.fields import option
-from dtp.run.training import build
+from dtp.run.building import build
 
 TABLE_4 = {
     "lr": ("log-uniform", (1e-5, 3e-4)),
