@@ -464,7 +464,7 @@ class FeedbackControl(TargetPropagation):
         rates = self.warmup_feedback_lr if self.warming_up else self.feedback_lr
         for n, optimizer in self.feedback_optimizers.items():
             optimizer.param_groups[0]["lr"] = rates[n]
-        return {f"feedback_loss_{n}": loss for n, loss in self.division.train(phase).losses.items()}
+        return {f"feedback_loss_{n}": loss for n, loss in self._train_layers(phase).losses.items()}
 
     @torch.no_grad()
     def correlations(self, activations: Activations, error: Error, draw: Noise) -> dict[int, Tensor]:

@@ -332,13 +332,16 @@ class TargetPropagation(LocalTargets):
         Always in full precision: bfloat16 costs 3 to 60 per cent of error in these gradients.
         """
         with self.feedback_timer.measure(self.device), no_autocast(activations.s[0]):
-            result = self.division.train(RulePhase(self, activations))
+            result = self._train_layers(RulePhase(self, activations))
         scalars = {f"feedback_loss_{n}": loss for n, loss in result.losses.items()}
         if self.stop_distance > 0:
             scalars.update(
                 {f"feedback_steps_{n}": torch.as_tensor(k, dtype=torch.float32) for n, k in result.steps.items()}
             )
         return scalars
+
+    def _train_layers(self, phase: RulePhase) -> FeedbackResult:
+        return self.division.train(phase) if self.division.divides else phase.alone()
 
     def train_feedback_for(
         self, activations: Activations, iterations: Mapping[int, int], rate_factor: float = 1.0
@@ -506,7 +509,11 @@ class TargetPropagation(LocalTargets):
 
 
 class RulePhase(FeedbackPhase):
-    """The feedback phase of one batch of a rule, as a :class:`~dtp.distributed.division.Division` sees it."""
+    """The feedback phase of one batch of a rule.
+
+    One device trains it :meth:`alone`; on several a :class:`~dtp.distributed.division.Division` asks each rank for the
+    problems of its part.
+    """
 
     def __init__(self, rule: TargetPropagation, activations: Activations):
         self.rule = rule
@@ -522,6 +529,9 @@ class RulePhase(FeedbackPhase):
         self.optimizers = rule.feedback_optimizers
         if not self.optimizers.keys() >= {*self.layers}:
             raise rule._no_optimizers()
+
+    def alone(self) -> FeedbackResult:
+        return self.train(self.problems(self.layers), None)
 
     def problems(self, layers: Sequence[int], rows: slice | None = None) -> list[FeedbackProblem]:
         rule, whole = self.rule, self.activations

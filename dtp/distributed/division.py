@@ -27,6 +27,10 @@ class FeedbackPhase(Protocol):
     optimizers: dict[int, Optimizer]
     device: torch.device
 
+    def alone(self) -> FeedbackResult:
+        """Train all layers on all images, in this process alone."""
+        ...
+
     def problems(self, layers: Sequence[int], rows: slice | None = None) -> list[FeedbackProblem]:
         """The problems of some layers, on all images or on some rows of the batch, with their part of the noise."""
         ...
@@ -47,10 +51,12 @@ class Division:
     """One process, or several that each do the same: nothing is divided.
 
     Attributes:
+        divides: whether rules are to have their feedback phases trained by :meth:`train`; else they do it themselves.
         shares_images: whether each rank has images of its own.
         each_iteration: whether ranks must meet in each iteration.
     """
 
+    divides = False
     shares_images = False
     each_iteration = False
 
@@ -59,7 +65,7 @@ class Division:
 
     def train(self, phase: FeedbackPhase) -> FeedbackResult:
         """Train all feedback layers of a batch; afterwards all ranks hold the same weights and optimizer states."""
-        return phase.train(phase.problems(phase.layers), None)
+        return phase.alone()
 
     def noise_states(self, states: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """What a checkpoint keeps of the noise streams of all ranks, one for each rank that has images of its own."""
@@ -80,7 +86,7 @@ class ByImages(Division):
     max K_n collectives for K_n iterations of layer n. All ranks must have equally many images in a batch, as ours do.
     """
 
-    shares_images = each_iteration = True
+    divides = shares_images = each_iteration = True
 
     def train(self, phase: FeedbackPhase) -> FeedbackResult:
         if ranks_of() == 1:
@@ -96,7 +102,7 @@ class ByImagesOncePerBatch(Division):
     the batch.
     """
 
-    shares_images = True
+    divides = shares_images = True
 
     def train(self, phase: FeedbackPhase) -> FeedbackResult:
         result = super().train(phase)
@@ -116,6 +122,8 @@ class ByLayers(Division):
         say: is given the assignment in words, once.
         timeout: of the collectives of a team; None for torch's own.
     """
+
+    divides = True
 
     def __init__(self, teams: bool, say: Callable[[str], None] = print, timeout: timedelta | None = None):
         self.teams, self.say, self.timeout = teams, say, timeout

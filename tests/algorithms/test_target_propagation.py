@@ -12,11 +12,12 @@ from dtp.algorithms import ALGORITHMS, BP, DTP, TP, TargetPropagation, VanillaDT
 from dtp.algorithms.feedback_control import FeedbackControl
 from dtp.algorithms.options import DTPOptions, TPOptions, VanillaDTPOptions
 from dtp.diagnostics.alignment import feedback_alignment, update_alignment
+from dtp.distributed.division import ByImages, ByImagesOncePerBatch, ByLayers, Division
 from dtp.errors import UserError
 from dtp.feedback import ReducedLDRL
 from dtp.models import VGG, Network
 from dtp.models.options import ModelOptions, VGGOptions
-from tests.algorithms.helpers import changed, make, of_network, same, state
+from tests.algorithms.helpers import changed, make, of_network, same, small_network, state
 from tests.algorithms.rules import facts
 from tests.conftest import make_batch
 
@@ -98,6 +99,19 @@ def test_no_layer_receives_an_input_that_carries_gradients_during_training(name,
     # Lee's first target is a gradient through the output layer, and only there.
     allowed = {network.depth} if getattr(rule.options, "first_target", "output") == "penultimate" else set()
     assert with_gradient <= allowed
+
+
+@pytest.mark.parametrize("name", ["dtp", "dfc"])
+def test_on_one_device_the_feedback_phase_asks_no_division(name, monkeypatch):
+    def refuse(*args):
+        raise AssertionError("a division was asked")
+
+    for division in (Division, ByImages, ByImagesOncePerBatch, ByLayers):
+        monkeypatch.setattr(division, "train", refuse)
+    rule = make(name, small_network(name))
+    before = state(rule.feedback)
+    rule.training_batch(*make_batch(rule.network))
+    assert changed(before, rule.feedback.state_dict())
 
 
 @pytest.mark.parametrize("engine", ["literal", "auto"])
