@@ -29,7 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dtp.algorithms import ALGORITHMS, DTP
 from dtp.algorithms.base import Algorithm
-from dtp.algorithms.captured import PLAIN, CapturedBatches
+from dtp.algorithms.captured import PLAIN
 from dtp.cli.arguments import parse
 from dtp.feedback import forward_with_context, ldrl_loss
 from dtp.models import MODELS
@@ -79,7 +79,7 @@ def make(name: str, o: argparse.Namespace, part: float = 1.0) -> Algorithm:
 def measure(rules: dict[str, Algorithm], x: torch.Tensor, y: torch.Tensor, rounds: int) -> dict[str, dict[str, float]]:
     """Median seconds of a batch and of its feedback phase, by name; the first round warms up."""
     captured = {
-        name: CapturedBatches(rule._learn, None if x.device.type == "cuda" else _plain, rule.noise_streams.generators)
+        name: rule.captured(None if x.device.type == "cuda" else _plain)
         for name, rule in rules.items()
         if name.endswith(CAPTURED)
     }
@@ -213,7 +213,6 @@ def main() -> None:
         rules = {"bp": make("bp", o), **{name: make(name, o) for name in o.engines}}
         if o.captured:
             rules |= {name + CAPTURED: make(name, o) for name in ("bp", "graph", "expected")}
-            rules["graph" + CAPTURED].engine.whole_batches = True
         times = measure(rules, x, y, o.rounds)
         first = times[o.engines[0]]
         literal = times.get("literal", first)

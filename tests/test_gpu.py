@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from dtp.algorithms import DTP
-from dtp.algorithms.captured import CapturedBatches
 from dtp.algorithms.metrics import RunningMeans, as_vector
 from dtp.algorithms.options import DTPOptions
 from dtp.cli.train import main
@@ -254,9 +253,8 @@ def test_replayed_batches_draw_the_noise_of_plain_ones_and_leave_their_weights(o
     """Three batches that are learned from plainly, then three that are captured and replayed."""
     plain, expected = trained("graph", 6, **options)
     rule, _ = trained("graph", 0, **options)
-    rule.engine.whole_batches = True
     assert rule.fixed_sequence()
-    captured = CapturedBatches(rule._learn, generators=rule.noise_streams.generators)
+    captured = rule.captured()
     torch.manual_seed(1)
     for _ in range(6):
         x, y = make_batch(rule.network, 16)

@@ -24,7 +24,7 @@ from torchmetrics import Metric
 
 from dtp import compat
 from dtp.algorithms.batches import inputs_alone, inputs_and_goals
-from dtp.algorithms.captured import CapturedBatches, repeats
+from dtp.algorithms.captured import Capture, CapturedBatches, repeats
 from dtp.algorithms.epoch import EpochTotals
 from dtp.algorithms.making import RuleType
 from dtp.algorithms.metrics import as_vector
@@ -605,6 +605,14 @@ class Algorithm(LightningModule, metaclass=RuleType):
             for score in self.scores.of(TRAINING).values() if self.scores.of_training else ():
                 score.update(self.task.scored(logits), y)
             return as_vector({"loss": loss, **self.task.training_scores(logits, y), **scalars})
+
+    def captured(self, capture: Capture | None = None) -> CapturedBatches:
+        """What learns from batches without a trainer and replays those that are alike, as a run on a GPU does.
+
+        Args:
+            capture: as for :class:`~dtp.algorithms.captured.CapturedBatches`; left out, CUDA graphs.
+        """
+        return CapturedBatches(self._learn, capture, self.noise_streams.generators)
 
     def _may_capture(self) -> bool:
         """Whether a batch is a fixed sequence of operations on a GPU, which can be captured."""

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from dtp import compat
 from dtp.algorithms.base import Algorithm
+from dtp.algorithms.captured import Capture, CapturedBatches
 from dtp.algorithms.feedback_schedule import FeedbackSchedule
 from dtp.algorithms.local_targets import Activations, LocalTargets
 from dtp.algorithms.optimizers import make_optimizer
@@ -164,6 +165,10 @@ class TargetPropagation(LocalTargets):
                 f"--feedback-parallel: {type(self).__name__} has a step of its own, which would see some layers only; "
                 "use data."
             )
+
+    def captured(self, capture: Capture | None = None) -> CapturedBatches:
+        self.engine.whole_batches = True
+        return super().captured(capture)
 
     def on_train_start(self) -> None:
         super().on_train_start()
@@ -572,13 +577,9 @@ class RulePhase(FeedbackPhase):
         return None if direct else self.rule._step_through_strategy
 
     def costs(self, shared: bool) -> dict[int, float]:
-        streams = self.rule.noise_streams
-        before = streams.state_dict()
-        try:
-            direct = self._step() is None and not shared
+        direct = self._step() is None and not shared
+        with self.rule.noise_streams.unchanged():
             return self.rule.engine.costs(self.problems(self.layers), self.optimizers, direct)
-        finally:
-            streams.load_state_dict(before)
 
 
 def _rows_of_samples(noise: Tensor, images: int, rows: slice) -> Tensor:

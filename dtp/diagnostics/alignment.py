@@ -12,7 +12,6 @@ from torch import Tensor
 
 from dtp.algorithms.base import Algorithm
 from dtp.contracts import handed_back, is_number, require_mapping
-from dtp.feedback import NoiseStreams
 from dtp.models.precision import full_precision
 
 
@@ -94,13 +93,11 @@ def update_alignment(algorithm: Algorithm, x: Tensor, y: Tensor) -> dict[int, Al
 @contextmanager
 def _untouched(algorithm: Algorithm) -> Iterator[None]:
     """Put buffers back afterwards (running statistics), and let noise come from copies of the streams."""
-    streams, buffers = algorithm.noise_streams, [(buffer, buffer.clone()) for buffer in algorithm.buffers()]
-    algorithm.noise_streams = NoiseStreams(streams.seed, streams.rank)
-    algorithm.noise_streams.load_state_dict(streams.state_dict())
+    buffers = [(buffer, buffer.clone()) for buffer in algorithm.buffers()]
     try:
-        yield
+        with algorithm.noise_streams.unchanged():
+            yield
     finally:
-        algorithm.noise_streams = streams
         with torch.no_grad():
             for buffer, before in buffers:
                 buffer.copy_(before)

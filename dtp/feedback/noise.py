@@ -92,6 +92,20 @@ class NoiseStreams:
             self._restored = {n: state for n, state in self._restored.items() if n in self._common}
         self._epoch = epoch
 
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Within it noise comes from copies of the streams; after it they go on as if none had been drawn.
+
+        Their generators stay the same objects, which captured graphs draw from.
+        """
+        own, restored, common = self._generators, self._restored, self._common
+        self._restored, self._common = self.state_dict()["states"], set(common)
+        self._generators = {}
+        try:
+            yield
+        finally:
+            self._generators, self._restored, self._common = own, restored, common
+
     def _generator(self, n: int, device: torch.device) -> torch.Generator:
         generator = self._generators.get(n)
         if generator is None or generator.device != device:

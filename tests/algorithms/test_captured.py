@@ -80,9 +80,7 @@ def test_replays_learn_what_plain_batches_do(kind, options):
     """Bit for bit, and draw the same noise, with other batches in between that are not replayed."""
     plain, replayed, capture = made(kind, **options), made(kind, **options), Recorder()
     assert replayed.fixed_sequence()
-    if kind is DTP:
-        replayed.engine.whole_batches = True
-    captured = CapturedBatches(replayed._learn, capture, replayed.noise_streams.generators)
+    captured = replayed.captured(capture)
     for i, (x, y) in enumerate(batches()):
         if i == 6:
             for rule in (plain, replayed):
@@ -187,8 +185,7 @@ def test_one_graph_is_held_at_a_time():
 def test_generators_of_a_checkpoint_are_captured_anew():
     """A graph would go on with those that it was made with."""
     rule, capture = made(DTP, **DRAWN), Recorder()
-    rule.engine.whole_batches = True
-    captured = CapturedBatches(rule._learn, capture, rule.noise_streams.generators)
+    captured = rule.captured(capture)
     x, y = next(batches())
     for _ in range(PLAIN + 2):
         captured(x, y, None, None)

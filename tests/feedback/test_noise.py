@@ -215,3 +215,26 @@ def test_noise_of_several_times_is_what_would_be_drawn_one_after_the_other(memor
     for joined, parts in zip(found, zip(*drawn, strict=True), strict=True):
         assert torch.equal(joined, torch.cat(parts)) and joined.stride() == torch.cat(parts).stride()
     assert torch.equal(draw(one, 2), draw(other, 2))
+
+
+def test_streams_go_on_as_if_what_was_drawn_in_between_had_not_been():
+    """Of one that has begun, one that a checkpoint begins, and one that begins in between; with the same generators."""
+    undisturbed, streams = NoiseStreams(0), NoiseStreams(0)
+    for each in (undisturbed, streams):
+        draw(each, 2)
+        draw(each, 3)
+    saved = undisturbed.state_dict()
+    for each in (undisturbed, streams):
+        each.load_state_dict(saved)
+        draw(each, 2)
+    generators = streams.generators()
+    with streams.unchanged():
+        inside = {n: draw(streams, n) for n in (2, 3, 4)}
+    assert streams.generators() == generators
+    for n, expected in inside.items():
+        # Within, it is what would have come.
+        assert torch.equal(draw(streams, n), expected) and torch.equal(draw(undisturbed, n), expected)
+    with pytest.raises(ValueError), streams.unchanged():
+        draw(streams, 2)
+        raise ValueError
+    assert torch.equal(draw(streams, 2), draw(undisturbed, 2))
