@@ -48,9 +48,9 @@ class RunOptions:
     # YAML file with any of these options, or the name of a preset. It beats the preset; the command line beats it.
     config: str = option("", varies="start")
     # Epochs (passes over the training set) to train in all, at least 1.
-    max_epochs: int = option(20, least=1, budget=True)
+    max_epochs: int = option(20, least=1, budget=True, untimed=True)
     # Batches to train in all, whatever the number of optimizer steps in a batch; -1 for no such limit.
-    max_steps: int = option(-1, varies="resumed", budget=True, unlimited=True)
+    max_steps: int = option(-1, varies="resumed", budget=True, untimed=True, unlimited=True)
     # Seed of the first weights, the order of the images, their augmentation and the noise; from 0 to 2^32 - 1.
     seed: int = option(0, least=0, most=2**32 - 1, budget=True, unlimited=True)
     # Devices per machine: a number of GPUs (or of processes on a CPU), or auto for all GPUs. Under srun and torchrun
@@ -69,7 +69,7 @@ class RunOptions:
     # approximation that communicates less, the weights and optimizer states once per batch.
     feedback_sync: Literal["step", "batch"] = option("step", varies="resumed")
     # Kind of device; auto takes a GPU where there is one.
-    accelerator: Literal["auto", "cpu", "gpu", "cuda"] = option("auto", varies="resumed")
+    accelerator: Literal["auto", "cpu", "gpu", "cuda"] = option("auto", varies="resumed", watching=True)
     # Floating-point numbers: 32 (bits), 64, or bf16-mixed: bfloat16 in the forward phase, 32 bits in the feedback
     # phase.
     precision: str = "32"
@@ -97,18 +97,18 @@ class RunOptions:
     # Where metrics go besides metrics.csv; wandb is online when logged in and offline otherwise.
     logger: Literal["csv", "wandb"] = option("csv", varies="process")
     # Training batches per epoch: a count (10) or a fraction with a point (0.1).
-    limit_train_batches: str = option("1.0", budget=True)
+    limit_train_batches: str = option("1.0", budget=True, untimed=True)
     # Validation batches per epoch: a count (10) or a fraction with a point (0.1); 0 for no validation.
-    limit_val_batches: str = option("1.0", varies="resumed", budget=True)
+    limit_val_batches: str = option("1.0", varies="resumed", budget=True, untimed=True)
     # Batches between two rows of training metrics, at least 1.
-    log_every: int = option(50, least=1, varies="resumed", unlimited=True)
+    log_every: int = option(50, least=1, varies="resumed", watching=True, unlimited=True)
     # Batches between two checkpoints within an epoch; 0 for one at each end of an epoch only.
-    checkpoint_every: int = option(0, least=0, varies="resumed", unlimited=True)
+    checkpoint_every: int = option(0, least=0, varies="resumed", watching=True, unlimited=True)
     # Epochs between two measurements of angles (feedback to forward weights, update to backprop's); 0 for none.
-    diagnostics_every: int = option(1, least=0, varies="resumed", unlimited=True)
+    diagnostics_every: int = option(1, least=0, varies="resumed", watching=True, unlimited=True)
     # Weights that are tested once at the end: those of the best validation accuracy (or loss, for other tasks), or
     # the last.
-    test_weights: Literal["best", "last"] = option("best", varies="resumed")
+    test_weights: Literal["best", "last"] = option("best", varies="resumed", untimed=True)
     # Print the network and its feedback layers at the start.
     verbose: bool = option(False, varies="process")
 

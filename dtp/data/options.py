@@ -29,10 +29,10 @@ class DataOptions:
     data_on_device: Literal["auto", "yes", "no"] = option("auto", varies="process")
     # Images held out of the training set for validation: a count (5000), a fraction below 1 (0.1), or 0 for none.
     # Default: the usual one (5000; imagenet32 50 of each class; digits, imagefolder and small parts a tenth).
-    val_size: float | None = None
+    val_size: float | None = option(None, untimed=True)
     # Seed of the training/validation split, any whole number; kept apart from --seed so that runs with other seeds
     # share one split.
-    split_seed: int = option(42, budget=True, unlimited=True)
+    split_seed: int = option(42, budget=True, untimed=True, unlimited=True)
     # Statistics that are subtracted and divided by: the dataset's own (standard), its std times three (std3x),
     # 0.5 and 0.5 (meanstd05), or none, which leaves pixels in [0, 1] (unit).
     normalisation: Literal["standard", "std3x", "meanstd05", "unit"] = "standard"

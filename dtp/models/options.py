@@ -18,12 +18,12 @@ class ModelOptions:
     """The forward network."""
 
     # Nonlinearity of every layer but the last. L-DRL needs a smooth one (elu or tanh): dead ReLU units leak targets.
-    activation: ActivationName = "elu"
+    activation: ActivationName = option("elu", same_work=True)
     # Slope of leaky-relu below 0, and least slope of sl-relu; above 0 and below 1.
-    leaky_slope: float = option(0.01, above=0, below=1)
+    leaky_slope: float = option(0.01, above=0, below=1, same_work=True, same_network=True)
     # First weights: PyTorch's own, Glorot's uniform (xavier) or normal ones, He's uniform ones for relu (kaiming), or
     # orthogonal matrices; all but PyTorch's own with biases of 0.
-    init: Init = "default"
+    init: Init = option("default", same_work=True, same_network=True)
 
 
 @model("mlp", "mlp:MLP", "fully connected, any widths")
@@ -34,16 +34,16 @@ class MLPOptions(ModelOptions):
     # Units of each hidden layer, each at least 1; without values the network is one linear layer.
     widths: list[int] = option([256, 256], least=1)
     # Whether layers have biases.
-    bias: bool = True
+    bias: bool = option(True, same_work=True)
     # Whether the last hidden layer has one too, where layers have; the code of Meulemans et al. leaves it out for some
     # rules.
     last_hidden_bias: bool = option(True, before=True)
     # Standardise over the batch, without parameters: after no layer (none), after the nonlinearity of each hidden layer
     # (hidden), or of the output too (all).
-    standardise: Literal["none", "hidden", "all"] = "none"
+    standardise: Literal["none", "hidden", "all"] = option("none", same_work=True)
     # Standardise by the statistics of the test batch in evaluation too, as the code of Shibuya et al. does, in place of
     # running ones. Results then depend on the batches.
-    batch_statistics_at_test: bool = False
+    batch_statistics_at_test: bool = option(False, same_work=True, same_network=True)
 
 
 @model("lenet", "lenet:LeNet", "2 convolutions, 2 linear layers")

@@ -59,9 +59,9 @@ class AlgorithmOptions:
     lr_schedule: Literal["constant", "cosine", "step"] = "cosine"
     # Cosine: epochs from the highest to the lowest rate, then it rises again. Step: epochs between two drops.
     # 0 means --max-epochs.
-    lr_period: int = option(0, least=0, unlimited=True)
+    lr_period: int = option(0, least=0, untimed=True, unlimited=True)
     # Epochs after which the step schedule drops, ascending, in place of every --lr-period.
-    lr_milestones: list[int] = option([], least=1, unlimited=True, before=[])
+    lr_milestones: list[int] = option([], least=1, untimed=True, unlimited=True, before=[])
     # Lowest learning rate of the cosine schedule.
     lr_min: float = option(1e-5, least=0)
     # Factor of each drop of the step schedule, above 0 and up to 1.

@@ -30,14 +30,7 @@ from dtp.experiments.report.words import (
 BUDGET = ("batch_size", "limit_train_batches", "limit_val_batches", "max_steps", "precision", "val_size")
 # What is not part of a configuration whose runs are averaged: the seed, where data lie, how a run is watched.
 NOT_COMPARED = {name for name, varies in said_of_options("varies").items() if varies == "process"}
-NOT_COMPARED |= {"seed", "accelerator", "log_every", "checkpoint_every", "diagnostics_every"}
-# What two runs of one setting may have otherwise where one was made to measure the times of the other.
-NOT_TIMED = {*BUDGET, "max_epochs", "test_weights", "split_seed", "lr_period", "lr_milestones"} - {
-    "batch_size",
-    "precision",
-}
-# What of a network does not count among its sizes: nearly the same work with any value.
-NOT_A_SIZE = {"activation", "leaky_slope", "init", "bias", "standardise", "batch_statistics_at_test"}
+NOT_COMPARED |= {"seed", *said_of_options("watching")}
 
 OTHER = "Other rules"
 ANGLES = ("update_angle", "feedback_angle")
@@ -166,7 +159,8 @@ class Group:
     @cached_property
     def work(self) -> dict[str, Any]:
         """What it must share with the backprop runs that it is compared with for times to mean something, in words."""
-        sizes = {name: value for name, value in model_options(self.options).items() if name not in NOT_A_SIZE}
+        same = said_of_options("same_work")
+        sizes = {name: value for name, value in model_options(self.options).items() if name not in same}
         return {
             "network": {"model": self.options["model"], **sizes},
             "data": describe_data(self.options),
@@ -340,7 +334,9 @@ def add_costs(studies: Sequence[Study], timed: Sequence[Study] = ()) -> None:
 
 
 def _timed_key(group: Group) -> str:
-    return _key({name: value for name, value in group.compared.items() if name not in NOT_TIMED})
+    """What two runs must share where one was made to measure the times of the other."""
+    untimed = said_of_options("untimed")
+    return _key({name: value for name, value in group.compared.items() if name not in untimed})
 
 
 def compare_costs(study: Study) -> None:

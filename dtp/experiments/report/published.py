@@ -11,15 +11,13 @@ from typing import Any
 import yaml
 
 from dtp.algorithms import ALGORITHMS
-from dtp.cli.config import find_preset
+from dtp.cli.config import find_preset, said_of_options
 from dtp.experiments.over_seeds import Statistic
 from dtp.experiments.report.groups import Group
 from dtp.experiments.report.words import describe_network, lines, model_options, value_words
 from dtp.models import MODELS
 
 FILE = Path(__file__).parent / "published.yaml"
-# What of a network's options does not make it another network.
-NOT_THE_NETWORK = {"init", "leaky_slope", "batch_statistics_at_test"}
 # Options of presets that are compared in notes of their own, or not at all.
 NOT_A_VALUE = {"max_epochs", "batch_size", "val_size", "image_size"}
 
@@ -149,9 +147,9 @@ def is_network(figure: Figure, options: dict[str, Any]) -> bool:
     if figure.network is None or options["model"] != figure.model:
         return False
     wanted = _usual(figure.model) | figure.network
-    own = model_options(options)
+    own, same = model_options(options), said_of_options("same_network")
     return bool(own) and all(
-        value is None or own.get(name) == value for name, value in wanted.items() if name not in NOT_THE_NETWORK
+        value is None or own.get(name) == value for name, value in wanted.items() if name not in same
     )
 
 
@@ -168,7 +166,7 @@ def _values(group: Group, figure: Figure) -> list[str] | None:
     if preset is None:
         return None
     usual = dataclasses.asdict(ALGORITHMS.resolve(figure.rule).load_options()())
-    left_out = NOT_A_VALUE | (set(model_options(group.options)) - NOT_THE_NETWORK)
+    left_out = NOT_A_VALUE | (set(model_options(group.options)) - said_of_options("same_network").keys())
     return [
         f"{name.replace('_', ' ')} {value_words(group.options.get(name))} for {value_words(value)}"
         for name, value in {**usual, **preset.values}.items()
