@@ -1,4 +1,4 @@
-"""The base of all learning rules: optimizers, counters, metrics, noise and checkpoints. A rule adds only its maths."""
+"""The base of all learning rules: optimizers, training, counters and checkpoints. A rule adds only its maths."""
 
 from __future__ import annotations
 
@@ -8,22 +8,17 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, Self, TypeVar, cast
 
 import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.parsing import AttributeDict
 from torch import Size, Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Optimizer
-from torchmetrics import Metric
 
 from dtp import compat
-from dtp.algorithms.batches import inputs_alone, inputs_and_goals
 from dtp.algorithms.captured import Capture, CapturedBatches, repeats
 from dtp.algorithms.epoch import EpochTotals
 from dtp.algorithms.making import RuleType
@@ -31,15 +26,14 @@ from dtp.algorithms.metrics import as_vector
 from dtp.algorithms.optimizers import check_rates, layer_groups, make_optimizer, make_schedule
 from dtp.algorithms.options import AlgorithmOptions
 from dtp.algorithms.schedules import Schedule, epochs_to_come, parsed
-from dtp.algorithms.scores import TRAINING, Scores
+from dtp.algorithms.scores import TRAINING
+from dtp.algorithms.task_module import TaskModule
 from dtp.algorithms.timing import PhaseTimer
 from dtp.contracts import (
     handed_back,
     is_number,
     require_loss_value,
-    require_losses,
     require_mapping,
-    require_tensor,
     shown,
 )
 from dtp.data.sampler import TrainingBatches
@@ -48,15 +42,12 @@ from dtp.distributed.averaging import average_tensors
 from dtp.distributed.division import Division
 from dtp.distributed.strategy import FeedbackDDPStrategy
 from dtp.errors import Diverged, UserError
-from dtp.feedback.noise import NoiseStreams, seeded_randomness
 from dtp.feedback.steppers import is_plain
 from dtp.fields import PRECISIONS, require_precision
-from dtp.models.inputs import require_inputs
 from dtp.models.modules import Standardise
 from dtp.models.network import Network
 from dtp.models.precision import full_precision
 from dtp.run.loading import DESCRIPTION, described, load_rule
-from dtp.tasks import OwnLoss, Task, require_loss
 
 _UNDIVIDED = Division()
 
@@ -93,7 +84,7 @@ def _next_one(cls: type, inherited: _Method) -> _Method:
     return cast(_Method, learn)
 
 
-class Algorithm(LightningModule, metaclass=RuleType):
+class Algorithm(TaskModule, metaclass=RuleType):
     """A learning rule: how a network's weights change on a batch.
 
     A subclass implements :meth:`forward_gradients`. With more than one phase per batch it also implements
@@ -109,17 +100,12 @@ class Algorithm(LightningModule, metaclass=RuleType):
     """
 
     Options = AlgorithmOptions
-    options: AlgorithmOptions
     # Numbers of the layers whose feedback has weights that are trained in a phase of their own.
     trained_feedback: Sequence[int] = ()
     # Why a batch reads values, for which the host must wait for the device; empty where it reads none.
     waits = ""
     # Whether batches may be captured as CUDA graphs, where they are fixed sequences of operations.
     capture_batches = False
-    # Whether the rule follows the gradient of any loss of the outputs, so that a user may give one.
-    learns_any_loss = True
-    # Whether the rule has something of the shapes of the network's activations, as feedback layers are.
-    made_for_shapes = False
     # Whether :meth:`training_batch` is under way.
     _within_batch = False
     # How the training of feedback weights is divided where no trainer says so.
@@ -135,26 +121,10 @@ class Algorithm(LightningModule, metaclass=RuleType):
             cls.configure_optimizers = _completed(cls.configure_optimizers)
 
     def __init__(self, network: Network, options: AlgorithmOptions | None = None, seed: int = 0):
-        super().__init__()
+        super().__init__(network, options if options is not None else self.Options(), seed)
         # Rules step several optimizers several times per batch.
         self.automatic_optimization = False
-        self.network = network
-        self._own_loss: OwnLoss | None = None
-        self._own_batch: Callable[[Any], Any] | None = None
-        self.options = options if options is not None else self.Options()
-        require_loss(self.task, self.options.loss)
-        losses = require_losses(network)
-        if losses and not self.task.uses_labels:
-            raise UserError(
-                f"--task {self.task.name}: {type(network).__name__} is made for classification; use another network."
-            )
-        if losses and self.options.loss not in losses:
-            raise UserError(
-                f"--loss: expected {' or '.join(losses)}, which alone {type(network).__name__} is made for, "
-                f"found {self.options.loss}; give that, or use another network."
-            )
         check_rates(self.options, list(self._trained_layers()))
-        self.noise_streams = NoiseStreams(seed)
         self.feedback_timer = PhaseTimer()
         self.forward_optimizer: Optimizer | None = None
         # All that step the forward weights; more than one where a user gives several.
@@ -170,9 +140,6 @@ class Algorithm(LightningModule, metaclass=RuleType):
         self._batches_alone = 0
         # Of a checkpoint within an epoch, what was added up in it until then.
         self._begun: dict[str, Any] | None = None
-        # Shapes and types of inputs that the network is known to take, in training or not.
-        self._known_inputs: set[tuple[Any, ...]] = set()
-        self.scores = Scores.of_task(self.task)
         for name, value in network.named_parameters():
             if value.dtype in (torch.float16, torch.bfloat16):
                 raise UserError(
@@ -182,40 +149,6 @@ class Algorithm(LightningModule, metaclass=RuleType):
         # For checkpoints: load_from_checkpoint makes the rule of them.
         values = {field.name: getattr(self.options, field.name) for field in fields(self.options)}
         self.save_hyperparameters({"options": values, "seed": seed})
-
-    def use(
-        self,
-        loss: Callable[..., Any] | None = None,
-        metrics: Metric | Mapping[str, Metric] | None = None,
-        batch: Callable[[Any], Any] | None = None,
-    ) -> None:
-        """Use the user's own loss, metrics or way to read batches; None keeps what is there.
-
-        The arguments are as in :meth:`RuleType.__call__ <dtp.algorithms.making.RuleType.__call__>`.
-
-        Raises:
-            UserError: the rule or the network is made for a certain loss; something else than metrics.
-        """
-        if loss is not None:
-            name = type(self).__name__
-            if not self.learns_any_loss or self.network.losses:
-                whose = name if not self.learns_any_loss else type(self.network).__name__
-                raise UserError(f"loss: {whose} is made for a loss of its own; leave loss out, or use another.")
-            if not callable(loss):
-                raise UserError(f"loss: expected its name or a function of outputs and goals, found {shown(loss)}.")
-            if isinstance(loss, torch.nn.Module):
-                # Its weights, of classes say, go where the rule goes.
-                self.loss_module = loss
-            self._own_loss = OwnLoss(self.network.num_classes, loss)
-            self.scores = Scores.of_task(self.task)
-        if metrics is not None:
-            self.scores = Scores.of_user(metrics)
-        if batch is not None:
-            if not callable(batch):
-                raise UserError(
-                    f"batch: expected a function that takes inputs and goals out of a batch, found {shown(batch)}."
-                )
-            self._own_batch = batch
 
     @property
     def hparams_initial(self) -> AttributeDict:
@@ -267,13 +200,6 @@ class Algorithm(LightningModule, metaclass=RuleType):
         """Factor between this rule's forward gradient of layer n and the backprop gradient that it approximates."""
         return 1.0
 
-    def task_loss(self, output: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
-        """The loss to minimise, by ``--task`` and ``--loss``, of outputs (B, K) and goals: mean or sum.
-
-        Goals are labels (B,), or what else :attr:`task` makes of a batch.
-        """
-        return self.task.loss(self.options.loss, output, y, reduction)
-
     def feedback_weights(self) -> dict[int, list[tuple[Tensor, Tensor]]]:
         """By layer, feedback weights and the transposed forward weights that they replace, in the same shape.
 
@@ -304,21 +230,9 @@ class Algorithm(LightningModule, metaclass=RuleType):
         return found
 
     @property
-    def task(self) -> Task:
-        """What the network is trained to do."""
-        return self._own_loss or self.network.task
-
-    @property
     def forward_parameters(self) -> list[Tensor]:
         """The forward weights that are trained, in the order of the layers; frozen ones are left out."""
         return [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, classes) of images (B, C, H, W)."""
-        return self._require_logits(self.network, "forward", self.network(x), x)
-
-    def _require_logits(self, owner: Any, method: str, found: Any, x: Tensor) -> Tensor:
-        return require_tensor(owner, method, "the logits", found, (len(x), self.network.num_classes))
 
     # --- optimizers -------------------------------------------------------------------------------------------------
 
@@ -388,14 +302,6 @@ class Algorithm(LightningModule, metaclass=RuleType):
     def batches_done(self) -> int:
         """How many batches were learned from before this one."""
         return self._batches_alone if compat.trainer_of(self) is None else self.global_step
-
-    def randomness(self, *purpose: int | str) -> AbstractContextManager[None]:
-        """A context in which torch's global generators, used by layers (dropout, binary units), depend on ``purpose``.
-
-        They depend on that, the seed and the images of this rank, and on nothing else. So a resumed run draws what it
-        would have drawn without the stop, and a measurement in between changes nothing.
-        """
-        return seeded_randomness(self.device, self.noise_streams.seed, self.noise_streams.rank, *purpose)
 
     def _no_optimizers(self) -> UserError:
         """The mistake of learning without a trainer before the optimizers are made."""
@@ -526,47 +432,6 @@ class Algorithm(LightningModule, metaclass=RuleType):
         same = begun["shares"] == self._shares and rank < len(begun["ranks"])
         added = [begun["ranks"][rank]] if same else begun["ranks"]
         self._totals.go_on(begun, added, self.device, begun["shares"] / self._shares)
-
-    def batch(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Inputs (B, ...) and goals (B, ...) from a batch of the data loader; a hook for batches of another form.
-
-        By default it accepts pairs, and dictionaries that have one of the usual names for each.
-        """
-        return inputs_and_goals(batch, type(self).__name__)
-
-    def taken(self, batch: Any, training: bool = True) -> tuple[Tensor, Tensor]:
-        """Inputs and the task's goals of what the data loader gives.
-
-        Raises:
-            UserError: they are not two tensors, none that the network takes, or no goals of the task.
-        """
-        x, y = self.unpacked(batch)
-        if training and self.made_for_shapes:
-            self._require_inputs(x, type(self).__name__)
-        self.task.require_goals(x, y)
-        return x, self.task.goal(x, y, training=training)
-
-    def unpacked(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """What :meth:`batch`, or a function given in its place, takes out of a batch.
-
-        Raises:
-            UserError: that is not two tensors, or inputs that the network does not take.
-        """
-        found = (self._own_batch or self.batch)(batch)
-        if not isinstance(found, tuple | list) or len(found) != 2 or not all(isinstance(t, Tensor) for t in found):
-            raise UserError(
-                f"A batch must come to two tensors, inputs and goals, found {shown(found)}; mend the data, or the "
-                "function that is given as batch."
-            )
-        self._require_inputs(found[0])
-        x, y = found
-        return x, y
-
-    def _require_inputs(self, x: Tensor, made_for_shapes: str = "") -> None:
-        kind = x.shape[1:], x.dtype, x.device.type, made_for_shapes
-        if kind not in self._known_inputs:
-            require_inputs(self.network, x, made_for_shapes)
-            self._known_inputs.add(kind)
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         x, y = self.taken(batch)
@@ -727,67 +592,6 @@ class Algorithm(LightningModule, metaclass=RuleType):
             f"{' or '.join('--' + name.replace('_', '-') for name in rates)}, or look for such numbers in the data; "
             "checkpoints written before it are kept."
         )
-
-    # --- validation and test ----------------------------------------------------------------------------------------
-
-    def _evaluate(self, batch: Any, split: str, loader: int) -> None:
-        x, y = self.taken(batch, training=False)
-        logits = full_precision(self(x))
-        for score in self.scores.of(split, loader).values():
-            score.update(self.task.scored(logits), y)
-        loss = require_loss_value(self, "task_loss", self.task_loss(logits, y), trained=False)
-        self.log(f"{split}/loss", loss, batch_size=len(x), logger=self._to_loggers, sync_dist=True)
-
-    @property
-    def _to_loggers(self) -> bool | None:
-        """For ``self.log``: False in ``fit``, where :meth:`report` does it, else Lightning's default.
-
-        With that ``validate`` and ``test`` return the metrics and give them to loggers where there are any.
-        """
-        return False if self.trainer.state.fn == TrainerFn.FITTING else None
-
-    def _report_scores(self, split: str) -> None:
-        batches = self.trainer.num_test_batches if split == "test" else self.trainer.num_val_batches
-        # As Lightning names the losses of several loaders.
-        places = [f"/dataloader_idx_{i}" for i in range(len(batches))] if len(batches) > 1 else [""]
-        scores = {
-            f"{split}/{name}{place}": value
-            for loader, place in enumerate(places)
-            for name, value in self.scores.taken(split, loader).items()
-        }
-        self.log_dict(scores, logger=self._to_loggers, add_dataloader_idx=False)
-        if self.trainer.state.fn != TrainerFn.FITTING:
-            compat.log_at(self.trainer, self.global_step)
-        if self.trainer.state.fn == TrainerFn.FITTING and not self.trainer.sanity_checking:
-            known, names = self.trainer.callback_metrics, [f"{split}/loss{place}" for place in places]
-            losses = {name: float(known[name]) for name in names if name in known}
-            self.report({"epoch": float(self.current_epoch), **losses, **scores})
-
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        with self.randomness("val", batch_idx, *([dataloader_idx] if dataloader_idx else [])):
-            self._evaluate(batch, "val", dataloader_idx)
-
-    def on_validation_epoch_end(self) -> None:
-        self._report_scores("val")
-
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        with self.randomness("test", batch_idx, *([dataloader_idx] if dataloader_idx else [])):
-            self._evaluate(batch, "test", dataloader_idx)
-
-    def on_test_epoch_end(self) -> None:
-        self._report_scores("test")
-
-    def report(self, metrics: dict[str, float]) -> None:
-        """Send metrics to every logger, at the present batch count."""
-        for logger in self.trainer.loggers:
-            logger.log_metrics(metrics, step=self.global_step)
-
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Outputs (B, K), of a batch as in training or of inputs alone."""
-        x = inputs_alone(batch, self._own_batch is not None, self._own_batch or self.batch)
-        self._require_inputs(x)
-        with self.randomness("predict", batch_idx):
-            return full_precision(self(x))
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
