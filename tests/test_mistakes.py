@@ -221,11 +221,21 @@ def test_a_folder_with_epochs_or_another_process_in_it_is_not_begun_anew(tmp_pat
     assert main(command) == 0
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "metrics.csv", "checkpoints/step=1.damaged", "notes.txt"])
-def test_files_of_other_hands_are_no_start_that_came_to_nothing(name, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.yaml", "lr: 0.1\n"),
+        ("metrics.csv", "lr: 0.1\n"),
+        ("metrics.csv", "no line that has ended"),
+        ("metrics.csv", "epoch,step,train/loss\n1,7,0.5\n"),
+        ("checkpoints/step=1.damaged", "lr: 0.1\n"),
+        ("notes.txt", "lr: 0.1\n"),
+    ],
+)
+def test_files_of_other_hands_are_no_start_that_came_to_nothing(name, text, tmp_path, capsys):
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / name).write_text("lr: 0.1\n")
+    (folder / name).write_text(text)
     before = contents(folder)
     fails(capsys, [*SHORT, "--run-dir", str(folder)], "is not empty")
     assert contents(folder) == before

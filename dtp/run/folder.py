@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import datetime
 import json
 import os
@@ -35,7 +34,7 @@ from dtp.run.layout import (
     WEIGHTS_FILE,
 )
 from dtp.run.provenance import masked
-from dtp.run.reading import read_summary
+from dtp.run.reading import read_summary, read_table, require_metrics
 from dtp.system.files import SUFFIX, temporary_beside, write_atomically
 from dtp.system.locks import try_lock
 
@@ -80,7 +79,7 @@ class Run:
         return read_summary(self.folder / SUMMARY_FILE)
 
     def remove_leftovers(self) -> None:
-        """Remove what processes that were killed while they wrote have left. For who holds the lock."""
+        """Remove the unfinished files of processes that were killed while writing. Call it while holding the lock."""
         for path in (*self.folder.iterdir(), *self.checkpoints.glob("*")):
             if _is_leftover(path):
                 with suppress(OSError):
@@ -116,7 +115,7 @@ def open_run(config: Config, check: Callable[[Path], Any] = lambda checkpoint: N
     On other ranks than 0 what that rank tells, which may take until it has looked at the data.
 
     Args:
-        check: raises an exception for a checkpoint that cannot be gone on from; asked before a folder is made for one.
+        check: raises an exception for a checkpoint that no run can continue from; called before a folder is made.
 
     Raises:
         UserError: a folder that holds another run, cannot be written, or nothing to resume where a path was given.
@@ -321,7 +320,7 @@ def _write(path: Path, content: str | bytes) -> None:
         write_atomically(path, content)
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be written ({error.strerror}); make room or mend its permissions, then "
+            f"{path}: cannot be written ({error.strerror}); make room or fix its permissions, then "
             f"{how_to_go_on(path.parent)}"
         ) from error
 
@@ -398,7 +397,7 @@ def _require_unused(folder: Path) -> None:
 
 
 def _contents(folder: Path) -> list[Path]:
-    """What a run folder holds besides what a start leaves that has come to no checkpoint and no results."""
+    """What a run folder holds, besides the files of a start that ended without a checkpoint or results."""
     left = [FAILURE_FILE, LOCK_FILE, WANDB_ID_FILE, METRICS_FILE]
     if _is_ours(folder / CONFIG_FILE):
         left.append(CONFIG_FILE)
@@ -421,16 +420,16 @@ def _is_ours(config: Path) -> bool:
 
 def _has_results(metrics: Path) -> bool:
     """Whether a metrics file holds more than the batches of a first epoch that was not finished."""
-    try:
-        with metrics.open(encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file)
-            if (rows.fieldnames or [])[:2] != ["epoch", "step"]:
-                return bool(rows.fieldnames)
-            return any(row.get("train/images_per_second") or (row["epoch"] or "0") != "0" for row in rows)
-    except FileNotFoundError:
+    if not metrics.is_file() or not metrics.stat().st_size:
         return False
-    except (OSError, UnicodeDecodeError, csv.Error):
+    try:
+        columns, rows = read_table(metrics)
+        require_metrics(metrics, columns)
+    except UserError:
+        # Not one of ours, or one that cannot be read: nothing to be overwritten.
         return True
+    cells = (dict(zip(columns, row, strict=False)) for row in rows)
+    return any(row.get("train/images_per_second") or (row.get("epoch") or "0") != "0" for row in cells)
 
 
 def _made(folder: Path) -> Run:
