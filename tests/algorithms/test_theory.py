@@ -17,12 +17,6 @@ from tests.algorithms.helpers import angle, make, relative, small_network
 from tests.algorithms.networks import tanh_network
 from tests.conftest import make_batch
 
-
-def jacobian(function, at):
-    """Matrix of the Jacobian at one flat sample (d,) of a function of batches."""
-    return torch.func.jacrev(lambda v: function(v[None])[0])(at).detach()
-
-
 # --- Ernoult et al., P1: minimising L-DRL transposes the Jacobian -----------------------------------------------------
 
 

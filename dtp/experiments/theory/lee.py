@@ -112,7 +112,7 @@ def _cone(options: LeeOptions, seed: int) -> tuple[list[float], list[float]]:
                 v = network[k](v)
             return v
 
-        values = torch.linalg.svdvals(_jacobian(upwards, s[n][0]))
+        values = torch.linalg.svdvals(_jacobian(upwards, s[n][0]).detach())
         bounds.append((values[-1] / values[0]).item())
         cosines.append(torch.cosine_similarity(ours[n - 1].flatten(), backprop[n - 1].flatten(), dim=0).item())
     return cosines, bounds
@@ -120,7 +120,7 @@ def _cone(options: LeeOptions, seed: int) -> tuple[list[float], list[float]]:
 
 def _jacobian(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     """Matrix of the Jacobian at one flat sample (d,) of a function of batches."""
-    return torch.func.jacrev(lambda v: function(v[None])[0])(at).detach()
+    return torch.func.jacrev(lambda v: function(v[None])[0])(at)
 
 
 # --- theorem 2 --------------------------------------------------------------------------------------------------------
@@ -169,14 +169,10 @@ def _descent(options: LeeOptions, seed: int, below: int, above: int) -> tuple[li
 def _eigenvalues(rule: VanillaDTP, s_in: Tensor, s_out: Tensor) -> Tensor:
     """Largest eigenvalue of (I - J_F J_G)^T (I - J_F J_G) of layer 2, for each sample."""
     context = [None] * len(rule.network[2])
-    forward = torch.func.vmap(lambda s: _jacobian_of(rule.network[2], s))(s_in)
-    back = torch.func.vmap(lambda s: _jacobian_of(lambda y: rule.feedback[2](y, context), s))(s_out)
+    forward = torch.func.vmap(lambda s: _jacobian(rule.network[2], s))(s_in)
+    back = torch.func.vmap(lambda s: _jacobian(lambda y: rule.feedback[2](y, context), s))(s_out)
     rest = torch.eye(s_out.shape[1], dtype=s_out.dtype) - forward @ back
     return torch.linalg.matrix_norm(rest.detach(), 2).square()
-
-
-def _jacobian_of(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
-    return torch.func.jacrev(lambda v: function(v[None])[0])(at)
 
 
 # --- what is shown ----------------------------------------------------------------------------------------------------
