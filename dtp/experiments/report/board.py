@@ -19,7 +19,7 @@ from dtp.cli.arguments import parse
 from dtp.errors import UserError
 from dtp.experiments.over_seeds import Statistic, distinct
 from dtp.experiments.report import WRITER
-from dtp.experiments.report.groups import Group, Study, add_costs, place, studies
+from dtp.experiments.report.groups import Group, Section, add_costs, place, sections
 from dtp.experiments.report.published import Figure, matches, published
 from dtp.experiments.report.reading import RunRecord, read_runs
 from dtp.experiments.report.words import describe_data, is_whole, rendered
@@ -98,10 +98,10 @@ def rows_of(
     Raises:
         UserError: a path holds no results.
     """
-    found = studies([_renamed(run, images) for run in _records(paths)])
-    timed = studies([_renamed(run, images) for run in _records(times)])
+    found = sections([_renamed(run, images) for run in _records(paths)])
+    timed = sections([_renamed(run, images) for run in _records(times)])
     add_costs(found, timed)
-    rows = [row for study in found for group in study.groups for row in rows_of_group(study, group, date, note)]
+    rows = [row for section in found for group in section.groups for row in rows_of_group(section, group, date, note)]
     for row in rows:
         if not _is_row(row):
             raise UserError(
@@ -141,9 +141,9 @@ def _order(row: Row) -> tuple:
     )
 
 
-def rows_of_group(study: Study, group: Group, date: str = "", note: str = "") -> list[Row]:
+def rows_of_group(section: Section, group: Group, date: str = "", note: str = "") -> list[Row]:
     """The rows of one setting: for each published figure that it has, or one of its own."""
-    if study.task != "classification" or not group.finished:
+    if section.task != "classification" or not group.finished:
         return []
     found: list[tuple[Figure | None, Statistic, Sequence[str]]]
     found = [(match.figure, match.ours, match.notes) for match in matches(group)]
@@ -255,7 +255,7 @@ def _entries(content: Any) -> Iterator[tuple[str, int, dict[str, Any]]]:
         for setting in content["settings"]:
             yield from _of_sweep(content, setting)
     elif "studies" in content:
-        for group in (group for study in content["studies"] for group in study["groups"]):
+        for group in (group for section in content["studies"] for group in section["groups"]):
             yield from (_of_report(group, run) for run in group["runs"] if run["test"] is not None)
     else:
         entries = [content] if "command" in content else content.values()

@@ -19,7 +19,7 @@ from dtp.experiments.report import FORMER_WRITER, WRITER
 
 if TYPE_CHECKING:
     from dtp.experiments.report.figures import Drawing
-    from dtp.experiments.report.groups import Study
+    from dtp.experiments.report.groups import Section
 
 BOARD = Path("benchmarks") / "results" / "board.json"
 
@@ -78,7 +78,7 @@ def _report(argv: Sequence[str]) -> int:
     if page.suffix != ".md":
         raise UserError(f"--output {page}: expected the name of a Markdown file, which ends in .md.")
 
-    from dtp.experiments.report.groups import add_costs, studies
+    from dtp.experiments.report.groups import add_costs, sections
     from dtp.experiments.report.page import MARK, Report, numbers, write_page
     from dtp.experiments.report.reading import read_runs
     from dtp.system.files import write_atomically
@@ -87,7 +87,7 @@ def _report(argv: Sequence[str]) -> int:
     _require_own(page, lambda text: text.startswith(MARK), "page")
     if options.json:
         _require_own(options.json, _is_own_json, "JSON")
-    found, timed = studies(runs), studies(timed_runs)
+    found, timed = sections(runs), sections(timed_runs)
     add_costs(found, timed)
     times = ["--times", *map(_name, options.times)] if options.times else []
     command = shlex.join(["dtp", "report", *map(_name, options.runs), *times])
@@ -106,19 +106,19 @@ def _report(argv: Sequence[str]) -> int:
     return 0
 
 
-def _figures(page: Path, studies: Sequence[Study]) -> list[tuple[Drawing, Path]]:
-    """The figures of the page, with their files, which the studies are told; none may be another's."""
+def _figures(page: Path, sections: Sequence[Section]) -> list[tuple[Drawing, Path]]:
+    """The figures of the page, with their files, which the sections are told; none may be another's."""
     from dtp.experiments.report.figures import drawings
 
     before = page.read_text(encoding="utf-8") if page.is_file() else ""
     drawn = []
-    for study in studies:
-        name = re.sub(r"[^a-z0-9]+", "-", study.title.lower()).strip("-")
-        for drawing in drawings(study):
-            png = page.with_name("-".join([page.stem, *([name] if len(studies) > 1 else []), drawing.kind]) + ".png")
+    for section in sections:
+        name = re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-")
+        for drawing in drawings(section):
+            png = page.with_name("-".join([page.stem, *([name] if len(sections) > 1 else []), drawing.kind]) + ".png")
             if png.exists() and f"({png.name})" not in before:
                 raise UserError(f"{png}: exists, and is no figure of {page}; move it away, or give another --output.")
-            study.figures.append((png.name, drawing.caption))
+            section.figures.append((png.name, drawing.caption))
             drawn.append((drawing, png))
     return drawn
 

@@ -11,7 +11,7 @@ import numpy as np
 import pandas
 
 from dtp.experiments.over_seeds import distinct
-from dtp.experiments.report.groups import ANGLES, Group, Measure, Study
+from dtp.experiments.report.groups import ANGLES, Group, Measure, Section
 from dtp.experiments.report.words import rendered
 from dtp.plots.labels import SMALL, Named, label_ends, label_points
 from dtp.plots.style import (
@@ -54,12 +54,12 @@ class Drawing:
     draw: Callable[[Path], None]
 
 
-def drawings(study: Study) -> list[Drawing]:
+def drawings(section: Section) -> list[Drawing]:
     """The figures that there is data for. Nothing is drawn before they are asked to."""
-    groups = [group for group in study.groups if len(group.curve)]
+    groups = [group for group in section.groups if len(group.curve)]
     timed = [group for group in groups if "epoch" in group.costs]
-    priced = [group for group in study.groups if group.test and "epoch" in group.costs]
-    angles = [group for group in study.groups if group.rule != "bp" and group.angles(ANGLES[0])]
+    priced = [group for group in section.groups if group.test and "epoch" in group.costs]
+    angles = [group for group in section.groups if group.rule != "bp" and group.angles(ANGLES[0])]
     by_time = any(group.rule != "bp" for group in timed)
     by_cost = len({group.costs["epoch"].mean for group in priced}) > 1
     found: dict[str, tuple[list[Group], int, Callable[[Path], None]]] = {

@@ -26,7 +26,7 @@ from dtp.experiments.report.words import (
     value_words,
 )
 
-# Options that say how much was trained on; named once where all groups of a study have the same.
+# Options that say how much was trained on; named once where all groups of a section have the same.
 BUDGET = ("batch_size", "limit_train_batches", "limit_val_batches", "max_steps", "precision", "val_size")
 # What is not part of a configuration whose runs are averaged: the seed, where data lie, how a run is watched.
 NOT_COMPARED = {name for name, varies in said_of_options("varies").items() if varies == "process"}
@@ -92,7 +92,7 @@ class Group:
     """Runs of one configuration, in the order of their seeds.
 
     Attributes:
-        label: what sets it apart from the other groups of its study, in a few words; filled in by :func:`studies`.
+        label: what sets it apart from the other groups of its section, in a few words; filled in by :func:`sections`.
         costs: what :func:`compare_costs` found: batch, epoch and wall, each relative to backprop.
         notes: what a reader must know to judge the row; filled in by those who know.
     """
@@ -213,7 +213,7 @@ class Group:
 
 
 @dataclass(eq=False)
-class Study:
+class Section:
     """Groups on one dataset with one task: what belongs into one table and one set of figures.
 
     Attributes:
@@ -257,21 +257,21 @@ class Study:
 # --- grouping ---------------------------------------------------------------------------------------------------------
 
 
-def studies(runs: Sequence[RunRecord]) -> list[Study]:
-    """Runs that have a configuration, grouped and sorted: studies by name, groups by family, rule and label."""
+def sections(runs: Sequence[RunRecord]) -> list[Section]:
+    """Runs that have a configuration, grouped and sorted: sections by name, groups by family, rule and label."""
     groups: dict[str, Group] = {}
     for run in runs:
         if run.options:
             groups.setdefault(_key(Group([run]).compared), Group([])).runs.append(run)
-    found: dict[tuple[str, str], Study] = {}
+    found: dict[tuple[str, str], Section] = {}
     for group in groups.values():
         # Sorting keeps the order of names among runs of one seed.
         group.runs.sort(key=lambda run: run.seed or 0)
         data = describe_data(group.options)
-        found.setdefault((data, group.task), Study(data, group.task)).groups.append(group)
-    for study in found.values():
-        _label(study.groups)
-        study.groups.sort(key=lambda group: (place(group.rule), len(group.label), group.label))
+        found.setdefault((data, group.task), Section(data, group.task)).groups.append(group)
+    for section in found.values():
+        _label(section.groups)
+        section.groups.sort(key=lambda group: (place(group.rule), len(group.label), group.label))
     return [found[key] for key in sorted(found)]
 
 
@@ -315,16 +315,16 @@ def _label(groups: Sequence[Group]) -> None:
 # --- cost relative to backprop ----------------------------------------------------------------------------------------
 
 
-def add_costs(studies: Sequence[Study], timed: Sequence[Study] = ()) -> None:
+def add_costs(sections: Sequence[Section], timed: Sequence[Section] = ()) -> None:
     """Fill in the costs of all groups, or say why there are none.
 
     If there are any ``timed``, runs made to measure times, the costs of a batch and of an epoch are taken from those of
     the same setting; those of whole runs are not, for they are not of one length.
     """
-    for study in timed or studies:
-        compare_costs(study)
-    measured = {_timed_key(group): group for study in timed for group in study.groups if group.finished}
-    for group in (group for study in studies for group in study.groups) if timed else ():
+    for section in timed or sections:
+        compare_costs(section)
+    measured = {_timed_key(group): group for section in timed for group in section.groups if group.finished}
+    for group in (group for section in sections for group in section.groups) if timed else ():
         other = measured.get(_timed_key(group))
         if other is None:
             group.notes.append("time not comparable: no run of this setting among those that times are of")
@@ -339,13 +339,13 @@ def _timed_key(group: Group) -> str:
     return _key({name: value for name, value in group.compared.items() if name not in untimed})
 
 
-def compare_costs(study: Study) -> None:
+def compare_costs(section: Section) -> None:
     """Fill in the costs of each group, or say why there are none.
 
     They are relative to the backprop runs of the same work on the same machine, of the setting most like the group's.
     """
-    baselines = [(bp, run, bp.needs(run)) for bp in study.groups if bp.rule == "bp" for run in bp.finished]
-    for group in (group for group in study.groups if group.finished):
+    baselines = [(bp, run, bp.needs(run)) for bp in section.groups if bp.rule == "bp" for run in bp.finished]
+    for group in (group for group in section.groups if group.finished):
         found, unlike = [], []
         for run in group.finished:
             same = [(bp, other.costs) for bp, other, needs in baselines if needs == group.needs(run)]
@@ -389,13 +389,13 @@ def _differences(group: Group, baseline: Group) -> list[str]:
     return notes
 
 
-def unsteadiness(studies: Sequence[Study]) -> tuple[Group | None, float]:
+def unsteadiness(sections: Sequence[Section]) -> tuple[Group | None, float]:
     """The group whose epochs of one kind took the most different times, and the longest over the shortest.
 
     They are times of one machine. First epochs, which prepare much, do not count. None and 0 where no times are
     compared.
     """
-    groups = [group for study in studies for group in study.groups if group.costs]
+    groups = [group for section in sections for group in section.groups if group.costs]
     found = [
         run.ends.loc[run.ends["forward"].duplicated() & (run.ends[RATE] > 0), ["forward", RATE]].assign(
             group=group, machine=str(run.machine)

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from dtp.experiments.report import WRITER
-from dtp.experiments.report.groups import ANGLES, BUDGET, COSTS, Group, Study, unsteadiness
+from dtp.experiments.report.groups import ANGLES, BUDGET, COSTS, Group, Section, unsteadiness
 from dtp.experiments.report.published import Figure, matches, nearest
 from dtp.experiments.report.reading import RunRecord
 from dtp.experiments.report.words import lines, rendered
@@ -32,14 +32,14 @@ class Report:
     title: str
     command: str
     runs: Sequence[RunRecord]
-    studies: Sequence[Study]
-    timed: Sequence[Study] = ()
+    sections: Sequence[Section]
+    timed: Sequence[Section] = ()
     timed_runs: Sequence[RunRecord] = ()
 
     @property
     def groups(self) -> list[Group]:
-        """All groups, study by study."""
-        return [group for study in self.studies for group in study.groups]
+        """All groups, section by section."""
+        return [group for section in self.sections for group in section.groups]
 
     @property
     def finished(self) -> list[RunRecord]:
@@ -60,10 +60,10 @@ def write_page(report: Report) -> str:
     return rendered("page.md.jinja", report=report, **names) + "\n"
 
 
-def notes_of(study: Study, group: Group) -> list[str]:
+def notes_of(section: Section, group: Group) -> list[str]:
     """All that a reader must know to judge the row of ``group``, in words."""
     differing, found = machine_differences(group.finished), matches(group)
-    return lines("notes.md.jinja", study=study, group=group, differing=differing, matches=found, BUDGET=BUDGET)
+    return lines("notes.md.jinja", section=section, group=group, differing=differing, matches=found, BUDGET=BUDGET)
 
 
 def machine_differences(runs: Sequence[RunRecord]) -> dict[str, list[str]]:
@@ -89,8 +89,12 @@ def numbers(report: Report) -> dict[str, Any]:
         "title": report.title,
         "command": report.command,
         "studies": [
-            {"data": study.data, "task": study.task, "groups": [_of_group(study, group) for group in study.groups]}
-            for study in report.studies
+            {
+                "data": section.data,
+                "task": section.task,
+                "groups": [_of_group(section, group) for group in section.groups],
+            }
+            for section in report.sections
         ],
         "without_configuration": [_of_run(run, "state", "failure") for run in report.runs if not run.options],
         "times_of": [_of_run(run, "training_seconds", "about") for run in report.timed_runs if run.summary],
@@ -98,7 +102,7 @@ def numbers(report: Report) -> dict[str, Any]:
     }
 
 
-def _of_group(study: Study, group: Group) -> dict[str, Any]:
+def _of_group(section: Section, group: Group) -> dict[str, Any]:
     return {
         **{name: getattr(group, name) for name in ("label", "rule", "family", "network")},
         "measure": group.measure.test,
@@ -112,7 +116,7 @@ def _of_group(study: Study, group: Group) -> dict[str, Any]:
             for m in matches(group)
         ],
         "nearest": [_of_figure(figure, network=figure.described + figure.variant) for figure in nearest(group)],
-        "notes": notes_of(study, group),
+        "notes": notes_of(section, group),
         "runs": [
             {
                 **_of_run(run, "state", "seed", "epochs", "steps"),

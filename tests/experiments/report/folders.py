@@ -11,15 +11,15 @@ import yaml
 
 from dtp.algorithms.feedback_schedule import FeedbackSchedule
 from dtp.cli.config import as_arguments
-from dtp.experiments.report.groups import Study, compare_costs, studies
+from dtp.experiments.report.groups import Section, compare_costs, sections
 from dtp.experiments.report.reading import read_runs, with_defaults
 
 
-def only_study(folder: Path) -> Study:
-    """The study that all runs in a folder belong to, with its costs."""
-    (study,) = studies(read_runs([folder]))
-    compare_costs(study)
-    return study
+def only_section(folder: Path) -> Section:
+    """The section that all runs in a folder belong to, with its costs."""
+    (section,) = sections(read_runs([folder]))
+    compare_costs(section)
+    return section
 
 
 def make_run(

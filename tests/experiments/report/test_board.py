@@ -108,7 +108,7 @@ def test_runs_of_a_report_that_recorded_no_command_are_left_out(runs, tmp_path, 
     report = tmp_path / "report.json"
     main([str(runs), "--output", str(tmp_path / "page.md"), "--json", str(report), "--no-figures"])
     content = json.loads(report.read_text())
-    for group in (group for study in content["studies"] for group in study["groups"]):
+    for group in (group for section in content["studies"] for group in section["groups"]):
         for run in group["runs"]:
             run["commands"] = []
     report.write_text(json.dumps(content))

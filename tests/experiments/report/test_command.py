@@ -117,8 +117,8 @@ def test_figures_are_on_the_page_and_lie_beside_it(runs, tmp_path):
 def test_the_numbers_are_those_of_the_page(runs):
     page_of(runs, "--json", str(runs / "numbers.json"), "--no-figures")
     content = json.loads((runs / "numbers.json").read_text())
-    (study,) = content["studies"]
-    groups = {group["rule"]: group for group in study["groups"]}
+    (section,) = content["studies"]
+    groups = {group["rule"]: group for group in section["groups"]}
     assert groups["bp"]["test"]["mean"] == pytest.approx(0.972)
     assert groups["bp"]["published"][0]["difference"] == pytest.approx(-1.32)
     assert groups["vanilla-dtp"]["relative_to_bp"]["epoch"]["mean"] == pytest.approx(6)
@@ -251,8 +251,8 @@ def test_a_report_of_real_runs(tmp_path, monkeypatch):
         assert train(words.split()) == 0
     assert main(["runs", "--json", "runs/numbers.json"]) == 0
     content = json.loads((tmp_path / "runs" / "numbers.json").read_text())
-    (study,) = content["studies"]
-    bp, dtp = study["groups"]
+    (section,) = content["studies"]
+    bp, dtp = section["groups"]
     assert bp["forward_epochs"] == dtp["forward_epochs"] == [1]
     assert bp["test"]["mean"] == json.loads((tmp_path / "runs" / "bp" / "summary.json").read_text())["test_accuracy"]
     assert dtp["relative_to_bp"]["epoch"]["mean"] > 0

@@ -9,7 +9,7 @@ from PIL import Image
 
 from dtp.algorithms.options import FAMILIES
 from dtp.experiments.report import figures
-from tests.experiments.report.folders import make_run, only_study
+from tests.experiments.report.folders import make_run, only_section
 
 RULES = [rule for rules in FAMILIES.values() for rule in rules]
 
@@ -32,7 +32,7 @@ def comparison(tmp_path_factory):
                 feedback=[] if rule == "bp" else angles[1:],
                 epochs=6,
             )
-    return only_study(folder)
+    return only_section(folder)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_curves_show_means_over_seeds_at_epochs_of_the_forward_weights(tmp_path,
     for seed, accuracy in enumerate((0.9, 0.94)):
         make_run(tmp_path / f"bp{seed}", "bp", seed, accuracy, epochs=3)
         make_run(tmp_path / f"dtp{seed}", "vanilla-dtp", seed, accuracy - 0.1, epochs=6, seconds=2)
-    for drawing in figures.drawings(only_study(tmp_path))[:2]:
+    for drawing in figures.drawings(only_section(tmp_path))[:2]:
         drawing.draw(tmp_path / "figure.png")
     for figure, factor in zip(saved, (1, 4), strict=True):
         line = max(
@@ -121,7 +121,7 @@ def test_what_cannot_be_drawn_is_named(tmp_path):
     make_run(tmp_path / "fa", "fa")
     make_run(tmp_path / "gait", "gait", model="square")
     make_run(tmp_path / "kp", "kp", finished=False, trained=2)
-    captions = {drawing.kind: drawing.caption for drawing in figures.drawings(only_study(tmp_path))}
+    captions = {drawing.kind: drawing.caption for drawing in figures.drawings(only_section(tmp_path))}
     assert "Unfinished: `kp`." in captions["curves"]
     assert "Left out, without a time to compare: `kp`, `gait`." in captions["curves-time"]
 
@@ -130,7 +130,7 @@ def test_many_settings_of_one_rule_are_drawn_with_the_best_named(tmp_path, saved
     make_run(tmp_path / "bp")
     for trial in range(45):
         make_run(tmp_path / f"trial{trial}", "sdtp", lr=0.1 + trial, accuracy=0.5 + 0.01 * trial, seconds=1 + trial)
-    found = {drawing.kind: drawing for drawing in figures.drawings(only_study(tmp_path))}
+    found = {drawing.kind: drawing for drawing in figures.drawings(only_section(tmp_path))}
     assert "The best 40 of 46 are named." in found["cost"].caption
     found["curves"].draw(tmp_path / "figure.png")
     axes = saved[0].axes[0]
@@ -147,7 +147,7 @@ def test_errors_of_reconstruction_are_drawn_with_less_as_better(tmp_path, saved)
         ]
         summary = {"test_mse": 0.02, "test_accuracy": None}
         make_run(tmp_path / f"{seed}", "bp", seed, task="autoencoder", rows=rows, summary=summary)
-    (drawing,) = figures.drawings(only_study(tmp_path))
+    (drawing,) = figures.drawings(only_section(tmp_path))
     drawing.draw(tmp_path / "figure.png")
     axes = saved[0].axes[0]
     assert axes.get_ylabel() == "validation mean square error of a pixel"
@@ -157,4 +157,4 @@ def test_errors_of_reconstruction_are_drawn_with_less_as_better(tmp_path, saved)
 
 def test_nothing_is_drawn_of_runs_without_numbers(tmp_path):
     make_run(tmp_path / "run", finished=False, trained=0)
-    assert figures.drawings(only_study(tmp_path)) == []
+    assert figures.drawings(only_section(tmp_path)) == []

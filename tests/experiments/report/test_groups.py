@@ -7,21 +7,21 @@ import yaml
 
 from dtp.algorithms import ALGORITHMS
 from dtp.algorithms.options import FAMILIES
-from dtp.experiments.report.groups import OTHER, studies, unsteadiness
+from dtp.experiments.report.groups import OTHER, sections, unsteadiness
 from dtp.experiments.report.reading import read_runs, with_defaults
 from dtp.experiments.report.words import describe_data, describe_network
-from tests.experiments.report.folders import make_run, only_study
+from tests.experiments.report.folders import make_run, only_section
 
 
-def by_label(study):
-    return {group.label: group for group in study.groups}
+def by_label(section):
+    return {group.label: group for group in section.groups}
 
 
 def test_runs_that_differ_in_their_seeds_alone_are_one_group_with_its_deviation(tmp_path):
     for seed, accuracy in enumerate((0.90, 0.92, 0.97)):
         make_run(tmp_path / f"bp{seed}", seed=seed, accuracy=accuracy, log_every=seed + 1, data_dir=f"/here/{seed}")
     make_run(tmp_path / "fa", "fa", accuracy=0.8)
-    groups = by_label(only_study(tmp_path))
+    groups = by_label(only_section(tmp_path))
     assert set(groups) == {"bp", "fa"}
     assert groups["bp"].test.mean == pytest.approx(0.93)
     assert groups["bp"].test.deviation == pytest.approx(0.036055512)
@@ -33,7 +33,7 @@ def test_other_values_are_another_group_whose_label_says_which(tmp_path):
     make_run(tmp_path / "a", lr=0.1)
     make_run(tmp_path / "b", lr=0.01)
     make_run(tmp_path / "c", "dtp")
-    assert set(by_label(only_study(tmp_path))) == {"bp (lr 0.1)", "bp (lr 0.01)", "dtp"}
+    assert set(by_label(only_section(tmp_path))) == {"bp (lr 0.1)", "bp (lr 0.01)", "dtp"}
 
 
 def test_settings_that_differ_in_much_are_called_by_their_folder(tmp_path):
@@ -42,7 +42,7 @@ def test_settings_that_differ_in_much_are_called_by_their_folder(tmp_path):
         make_run(tmp_path / f"trial-000{trial}", **values)
         make_run(tmp_path / f"wide{trial}" / "seed0", "fa", **values)
     expected = {"bp (trial-0000)", "bp (trial-0001)", "fa (wide0)", "fa (wide1)"}
-    assert set(by_label(only_study(tmp_path))) == expected
+    assert set(by_label(only_section(tmp_path))) == expected
 
 
 def test_runs_made_before_an_option_existed_stay_with_those_made_after(tmp_path):
@@ -52,14 +52,14 @@ def test_runs_made_before_an_option_existed_stay_with_those_made_after(tmp_path)
         del config[option]
     config["an_option_that_has_gone"] = None
     (old / "config.yaml").write_text(yaml.safe_dump(config))
-    (group,) = only_study(tmp_path).groups
+    (group,) = only_section(tmp_path).groups
     assert [run.folder for run in group.runs] == [old, new]
 
 
 def test_rules_and_networks_of_the_users_own_need_not_be_here(tmp_path):
     make_run(tmp_path / "a", "my_rule:Rule", accuracy=0.5)
     make_run(tmp_path / "b", model="my_net:Net", seed=1)
-    groups = by_label(only_study(tmp_path))
+    groups = by_label(only_section(tmp_path))
     assert groups["my_rule:Rule"].family == OTHER and groups["my_rule:Rule"].test.mean == 0.5
     assert groups["bp"].network == "my_net:Net"
 
@@ -71,7 +71,9 @@ def test_datasets_and_tasks_are_studies_of_their_own(tmp_path):
     make_run(tmp_path / "d", data="imagefolder", data_dir="/y/flowers", image_size=32, seed=1)
     make_run(tmp_path / "e", data="imagefolder", data_dir="/y/birds", image_size=32)
     make_run(tmp_path / "f", task="autoencoder", summary={"test_mse": 0.02, "test_accuracy": None})
-    found = {study.title: [len(group.runs) for group in study.groups] for study in studies(read_runs([tmp_path]))}
+    found = {
+        section.title: [len(group.runs) for group in section.groups] for section in sections(read_runs([tmp_path]))
+    }
     assert found == {
         "birds (imagefolder), 32 pixels": [1],
         "cifar10": [1],
@@ -85,7 +87,7 @@ def test_runs_without_accuracy_are_judged_by_what_they_have(tmp_path):
     make_run(tmp_path / "a", task="autoencoder", summary={"test_mse": 0.02, "test_accuracy": None})
     make_run(tmp_path / "b", task="clustering", summary={"test_purity": 0.7, "test_accuracy": None})
     make_run(tmp_path / "c", task="autoencoder", data="digits", summary={"test_accuracy": None})
-    found = {study.title: study.groups[0] for study in studies(read_runs([tmp_path]))}
+    found = {section.title: section.groups[0] for section in sections(read_runs([tmp_path]))}
     assert found["mnist, autoencoder"].test.mean == 0.02 and not found["mnist, autoencoder"].measure.higher
     assert found["mnist, clustering"].test.mean == 0.7
     assert found["digits, autoencoder"].measure.test == "test_loss"
@@ -118,7 +120,7 @@ def test_networks_and_datasets_in_words():
 )
 def test_epochs_that_train_feedback_alone_are_not_counted(tmp_path, options, epochs, passes):
     make_run(tmp_path / "run", epochs=epochs, **options)
-    (group,) = only_study(tmp_path).groups
+    (group,) = only_section(tmp_path).groups
     assert group.passes == [passes]
     ends = group.runs[0].ends
     assert list(ends[ends["forward"]]["number"]) == list(range(1, passes + 1))
@@ -127,7 +129,7 @@ def test_epochs_that_train_feedback_alone_are_not_counted(tmp_path, options, epo
 def test_a_warm_up_in_batches_is_not_counted(tmp_path):
     # Epochs of 550 batches: none of the first trains the forward weights, half of the second, all of the third.
     make_run(tmp_path / "run", epochs=3, algo="drl", feedback_warmup=825, extra_feedback_epochs=0, seconds=2.0)
-    (group,) = only_study(tmp_path).groups
+    (group,) = only_section(tmp_path).groups
     assert group.passes == [1.5]
     ends = group.runs[0].ends
     forward = ends[ends["forward"]]
@@ -141,7 +143,7 @@ def test_cost_relative_to_backprop_of_a_batch_an_epoch_and_the_whole_run(tmp_pat
     make_run(tmp_path / "bp", seconds=2)
     make_run(tmp_path / "dtp", "dtp", seconds=20)
     make_run(tmp_path / "alternating", "vanilla-dtp", seconds=3, epochs=8)
-    groups = by_label(only_study(tmp_path))
+    groups = by_label(only_section(tmp_path))
     costs = {name: {kind: round(c.mean, 6) for kind, c in group.costs.items()} for name, group in groups.items()}
     assert costs["bp"] == {"batch": 1, "epoch": 1, "wall": 1}
     assert costs["dtp"] == {"batch": 10, "epoch": 10, "wall": 10}
@@ -155,7 +157,7 @@ def test_cost_relative_to_backprop_of_a_batch_an_epoch_and_the_whole_run(tmp_pat
 def test_wall_time_of_other_numbers_of_epochs_is_said_to_be_so(tmp_path):
     make_run(tmp_path / "bp", epochs=4)
     make_run(tmp_path / "fa", "fa", epochs=8)
-    groups = by_label(only_study(tmp_path))
+    groups = by_label(only_section(tmp_path))
     assert groups["fa"].costs["wall"].mean == pytest.approx(2)
     assert groups["fa"].notes == ["wall time of 8 epochs of forward training against 4 of `bp`"]
 
@@ -163,7 +165,7 @@ def test_wall_time_of_other_numbers_of_epochs_is_said_to_be_so(tmp_path):
 def test_networks_of_the_same_sizes_with_another_nonlinearity_are_compared_and_it_is_said(tmp_path):
     make_run(tmp_path / "bp", activation="tanh")
     make_run(tmp_path / "chl", "chl", activation="sigmoid", seconds=12)
-    groups = by_label(only_study(tmp_path))
+    groups = by_label(only_section(tmp_path))
     assert groups["chl"].costs["epoch"].mean == pytest.approx(12)
     assert groups["chl"].notes == ["time against `bp` with activation tanh"]
 
@@ -183,7 +185,7 @@ def test_networks_of_the_same_sizes_with_another_nonlinearity_are_compared_and_i
 def test_other_work_or_another_machine_is_not_comparable(tmp_path, options, summary, why):
     make_run(tmp_path / "bp")
     make_run(tmp_path / "fa", "fa", summary=summary, **options)
-    group = by_label(only_study(tmp_path))["fa"]
+    group = by_label(only_section(tmp_path))["fa"]
     assert group.costs == {}
     assert group.notes == [f"time not comparable: no `bp` run of the same {why}"]
 
@@ -191,7 +193,7 @@ def test_other_work_or_another_machine_is_not_comparable(tmp_path, options, summ
 def test_a_run_without_a_rate_of_training_has_no_time(tmp_path):
     make_run(tmp_path / "bp")
     make_run(tmp_path / "fa", "fa", rows=[{"epoch": 3, "step": 2200, "val/accuracy": 0.9}])
-    group = by_label(only_study(tmp_path))["fa"]
+    group = by_label(only_section(tmp_path))["fa"]
     assert not {"batch", "epoch"} & set(group.costs)
     assert "time not comparable: no rate of training in the metrics" in group.notes
 
@@ -199,13 +201,13 @@ def test_a_run_without_a_rate_of_training_has_no_time(tmp_path):
 def test_a_result_that_is_no_number_counts_as_none(tmp_path):
     for seed, accuracy in enumerate((0.9, 0.9, math.nan)):
         make_run(tmp_path / f"seed{seed}", seed=seed, summary={"test_accuracy": accuracy})
-    (group,) = only_study(tmp_path).groups
+    (group,) = only_section(tmp_path).groups
     assert group.test.values == (0.9, 0.9)
 
 
 def test_without_backprop_nothing_is_comparable(tmp_path):
     make_run(tmp_path / "fa", "fa")
-    (group,) = only_study(tmp_path).groups
+    (group,) = only_section(tmp_path).groups
     assert group.notes == ["time not comparable: no finished `bp` run on these images"]
 
 
@@ -214,7 +216,7 @@ def test_each_run_is_compared_with_backprop_on_its_own_machine(tmp_path):
         if bp:
             make_run(tmp_path / "bp" / device, seed=seed, seconds=bp, summary={"device": device})
         make_run(tmp_path / "fa" / device, "fa", seed=seed, seconds=fa, summary={"device": device})
-    group = by_label(only_study(tmp_path))["fa"]
+    group = by_label(only_section(tmp_path))["fa"]
     assert group.costs["batch"].values == pytest.approx((2, 3))
     assert group.notes == ["time of 2 of 3 runs; no `bp` on the device of the others"]
 
@@ -223,7 +225,7 @@ def test_the_backprop_most_like_the_group_is_taken(tmp_path):
     make_run(tmp_path / "elu", activation="elu", seconds=1)
     make_run(tmp_path / "tanh", activation="tanh", seconds=2)
     make_run(tmp_path / "fa", "fa", activation="tanh", seconds=6)
-    group = by_label(only_study(tmp_path))["fa"]
+    group = by_label(only_section(tmp_path))["fa"]
     assert group.costs["batch"].mean == pytest.approx(3) and group.notes == []
 
 
@@ -232,7 +234,7 @@ def test_unfinished_and_failed_runs_do_not_count_in_results_or_times(tmp_path):
     make_run(tmp_path / "bp" / "1", seed=1, finished=False, trained=1, accuracy=0.1)
     make_run(tmp_path / "bp" / "2", seed=2, finished=False, trained=1, accuracy=0.1)
     (tmp_path / "bp" / "2" / "failed.txt").write_text("It diverged.\n")
-    (group,) = only_study(tmp_path).groups
+    (group,) = only_section(tmp_path).groups
     assert group.test.values == (0.95,) and len(group.runs) == 3
     assert group.costs["batch"].n == 1
 
@@ -242,5 +244,5 @@ def test_uneven_times_are_found(tmp_path):
     make_run(tmp_path / "bp" / "1", seed=1, seconds=1.1)
     make_run(tmp_path / "fa" / "0", "fa", seconds=1)
     make_run(tmp_path / "fa" / "1", "fa", seed=1, seconds=2.5)
-    group, factor = unsteadiness([only_study(tmp_path)])
+    group, factor = unsteadiness([only_section(tmp_path)])
     assert group.label == "fa" and factor == pytest.approx(2.5)

@@ -7,7 +7,7 @@ import pytest
 from dtp.algorithms import ALGORITHMS
 from dtp.cli.config import find_preset, preset_choices
 from dtp.data import DATA
-from dtp.experiments.report.groups import studies
+from dtp.experiments.report.groups import sections
 from dtp.experiments.report.published import differences, is_network, matches, nearest, published
 from dtp.experiments.report.reading import read_runs, with_defaults
 from dtp.models import MODELS
@@ -18,8 +18,8 @@ BARTUNOV = {"widths": [256] * 6, "activation": "tanh"}
 
 def group_of(folder, *args, **options):
     make_run(folder / "run", *args, **options)
-    (study,) = studies(read_runs([folder]))
-    (group,) = study.groups
+    (section,) = sections(read_runs([folder]))
+    (group,) = section.groups
     return group
 
 
