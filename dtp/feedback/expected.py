@@ -57,6 +57,7 @@ from dtp.feedback.operations import (
     PassThrough,
     Routing,
     SampleNormAdjoint,
+    Unflatten,
     operation_of,
     windows_overlap,
 )
@@ -71,8 +72,9 @@ class NotExpected(NotReducible):
     """A layer's mean over the noise is not known; the text is the reason."""
 
 
-# Operations of a feedback layer that act on each value by itself, and those of them that are linear.
-_LINEAR = (BatchNormAdjoint, DropoutAdjoint, Gate, PassThrough, SampleNormAdjoint, StandardiseAdjoint)
+# Operations of a feedback layer that act on each value by itself, and those of them that are linear. A flatten moves no
+# value past another.
+_LINEAR = (BatchNormAdjoint, DropoutAdjoint, Gate, PassThrough, SampleNormAdjoint, StandardiseAdjoint, Unflatten)
 _BY_VALUE = (Elementwise, *_LINEAR)
 # Affine maps of which it is known which weights reach where, each with what it undoes.
 _MAPS = {
@@ -159,6 +161,8 @@ class ExpectedLDRL:
                 overlapping = operation.mode == "add" and windows_overlap(pool)
             elif kind is Elementwise and unpooled and overlapping:
                 raise NotExpected("a nonlinearity follows the unpooling of windows that overlap")
+            elif kind is Unflatten and unpooled:
+                raise NotExpected("a flatten stands before its pooling")
             elif kind is SampleNormAdjoint and unpooled and isinstance(self.modules[position], nn.LayerNorm):
                 raise NotExpected("a LayerNorm, whose values differ by position, stands before its pooling")
             elif kind not in _BY_VALUE or (kind is Gate and operation.gate != "forward"):
@@ -183,8 +187,9 @@ class ExpectedLDRL:
             if type(undone.get(position)) is MaxUnpool:
                 if routing == "noisy":
                     return "the maxima move with the noise (--routing noisy)"
-            elif type(undone.get(position)) not in _BY_VALUE or (
-                type(undone[position]) is PassThrough and type(module) is not nn.Identity
+            elif type(undone.get(position)) not in _BY_VALUE or any(
+                type(undone[position]) is operation and type(module) is not of
+                for operation, of in ((PassThrough, nn.Identity), (Unflatten, nn.Flatten))
             ):
                 return f"{type(module).__name__} does not act on each value by itself"
         return ""
@@ -286,7 +291,8 @@ class ExpectedLDRL:
         elif self.nodes == 1:
             v = _slope(phi, s_out).square()
         else:
-            clean, mean, v = phi(s_out), torch.zeros_like(s_out), torch.zeros_like(s_out)
+            clean = phi(s_out)
+            mean, v = torch.zeros_like(clean), torch.zeros_like(clean)
             for z, weight in _nodes(self.nodes):
                 q = phi(s_out + self.sigma * z).sub_(clean)
                 mean.add_(q, alpha=weight)
@@ -363,9 +369,9 @@ def _elu(x: Tensor, alpha: float) -> Tensor:
 
 
 def _slope(function: Any, x: Tensor) -> Tensor:
-    """Derivative of a function of each value by itself."""
-    pull = torch.func.vjp(lambda x: function(x.clone()), x)[1]
-    return pull(torch.ones_like(x))[0]
+    """Derivative of a function of each value by itself, in the shape that it gives them."""
+    y, pull = torch.func.vjp(lambda x: function(x.clone()), x)[:2]
+    return pull(torch.ones_like(y))[0].reshape(y.shape)
 
 
 @lru_cache(maxsize=32)

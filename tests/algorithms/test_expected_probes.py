@@ -18,7 +18,7 @@ from dtp.cli.arguments import parse
 from dtp.cli.train import main
 from dtp.errors import UserError
 from dtp.feedback import Context, forward_with_context
-from dtp.models import LeNet
+from dtp.models import LeNet, as_network
 from dtp.models.options import LeNetOptions
 from dtp.run.folder import newest_checkpoint
 from tests.algorithms.helpers import changed, make, relative, same, state
@@ -321,6 +321,18 @@ def test_layers_without_a_mean_are_sampled_as_before_and_say_why():
     assert len(names) > 2
     found = state(rule.feedback)
     assert all(torch.equal(value, found[name]) for name, value in state(sampled.feedback).items() if name in names)
+
+
+def test_a_network_of_the_users_own_is_all_in_expectation():
+    """What stands before its linear layer, a flatten and a dropout, ends the layer below when it is cut."""
+    convolutions = [nn.Conv2d(2, 3, 3), nn.ELU(), nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+    network = as_network(nn.Sequential(*convolutions, nn.Flatten(), nn.Dropout(0.2), nn.Linear(16, 5)), (2, 8, 8))
+    assert any(isinstance(module, nn.Flatten) for module in network[2])
+    rule = rule_of(network)
+    assert set(rule.feedback_forms().values()) == {"in expectation"}
+    before = state(rule)
+    rule.training_batch(*make_batch(network))
+    assert set(rule.engine.used.values()) == {"expected"} and changed(before, state(rule)) == set(before)
 
 
 def test_noisy_maxima_are_said_to_be_drawn():
