@@ -21,6 +21,8 @@ from dtp.system.files import write_atomically, write_json
 
 # Points of a curve that are kept.
 CURVE_POINTS = 40
+# Measured by layer, in degrees.
+ANGLES = ("update_angle", "feedback_angle")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ class Measured:
         curves = [curve for run in self.runs.values() if (curve := thinned(run.course(metric, against), CURVE_POINTS))]
         mean = mean_curve(curves)
         return mean.index.tolist(), mean["mean"].tolist(), mean["deviation"].tolist()
+
+    def angles(self, kind: str) -> dict[int, list[float]]:
+        """The last ``update_angle`` or ``feedback_angle`` of each run that has it, in degrees, by layer and by seed."""
+        found = [run.last_layers(kind) for run in self.runs.values()]
+        return {n: [of_run[n] for of_run in found if n in of_run] for n in sorted(set().union(*found))}
 
     @property
     def command(self) -> str:
@@ -133,7 +140,10 @@ def as_json(sweep: Sweep, measured: Sequence[Measured], command: str) -> dict[st
 
 
 def _setting(sweep: Sweep, m: Measured) -> dict[str, Any]:
+    # Without diagnostics there are no angles.
+    layers = {f"{kind}/layer{n}": values for kind in ANGLES for n, values in m.angles(kind).items()}
     found = {metric: statistic(m.last(metric)) for metric in all_metrics(sweep)}
+    found |= {metric: statistic(values) for metric, values in layers.items()}
     numbers = {
         metric: {"values": _rounded([*s.values]), "mean": _rounded(s.mean), "deviation": _rounded(s.deviation)}
         for metric, s in found.items()

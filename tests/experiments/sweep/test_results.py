@@ -91,6 +91,20 @@ def test_epochs_of_the_forward_weights_are_those_of_the_report(here):
     assert list(run.course("val/accuracy", "epochs")) == [0.0, 0.8, 1.8]
 
 
+def test_angles_of_layers_are_kept_with_the_accuracies(here):
+    """Whatever the figure shows, for runs are not kept as long as their results are."""
+    sweep = sweep_of(here)
+    jobs = sweep.jobs(here / "out")
+    for seed in (0, 1):
+        angles = {f"update_angle/layer{n}": {10: 60.0, 20: 10.0 * n + seed} for n in (1, 2)}
+        angles["feedback_angle/layer2"] = {20: 4.0 + seed}
+        made_up(jobs[sweep.points[0].name, seed], {"val/accuracy": {20: 0.5}, "test/accuracy": {20: 0.4}, **angles})
+    draw_sweep(sweep, here / "out", jobs, "dtp sweep tiny")
+    last = json.loads((here / "out" / "results.json").read_text())["settings"][0]["last"]
+    assert last["update_angle/layer1"]["values"] == [10, 11] and last["update_angle/layer2"]["mean"] == 20.5
+    assert last["feedback_angle/layer2"]["values"] == [4, 5] and "feedback_angle/layer1" not in last
+
+
 def test_the_files_say_what_was_measured_and_how(here):
     sweep, jobs = finished(here)
     command = "dtp sweep tiny --data-dir DIR"
