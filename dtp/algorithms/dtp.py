@@ -92,6 +92,10 @@ class DTP(TargetPropagation):
         return ReducedLDRL(self.network[n], self.feedback[n], **self._loss_settings(n))
 
     def _check_probes(self) -> None:
+        if not self.expects and self.options.probe_nodes != type(self.options).probe_nodes:
+            raise UserError(
+                "--probe-nodes: expected --probes expected, found sampled, whose noise is drawn; leave it out."
+            )
         for hook in ("feedback_noise", "feedback_loss", "draw_noise") if self.expects else ():
             if overridden(self, DTP, hook):
                 raise UserError(

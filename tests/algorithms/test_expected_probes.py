@@ -520,6 +520,7 @@ def test_a_rule_with_a_loss_or_noise_of_its_own_is_refused(kind, hook, mlp):
         ("--feedback-iterations inf", "--feedback-iterations: expected whole numbers, found inf for layer 2"),
         ("--probes expected --probe-nodes 0", "--probe-nodes: expected a number from 1 to 200, found 0"),
         ("--probes expected --probe-nodes 400", "--probe-nodes: expected a number from 1 to 200, found 400"),
+        ("--probe-nodes 7", "--probe-nodes: expected --probes expected"),
         ("--probes expected --feedback-stop-distance 0.1", "--feedback-stop-distance: expected 0 with"),
         ("--probes expected --feedback-iterations -1", "--feedback-iterations: expected values of at least 0"),
         ("--probes expected --feedback-iterations 1.5", "--feedback-iterations: expected a whole number or inf"),
