@@ -488,7 +488,7 @@ def _walk(
     for problem in problems:
         if math.isinf(problem.iterations):
             form, optimizer = _form(problem), optimizers[problem.layer]
-            aim, h = form.minimiser(moments[problem.layer], _decay(optimizer))
+            aim, h = form.minimiser(moments[problem.layer], _decay(optimizer, form.weight))
             with torch.no_grad():
                 form.weight.copy_(torch.where(h > 0, aim, form.weight))
             # At the minimum nothing is left of the way there, such as a velocity.
@@ -505,8 +505,9 @@ def _walk(
         step(gradients)
 
 
-def _decay(optimizer: Optimizer) -> float:
-    return optimizer.param_groups[0]["weight_decay"]
+def _decay(optimizer: Optimizer, weight: Tensor) -> float:
+    """That of the weight's own group."""
+    return next(g["weight_decay"] for g in optimizer.param_groups if any(p is weight for p in g["params"]))
 
 
 @lru_cache(maxsize=64)

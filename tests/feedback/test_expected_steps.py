@@ -142,6 +142,21 @@ def test_unlimited_steps_are_the_minimum(momentum, drawn, decay, explicit):
     assert result.steps == {2: math.inf} and result.losses[2].isfinite()
 
 
+def test_the_minimum_is_that_of_the_penalty_of_the_weights_own_group():
+    """An optimizer of the user's own may decay biases at another rate, or not at all."""
+    task = Clean.__new__(Clean)
+    Task.__init__(task, nn.Sequential(nn.Linear(7, 6), nn.ELU()), (7,), bias=True)
+    task.pass_again()
+    form = task.form()
+    (bias,) = (p for p in task.parameters if p is not form.weight)
+    groups = [{"params": [bias], "weight_decay": 0.0}, {"params": [form.weight], "weight_decay": 0.3}]
+    optimizer = torch.optim.SGD(groups, 0.1)
+    problem = FeedbackProblem(2, task.parameters, math.inf, lambda: (), lambda noise: None, None, task.clean, 0.0, form)
+    train_in_expectation([problem], {2: optimizer})
+    gradient = form.gradient(form.moments(task.clean)) + 0.3 * form.weight
+    assert gradient.norm() < 1e-12 < form.weight.norm()
+
+
 @pytest.mark.parametrize("momentum", [1e-6, 0.3, 0.9, 0.999])
 @pytest.mark.parametrize("steps", [1, 3, 20, 1000])
 @pytest.mark.parametrize("library", ["numpy", "torch"])
