@@ -20,8 +20,9 @@ class DTP(TargetPropagation):
     difference rule sends down what backprop would.
 
     With ``probes="expected"`` no noise probes are drawn. Feedback weights take their steps on the mean over infinitely
-    many probes, in closed form. This is a simulation of the rule in that limit. It reads the forward weights directly;
-    sampled probes see only how these respond to noise (:mod:`dtp.feedback.expected`).
+    many probes, in closed form, but for a term of the order of the squared noise that nonlinearities add. This is a
+    simulation of the rule in that limit. It reads the forward weights directly; sampled probes see only how these
+    respond to noise (:mod:`dtp.feedback.expected`).
 
     Left out by the paper: the maxima at which pooling of the noisy pass is undone (``routing``), a bias of the feedback
     layers (none, for its gradient is zero), and feedback rates of networks other than the published ones (see
