@@ -17,7 +17,7 @@ from dtp.algorithms.options import DTPOptions
 from dtp.cli.arguments import parse
 from dtp.cli.train import main
 from dtp.errors import UserError
-from dtp.feedback import Context, forward_with_context
+from dtp.feedback import Context, ExpectedLDRL, forward_with_context
 from dtp.models import LeNet, as_network
 from dtp.models.options import LeNetOptions
 from dtp.run.folder import newest_checkpoint
@@ -94,6 +94,35 @@ def test_literal_engine_takes_its_steps_one_by_one_to_the_same_weights(engine, r
         assert len(changed(before, found[-1])) == 3
     for name in found[0]:
         torch.testing.assert_close(found[0][name], found[1][name], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "options, nodes, scale, decay",
+    [
+        ({}, 5, None, 1.0),
+        ({"probe_nodes": 9}, 9, None, 1.0),
+        ({"probe_nodes": 1, "ldrl_scale": "paper"}, 1, "paper", 1.0),
+        # In the first epoch.
+        ({"noise_decay": 4.0}, 5, None, 1.25),
+    ],
+    ids=str,
+)
+def test_each_layer_steps_on_its_own_noise_with_the_nodes_and_the_scale_that_were_asked_for(
+    options, nodes, scale, decay
+):
+    noise, rates, network = [0.1, 0.2, 0.3, 0.4], [0.01, 0.02, 0.03, 0.04], vgg_like()
+    rule = rule_of(network, noise=noise, feedback_lr=rates, feedback_iterations=[1], feedback_momentum=0, **options)
+    a = rule.activations(make_batch(network)[0])
+    aims = {}
+    for n, given, rate in zip(rule.trained_feedback, noise, rates, strict=True):
+        sigma = given / decay
+        paper = sigma if scale == "paper" else None
+        form = ExpectedLDRL(network[n], rule.feedback[n], sigma, routing="fixed", paper_scale=paper, nodes=nodes)
+        gradient = form.gradient(form.moments((a.s[n - 1], a.s[n], a.contexts[n])))
+        aims[n] = (form, (form.weight - rate * gradient).detach(), gradient.norm())
+    rule.feedback_phase(a)
+    for n, (form, aim, size) in aims.items():
+        assert (form.weight - aim).norm() < 1e-12 * size, n
 
 
 def test_many_samples_per_iteration_come_to_the_same_weights():
