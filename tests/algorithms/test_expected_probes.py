@@ -587,6 +587,17 @@ def test_digits_are_learned(iterations, here):
     assert set(summary["feedback_engines"].values()) == {"expected"}
 
 
+@pytest.mark.filterwarnings("ignore:--probes expected. the first term")
+def test_verbose_and_the_summary_say_how_each_layer_is_trained_and_why(here, capsys):
+    words = "--algo dtp --data digits --model lenet --channels 2 2 --hidden 4 --probes expected --routing noisy"
+    assert main([*words.split(), "--max-steps", "1", "--batch-size", "8", "--verbose", "--run-dir", "run"]) == 0
+    forms = json.loads((here / "run" / "summary.json").read_text())["feedback_forms"]
+    assert forms["2"].endswith("1 noise samples per batch: the maxima move with the noise (--routing noisy)")
+    assert forms["3"] == forms["4"] == "in expectation"
+    said = capsys.readouterr().out.splitlines()
+    assert all(f"  feedback of layer {n}: {form}" in said for n, form in forms.items())
+
+
 @pytest.mark.parametrize("given, meant", [("inf", [math.inf]), ("20 inf", [20, math.inf]), ("7", [7])])
 def test_iterations_survive_the_saved_configuration(given, meant, here):
     words = [*RUN, "--max-epochs", "1", "--feedback-iterations", *given.split()]
