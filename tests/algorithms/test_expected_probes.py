@@ -310,6 +310,22 @@ def test_nothing_is_drawn_where_means_are_known_and_once_per_batch_elsewhere():
         assert drawn == [n for n, count in expected.items() for _ in range(count)]
 
 
+def test_what_is_kept_for_the_mean_the_forward_pass_keeps_anyway():
+    """For its own gradients, or as its output, where the nonlinearity is differentiated at what it was given."""
+    network = vgg_like(nn.ELU)
+    rule, kept = rule_of(network), set()
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.add(tensor.data_ptr())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        a = rule.activations(make_batch(network)[0])
+    kept |= {output.data_ptr() for output in a.outputs}
+    values = [a.contexts[n].affine for n in rule.trained_feedback]
+    assert len(values) == 4 and all(value is not None and value.data_ptr() in kept for value in values)
+
+
 # --- layers whose mean is not known -----------------------------------------------------------------------------------
 
 
