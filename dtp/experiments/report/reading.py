@@ -104,7 +104,11 @@ class RunRecord:
 
     def _passes_until(self, epoch: int) -> float:
         """Those in the epochs before ``epoch``; an int where they are whole."""
-        passes = self.schedule.forward_epochs(epoch * self.batches_per_epoch, self.batches_per_epoch)
+        schedule, length = self.schedule, self.batches_per_epoch
+        if not length:
+            # A file of results may not say how many batches there were: whole epochs are counted then.
+            schedule, length = dataclasses.replace(schedule, warmup=0), 1
+        passes = schedule.forward_epochs(epoch * length, length)
         return int(passes) if passes == int(passes) else passes
 
     def course(self, column: str, against: str) -> dict[float, float]:

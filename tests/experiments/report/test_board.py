@@ -96,6 +96,21 @@ def test_a_setting_that_comes_again_replaces_its_row_and_another_one_is_added(ru
     assert [row["ours"] for row in lee] == [98.1, 97.0]
 
 
+@pytest.mark.parametrize(
+    ("words", "epochs"),
+    [
+        ("--algo bp --max-epochs 3", 3),
+        ("--algo vanilla-dtp --schedule alternating --max-epochs 4", 2),
+        ("--algo ddtp-linear --feedback-warmup-epochs 1 --extra-feedback-epochs 1 --max-epochs 5", 2),
+    ],
+)
+def test_epochs_are_counted_where_a_file_does_not_say_how_many_batches_there_were(words, epochs, tmp_path):
+    kept = {**KEPT, "command": f"dtp train --model mlp --data digits {words} --seed SEED"}
+    assert put_on_board(kept, tmp_path) == 0
+    (row,) = ours(json.loads((tmp_path / "board.json").read_text()))
+    assert row["epochs"] == epochs
+
+
 def test_results_that_were_kept_without_run_folders_come_to_the_same_figures(runs, tmp_path):
     main([str(runs), "--output", str(tmp_path / "page.md"), "--json", str(tmp_path / "report.json"), "--no-figures"])
     known = ours(added(runs, to=tmp_path / "folders.json"))
