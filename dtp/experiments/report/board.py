@@ -19,7 +19,7 @@ from dtp.cli.arguments import parse
 from dtp.errors import UserError
 from dtp.experiments.over_seeds import Statistic, distinct
 from dtp.experiments.report import WRITER
-from dtp.experiments.report.groups import Group, Section, add_costs, place, sections
+from dtp.experiments.report.groups import NOT_COMPARED, Group, Section, add_costs, place, sections
 from dtp.experiments.report.published import Figure, matches, published
 from dtp.experiments.report.reading import RunRecord, read_runs
 from dtp.experiments.report.words import describe_data, is_whole, rendered
@@ -100,6 +100,8 @@ def rows_of(
     """
     found = sections([_renamed(run, images) for run in _records(paths)])
     timed = sections([_renamed(run, images) for run in _records(times)])
+    for group in (group for section in found for group in section.groups):
+        _keep_latest_of_each_seed(group)
     add_costs(found, timed)
     rows = [row for section in found for group in section.groups for row in rows_of_group(section, group, date, note)]
     for row in rows:
@@ -119,8 +121,43 @@ def merged(board: Iterable[Row], rows: Iterable[Row]) -> list[Row]:
     return sorted([*kept.values(), *{_figure_key(row): row for row in lacking}.values()], key=_order)
 
 
+def fewer_seeds(board: Iterable[Row], rows: Iterable[Row]) -> list[str]:
+    """A sentence for each of ``rows`` that takes the place of one with seeds that it does not have."""
+    before = {_key(row): set(row["seeds"]) for row in board if row["ours"] is not None}
+    lost = [(row, sorted(before.get(_key(row), set()) - set(row["seeds"]))) for row in rows]
+    return [
+        f"{row['rule']}, {row['network']}, {row['data']}: the row of these runs, seed {_listed(row['seeds'])}, takes "
+        f"the place of one that had seed {_listed(seeds)} too; give all runs of a setting at once to average them."
+        for row, seeds in lost
+        if seeds
+    ]
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
 def _key(row: Row) -> tuple:
-    return *_figure_key(row), row["command"]
+    return *_figure_key(row), _setting(row["command"])
+
+
+def _setting(command: str) -> tuple:
+    """What a command sets, whatever the program was called, in whatever order, without what sets no run apart."""
+    try:
+        words = shlex.split(command)[2:]
+    except ValueError:
+        # A row that was written by hand.
+        words = command.split()[2:]
+    options: dict[str, list[str]] = {}
+    values: list[str] = []
+    for word in words:
+        if word.startswith("--"):
+            flag, _, value = word.partition("=")
+            values = options[flag] = [value] if value else []
+        else:
+            values.append(word)
+    unlike = {name: tuple(given) for name, given in options.items() if name[2:].replace("-", "_") not in NOT_COMPARED}
+    return tuple(sorted(unlike.items()))
 
 
 def _figure_key(row: Row) -> tuple:
@@ -139,6 +176,12 @@ def _order(row: Row) -> tuple:
         -(row["epochs"] or 0),
         row["command"],
     )
+
+
+def _keep_latest_of_each_seed(group: Group) -> None:
+    """Leave out finished runs whose seed has a later one: they are no further sample, and would count twice."""
+    latest = {run.seed: run for run in sorted(group.finished, key=lambda run: str(run.summary.get("finished", "")))}
+    group.runs = [run for run in group.runs if run.state != "finished" or run is latest[run.seed]]
 
 
 def rows_of_group(section: Section, group: Group, date: str = "", note: str = "") -> list[Row]:

@@ -57,7 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--board",
         action="store_true",
         help=f"add the runs, or files of results, to the board --json (default: {BOARD}) and write its page --output "
-        "(default: beside it); rows of the same settings are replaced",
+        "(default: beside it); rows of the same settings are replaced; of runs with one seed the latest counts",
     )
     board.add_argument("--images", default="", metavar="NAME", help="of the folder of images, for runs that read one")
     board.add_argument("--date", default="", metavar="DAY", help="of results that do not say theirs")
@@ -137,6 +137,9 @@ def _board(options: argparse.Namespace) -> int:
     from dtp.experiments.report import board
     from dtp.system.files import write_atomically
 
+    for flag in ("title", "no_figures"):
+        if getattr(options, flag):
+            raise UserError(f"--{flag.replace('_', '-')}: expected without --board, whose page has none; leave it out.")
     path: Path = options.json or BOARD
     page: Path = options.output or path.with_suffix(".md")
     if page.resolve() == path.resolve():
@@ -146,6 +149,8 @@ def _board(options: argparse.Namespace) -> int:
     rows = board.rows_of(options.runs, options.times or (), options.images, options.date, options.note)
     if options.runs and not rows:
         raise UserError(f"{options.runs[0]}: no finished run with a test accuracy found; nothing is added to {path}.")
+    for sentence in board.fewer_seeds(before, rows):
+        print(f"warning: {sentence}", file=sys.stderr)
     after = board.merged(before, rows)
     lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in after)
     # The folder of the page first: nothing is written where the page has none.

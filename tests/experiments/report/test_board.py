@@ -2,11 +2,14 @@
 
 import json
 import os
+import shlex
 import statistics
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+from dtp.cli.arguments import parse
 from dtp.cli.config import PRESETS, read_yaml
 from dtp.experiments.report import board
 from dtp.experiments.report.command import main
@@ -96,6 +99,43 @@ def test_a_setting_that_comes_again_replaces_its_row_and_another_one_is_added(ru
     assert [row["ours"] for row in lee] == [98.1, 97.0]
 
 
+def test_a_setting_is_the_same_whatever_its_command_was_called_and_in_whatever_order(tmp_path):
+    path, kept = tmp_path / "board.json", tmp_path / "kept.json"
+    found = []
+    for accuracy, command in (
+        (0.5, "python main.py --algo bp --model mlp --data digits --lr 0.1 --seed SEED --data-dir DIR --log-every 5"),
+        (0.6, "dtp train --lr=0.1 --data digits --model mlp --diagnostics-every 20 --algo bp --seed SEED"),
+        (0.7, "dtp train --lr 0.2 --data digits --model mlp --algo bp --seed SEED"),
+    ):
+        kept.write_text(json.dumps({"command": command, "seed": 0, "test_accuracy": accuracy}))
+        found.append(sorted(row["ours"] for row in ours(added(kept, to=path))))
+    assert found == [[50.0], [60.0], [60.0, 70.0]]
+
+
+def test_a_row_that_loses_seeds_of_the_one_before_it_is_told(runs, tmp_path, capsys):
+    path = tmp_path / "board.json"
+    added(runs, to=path)
+    assert capsys.readouterr().err == ""
+    rows = added(runs / "dtp0", runs / "dtp2", to=path)
+    assert [row["seeds"] for row in ours(rows) if row["rule"] == "vanilla-dtp"] == [[0, 2]]
+    error = capsys.readouterr().err
+    assert error.startswith("warning: vanilla-dtp, mlp 7x240 tanh, alternating, mnist: ") and error.count("\n") == 1
+    assert "seed 0, 2, takes the place of one that had seed 1 too" in error
+    # All of them, and the baseline that was not given again, say nothing.
+    added(runs, to=path)
+    assert capsys.readouterr().err == ""
+
+
+def test_of_runs_that_differ_in_nothing_the_latest_counts_and_once(runs, tmp_path):
+    again = {"finished": "2026-02-01T00:00:00+0000"}
+    make_run(runs / "again", "vanilla-dtp", 1, 0.99, epochs=4, seconds=3.0, summary=again, **LEE)
+    (dtp,) = [row for row in ours(added(runs, to=tmp_path / "board.json")) if row["rule"] == "vanilla-dtp"]
+    percent = [98.14, 99.0, 97.97]
+    assert dtp["seeds"] == [0, 1, 2]
+    assert dtp["ours"] == pytest.approx(statistics.fmean(percent), abs=0.005)
+    assert dtp["deviation"] == pytest.approx(statistics.stdev(percent), abs=0.005)
+
+
 @pytest.mark.parametrize(
     ("words", "epochs"),
     [
@@ -159,6 +199,9 @@ def test_runs_that_have_not_finished_are_no_rows(tmp_path, capsys):
 def test_words_of_the_board_are_refused_without_it(runs, capsys):
     assert main([str(runs), "--note", "x"]) == 2
     assert "--note: expected together with --board" in capsys.readouterr().err
+    assert main(["--board", str(runs), "--title", "x"]) == 2
+    assert main(["--board", str(runs), "--no-figures"]) == 2
+    assert capsys.readouterr().err.count("expected without --board") == 2
     assert main([]) == 2
     assert "expected run folders" in capsys.readouterr().err
 
@@ -185,6 +228,18 @@ def test_the_board_of_the_project_is_whole():
             and row["command"].startswith(("python ", "dtp train "))
             and row["date"]
         )
+
+
+def test_every_command_of_ours_on_the_board_is_one_of_this_version():
+    shapes = {}
+    for row in ours(board.read_board(RESULTS / "board.json")):
+        words = shlex.split(row["command"].replace("SEED", "0"))
+        assert words[:2] in (["dtp", "train"], ["python", "main.py"])
+        named = [value for flag, value in pairwise(words) if flag in ("--algo", "--model", "--config")]
+        # Of commands that differ in numbers alone one is enough.
+        shapes[frozenset([*named, *(word for word in words if word.startswith("--"))])] = words[2:]
+    for words in shapes.values():
+        parse(words, own_classes=False)
 
 
 KEPT = {"command": "dtp train --algo bp --model mlp --data digits --seed SEED", "seed": 0, "test_accuracy": 0.5}
