@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from dtp.errors import UserError  # noqa: E402
 from dtp.experiments.report.board import rows_of_group  # noqa: E402
-from dtp.experiments.report.groups import Group, studies  # noqa: E402
+from dtp.experiments.report.groups import Group, Study, add_costs, studies  # noqa: E402
 from dtp.experiments.report.reading import RunRecord, read_runs  # noqa: E402
 from dtp.run.checkpoints import read_checkpoint  # noqa: E402
 from dtp.run.folder import newest_checkpoint  # noqa: E402
@@ -44,9 +44,26 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("weights.tar.gz"))
     parser.add_argument("--most", type=float, default=5.0, help="MB of the weights of a network")
     options = parser.parse_args()
+    try:
+        found = studies(read_runs(options.runs))
+        add_costs(found)
+        files, count = gathered(found, options.most)
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        write(options.output, files)
+    except (UserError, OSError) as error:
+        parser.error(str(error))
+    print(f"{options.output}: {count} networks, {options.output.stat().st_size / MB:.1f} MB")
+
+
+def gathered(found: list[Study], most: float) -> tuple[dict[str, bytes], int]:
+    """The files of the archive, and of how many networks they are.
+
+    Raises:
+        UserError: no network is small enough, or has weights.
+    """
     files: dict[str, bytes] = {}
     index = []
-    for study in studies(read_runs(options.runs)):
+    for study in found:
         for group in study.groups:
             rows = rows_of_group(study, group)
             if not rows:
@@ -59,8 +76,8 @@ def main() -> None:
                 continue
             content = io.BytesIO()
             torch.save(weights, content)
-            if len(content.getvalue()) > options.most * MB:
-                print(f"left out: {run.name}: {len(content.getvalue()) / MB:.1f} MB, more than {options.most:g}")
+            if len(content.getvalue()) > most * MB:
+                print(f"left out: {run.name}: {len(content.getvalue()) / MB:.1f} MB, more than {most:g}")
                 continue
             name = f"{len(index):03d}-" + re.sub(
                 r"[^a-z0-9]+", "-", f"{group.rule} {study.data} {group.network}".lower()
@@ -70,9 +87,10 @@ def main() -> None:
             files[f"{name}/config.yaml"] = yaml.safe_dump(kept, sort_keys=True).encode()
             files[f"{name}/summary.json"] = (json.dumps(run.summary, indent=1) + "\n").encode()
             index.append({"folder": name, "seed": run.seed, "rows": rows})
+    if not index:
+        raise UserError("no finished run whose weights could be kept; nothing is written.")
     files["index.json"] = (json.dumps(index, indent=1, ensure_ascii=False) + "\n").encode()
-    write(options.output, files)
-    print(f"{options.output}: {len(index)} networks, {options.output.stat().st_size / MB:.1f} MB")
+    return files, len(index)
 
 
 def best(group: Group) -> RunRecord:
