@@ -30,7 +30,7 @@ def shown(value: Any) -> str:
 def handed_back(owner: Any, method: str, expected: str, found: Any) -> UserError:
     """The mistake that ``method`` of the class of ``owner`` returns something else than it must."""
     return UserError(
-        f"{method} of {type(owner).__name__} must return {expected}, found {shown(found)}; mend {type(owner).__name__}."
+        f"{method} of {type(owner).__name__} must return {expected}, found {shown(found)}; fix {type(owner).__name__}."
     )
 
 
@@ -48,7 +48,7 @@ def require_loss_value(owner: Any, method: str, found: Any, trained: bool = True
     if trained and not found.requires_grad:
         raise UserError(
             f"{method} of {type(owner).__name__} must return a loss that depends on the weights, found one without "
-            f"gradients (a detached tensor, or a constant); mend {type(owner).__name__}."
+            f"gradients (a detached tensor, or a constant); fix {type(owner).__name__}."
         )
     return found
 
@@ -106,7 +106,7 @@ def require_losses(network: Any) -> Sequence[str]:
     if isinstance(found, str) or not isinstance(found, Sequence) or not all(isinstance(name, str) for name in found):
         name = type(network).__name__
         raise UserError(
-            f"losses of {name} must be a tuple of names, such as ('cross-entropy',), found {shown(found)}; mend {name}."
+            f"losses of {name} must be a tuple of names, such as ('cross-entropy',), found {shown(found)}; fix {name}."
         )
     return found
 
@@ -118,7 +118,7 @@ def require_layer_numbers(owner: Any, attribute: str, known: Iterable[int]) -> N
     if not all(type(number) is int and number in known for number in numbers) or len(set(numbers)) < len(numbers):
         raise UserError(
             f"{attribute} of {name} must hold numbers of layers out of {', '.join(map(str, known)) or 'none'}, each "
-            f"once, found {str(found)[:100]}; mend {name}."
+            f"once, found {str(found)[:100]}; fix {name}."
         )
 
 
@@ -133,7 +133,7 @@ def require_layer(owner: nn.Module, number: int, layer: Any) -> None:
     if not isinstance(layer, nn.Module):
         raise UserError(
             f"make_layers of {name} must yield layers (nn.Sequential), found for layer {number} "
-            f"{shown(layer) if not isinstance(layer, type) else f'the class {layer.__name__}'}; mend {name}."
+            f"{shown(layer) if not isinstance(layer, type) else f'the class {layer.__name__}'}; fix {name}."
         )
     operations = list(layer) if isinstance(layer, nn.Sequential) else [layer]
     for place, operation in enumerate(operations):
@@ -169,18 +169,18 @@ def require_batch(data: Any, loader: str, batch: Any, input_shape: Sequence[int]
     if not isinstance(batch, tuple | list) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
         raise UserError(
             f"{loader} of {type(data).__name__} must give batches of two tensors, images and labels, found "
-            f"{shown(batch)}; mend {type(data).__name__}."
+            f"{shown(batch)}; fix {type(data).__name__}."
         )
     x, y = batch
     shape = "x".join(map(str, input_shape))
     if not x.is_floating_point() or tuple(x.shape[1:]) != tuple(input_shape):
         raise UserError(
             f"{loader} of {type(data).__name__} must give images in floating point of shape (B, {shape}), found "
-            f"{shown(x)}; mend {type(data).__name__}."
+            f"{shown(x)}; fix {type(data).__name__}."
         )
     if y.dtype != torch.int64 or tuple(y.shape) != (len(x),):
         raise UserError(
             f"{loader} of {type(data).__name__} must give labels as int64 of shape ({len(x)},), one for each image, "
-            f"found {shown(y)}; mend {type(data).__name__}."
+            f"found {shown(y)}; fix {type(data).__name__}."
         )
     return x, y

@@ -35,17 +35,17 @@ class UserError(Exception):
 
 
 class Diverged(UserError):
-    """Training came to numbers that are not finite, and would do so again with the same options."""
+    """Training reached numbers that are not finite, and would again with the same options."""
 
 
 def told_by_the_system(error: OSError) -> str:
-    """One sentence for an error that the system has with a file; empty if it may be a defect of the program."""
+    """One sentence for an error of the operating system about a file; empty if it may be a defect of the program."""
     if error.errno in NO_ROOM:
         what = f"{error.filename}: cannot be written" if error.filename else "a file cannot be written"
         return f"{what} ({error.strerror}); make room, then try again."
     if error.errno in NO_PATH:
         what = f"{error.filename}: cannot be read or written" if error.filename else "a file cannot be read or written"
-        return f"{what} ({error.strerror}); mend its permissions or give another path."
+        return f"{what} ({error.strerror}); fix its permissions or give another path."
     return ""
 
 
@@ -54,7 +54,7 @@ def told_by_a_library(error: Exception) -> str:
     said = first_line(error)
     for words, name in READ_BY_LIBRARIES.items():
         if name in os.environ and said.startswith(words):
-            return f"{name}: expected a value that its library knows, found another ({said}); mend it, or unset it."
+            return f"{name}: expected a value that its library knows, found another ({said}); fix it, or unset it."
     return ""
 
 
@@ -67,7 +67,7 @@ def user_path(text: str | Path) -> Path:
     """The path that the user means, where ``~`` is a home folder.
 
     Raises:
-        UserError: nobody has that one.
+        UserError: there is no user of that name.
     """
     try:
         return Path(text).expanduser()

@@ -148,7 +148,7 @@ class Registry:
             )
         _require_signatures(path, found)
         if not isinstance(getattr(found, "Options", None), type):
-            raise UserError(f"--{self.flag} {path}: its Options must be a class, found {found.Options!r}; mend it.")
+            raise UserError(f"--{self.flag} {path}: its Options must be a class, found {found.Options!r}; fix it.")
         summary = (found.__doc__ or "").strip().partition("\n")[0]
         return Entry(path, path, f"{path}.Options", summary)
 
@@ -184,7 +184,7 @@ def _require_signatures(path: str, cls: type) -> None:
             )
         except TypeError as error:
             raise UserError(
-                f"{where} takes {_names(signature)}, and must take {_names(inspect.signature(theirs))}; mend its "
+                f"{where} takes {_names(signature)}, and must take {_names(inspect.signature(theirs))}; fix its "
                 "parameters."
             ) from error
 

@@ -228,7 +228,7 @@ def test_labels_that_are_no_class_are_told(label, told):
     rule = dtp.BP(nn.Linear(4, 3))
     batch = torch.zeros(2, 4), torch.tensor([0, label])
     if told:
-        with pytest.raises(UserError, match=f"Expected labels from 0 to 2, for 3 classes, {told}; mend"):
+        with pytest.raises(UserError, match=f"Expected labels from 0 to 2, for 3 classes, {told}; fix"):
             rule.taken(batch)
     else:
         rule.taken(batch)

@@ -223,7 +223,7 @@ class Algorithm(TaskModule, metaclass=RuleType):
         except (TypeError, ValueError) as error:
             raise UserError(
                 f"describe of {type(self).__name__} must return what JSON has (numbers, words, lists, dictionaries), "
-                f"found something else ({error}); mend {type(self).__name__}."
+                f"found something else ({error}); fix {type(self).__name__}."
             ) from error
         if not isinstance(found, dict):
             raise handed_back(self, "describe", "a dictionary", found)
@@ -339,7 +339,7 @@ class Algorithm(TaskModule, metaclass=RuleType):
             found = ", ".join(str(tuple(shape)) if isinstance(shape, Size) else shape for shape in shapes)
             raise UserError(
                 f"Expected one gradient of the shape of each of {len(parameters)} weights, "
-                f"{', '.join(str(tuple(p.shape)) for p in parameters)}, found {found or 'none'}; mend "
+                f"{', '.join(str(tuple(p.shape)) for p in parameters)}, found {found or 'none'}; fix "
                 f"{type(self).__name__}."
             )
 

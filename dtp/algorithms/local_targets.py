@@ -164,7 +164,7 @@ class LocalTargets(LocalLosses):
             # Broadcasting would go on silently, with another rule than was meant.
             raise UserError(
                 f"The target of layer {n} has shape {tuple(target.shape)}; expected that of its activation, "
-                f"{tuple(expected)}. Mend {hook} of {type(self).__name__}."
+                f"{tuple(expected)}. Fix {hook} of {type(self).__name__}."
             )
         return target
 
@@ -180,7 +180,7 @@ class LocalTargets(LocalLosses):
                     # Broadcasting would go on silently, with another rule than was meant.
                     raise UserError(
                         f"The target of layer {n} has shape {tuple(targets[n].shape)}; expected that of its "
-                        f"activation, {tuple(output.shape)}. Mend {type(self).__name__}."
+                        f"activation, {tuple(output.shape)}. Fix {type(self).__name__}."
                     )
                 with unedited(self, "forward_loss", [("output", output), ("target", targets[n])]):
                     losses[n] = self.forward_loss(n, output, targets[n])

@@ -88,7 +88,7 @@ def parsed(owner: str, found: Any) -> tuple[list[Optimizer], list[Schedule]]:
     """
     optimizers, schedulers, monitor = _taken_apart(found)
     if not optimizers or not all(isinstance(optimizer, Optimizer) for optimizer in optimizers):
-        raise UserError(f"configure_optimizers of {owner} must return {FORMS}, found {_shown(found)}; mend {owner}.")
+        raise UserError(f"configure_optimizers of {owner} must return {FORMS}, found {_shown(found)}; fix {owner}.")
     if any(isinstance(optimizer, LBFGS) for optimizer in optimizers):
         raise UserError(
             f"configure_optimizers of {owner} returns LBFGS, which evaluates a loss several times in a step, and the "
@@ -123,18 +123,18 @@ def _schedule(owner: str, scheduler: Any, monitor: str | None) -> Schedule:
         raise UserError(
             f"configure_optimizers of {owner}: expected a schedule, or a dictionary with "
             f"{', '.join(Schedule.__dataclass_fields__)}, found {', '.join(odd) or _shown(known.get('scheduler'))}; "
-            f"mend {owner}."
+            f"fix {owner}."
         )
     schedule = Schedule(**{"monitor": monitor, **known})
     if schedule.interval not in ("epoch", "step"):
         raise UserError(
             f"configure_optimizers of {owner}: expected epoch or step as interval of a schedule, found "
-            f"{schedule.interval!r}; mend {owner}."
+            f"{schedule.interval!r}; fix {owner}."
         )
     if schedule.watches and schedule.monitor is None:
         raise UserError(
             f'configure_optimizers of {owner}: expected a monitor for ReduceLROnPlateau, such as "val/loss", found '
-            f"none; mend {owner}."
+            f"none; fix {owner}."
         )
     return schedule
 

@@ -587,7 +587,7 @@ def _rows_of_samples(noise: Tensor, images: int, rows: slice) -> Tensor:
     if len(noise) % images:
         raise UserError(
             f"Expected noise with one row for each of {images} images and each sample, found the shape "
-            f"{tuple(noise.shape)}; mend the rule's feedback_noise."
+            f"{tuple(noise.shape)}; fix the rule's feedback_noise."
         )
     return noise[rows] if len(noise) == images else noise.unflatten(0, (-1, images))[:, rows].flatten(0, 1)
 

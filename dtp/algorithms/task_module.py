@@ -156,7 +156,7 @@ class TaskModule(LightningModule):
         found = (self._own_batch or self.batch)(batch)
         if not isinstance(found, tuple | list) or len(found) != 2 or not all(isinstance(t, Tensor) for t in found):
             raise UserError(
-                f"A batch must come to two tensors, inputs and goals, found {shown(found)}; mend the data, or the "
+                f"A batch must come to two tensors, inputs and goals, found {shown(found)}; fix the data, or the "
                 "function that is given as batch."
             )
         self._require_inputs(found[0])

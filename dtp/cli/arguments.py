@@ -292,7 +292,7 @@ def _require_named_classes(first: dict[str, str | None], files: Sequence[_File])
 def _require_ours(chosen: dict[str, str]) -> None:
     for part, name in chosen.items():
         if ":" in name:
-            raise UserError(f"--{part} {name}: names a class of somebody's own, a program, and nothing is run here")
+            raise UserError(f"--{part} {name}: names a class from outside the package, a program, and none is run here")
 
 
 # --- parsing ----------------------------------------------------------------------------------------------------------

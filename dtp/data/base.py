@@ -251,7 +251,7 @@ class ImageData(LightningDataModule):
             found = shown(images) if shape is None or not isinstance(kind, np.dtype) else f"{kind} of shape {shape}"
             raise UserError(
                 f"{self.name}: expected {role} images as uint8 of shape (N, C, H, W), a numpy array or what can be "
-                f"indexed like one, found {found}; mend {method} of {type(self).__name__}."
+                f"indexed like one, found {found}; fix {method} of {type(self).__name__}."
             )
         labels = self._checked_labels(labels, role, method)
         if len(images) != len(labels) or len(labels) == 0:
@@ -277,10 +277,10 @@ class ImageData(LightningDataModule):
                 return whole
         except (TypeError, ValueError, OverflowError) as error:
             # Words, or lists of several lengths.
-            raise UserError(f"{expected}, found none; mend {method}.") from error
+            raise UserError(f"{expected}, found none; fix {method}.") from error
         odd = found[whole != found][:1].tolist() if found.ndim == 1 else []
         what = odd[0] if odd else f"an array of shape {found.shape}"
-        raise UserError(f"{expected}, found {what}; mend {method}.")
+        raise UserError(f"{expected}, found {what}; fix {method}.")
 
     def _require_attributes(self) -> None:
         kinds = {"name": (str, "a name in quotes"), "num_classes": (int, "a whole number of at least 1")}
@@ -289,11 +289,11 @@ class ImageData(LightningDataModule):
                 raise UserError(f"{type(self).__name__} needs a class attribute {attribute!r}; define it.")
             value = getattr(self, attribute)
             if not isinstance(value, kind) or value in ("", 0) or (attribute == "num_classes" and value < 1):
-                raise UserError(f"{attribute} of {type(self).__name__}: expected {words}, found {value!r}; mend it.")
+                raise UserError(f"{attribute} of {type(self).__name__}: expected {words}, found {value!r}; fix it.")
         if self.split not in get_args(SplitKind):
             raise UserError(
                 f"split of {type(self).__name__}: expected {' or '.join(get_args(SplitKind))}, found {self.split!r}; "
-                "mend it."
+                "fix it."
             )
 
 

@@ -187,9 +187,7 @@ def find_images(data_dir: Path) -> tuple[list[str], dict[str, Files]]:
             classes, or a link by which images would count twice or for another class.
     """
     if not data_dir.is_dir():
-        raise UserError(
-            f"imagefolder: expected a folder of class folders, found no folder {data_dir}; mend --data-dir."
-        )
+        raise UserError(f"imagefolder: expected a folder of class folders, found no folder {data_dir}; fix --data-dir.")
     parts = [part for part in ("train", "val", "test") if (data_dir / part).is_dir()]
     if not parts:
         classes = _class_names(data_dir)
@@ -246,7 +244,7 @@ def _find_files(data_dir: Path, part: str, classes: list[str]) -> Files:
 
 def _unreadable(error: OSError) -> UserError:
     return UserError(
-        f"imagefolder: {error.filename}: cannot be read ({error.strerror}); mend its permissions, or take it out of "
+        f"imagefolder: {error.filename}: cannot be read ({error.strerror}); fix its permissions, or take it out of "
         "the folder of images."
     )
 

@@ -82,7 +82,7 @@ class Job:
             try:
                 require_same_configuration(self.folder, values, config)
             except UserError as error:
-                raise UserError(str(error).replace("--run-dir", "folder for them all")) from error
+                raise UserError(str(error).replace("--run-dir", "folder for all runs")) from error
             self._require_same_test(values, config)
         return config
 
@@ -95,12 +95,12 @@ class Job:
             if name in saved and saved[name] != getattr(run, name):
                 raise UserError(
                     f"{self.folder}: has finished with {flag(name)} {saved[name]}, found {getattr(run, name)}; give "
-                    "another folder for them all."
+                    "another folder for all runs."
                 )
         if summary["epochs"] > run.max_epochs or 0 < run.max_steps < summary["steps"]:
             raise UserError(
                 f"{self.folder}: has finished after {summary['epochs']} epochs ({summary['steps']} batches), more than "
-                "are asked for; give another folder for them all."
+                "are asked for; give another folder for all runs."
             )
 
     def is_finished(self, config: Config) -> bool:
@@ -120,13 +120,13 @@ def run_jobs(
     A run that was interrupted goes on where it was. Several calls, on one machine or on machines that share the
     folders, divide the runs among them. Where there are GPUs each process gets one of them; elsewhere they share the
     cores. SIGTERM, SIGUSR1 and Ctrl-C stop the runs at the end of their batch, with a checkpoint. Where the first two
-    cannot begin for one and the same reason, such as missing data, the others are left alone.
+    cannot begin for the same reason, such as missing data, no others are started.
 
     Args:
-        jobs: a sequence, of which all is checked before anything begins; or an iterator, which is asked for the next
-            job when there is a process for it, and so may make it up from what has ended before.
-        parallel: 0 for one for each GPU, or for each core where there is no GPU.
-        again: whether to try those again that have failed in training, by their own fault.
+        jobs: a sequence, all of which is checked before anything begins; or an iterator, which is asked for the next
+            job only when a process is free, and so may choose it by the results so far.
+        parallel: processes at a time; 0 for one per GPU, or one per core where there is no GPU.
+        again: whether to repeat runs that failed in training by their own fault.
         tell: takes a line for each run that begins or ends.
         ended: is called with each job and its state as soon as that is known.
 
@@ -227,7 +227,7 @@ class _Pool:
             self.tell("The others would fail alike, and are not begun.")
 
     def stopped(self) -> Stopped:
-        """Stop all processes with checkpoints; what is raised for it."""
+        """Stop all processes, which write checkpoints; returns the exception to raise."""
         for process in _stop(self.running.values()):
             self._tell_of(process)
         done = sum(state == "finished" for state in self.states.values())
@@ -344,7 +344,7 @@ class _Process:
 
 
 def _stop(processes: Iterable[_Process]) -> list[_Process]:
-    """Have them write their checkpoints and end; returns those that have come to an end of their own instead."""
+    """Have them write their checkpoints and end; returns those that had already ended by themselves."""
     until = time.monotonic() + PATIENCE
     processes = list(processes)
     for process in processes:

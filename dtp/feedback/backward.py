@@ -86,7 +86,7 @@ class BackwardMaps(nn.ModuleDict):
                 if b.shape != operation.backward_map.weight.shape:
                     raise UserError(
                         f"The backward weight of {operation.name} has shape {tuple(b.shape)}; expected "
-                        f"{tuple(operation.backward_map.weight.shape)}. Mend the rule's backward_weight."
+                        f"{tuple(operation.backward_map.weight.shape)}. Fix the rule's backward_weight."
                     )
 
                 def down(error: Tensor) -> Tensor:

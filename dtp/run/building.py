@@ -60,7 +60,7 @@ def _require_made(part: Any, attribute: str) -> None:
     # Without nn.Module's nothing can be asked of it in the usual way.
     if attribute not in {**vars(part), **vars(part).get("_modules", {})}:
         raise UserError(
-            f"__init__ of {type(part).__name__} must call super().__init__ with all that it was given; mend "
+            f"__init__ of {type(part).__name__} must call super().__init__ with all that it was given; fix "
             f"{type(part).__name__}."
         )
 

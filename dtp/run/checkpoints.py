@@ -139,9 +139,10 @@ class Checkpoints(Checkpoint):
             self._stop(trainer, path)
 
     def _note_best(self, trainer: pl.Trainer) -> bool:
-        """Whether this epoch validates best; of equal accuracies, frequent in small sets, the lower loss is better.
+        """Whether this epoch has the best validation.
 
-        Tasks without accuracy have the loss alone.
+        Of equal accuracies, frequent in small sets, the lower loss is better. Tasks without accuracy have the loss
+        alone.
         """
         metrics = trainer.callback_metrics
         if "val/loss" not in metrics:
@@ -250,7 +251,7 @@ class Checkpoints(Checkpoint):
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Writes checkpoints straight to where they belong, and leaves no part of one behind.
+    """Writes checkpoints straight to their files, and never leaves part of one behind.
 
     Lightning's own way takes twice the memory, and a temporary file elsewhere, which stays when the disk is full.
     """
@@ -279,7 +280,7 @@ class CheckpointFiles(TorchCheckpointIO):
 
 def _unwritable(path: Path, error: OSError) -> UserError:
     return UserError(
-        f"{path.with_suffix('.ckpt')}: the checkpoint cannot be written ({error.strerror}); make room or mend its "
+        f"{path.with_suffix('.ckpt')}: the checkpoint cannot be written ({error.strerror}); make room or fix its "
         f"permissions, then {how_to_go_on(path.parent.parent)}"
     )
 
@@ -355,13 +356,13 @@ def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
 
     Raises:
         DamagedCheckpoint: the file is not what was written, or no checkpoint.
-        UserError: it cannot be read, or is one of something else.
+        UserError: it cannot be read, or is a checkpoint of another program.
     """
     try:
         require_whole(path)
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); mend its permissions.") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); fix its permissions.") from error
     except MemoryError:
         raise
     except Exception as error:
@@ -451,7 +452,7 @@ def _saved_weights(path: Path) -> dict[str, torch.Tensor]:
             print(f"warning: {path}: carries no digest, so that damage to it may not be noticed.", file=sys.stderr)
         return weights
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error}); mend its permissions.") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); fix its permissions.") from error
     except (safetensors.SafetensorError, ValueError, KeyError) as error:
         raise UserError(f"{path}: is damaged or no safetensors file ({error}); give another one.") from error
 

@@ -1,4 +1,4 @@
-"""What a run folder looks like: the names of what is in it, and how one is told from any other folder.
+"""What a run folder looks like: the names of what is in it, and how to recognise one.
 
 Imports nothing of the package, for the registry asks it before it imports a user's class.
 """

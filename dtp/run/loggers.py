@@ -121,7 +121,7 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Have the operating system put the file on the disk; a row is in the file as soon as it is logged."""
+        """Have the operating system write the file to the disk; a row is in the file as soon as it is logged."""
         if self.path.is_file():
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -142,7 +142,7 @@ class MetricsCSV(Logger):
             self._write_all(rows)
 
     def _read(self) -> tuple[list[str], list[Row]]:
-        """Columns and whole rows of the file, none if there is no file; what a killed writer left of a row is none."""
+        """Columns and whole rows of the file, none if there is no file; what a killed writer left is skipped."""
         otherwise = ", or give another --run-dir"
         columns, rows = read_table(self.path, otherwise)
         if not columns and (not self.path.exists() or not self.path.stat().st_size):
@@ -186,7 +186,7 @@ class MetricsCSV(Logger):
         self._last_offset = self._end - len(self._line(rows[-1]).encode()) if rows else self._end
 
     def _unwritable(self, error: OSError) -> UserError:
-        return UserError(f"{self.path}: cannot be written ({error.strerror}); make room or mend its permissions.")
+        return UserError(f"{self.path}: cannot be written ({error.strerror}); make room or fix its permissions.")
 
 
 def _cell(value: Any) -> str:
@@ -221,16 +221,15 @@ def make_wandb_logger(run_dir: Path, config: dict[str, Any], name: str) -> Wandb
     """A started W&B run that lies in ``run_dir`` and goes on with the same id when the run is resumed.
 
     W&B's own variables hold: ``WANDB_PROJECT`` (else dtp), ``WANDB_NAME`` (else ``name``), ``WANDB_ENTITY``,
-    ``WANDB_MODE`` and the rest. Falls back to offline when the server does not answer within ten seconds, or does not
-    let us in. On ranks other than zero a logger that does nothing.
+    ``WANDB_MODE`` and the rest. Falls back to offline when the server does not answer within ten seconds, or
+    refuses the login. On ranks other than zero the logger does nothing.
 
     Raises:
         UserError: the wandb package is missing, or W&B does not take a name that one of its variables gives.
     """
     try:
         # By name: a folder called wandb in the current one imports too, and holds no such names.
-        from wandb import Settings, finish, init, setup, teardown
-        from wandb.errors import UsageError
+        from wandb import finish, teardown
     except ImportError as error:
         raise UserError("--logger wandb needs a package: pip install wandb, or use --logger csv.") from error
     from lightning.pytorch.loggers import WandbLogger
@@ -244,26 +243,12 @@ def make_wandb_logger(run_dir: Path, config: dict[str, Any], name: str) -> Wandb
         # Asked for by WANDB_MODE; W&B would ask for a key, and wait.
         mode, why = "offline", " (no API key: wandb login)"
     run_id = _wandb_id(run_dir)
-
-    def start(mode: WandbMode) -> Any:
-        given: dict[str, Any] = {"project": project, "name": name, "dir": str(run_dir), "id": run_id}
-        try:
-            with _masked_arguments():
-                setup(settings=Settings(silent=True))
-                settings = Settings(silent=True, console="off", init_timeout=INIT_SECONDS)
-                return init(**given, resume="allow", mode=mode, settings=settings)
-        except (UsageError, ValueError) as error:
-            if mode == "online":
-                raise
-            # No server has been asked, so it is one of the variables, which W&B reads in either call.
-            said = " ".join(str(error).split())
-            raise UserError(f"--logger wandb: {said}; mend the variable of W&B (WANDB_...) that says so.") from error
-
+    given: dict[str, Any] = {"project": project, "name": name, "dir": str(run_dir), "id": run_id}
     # Of an earlier run in this process; init would return that one.
     finish()
     # Not left to WandbLogger: its offline=True overwrites WANDB_MODE for good, and it passes options that W&B warns of.
     try:
-        run = start(mode)
+        run = _start_wandb(given, mode)
     except Exception as error:
         # A key that is refused, a server that breaks off: no reason not to train.
         if mode != "online":
@@ -271,7 +256,7 @@ def make_wandb_logger(run_dir: Path, config: dict[str, Any], name: str) -> Wandb
         # The id stays taken by the attempt that failed until its service has ended.
         teardown()
         mode, why = "offline", f" ({' '.join(str(error).split())[:200]})"
-        run = start(mode)
+        run = _start_wandb(given, mode)
     # As WandbLogger does for the runs it starts: batches are the x-axis.
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
@@ -282,8 +267,26 @@ def make_wandb_logger(run_dir: Path, config: dict[str, Any], name: str) -> Wandb
     return logger
 
 
+def _start_wandb(given: dict[str, Any], mode: WandbMode) -> Any:
+    """A started W&B run; ``given`` are arguments of ``wandb.init``."""
+    from wandb import Settings, init, setup
+    from wandb.errors import UsageError
+
+    try:
+        with _masked_arguments():
+            setup(settings=Settings(silent=True))
+            settings = Settings(silent=True, console="off", init_timeout=INIT_SECONDS)
+            return init(**given, resume="allow", mode=mode, settings=settings)
+    except (UsageError, ValueError) as error:
+        if mode == "online":
+            raise
+        # No server has been asked, so it is one of the variables, which W&B reads in either call.
+        said = " ".join(str(error).split())
+        raise UserError(f"--logger wandb: {said}; fix the variable of W&B (WANDB_...) that says so.") from error
+
+
 def log_figure(loggers: Iterable[Logger], name: str, path: Path) -> None:
-    """Log a PNG file to the loggers that take images (W&B, TensorBoard, MLflow); the others are passed over."""
+    """Log a PNG file to the loggers that take images (W&B, TensorBoard, MLflow); the others are skipped."""
     for logger in loggers:
         if log_image := getattr(logger, "log_image", None):
             log_image(key=name, images=[str(path)])

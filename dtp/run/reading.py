@@ -21,12 +21,12 @@ FIRST_COLUMNS = ("epoch", "step")
 
 
 def read_table(path: Path, otherwise: str = "") -> tuple[list[str], list[list[str]]]:
-    """Columns and rows of a metrics file as they stand there; nothing of a file that is missing or empty.
+    """Columns and rows of a metrics file, as text; empty lists for a file that is missing or empty.
 
-    What follows the last newline is left out: it may have lost digits, however many cells it has.
+    What follows the last newline is left out: a killed writer may have cut it anywhere, within a number too.
 
     Args:
-        otherwise: what else the user may do than to move the file away.
+        otherwise: for the message, what the user may do instead of moving the file away.
 
     Raises:
         UserError: the file cannot be read, or is no CSV.
@@ -34,7 +34,7 @@ def read_table(path: Path, otherwise: str = "") -> tuple[list[str], list[list[st
     try:
         text = path.read_bytes().decode("utf-8", errors="replace") if path.exists() else ""
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); mend its permissions.") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); fix its permissions.") from error
     try:
         columns, *rows = list(csv.reader(text.split("\n")[:-1])) or [[]]
     except csv.Error as error:
@@ -53,7 +53,7 @@ def require_metrics(path: Path, columns: Sequence[str], otherwise: str = "") -> 
 
 
 def read_metrics(path: Path) -> dict[str, Series]:
-    """The finite numbers of each column, by step; what is none is passed over.
+    """The finite numbers of each column, by step; all other cells are skipped.
 
     Where a step occurs twice, as after a resume, the later value counts.
 
@@ -99,7 +99,7 @@ def read_rows(path: Path) -> list[Row]:
     """The finite numbers of each step, by column; strict, but for a last row that is being written.
 
     Raises:
-        UserError: the file cannot be read, is no metrics file, or has something else than a row of numbers before its
+        UserError: the file cannot be read, is no metrics file, or has another line than a row of numbers before its
             end.
     """
     columns, rows = read_table(path)
@@ -116,7 +116,7 @@ def read_rows(path: Path) -> list[Row]:
                 break
             raise UserError(
                 f"{path}, line {number}: expected {len(columns)} numbers or empty cells, found "
-                f"{','.join(cells)[:40]!r}; mend or remove that line."
+                f"{','.join(cells)[:40]!r}; fix or remove that line."
             ) from error
         found.setdefault(step, {}).update({name: value for name, value in row.items() if math.isfinite(value)})
     return [found[step] for step in sorted(found)]
@@ -140,7 +140,7 @@ def read_summary(path: Path, needed: Collection[str] = ("epochs", "steps", "test
             return None
         summary = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); mend its permissions.") from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); fix its permissions.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{foreign}: it is not the JSON of a summary ({error}); move it away.") from error
     if not isinstance(summary, dict) or not set(needed) <= set(summary) or not has_kinds(summary):

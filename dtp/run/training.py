@@ -78,7 +78,7 @@ def train(config: Config, argv: Sequence[str]) -> Run:
     data, algorithm = build(config)
     batches = {split: _count_batches(data, f"{split}_dataloader") for split in ("train", "val", "test")}
     if batches["train"] == 0:
-        raise UserError(f"train_dataloader of {type(data).__name__} has no batches; mend {type(data).__name__}.")
+        raise UserError(f"train_dataloader of {type(data).__name__} has no batches; fix {type(data).__name__}.")
     if accelerator != "gpu" and getattr(config.algo, "engine", "") == "graph":
         # Where it would run as plain functions, and the summary call that a graph.
         raise UserError("--engine graph: expected a GPU, for it is a CUDA graph, found a CPU; use --engine auto.")
@@ -223,7 +223,7 @@ def _count_batches(data: ImageData, loader: str) -> int:
             raise
         raise UserError(
             f"{loader} of {type(data).__name__} must return batches that can be counted, such as a DataLoader, found "
-            f"something else ({error}); mend {type(data).__name__}."
+            f"something else ({error}); fix {type(data).__name__}."
         ) from error
 
 

@@ -129,7 +129,7 @@ def require_labels(x: Tensor, y: Tensor, classes: int) -> None:
     if y.dtype != torch.int64 or y.dim() != 1 or len(y) != len(x):
         raise UserError(
             f"Expected labels for classification, int64 of shape ({len(x)},), found "
-            f"{str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}; mend the data, or give a loss for "
+            f"{str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}; fix the data, or give a loss for "
             "goals of another kind (loss=function)."
         )
     # On a GPU the host would have to wait for them. What cross-entropy ignores is no class.
@@ -137,7 +137,7 @@ def require_labels(x: Tensor, y: Tensor, classes: int) -> None:
     if len(strange):
         raise UserError(
             f"Expected labels from 0 to {classes - 1}, for {classes} classes, found {int(strange[0])}; "
-            "mend the data, or give the network as many outputs as there are classes."
+            "fix the data, or give the network as many outputs as there are classes."
         )
 
 

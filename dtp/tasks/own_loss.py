@@ -40,12 +40,12 @@ class OwnLoss(Classification):
             raise UserError(
                 "loss: expected a function of outputs and goals that returns the mean over the batch, a tensor of "
                 f"shape (), found {f'the shape {tuple(found.shape)}' if isinstance(found, Tensor) else repr(found)}; "
-                "mend it."
+                "fix it."
             )
         if output.requires_grad and torch.is_grad_enabled() and not found.requires_grad:
             raise UserError(
                 "loss: expected a function of outputs and goals whose result depends on the outputs, found one without "
-                "gradients (a detached tensor, or a constant); mend it."
+                "gradients (a detached tensor, or a constant); fix it."
             )
         return found * len(output) if reduction == "sum" else found
 

@@ -140,7 +140,7 @@ class WrongMap(FA):
 
 @pytest.mark.parametrize(
     "kind, message",
-    [(Gradients, "mend Gradients"), (TooFew, "mend TooFew"), (WrongMap, "backward weight of.*Mend the rule's")],
+    [(Gradients, "fix Gradients"), (TooFew, "fix TooFew"), (WrongMap, "backward weight of.*Fix the rule's")],
 )
 def test_a_rule_of_the_users_own_with_wrong_shapes_is_told_so(kind, message, mlp):
     rule = kind(mlp, kind.Options())

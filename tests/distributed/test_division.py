@@ -340,7 +340,7 @@ def test_a_rule_without_noise_is_saved(tmp_path):
     "kind, mode, message",
     [
         (OwnStep, "layer", "OwnStep has a step of its own.*use data"),
-        (LopsidedNoise, "hybrid", "one row for each of 12 images.*mend the rule's feedback_noise"),
+        (LopsidedNoise, "hybrid", "one row for each of 12 images.*fix the rule's feedback_noise"),
         (Tied, "layer", "share weights.*use data"),
     ],
 )

@@ -119,7 +119,7 @@ def test_what_the_system_refuses_is_one_sentence(tmp_path, capsys):
 
     assert commands.run_command(command, []) == 2
     assert capsys.readouterr().err == (
-        "error: colleague/run: cannot be read or written (Permission denied); mend its permissions or give another "
+        "error: colleague/run: cannot be read or written (Permission denied); fix its permissions or give another "
         "path.\n"
     )
 

@@ -185,7 +185,7 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
     One with a damaged file is told on stderr, and has the state damaged.
 
     Raises:
-        UserError: a folder that is none, or holds no run; no run whose files are not damaged.
+        UserError: not a folder, or one without runs; the files of all runs are damaged.
     """
     records: dict[Path, RunRecord] = {}
     damaged: list[UserError] = []
@@ -266,7 +266,7 @@ def read_run(folder: Path, name: str | None = None, finished: bool | None = None
     for row in rows:
         if RATE in row and "epoch" not in row:
             where = f"{folder / METRICS_FILE}: expected the epoch of step {row['step']:g}"
-            raise UserError(f"{where}, found none; mend or remove that line.")
+            raise UserError(f"{where}, found none; fix or remove that line.")
     options = with_defaults(options) if options else {}
     return RunRecord(folder, name or folder.name, state, options, commands, tuple(rows), summary, failure)
 

@@ -151,7 +151,7 @@ def _given(words: Sequence[str]) -> tuple[Config, dict[str, Any]]:
     names = [word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--") and len(word) > 2]
     for name in ("run_dir", "resume"):
         if name in names:
-            raise UserError(f"{flag(name)}: expected not here, for each trial has a folder of its own.")
+            raise UserError(f"{flag(name)}: is not allowed here, for each trial has a folder of its own; leave it out.")
     if parse_limit("limit-val-batches", config.run.limit_val_batches, least=0) == 0:
         raise UserError("--limit-val-batches: expected at least 1, for trials are judged by their validation, found 0.")
     values = config.as_dict()

@@ -122,7 +122,7 @@ def domain(name: str, algo: str) -> Space:
     own that says nothing it is the domain of the rule whose options it extends.
 
     Raises:
-        UserError: there is none, or it cannot be read, or does not say what a domain is to say.
+        UserError: there is none, or it cannot be read, or is not a valid domain.
     """
     if not name:
         found = next(filter(None, (_of_rule(rule, options) for rule, options in _lineage(algo))), None)
@@ -171,7 +171,7 @@ def read_space(path: Path) -> Space:
     """The domain in a file.
 
     Raises:
-        UserError: it cannot be read, or does not say what a domain is to say.
+        UserError: it cannot be read, or is not a valid domain.
     """
     text, content = load_yaml(path)
     if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):

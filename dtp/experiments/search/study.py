@@ -147,7 +147,7 @@ class Study:
         """Tell the store what has become of a trial.
 
         Raises:
-            UserError: the first of this process failed otherwise than by divergence, which the command is to blame for
+            UserError: the first of this process failed without diverging, which is the fault of the command
                 rather than the values of the trial. It is tried again by the next start, and then counts as failed.
         """
         from optuna.trial import TrialState as Told

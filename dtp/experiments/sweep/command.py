@@ -163,5 +163,5 @@ def extra_options(words: Sequence[str]) -> dict[str, Any]:
             options[name].append(word)
     for name in ("seed", "run_dir", "resume"):
         if name in options:
-            raise UserError(f"{flag(name)}: expected not here, for each run of a sweep has its own.")
+            raise UserError(f"{flag(name)}: is not allowed here, for each run of a sweep has its own; leave it out.")
     return {name: values[0] if len(values) == 1 else values for name, values in options.items()}

@@ -179,7 +179,7 @@ def read_sweep(path: Path) -> Sweep:
     """The sweep in a file.
 
     Raises:
-        UserError: it cannot be read, or does not say what a sweep is to say.
+        UserError: it cannot be read, or is not a valid sweep.
     """
     text, content = load_yaml(path)
     if not isinstance(content, dict):

@@ -78,7 +78,7 @@ def _own_result(study: Study, results: Path, figure: Path) -> dict[str, Any] | N
     """
     if not results.exists():
         if figure.exists():
-            raise UserError(f"{figure} exists, and not {results} that it would be of; give another --output.")
+            raise UserError(f"{figure} exists without {results}, which it would show; give another --output.")
         return None
     try:
         found = json.loads(results.read_text(encoding="utf-8"))

@@ -26,7 +26,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def each_seed(seeds: Sequence[int], what: str = "seed") -> Iterator[int]:
-    """The seeds, told to whoever waits at a terminal."""
+    """The seeds, each printed as its turn comes where stderr is a terminal."""
     for i, seed in enumerate(seeds, start=1):
         if sys.stderr.isatty():
             print(f"{what} {seed} ({i} of {len(seeds)})", file=sys.stderr, flush=True)
@@ -65,7 +65,7 @@ def advance(
     drop: int,
     layers: Iterable[int] | None = None,
 ) -> None:
-    """Iterations ``begin`` to ``end`` of a training of feedback layers whose rates are a tenth from ``drop`` on.
+    """Train feedback layers for iterations ``begin`` to ``end``, from ``drop`` on at a tenth of their rates.
 
     ``layers`` are those that are trained; None for all.
     """
@@ -77,7 +77,7 @@ def advance(
 
 
 def marks(iterations: int, points: int) -> list[int]:
-    """Iterations after which is measured: 0, and as many as ``points`` up to the last, evenly apart."""
+    """Iterations after which to measure: 0, and as many as ``points`` up to the last, evenly apart."""
     points = min(points, iterations)
     return sorted({round(i * iterations / points) for i in range(points + 1)})
 

@@ -73,7 +73,7 @@ class StudyOptions:
     def __post_init__(self) -> None:
         vars(self).update(vars(fields.checked(self)))
         if len(set(self.seeds)) < len(self.seeds):
-            raise UserError(f"--seeds: expected seeds that differ, found {' '.join(map(str, self.seeds))}.")
+            raise UserError(f"--seeds: expected different seeds, found {' '.join(map(str, self.seeds))}.")
         self.check()
 
     def check(self) -> None:

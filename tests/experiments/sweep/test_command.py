@@ -117,7 +117,7 @@ def test_the_list_is_of_commands_that_can_be_typed(here, capsys):
         (["tiny.yaml", "--jobs", "x"], "--jobs: expected a whole number, found 'x'"),
         (["tiny.yaml", "--seeds", "1", "1"], "--seeds: expected different whole numbers from 0"),
         (["tiny.yaml", "stray"], "Unexpected word 'stray'"),
-        (["tiny.yaml", "--seed", "1"], "--seed: expected not here"),
+        (["tiny.yaml", "--seed", "1"], "--seed: is not allowed here"),
         (["tiny.yaml", "--lr", "0.1"], "found 'lr 0.01' and 'lr 0.1' the same"),
         (["tiny.yaml", "--widhts", "3"], "Unknown option --widhts; did you mean --widths?"),
     ],

@@ -93,7 +93,7 @@ def test_folders_do_not_get_into_the_record(tmp_path):
         ("gait --step 1", "Unknown option --step; did you mean --steps?"),
         ("gait --steps x", "--steps: expected a number, found 'x'"),
         ("gait --seeds 1.5", "--seeds: expected a whole number, found '1.5'"),
-        ("gait --seeds 1 1", "--seeds: expected seeds that differ, found 1 1"),
+        ("gait --seeds 1 1", "--seeds: expected different seeds, found 1 1"),
         ("gait --seeds -1", "--seeds: expected values from 0 to 4294967295, found -1"),
         ("gait --seeds", "--seeds: expected at least one argument"),
         ("gait --steps 0", "--steps: expected values above 0, found 0"),
