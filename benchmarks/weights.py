@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from dtp.errors import UserError  # noqa: E402
 from dtp.experiments.report.board import rows_of_group  # noqa: E402
-from dtp.experiments.report.groups import Group, Study, add_costs, studies  # noqa: E402
+from dtp.experiments.report.groups import Group, Section, add_costs, sections  # noqa: E402
 from dtp.experiments.report.reading import RunRecord, read_runs  # noqa: E402
 from dtp.run.checkpoints import read_checkpoint  # noqa: E402
 from dtp.run.folder import newest_checkpoint  # noqa: E402
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--most", type=float, default=5.0, help="MB of the weights of a network")
     options = parser.parse_args()
     try:
-        found = studies(read_runs(options.runs))
+        found = sections(read_runs(options.runs))
         add_costs(found)
         files, count = gathered(found, options.most)
         options.output.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ def main() -> None:
     print(f"{options.output}: {count} networks, {options.output.stat().st_size / MB:.1f} MB")
 
 
-def gathered(found: list[Study], most: float) -> tuple[dict[str, bytes], int]:
+def gathered(found: list[Section], most: float) -> tuple[dict[str, bytes], int]:
     """The files of the archive, and of how many networks they are.
 
     Raises:
@@ -63,9 +63,9 @@ def gathered(found: list[Study], most: float) -> tuple[dict[str, bytes], int]:
     """
     files: dict[str, bytes] = {}
     index = []
-    for study in found:
-        for group in study.groups:
-            rows = rows_of_group(study, group)
+    for section in found:
+        for group in section.groups:
+            rows = rows_of_group(section, group)
             if not rows:
                 continue
             run = best(group)
@@ -80,7 +80,7 @@ def gathered(found: list[Study], most: float) -> tuple[dict[str, bytes], int]:
                 print(f"left out: {run.name}: {len(content.getvalue()) / MB:.1f} MB, more than {most:g}")
                 continue
             name = f"{len(index):03d}-" + re.sub(
-                r"[^a-z0-9]+", "-", f"{group.rule} {study.data} {group.network}".lower()
+                r"[^a-z0-9]+", "-", f"{group.rule} {section.data} {group.network}".lower()
             )
             kept = {key: value for key, value in run.options.items() if key not in PLACES}
             files[f"{name}/weights.pt"] = content.getvalue()
