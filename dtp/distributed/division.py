@@ -51,7 +51,8 @@ class Division:
     """One process, or several that each do the same: nothing is divided.
 
     Attributes:
-        divides: whether rules are to have their feedback phases trained by :meth:`train`; else they do it themselves.
+        divides: whether rules are to have their feedback phases trained by :meth:`train`, as by that of each subclass
+            which has one of its own; else they do it themselves.
         shares_images: whether each rank has images of its own.
         each_iteration: whether ranks must meet in each iteration.
     """
@@ -59,6 +60,11 @@ class Division:
     divides = False
     shares_images = False
     each_iteration = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "train" in vars(cls):
+            cls.divides = True
 
     def begin(self) -> None:
         """A rule is about to be trained, perhaps another one than before."""
@@ -86,7 +92,7 @@ class ByImages(Division):
     max K_n collectives for K_n iterations of layer n. All ranks must have equally many images in a batch, as ours do.
     """
 
-    divides = shares_images = each_iteration = True
+    shares_images = each_iteration = True
 
     def train(self, phase: FeedbackPhase) -> FeedbackResult:
         if ranks_of() == 1:
@@ -102,7 +108,7 @@ class ByImagesOncePerBatch(Division):
     the batch.
     """
 
-    divides = shares_images = True
+    shares_images = True
 
     def train(self, phase: FeedbackPhase) -> FeedbackResult:
         result = super().train(phase)
@@ -122,8 +128,6 @@ class ByLayers(Division):
         say: is given the assignment in words, once.
         timeout: of the collectives of a team; None for torch's own.
     """
-
-    divides = True
 
     def __init__(self, teams: bool, say: Callable[[str], None] = print, timeout: timedelta | None = None):
         self.teams, self.say, self.timeout = teams, say, timeout

@@ -412,7 +412,6 @@ def test_a_loss_that_is_infinite_on_one_rank_stops_all(tmp_path):
 
 def test_without_a_trainer_a_rule_is_divided_as_it_is_told():
     class Counted(Division):
-        divides = True
         phases = 0
 
         def train(self, phase):
