@@ -36,13 +36,17 @@ def momentum_moves(
     """
     h = curvature.double()
     rate, steps = torch.as_tensor(rate, dtype=h.dtype), torch.as_tensor(steps, dtype=h.dtype)
-    # Tensors of other types, as those that stand for some of a device, have no numbers for numpy.
-    if type(h) is Tensor and h.device.type == "cpu" and h.numel() <= _FEW:
+    if h.numel() <= _FEW and all(map(_has_numbers, (h, rate, steps))):
         with np.errstate(all="ignore"):
             moves = _moves(np, h.numpy(), rate.numpy(), momentum, steps.numpy())
         by_g, by_m, g_to_m, m_to_m = map(torch.as_tensor, moves)
         return by_g, by_m, g_to_m, m_to_m
     return _moves(torch, h, rate.to(h.device, non_blocking=True), momentum, steps.to(h.device, non_blocking=True))
+
+
+def _has_numbers(x: Tensor) -> bool:
+    """Whether numpy can read it: not where it is on another device, stands for one that is, or is differentiated."""
+    return type(x) is Tensor and x.device.type == "cpu" and not x.requires_grad
 
 
 # Below, ``xp`` is numpy or torch, and h, rate and steps are its arrays.

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dtp.feedback import (
     FeedbackProblem,
@@ -174,6 +175,18 @@ def test_moves_are_those_of_the_power_of_one_step(momentum, steps, library, monk
         power = torch.linalg.matrix_power(torch.tensor(step, dtype=torch.float64), steps)
         expected = torch.stack([power[0, 2], power[0, 1], power[1, 2], power[1, 1]])
         assert ((found - expected).abs() <= tolerance * expected.abs().max().clamp(min=1)).all(), (value, found)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_moves_of_tensors_that_numpy_cannot_read_are_the_same(momentum):
+    h, rate = torch.tensor([0.0, 0.1, 0.5, 2.0], dtype=torch.float64), torch.tensor(0.3)
+    usual = momentum_moves(h, rate, momentum, 3)
+    differentiated = momentum_moves(h, rate.clone().requires_grad_(), momentum, 3)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        standing_for_some = momentum_moves(h, mode.from_tensor(rate), momentum, 3)
+    for known, found, fake in zip(usual, differentiated, standing_for_some, strict=True):
+        torch.testing.assert_close(found.detach(), known)
+        assert (fake.shape, fake.dtype) == (known.shape, known.dtype)
 
 
 def test_layers_may_differ_in_rate_momentum_decay_and_number_of_steps():
