@@ -506,8 +506,9 @@ def _walk(
 
 
 def _decay(optimizer: Optimizer, weight: Tensor) -> float:
-    """That of the weight's own group."""
-    return next(g["weight_decay"] for g in optimizer.param_groups if any(p is weight for p in g["params"]))
+    """That of the weight's own group; 0 where it is in none, as a user's own optimizer may leave it out."""
+    own = (g["weight_decay"] for g in optimizer.param_groups if any(p is weight for p in g["params"]))
+    return next(own, 0.0)
 
 
 @lru_cache(maxsize=64)
