@@ -96,7 +96,8 @@ def option(
             - ``budget=True``, of options of ours: it says how long and from which seed is trained, no part of what a
               search finds.
             - ``untimed=True``, of options of ours: a batch takes as long with any value.
-            - ``watching=True``, of options of ours: it says how or where a run is watched, and changes no result.
+            - ``watching=True``, of options of ours: it says where a run computes, or how often it is measured and
+              saved; reports average over runs that differ in it.
             - ``same_work=True``, of options of a network: a batch takes nearly as long with any value.
             - ``same_network=True``, of options of a network: two that differ in it are the same one to a reader.
             - ``unlimited=True``, of options of ours: a large number stands for never, for no limit, or for any other.
