@@ -228,6 +228,7 @@ def test_a_folder_with_epochs_or_another_process_in_it_is_not_begun_anew(tmp_pat
         ("metrics.csv", "lr: 0.1\n"),
         ("metrics.csv", "no line that has ended"),
         ("metrics.csv", "epoch,step,train/loss\n1,7,0.5\n"),
+        ("metrics.csv/notes.txt", "a folder of that name\n"),
         ("checkpoints/step=1.damaged", "lr: 0.1\n"),
         ("notes.txt", "lr: 0.1\n"),
     ],
@@ -235,6 +236,7 @@ def test_a_folder_with_epochs_or_another_process_in_it_is_not_begun_anew(tmp_pat
 def test_files_of_other_hands_are_no_start_that_came_to_nothing(name, text, tmp_path, capsys):
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
+    (folder / name).parent.mkdir(exist_ok=True)
     (folder / name).write_text(text)
     before = contents(folder)
     fails(capsys, [*SHORT, "--run-dir", str(folder)], "is not empty")

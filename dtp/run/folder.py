@@ -420,7 +420,7 @@ def _is_ours(config: Path) -> bool:
 
 def _has_results(metrics: Path) -> bool:
     """Whether a metrics file holds more than the batches of a first epoch that was not finished."""
-    if not metrics.is_file() or not metrics.stat().st_size:
+    if not metrics.exists() or (metrics.is_file() and not metrics.stat().st_size):
         return False
     try:
         columns, rows = read_table(metrics)
