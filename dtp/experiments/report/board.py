@@ -180,7 +180,10 @@ def _order(row: Row) -> tuple:
 
 def _keep_latest_of_each_seed(group: Group) -> None:
     """Leave out finished runs whose seed has a later one: they are no further sample, and would count twice."""
-    latest = {run.seed: run for run in sorted(group.finished, key=lambda run: str(run.summary.get("finished", "")))}
+    test = group.measure.test
+    # One without a result takes no other's place.
+    order = [(run.summary.get(test) is not None, str(run.summary.get("finished", "")), run) for run in group.finished]
+    latest = {run.seed: run for *_, run in sorted(order, key=lambda each: each[:2])}
     group.runs = [run for run in group.runs if run.state != "finished" or run is latest[run.seed]]
 
 

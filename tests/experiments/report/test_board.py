@@ -129,6 +129,8 @@ def test_a_row_that_loses_seeds_of_the_one_before_it_is_told(runs, tmp_path, cap
 def test_of_runs_that_differ_in_nothing_the_latest_counts_and_once(runs, tmp_path):
     again = {"finished": "2026-02-01T00:00:00+0000"}
     make_run(runs / "again", "vanilla-dtp", 1, 0.99, epochs=4, seconds=3.0, summary=again, **LEE)
+    untested = {"finished": "2026-03-01T00:00:00+0000", "test_accuracy": None}
+    make_run(runs / "untested", "vanilla-dtp", 1, 0.99, epochs=4, seconds=3.0, summary=untested, **LEE)
     (dtp,) = [row for row in ours(added(runs, to=tmp_path / "board.json")) if row["rule"] == "vanilla-dtp"]
     percent = [98.14, 99.0, 97.97]
     assert dtp["seeds"] == [0, 1, 2]
