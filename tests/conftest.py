@@ -19,6 +19,10 @@ from tests.cheap import leave_undrawn, make_runs_cheap
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 make_runs_cheap()
+if not torch.cuda.is_available():
+    # The first backward pass of a process counts the devices, and starts threads for them; then no rank can be forked
+    # of it. A fake mode pretends that there is a GPU from then on, and must not come before it.
+    torch.zeros((), requires_grad=True).backward()
 
 
 def pytest_configure(config):
