@@ -51,20 +51,17 @@ class Division:
     """One process, or several that each do the same: nothing is divided.
 
     Attributes:
-        divides: whether rules are to have their feedback phases trained by :meth:`train`, as by that of each subclass
-            which has one of its own; else they do it themselves.
         shares_images: whether each rank has images of its own.
         each_iteration: whether ranks must meet in each iteration.
     """
 
-    divides = False
     shares_images = False
     each_iteration = False
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "train" in vars(cls):
-            cls.divides = True
+    @property
+    def divides(self) -> bool:
+        """Whether :meth:`train` does more than a rule by itself, which then need not ask."""
+        return type(self).train is not Division.train
 
     def begin(self) -> None:
         """A rule is about to be trained, perhaps another one than before."""
