@@ -64,7 +64,7 @@ class DualProp(KolenPollackSteps, LocalLosses):
     batch of B: the order bw with nudge 2 / B, but for the senders m, which are the forward pass there.
 
     With ``backward`` kolen-pollack the feedback goes through weights of its own, which take the forward weights' steps
-    and decay as they do (2023); the decay is that of ``kp``, theirs is inside the optimizer.
+    and decay as they do, as biases do (2023). The decay is beside the optimizer, as in ``kp``; theirs is inside it.
 
     Left out by the papers: which of the four orders is needed. Not implemented: the damped iteration, which no
     published run uses.
@@ -72,6 +72,7 @@ class DualProp(KolenPollackSteps, LocalLosses):
 
     Options = DualPropOptions
     options: DualPropOptions
+    biases_decay = True
 
     def __init__(self, network: Network, options: DualPropOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)

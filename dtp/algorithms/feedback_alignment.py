@@ -105,6 +105,8 @@ class KolenPollackSteps(Algorithm):
     """Steps of the forward weights that backward weights take too, and a decay of both: see :class:`KolenPollack`."""
 
     feedback: BackwardMaps
+    # Whether biases of the forward maps, which have no backward weight, decay too.
+    biases_decay = False
 
     @property
     def mirrors_steps(self) -> bool:
@@ -138,7 +140,7 @@ class KolenPollackSteps(Algorithm):
         keep = {p: 1 - rate * self.options.weight_decay for p, rate in rates.items()}
         biases = {id(p) for name, p in self.network.named_parameters() if name.rpartition(".")[2] == "bias"}
         for parameter in parameters:
-            if id(parameter) not in biases:
+            if self.biases_decay or id(parameter) not in biases:
                 parameter.mul_(keep[id(parameter)])
         trained = [operation for operation in self.feedback.operations if id(operation.module.weight) in keep]
         before = [operation.backward_map.transpose_of(operation.module).clone() for operation in trained]

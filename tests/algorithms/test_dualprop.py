@@ -122,6 +122,18 @@ def test_weights_of_the_feedback_come_to_the_forward_ones_by_their_own_steps_and
         torch.testing.assert_close(distance, before * (1 - 0.01 * 10) ** 4)
 
 
+def test_biases_decay_with_the_weights_as_in_the_code_of_2023(lenet):
+    rule = make("dualprop", lenet, backward="kolen-pollack", optimizer="sgd", momentum=0.0, lr=0.01, weight_decay=10.0)
+    batch = make_batch(lenet)
+    gradients = rule.forward_gradients(*batch)[1]
+    expected = [
+        p * (1 - 0.01 * 10) - 0.01 * gradient for p, gradient in zip(rule.forward_parameters, gradients, strict=True)
+    ]
+    rule.training_batch(*batch)
+    for parameter, value in zip(rule.forward_parameters, expected, strict=True):
+        torch.testing.assert_close(parameter.detach(), value.detach())
+
+
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0])
 def test_it_is_backprop_in_a_linear_network_for_any_nudge(alpha):
     network = linear_network(40, 64, 64, 64, 64, 10)
