@@ -22,7 +22,7 @@ from dtp.experiments.report import WRITER
 from dtp.experiments.report.groups import NOT_COMPARED, Group, Section, add_costs, place, sections
 from dtp.experiments.report.published import Figure, matches, published
 from dtp.experiments.report.reading import RunRecord, read_runs
-from dtp.experiments.report.words import describe_data, is_whole, rendered
+from dtp.experiments.report.words import RECOMPRESSED, describe_data, is_whole, rendered
 from dtp.run.folder import saved_options
 from dtp.run.provenance import portable
 from dtp.run.reading import has_kinds
@@ -138,7 +138,8 @@ def _listed(seeds: Sequence[int]) -> str:
 
 
 def _key(row: Row) -> tuple:
-    return *_figure_key(row), _setting(row["command"])
+    # Commands do not tell which folder of images it was; what is said of it sets other pixels apart.
+    return *_figure_key(row), RECOMPRESSED in row["note"], _setting(row["command"])
 
 
 def _setting(command: str) -> tuple:

@@ -12,6 +12,9 @@ import jinja2
 
 from dtp.models import MODELS
 
+# Said of CIFAR-10 that is not the original's pixels.
+RECOMPRESSED = "recompressed as JPEG"
+
 
 def value_words(value: Any) -> str:
     """A value of an option in words."""
@@ -89,7 +92,7 @@ def dataset(options: dict[str, Any], summary: dict[str, Any]) -> tuple[str, str]
     if "cifar10" in folder.replace("cifar100", "") and size == 32 and counts in (None, (50000, 10000)):
         if "lossless" in folder:
             return "cifar10", ""
-        what = "recompressed as JPEG" if "jp" in folder else "from class folders, perhaps recompressed"
+        what = RECOMPRESSED if "jp" in folder else "from class folders, perhaps recompressed"
         return "cifar10", f"ours CIFAR-10 {what}, theirs the original"
     if "imagenet" in folder and size == 224 and (counts is None or counts[0] > 1_200_000):
         return "imagenet", ""

@@ -112,6 +112,17 @@ def test_a_setting_is_the_same_whatever_its_command_was_called_and_in_whatever_o
     assert found == [[50.0], [60.0], [60.0, 70.0]]
 
 
+def test_images_that_were_recompressed_keep_a_row_of_their_own(tmp_path):
+    path, kept = tmp_path / "board.json", tmp_path / "kept.json"
+    command = "dtp train --algo bp --model mlp --data imagefolder --data-dir DIR --seed SEED"
+    found = []
+    for images, accuracy in (("cifar10-jpeg", 0.5), ("cifar10-lossless", 0.6), ("cifar10-jpeg", 0.4)):
+        kept.write_text(json.dumps({"command": command, "seed": 0, "test_accuracy": accuracy}))
+        rows = ours(added(kept, "--images", images, to=path))
+        found.append({"JPEG" in row["note"]: row["ours"] for row in rows})
+    assert found == [{True: 50.0}, {True: 50.0, False: 60.0}, {True: 40.0, False: 60.0}]
+
+
 def test_a_row_that_loses_seeds_of_the_one_before_it_is_told(runs, tmp_path, capsys):
     path = tmp_path / "board.json"
     added(runs, to=path)
