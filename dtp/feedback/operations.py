@@ -386,6 +386,21 @@ class MaxUnpool(FeedbackOperation):
             values = last_at_each(dim, indices, values, shape[dim])
         return unpooled.scatter_(dim, indices, values)
 
+    def summed(self, y: Tensor, context: SwitchesContext) -> Tensor:
+        """The sum over the images of what :meth:`forward` gives, (C, *unpooled)."""
+        if y.device.type != "cpu" or (self.mode == "write" and self.overlapping):
+            return self(y, context).sum(0)
+        # Straight into the sum, in a fixed order; most of what all images would have is zeros.
+        channels, positions = y.shape[1], context.shape[1:].numel()
+        if channels_last(y):
+            flat, indices = _positions_first(y), _positions_first(context.indices) * channels
+            indices = indices + torch.arange(channels)
+            sums = y.new_zeros(positions * channels).scatter_add_(0, indices.flatten(), flat.flatten())
+            return sums.view(positions, channels).t().unflatten(1, context.shape[1:])
+        indices = context.indices.flatten(2) + positions * torch.arange(channels)[:, None]
+        sums = y.new_zeros(channels * positions).scatter_add_(0, indices.flatten(), y.flatten())
+        return sums.view(channels, *context.shape[1:])
+
     def extra_repr(self) -> str:
         return f"mode={self.mode!r}"
 

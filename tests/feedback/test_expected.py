@@ -375,6 +375,13 @@ def test_nobody_pays_for_what_nobody_asked_for():
     assert context.select(slice(0, 1)).affine is None
 
 
+def test_what_pulls_at_the_weights_is_laid_out_as_they_are():
+    """Else all that follows strides across memory: the transpose of a dense map lies across the feedback's weights."""
+    task = Task(nn.Sequential(nn.Linear(12, 7), nn.ELU()), (12,))
+    form = ExpectedLDRL(task.layer, task.feedback, task.sigma)
+    assert form.transpose.stride() != form.weight.stride() == form.pull(form.moments(task.clean)).stride()
+
+
 # --- what is drawn, and what has no mean ------------------------------------------------------------------------------
 
 
@@ -502,9 +509,11 @@ def test_gates_that_multiply_by_the_slope_have_the_mean_of_many_samples():
     compare_with_samples(form.gradient(form.moments(task.clean)), sampled, precision=0.06)
 
 
+@pytest.mark.parametrize("times", [1, 2])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_quicker_elu_is_elu_to_rounding(dtype):
+def test_the_quicker_elu_is_elu_to_rounding(dtype, times):
     x = torch.cat([torch.linspace(-30, 5, 5000, dtype=dtype), torch.tensor([0, -1e-9, 1e-9, -1e30, 1e30], dtype=dtype)])
     kept = x.clone()
-    torch.testing.assert_close(_elu(x, 1.0), F.elu(x), rtol=0, atol=float(torch.finfo(dtype).eps))
+    expected = F.elu(x) if times == 1 else F.elu(F.elu(x))
+    torch.testing.assert_close(_elu(x, times), expected, rtol=0, atol=times * float(torch.finfo(dtype).eps))
     assert torch.equal(x, kept)

@@ -538,6 +538,18 @@ def test_what_a_gpu_writes_is_the_same_in_any_order_with_the_same_gradient(pool,
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("unpool", ["add", "write"])
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+def test_unpooled_images_are_summed_without_being_made(pool, unpool, layout):
+    x = torch.randn(5, 3, 8, 9, dtype=torch.float64).to(memory_format=layout)
+    pooled, context = forward_with_context(pool, x)
+    (unpooling,) = undo(pool, (3, 8, 9), unpool=unpool).operations
+    y = torch.randn_like(pooled)
+    expected = unpooling(y, context[0]).sum(0)
+    torch.testing.assert_close(unpooling.summed(y, context[0]), expected, **exact)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize(("pool", "settled"), [(nn.MaxPool2d(3, 2, 1), 1), (nn.MaxPool2d(2), 0)])
 def test_a_gpu_settles_who_writes_where_windows_overlap_without_a_look_at_a_value(pool, settled, layout, monkeypatch):
     """On tensors that claim to be on a GPU, which have no values to look at."""
