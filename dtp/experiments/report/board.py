@@ -20,7 +20,7 @@ from dtp.errors import UserError
 from dtp.experiments.over_seeds import Statistic, distinct
 from dtp.experiments.report import WRITER
 from dtp.experiments.report.groups import NOT_COMPARED, Group, Section, add_costs, place, sections
-from dtp.experiments.report.published import Figure, matches, published
+from dtp.experiments.report.published import PublishedFigure, matches, published
 from dtp.experiments.report.reading import RunRecord, read_runs
 from dtp.experiments.report.words import RECOMPRESSED, describe_data, is_whole, rendered
 from dtp.run.folder import saved_options
@@ -192,14 +192,16 @@ def rows_of_group(section: Section, group: Group, date: str = "", note: str = ""
     """The rows of one setting: for each published figure that it has, or one of its own."""
     if section.task != "classification" or not group.finished:
         return []
-    found: list[tuple[Figure | None, Statistic, Sequence[str]]]
+    found: list[tuple[PublishedFigure | None, Statistic, Sequence[str]]]
     found = [(match.figure, match.ours, match.notes) for match in matches(group)]
     if not found and group.test is not None:
         found = [(None, group.test.scaled(100), ())]
     return [_row(group, figure, ours, said, date, note) for figure, ours, said in found]
 
 
-def _row(group: Group, figure: Figure | None, ours: Statistic, said: Sequence[str], date: str, note: str) -> Row:
+def _row(
+    group: Group, figure: PublishedFigure | None, ours: Statistic, said: Sequence[str], date: str, note: str
+) -> Row:
     runs, options = group.finished, group.options
     data, remark = group.dataset
     notes = list(said)
@@ -232,7 +234,7 @@ def _row(group: Group, figure: Figure | None, ours: Statistic, said: Sequence[st
     return {**dict.fromkeys(FIELDS), **theirs, **ours_alone}
 
 
-def _of_figure(figure: Figure) -> Row:
+def _of_figure(figure: PublishedFigure) -> Row:
     """What a row says of a published figure."""
     return {
         "rule": figure.rule,
@@ -244,7 +246,7 @@ def _of_figure(figure: Figure) -> Row:
     }
 
 
-def _missing(figure: Figure) -> Row:
+def _missing(figure: PublishedFigure) -> Row:
     notes = [MISSING]
     if figure.network is None:
         notes.append("--model cannot make this network")

@@ -13,7 +13,7 @@ from typing import Any
 
 from dtp.experiments.report import WRITER
 from dtp.experiments.report.groups import ANGLES, BUDGET, COSTS, Group, Section, unsteadiness
-from dtp.experiments.report.published import Figure, matches, nearest
+from dtp.experiments.report.published import PublishedFigure, matches, nearest
 from dtp.experiments.report.reading import RunRecord
 from dtp.experiments.report.words import lines, rendered
 
@@ -130,7 +130,7 @@ def _of_group(section: Section, group: Group) -> dict[str, Any]:
     }
 
 
-def _of_figure(figure: Figure, **more: Any) -> dict[str, Any]:
+def _of_figure(figure: PublishedFigure, **more: Any) -> dict[str, Any]:
     return {"source": figure.source, "accuracy_percent": figure.accuracy, **more, "budget": figure.budget}
 
 

@@ -23,7 +23,7 @@ NOT_A_VALUE = {"max_epochs", "batch_size", "val_size", "image_size"}
 
 
 @dataclass(frozen=True)
-class Figure:
+class PublishedFigure:
     """One published result.
 
     Attributes:
@@ -66,7 +66,7 @@ class Figure:
 class Match:
     """A published result of the same rule, network and dataset as a group, and all that is not the same."""
 
-    figure: Figure
+    figure: PublishedFigure
     ours: Statistic
     notes: tuple[str, ...]
 
@@ -77,18 +77,18 @@ class Match:
 
 
 @cache
-def published() -> tuple[Figure, ...]:
+def published() -> tuple[PublishedFigure, ...]:
     """All published results, in the order of the file."""
     content = yaml.safe_load(FILE.read_text(encoding="utf-8"))
     return tuple(_figure(content["sources"], table, row) for table in content["tables"] for row in table["rows"])
 
 
-def _figure(sources: dict[str, Any], table: dict[str, Any], row: dict[str, Any]) -> Figure:
+def _figure(sources: dict[str, Any], table: dict[str, Any], row: dict[str, Any]) -> PublishedFigure:
     top, _, kind = table["metric"].rpartition(" ")
     model, network = table["model"], table["network"]
     # Options of any value are null.
     sizes = {name: value for name, value in (_usual(model) | (network or {})).items() if value is not None}
-    return Figure(
+    return PublishedFigure(
         source=sources[table["source"]]["name"],
         data=table["data"],
         model=model,
@@ -122,14 +122,14 @@ def matches(group: Group) -> list[Match]:
 
 
 @cache
-def nearest(group: Group) -> list[Figure]:
+def nearest(group: Group) -> list[PublishedFigure]:
     """Published results of the same rule on the same dataset with another network of the kind, for orientation."""
     if matches(group):
         return []
     return [figure for figure in _of_same_rule(group) if figure.model == group.options["model"]]
 
 
-def _of_same_rule(group: Group) -> list[Figure]:
+def _of_same_rule(group: Group) -> list[PublishedFigure]:
     if group.task != "classification" or not group.finished:
         return []
     data, _ = group.dataset
@@ -142,7 +142,7 @@ def _of_same_rule(group: Group) -> list[Figure]:
     ]
 
 
-def is_network(figure: Figure, options: dict[str, Any]) -> bool:
+def is_network(figure: PublishedFigure, options: dict[str, Any]) -> bool:
     """Whether ``options`` make the network of a published result."""
     if figure.network is None or options["model"] != figure.model:
         return False
@@ -153,14 +153,14 @@ def is_network(figure: Figure, options: dict[str, Any]) -> bool:
     )
 
 
-def differences(group: Group, figure: Figure) -> list[str]:
+def differences(group: Group, figure: PublishedFigure) -> list[str]:
     """In words, all in which a group differs from a published result besides the seeds."""
     kinds = sorted({"validation" if said == "best on validation" else "last" for said in group.tested})
     values = _values(group, figure)
     return lines("differences.md.jinja", group=group, figure=figure, kinds=kinds, values=values)
 
 
-def _values(group: Group, figure: Figure) -> list[str] | None:
+def _values(group: Group, figure: PublishedFigure) -> list[str] | None:
     """Values of the preset that stands for the publication which a group does not have; None where there is none."""
     preset = find_preset(figure.preset)
     if preset is None:
