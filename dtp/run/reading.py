@@ -15,6 +15,8 @@ from dtp.errors import UserError
 Series = dict[int, float]
 Row = dict[str, float]
 FIRST_COLUMNS = ("epoch", "step")
+# Angles, one column for each layer: update_angle/layer1.
+ANGLES = ("update_angle", "feedback_angle")
 
 
 # --- metrics.csv ------------------------------------------------------------------------------------------------------

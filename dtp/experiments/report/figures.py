@@ -11,7 +11,7 @@ import numpy as np
 import pandas
 
 from dtp.experiments.over_seeds import distinct
-from dtp.experiments.report.groups import ANGLES, Group, Measure, Section
+from dtp.experiments.report.groups import Group, Measure, Section
 from dtp.experiments.report.words import rendered
 from dtp.plots.labels import SMALL, Named, label_ends, label_points
 from dtp.plots.style import (
@@ -26,6 +26,7 @@ from dtp.plots.style import (
     plot_spread,
     save_figure,
 )
+from dtp.run.reading import ANGLES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -33,7 +33,6 @@ NOT_COMPARED = {name for name, varies in said_of_options("varies").items() if va
 NOT_COMPARED |= {"seed", *said_of_options("watching")}
 
 OTHER = "Other rules"
-ANGLES = ("update_angle", "feedback_angle")
 # What is compared with backprop, in the order of the columns.
 COSTS = ("batch", "epoch", "wall")
 NO_BASELINE = "finished `bp` run on these images"

@@ -12,10 +12,11 @@ from functools import cached_property
 from typing import Any
 
 from dtp.experiments.report import WRITER
-from dtp.experiments.report.groups import ANGLES, BUDGET, COSTS, Group, Section, unsteadiness
+from dtp.experiments.report.groups import BUDGET, COSTS, Group, Section, unsteadiness
 from dtp.experiments.report.published import PublishedFigure, matches, nearest
 from dtp.experiments.report.reading import RunRecord
 from dtp.experiments.report.words import lines, rendered
+from dtp.run.reading import ANGLES
 
 MARK = f"<!-- Written by {WRITER}, which replaces this page and its figures. -->"
 

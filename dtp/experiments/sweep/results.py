@@ -16,13 +16,11 @@ from dtp.experiments.sweep.plan import Point, Sweep
 from dtp.run.folder import checkpoint_step, newest_checkpoint
 from dtp.run.layout import CONFIG_FILE
 from dtp.run.provenance import recorded
-from dtp.run.reading import is_share, thinned
+from dtp.run.reading import ANGLES, is_share, thinned
 from dtp.system.files import write_atomically, write_json
 
 # Points of a curve that are kept.
 CURVE_POINTS = 40
-# Measured by layer, in degrees.
-ANGLES = ("update_angle", "feedback_angle")
 
 
 @dataclass(frozen=True)
