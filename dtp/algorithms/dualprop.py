@@ -64,7 +64,8 @@ class DualProp(KolenPollackSteps, LocalLosses):
     batch of B: the order bw with nudge 2 / B, but for the senders m, which are the forward pass there.
 
     With ``backward`` kolen-pollack the feedback goes through weights of its own, which take the forward weights' steps
-    and decay as they do, as biases do (2023). The decay is beside the optimizer, as in ``kp``; theirs is inside it.
+    and decay as they do (2023). Biases decay too, as in the authors' code. The decay is beside the optimizer, as in
+    ``kp``; theirs is inside it.
 
     Left out by the papers: which of the four orders is needed. Not implemented: the damped iteration, which no
     published run uses.

@@ -390,16 +390,13 @@ class MaxUnpool(FeedbackOperation):
         """The sum over the images of what :meth:`forward` gives, (C, *unpooled)."""
         if y.device.type != "cpu" or (self.mode == "write" and self.overlapping):
             return self(y, context).sum(0)
-        # Straight into the sum, in a fixed order; most of what all images would have is zeros.
-        channels, positions = y.shape[1], context.shape[1:].numel()
+        # Straight into the sum, each channel in a fixed order; most of what all images would have is zeros.
+        shape = context.shape[1:]
         if channels_last(y):
-            flat, indices = _positions_first(y), _positions_first(context.indices) * channels
-            indices = indices + torch.arange(channels)
-            sums = y.new_zeros(positions * channels).scatter_add_(0, indices.flatten(), flat.flatten())
-            return sums.view(positions, channels).t().unflatten(1, context.shape[1:])
-        indices = context.indices.flatten(2) + positions * torch.arange(channels)[:, None]
-        sums = y.new_zeros(channels * positions).scatter_add_(0, indices.flatten(), y.flatten())
-        return sums.view(channels, *context.shape[1:])
+            values, indices = (_positions_first(t).flatten(0, 1) for t in (y, context.indices))
+            return y.new_zeros(shape.numel(), y.shape[1]).scatter_add_(0, indices, values).t().unflatten(1, shape)
+        values, indices = (t.transpose(0, 1).flatten(1) for t in (y, context.indices))
+        return y.new_zeros(y.shape[1], shape.numel()).scatter_add_(1, indices, values).unflatten(1, shape)
 
     def extra_repr(self) -> str:
         return f"mode={self.mode!r}"

@@ -540,12 +540,15 @@ def test_what_a_gpu_writes_is_the_same_in_any_order_with_the_same_gradient(pool,
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("unpool", ["add", "write"])
 @pytest.mark.parametrize("pool", POOLS, ids=str)
-def test_unpooled_images_are_summed_without_being_made(pool, unpool, layout):
+def test_unpooled_images_are_summed_without_being_made(pool, unpool, layout, monkeypatch):
+    """But where windows overlap and the last of several values counts."""
     x = torch.randn(5, 3, 8, 9, dtype=torch.float64).to(memory_format=layout)
     pooled, context = forward_with_context(pool, x)
     (unpooling,) = undo(pool, (3, 8, 9), unpool=unpool).operations
     y = torch.randn_like(pooled)
     expected = unpooling(y, context[0]).sum(0)
+    if unpool == "add" or not windows_overlap(pool):
+        monkeypatch.setattr(type(unpooling), "forward", None)
     torch.testing.assert_close(unpooling.summed(y, context[0]), expected, **exact)
 
 

@@ -139,7 +139,8 @@ def _listed(seeds: Sequence[int]) -> str:
 
 def _key(row: Row) -> tuple:
     # Commands do not tell which folder of images it was; what is said of it sets other pixels apart.
-    return *_figure_key(row), RECOMPRESSED in row["note"], _setting(row["command"])
+    recompressed = any(said.removeprefix("ours ").startswith(RECOMPRESSED) for said in row["note"].split("; "))
+    return *_figure_key(row), recompressed, _setting(row["command"])
 
 
 def _setting(command: str) -> tuple:

@@ -69,9 +69,10 @@ class RunRecord:
         return [(row, row[name]) for row in self.rows if name in row]
 
     def last_layers(self, kind: str) -> dict[int, float]:
-        """The last measured ``kind/layerN`` by layer; empty where none was measured."""
+        """The last measured ``kind/layerN`` by layer; empty where none was measured after the first batch."""
         layer = re.compile(rf"{kind}/layer(\d+)")
-        layers = ({int(m[1]): row[n] for n in row if (m := layer.fullmatch(n))} for row in self.rows[::-1])
+        trained = (row for row in self.rows[::-1] if row["step"])
+        layers = ({int(m[1]): row[n] for n in row if (m := layer.fullmatch(n))} for row in trained)
         return dict(sorted(next(filter(None, layers), {}).items()))
 
     # --- epochs and seconds ---

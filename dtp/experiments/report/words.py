@@ -12,8 +12,8 @@ import jinja2
 
 from dtp.models import MODELS
 
-# Said of CIFAR-10 that is not the original's pixels.
-RECOMPRESSED = "recompressed as JPEG"
+# Said of images that are not the original's pixels.
+RECOMPRESSED = "CIFAR-10 recompressed as JPEG"
 
 
 def value_words(value: Any) -> str:
@@ -92,8 +92,8 @@ def dataset(options: dict[str, Any], summary: dict[str, Any]) -> tuple[str, str]
     if "cifar10" in folder.replace("cifar100", "") and size == 32 and counts in (None, (50000, 10000)):
         if "lossless" in folder:
             return "cifar10", ""
-        what = RECOMPRESSED if "jp" in folder else "from class folders, perhaps recompressed"
-        return "cifar10", f"ours CIFAR-10 {what}, theirs the original"
+        what = RECOMPRESSED if "jp" in folder else "CIFAR-10 from class folders, perhaps recompressed"
+        return "cifar10", f"ours {what}, theirs the original"
     if "imagenet" in folder and size == 224 and (counts is None or counts[0] > 1_200_000):
         return "imagenet", ""
     return "", ""

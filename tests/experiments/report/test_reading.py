@@ -102,3 +102,9 @@ def test_the_last_measured_angles_count(tmp_path):
     run = read_run(make_run(tmp_path / "run", rows=rows))
     assert run.last_layers("update_angle") == {1: 20.0, 10: 30.0}
     assert run.last_layers("feedback_angle") == {}
+
+
+def test_angles_of_before_the_first_batch_are_not_those_of_a_trained_network(tmp_path):
+    rows = [{"epoch": 0, "step": 0, "update_angle/layer1": 90}, {"epoch": 0, "step": 550, "val/accuracy": 0.5}]
+    run = read_run(make_run(tmp_path / "run", rows=rows))
+    assert run.last_layers("update_angle") == {}
