@@ -304,30 +304,31 @@ class ExpectedLDRL:
 
     def _summed(self, cells: Tensor, context: Context) -> Tensor:
         """Values of the cells, at the positions that they came from, summed over those and averaged over images."""
-        pool = next(((operation, n) for operation, n in self.before if type(operation) is MaxUnpool), None)
-        summed = cells.sum(0) if pool is None else pool[0].summed(cells, context[pool[1]])
+        unpooling = self._unpooling
+        summed = cells.sum(0) if unpooling is None else unpooling[0].summed(cells, context[unpooling[1]])
         return self.map.over_positions(summed.div_(len(cells)))
+
+    @property
+    def _unpooling(self) -> tuple[MaxUnpool, int] | None:
+        """What undoes the pooling, and the place of that in the forward layer; None where nothing is pooled."""
+        return next(((operation, n) for operation, n in self.before if type(operation) is MaxUnpool), None)
 
     def _pool(self, context: Context):
         """What takes the values at the switches of the clean pass; None where nothing is pooled."""
-        for operation, position in self.before:
-            if type(operation) is MaxUnpool:
-                module, known = self.modules[position], context[position]
-                return lambda x: operation_of(module).forward(module, x, known, "fixed")[0]
-        return None
+        if self._unpooling is None:
+            return None
+        _, position = self._unpooling
+        module, known = self.modules[position], context[position]
+        return lambda x: operation_of(module).forward(module, x, known, "fixed")[0]
 
     def _clean_slopes(self, context: Context) -> dict[int, Tensor]:
         """Slopes of the clean pass, and masks of its dropouts, by place, at the cells."""
-        pool, pooled_at = self._pool(context), self._pool_place
+        pool, pooled_at = self._pool(context), -1 if self._unpooling is None else self._unpooling[1]
         gates = [(operation, position) for operation, position in self.before if type(operation) is Gate]
         slopes = {position: gate.slope_in(context[position]) for gate, position in gates}
         dropped = [position for operation, position in self.before if type(operation) is DropoutAdjoint]
         slopes |= {n: context[n].numbers for n in dropped if context[n] is not None}
         return {n: pool(slope) if pool is not None and n < pooled_at else slope for n, slope in slopes.items()}
-
-    @property
-    def _pool_place(self) -> int:
-        return next((position for operation, position in self.before if type(operation) is MaxUnpool), -1)
 
     def _after_affine(self, x: Tensor, context: Context, slopes: dict[int, Tensor]) -> Tensor:
         """h of the cells, (B, *cells), what pools and unpools left out."""
