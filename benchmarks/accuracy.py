@@ -2,7 +2,7 @@
 
     python benchmarks/accuracy.py dtp-digits bp-digits
     python benchmarks/accuracy.py dtp-mlp-mnist --mnist DIR          DIR holds MNIST/raw
-    python benchmarks/accuracy.py dtp-vgg-cifar10-noisy --cifar DIR  DIR holds train/CLASS/*.jpg and test/CLASS/*.jpg
+    python benchmarks/accuracy.py dtp-vgg-cifar10-noisy --cifar DIR  DIR holds images in train/CLASS/ and test/CLASS/
     python benchmarks/accuracy.py --list
     python benchmarks/accuracy.py --table                            a Markdown table of all results
 
@@ -42,6 +42,7 @@ EXPERIMENTS = {
         + FEW_STEPS
         for routing in ("noisy", "fixed")
     },
+    "dtp-vgg-cifar10-expected": f"--algo dtp --model vgg {CIFAR} --config dtp_vgg_cifar10_expected {FEW_STEPS}",
 }
 
 
@@ -51,7 +52,7 @@ def main() -> None:
     parser.add_argument("--list", action="store_true", help="print the runs and their commands")
     parser.add_argument("--table", action="store_true", help="print a Markdown table of benchmarks/results/*.json")
     parser.add_argument("--mnist", default="data", help="folder that holds MNIST/raw")
-    parser.add_argument("--cifar", default="data/cifar10-jpeg", help="folder that holds train/ and test/ class folders")
+    parser.add_argument("--cifar", default="data/cifar10", help="folder that holds train/ and test/ class folders")
     parser.add_argument("--runs", type=Path, default=Path("runs/benchmarks"), help="where run folders are made")
     options = parser.parse_args()
     if options.list:

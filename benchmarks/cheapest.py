@@ -4,7 +4,7 @@
     python benchmarks/cheapest.py --study mnist --data-dir DIR
     python benchmarks/cheapest.py --study small-vgg --table
 
-For VGG, DIR holds train/CLASS/*.jpg and test/CLASS/*.jpg; for MNIST, MNIST/raw.
+For VGG, DIR holds images in train/CLASS/ and test/CLASS/; for MNIST, MNIST/raw.
 
 Every setting is trained by the command line, for the same number of batches and with the same seeds. Settings are to be
 compared by validation accuracy; the test accuracy of the last weights is reported. The cost of a batch is counted in
