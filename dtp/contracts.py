@@ -34,13 +34,6 @@ def handed_back(owner: Any, method: str, expected: str, found: Any) -> UserError
     )
 
 
-def require_tensor(owner: Any, method: str, what: str, found: Any, shape: Sequence[int]) -> Tensor:
-    """``found``, if it is a tensor of ``shape``."""
-    if not isinstance(found, Tensor) or tuple(found.shape) != tuple(shape):
-        raise handed_back(owner, method, f"{what} as a tensor of shape {tuple(shape)}", found)
-    return found
-
-
 def require_loss_value(owner: Any, method: str, found: Any, trained: bool = True) -> Tensor:
     """``found``, if it is a single number, and one that can be descended on where weights are ``trained``."""
     if not isinstance(found, Tensor) or found.numel() != 1 or found.dim() > 0:
@@ -111,14 +104,14 @@ def require_losses(network: Any) -> Sequence[str]:
     return found
 
 
-def require_layer_numbers(owner: Any, attribute: str, known: Iterable[int]) -> None:
-    """Raise UserError unless ``attribute`` of ``owner`` holds numbers of some of the ``known`` layers, each once."""
-    found, known, name = getattr(owner, attribute), list(known), type(owner).__name__
+def require_layer_numbers(owner: Any, known: Iterable[int]) -> None:
+    """Raise UserError unless ``owner.trained_feedback`` holds numbers of some of the ``known`` layers, each once."""
+    found, known, name = owner.trained_feedback, list(known), type(owner).__name__
     numbers = list(found) if isinstance(found, Iterable) else [None]
     if not all(type(number) is int and number in known for number in numbers) or len(set(numbers)) < len(numbers):
         raise UserError(
-            f"{attribute} of {name} must hold numbers of layers out of {', '.join(map(str, known)) or 'none'}, each "
-            f"once, found {str(found)[:100]}; fix {name}."
+            f"trained_feedback of {name} must hold numbers of layers out of {', '.join(map(str, known)) or 'none'}, "
+            f"each once, found {str(found)[:100]}; fix {name}."
         )
 
 
@@ -164,8 +157,8 @@ def require_layer(owner: nn.Module, number: int, layer: Any) -> None:
 _NEED_THEIR_OUTPUT = ("Sigmoid", "Tanh", "ELU", "Softmax", "LogSoftmax", "SELU", "ReLU6", "Softplus", "SLReLU")
 
 
-def require_batch(data: Any, loader: str, batch: Any, input_shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Images and labels of a batch, if it is such a pair."""
+def require_batch(data: Any, loader: str, batch: Any, input_shape: Sequence[int]) -> None:
+    """Raise UserError unless ``batch`` is a pair of images and labels."""
     if not isinstance(batch, tuple | list) or len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
         raise UserError(
             f"{loader} of {type(data).__name__} must give batches of two tensors, images and labels, found "
@@ -183,4 +176,3 @@ def require_batch(data: Any, loader: str, batch: Any, input_shape: Sequence[int]
             f"{loader} of {type(data).__name__} must give labels as int64 of shape ({len(x)},), one for each image, "
             f"found {shown(y)}; fix {type(data).__name__}."
         )
-    return x, y

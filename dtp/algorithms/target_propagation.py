@@ -387,7 +387,7 @@ class TargetPropagation(LocalTargets):
 
     def feedback_optimizer_list(self) -> list[Optimizer]:
         o = self.options
-        require_layer_numbers(self, "trained_feedback", self.feedback_lr)
+        require_layer_numbers(self, self.feedback_lr)
         self.feedback_optimizers = {
             n: make_optimizer(
                 o.feedback_optimizer,

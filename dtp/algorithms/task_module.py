@@ -16,7 +16,7 @@ from dtp import compat
 from dtp.algorithms.batches import inputs_alone, inputs_and_goals
 from dtp.algorithms.options import AlgorithmOptions
 from dtp.algorithms.scores import Scores
-from dtp.contracts import require_loss_value, require_losses, require_tensor, shown
+from dtp.contracts import handed_back, require_loss_value, require_losses, shown
 from dtp.errors import UserError
 from dtp.feedback.noise import NoiseStreams, seeded_randomness
 from dtp.models.inputs import require_inputs
@@ -116,7 +116,10 @@ class TaskModule(LightningModule):
         return self._require_logits(self.network, "forward", self.network(x), x)
 
     def _require_logits(self, owner: Any, method: str, found: Any, x: Tensor) -> Tensor:
-        return require_tensor(owner, method, "the logits", found, (len(x), self.network.num_classes))
+        shape = len(x), self.network.num_classes
+        if not isinstance(found, Tensor) or found.shape != shape:
+            raise handed_back(owner, method, f"the logits as a tensor of shape {shape}", found)
+        return found
 
     def randomness(self, *purpose: int | str) -> AbstractContextManager[None]:
         """A context in which torch's global generators, used by layers (dropout, binary units), depend on ``purpose``.
