@@ -19,6 +19,7 @@ from dtp.data.options import ImageFolderOptions
 from dtp.data.split import split_indices
 from dtp.data.statistics import Statistics, cached_statistics, compute_statistics
 from dtp.errors import UserError
+from dtp.system.memory import available_cores
 
 # Decoded images are kept in memory when all of them take no more bytes than this.
 MEMORY_LIMIT = 2**30
@@ -44,7 +45,6 @@ class ImageFolderData(ImageData):
     Options = ImageFolderOptions
 
     name = "imagefolder"
-    val_size = 0.1
     split = "stratified"
     flip = True
 
@@ -60,10 +60,6 @@ class ImageFolderData(ImageData):
         self._scan()
         # Decodes every training image once, whatever the normalisation: a broken file is found before training.
         self.own_statistics(self._images("train"))
-
-    def setup(self, stage: str | None = None) -> None:
-        self._scan()
-        super().setup(stage)
 
     def load_train(self) -> Part:
         return self._load("train")
@@ -318,12 +314,11 @@ def _split_off_test(data_dir: Path, classes: list[str], files: Files) -> tuple[l
     return classes, {"train": take(kept), "test": take(held_out)}
 
 
-def _chunks(images: Images, size: int = 256) -> Iterator[np.ndarray]:
-    """All images in order, ``size`` at a time, fetched by as many threads as there are processors for us."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    threads = len(affinity(0)) if affinity else os.cpu_count() or 1
+def _chunks(images: Images) -> Iterator[np.ndarray]:
+    """All images in order, 256 at a time, fetched by as many threads as there are processors for us."""
+    threads = available_cores()
     rows = np.arange(len(images))
-    pending = [rows[start : start + size] for start in range(0, len(rows), size)]
+    pending = [rows[start : start + 256] for start in range(0, len(rows), 256)]
     with ThreadPoolExecutor(threads) as pool:
         # A few chunks per thread at a time, so that a set that does not fit in memory is never held in it.
         for start in range(0, len(pending), 2 * threads):

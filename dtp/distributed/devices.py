@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from dtp import compat
@@ -11,6 +9,7 @@ from dtp.cli.config import RunOptions
 from dtp.distributed import launcher, watch
 from dtp.distributed.strategy import FeedbackDDPStrategy
 from dtp.errors import UserError
+from dtp.system.memory import available_cores
 
 
 def choose_devices(run: RunOptions) -> tuple[str, int, int]:
@@ -63,8 +62,7 @@ def leave_together() -> None:
 
 def _require_machine(run: RunOptions, count: int, gpus: int | None) -> None:
     # Only for a plain command: a process that a launcher started sees its own share of the machine.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    available, kind = (cores, "CPU cores") if gpus is None else (gpus, "GPUs")
+    available, kind = (available_cores(), "CPU cores") if gpus is None else (gpus, "GPUs")
     if count > available:
         raise UserError(f"--devices {run.devices}: this machine has {available} {kind}; ask for at most as many.")
     if run.num_nodes > 1:

@@ -23,6 +23,7 @@ from dtp.run.folder import Run, require_same_configuration, write_failure
 from dtp.run.layout import CONFIG_FILE, FAILURE_FILE
 from dtp.run.reading import has_finished
 from dtp.system.locks import try_lock
+from dtp.system.memory import available_cores
 from dtp.system.signals import Interrupted, Stopped, stop_request
 
 PERIOD = 0.1
@@ -244,11 +245,6 @@ class _Pool:
     def _end(self, job: Job, state: State) -> None:
         self.states[job.folder] = state
         self.ended(job, state)
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def visible_gpus() -> list[str]:

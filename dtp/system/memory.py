@@ -1,4 +1,4 @@
-"""Memory settings of a process on a CPU."""
+"""Memory settings of a process on a CPU, and the cores that it may use."""
 
 from __future__ import annotations
 
@@ -13,8 +13,13 @@ from contextlib import contextmanager
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 
 
-def keep_freed_memory() -> bool:
-    """Let freed memory stay with the process, and large blocks come in large pages. Returns whether this was possible.
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def keep_freed_memory() -> None:
+    """Let freed memory stay with the process, and large blocks come in large pages.
 
     Every tensor of a few MiB that is made and freed in each feedback iteration would otherwise be given back to the
     system and come again page by page: a quarter of a million page faults in one batch of a VGG, a tenth of its time.
@@ -24,9 +29,10 @@ def keep_freed_memory() -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):
-        return False
+        return
     # 32 MiB is the most that glibc accepts; larger blocks are always mapped.
-    return bool(mallopt(_MMAP_THRESHOLD, 32 << 20) and mallopt(_TRIM_THRESHOLD, 2**31 - 1))
+    if mallopt(_MMAP_THRESHOLD, 32 << 20):
+        mallopt(_TRIM_THRESHOLD, 2**31 - 1)
 
 
 @contextmanager
