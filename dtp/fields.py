@@ -204,17 +204,12 @@ def require_ranges(options: Any) -> None:
 
 def require_range(cls: type, name: str, value: Any) -> None:
     """Raise UserError for a number, or one of a list, that is out of the range of an option."""
-    limits, many = range_of(cls, name), isinstance(value, list)
+    limits, many = said_of(cls, name, "range"), isinstance(value, list)
     if limits is None:
         return
     for number in value if many else [value]:
         if number is not None and not limits.holds(number):
             raise UserError(f"{flag(name)}: expected {limits.words(many)}, found {number}.")
-
-
-def range_of(cls: type, name: str) -> Range | None:
-    """The range of an option: its own, or that of the nearest class above which gives one."""
-    return said_of(cls, name, "range")
 
 
 def said_of(cls: type, name: str, what: str) -> Any:

@@ -15,7 +15,7 @@ from dtp.cli.arguments import parse
 from dtp.cli.config import RunOptions
 from dtp.data import DATA
 from dtp.errors import UserError
-from dtp.fields import Iterations, Range, checked, made, option, range_of
+from dtp.fields import Iterations, Range, checked, made, option, said_of
 from dtp.models import MODELS
 
 
@@ -59,8 +59,8 @@ def test_a_range_holds_what_it_says(bounds, inside, outside, one, many):
 
 
 def test_a_subclass_with_another_default_keeps_the_range_and_may_narrow_it():
-    assert range_of(Narrower, "rate") == Range(above=0, most=1)
-    assert range_of(Narrower, "count") == Range(least=3)
+    assert said_of(Narrower, "rate", "range") == Range(above=0, most=1)
+    assert said_of(Narrower, "count", "range") == Range(least=3)
     with pytest.raises(UserError, match="--rate: expected a number above 0 and up to 1, found 2"):
         checked(Narrower(rate=2))
 
@@ -113,7 +113,7 @@ def test_an_option_whose_comment_tells_a_range_has_one():
             owner = next(cls for cls in kind.__mro__ if field.name in vars(cls).get("__annotations__", {}))
             told = get_attribute_docstring(owner, field.name).comment_above
             if RANGE_IN_WORDS.search(told) and field.type not in (bool, "bool"):
-                assert range_of(kind, field.name) is not None, (kind, field.name)
+                assert said_of(kind, field.name, "range") is not None, (kind, field.name)
 
 
 SAID = {}
@@ -134,7 +134,7 @@ def test_the_defaults_of_every_rule_are_in_range_and_what_is_not_is_refused_alik
     options = ALGORITHMS.resolve(name).load_options()
     checked(options())
     for field in dataclasses.fields(options):
-        limits = range_of(options, field.name)
+        limits = said_of(options, field.name, "range")
         low = None if limits is None else limits.least if limits.least is not None else limits.above
         if low is None:
             continue

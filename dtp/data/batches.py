@@ -53,9 +53,6 @@ class ImageBatches(Dataset):
         return x, torch.from_numpy(self.labels[indices])
 
 
-_CPU = torch.device("cpu")
-
-
 def _as_fetched(batch: Any) -> tuple[torch.Tensor, torch.Tensor]:
     return batch
 
@@ -78,7 +75,7 @@ class BatchLoader(DataLoader):
         dataset: Dataset,
         batches: TrainingBatches | OrderedBatches,
         num_workers: int,
-        device: torch.device = _CPU,
+        device: torch.device,
     ):
         on_host = isinstance(dataset, ImageBatches)
         # Batches that are made on the device leave workers and pinned memory nothing to do.

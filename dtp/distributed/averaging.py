@@ -138,12 +138,12 @@ class GradientAverage:
         return flat.unpack(sums)
 
 
-def time_average(parameters: Gradients, rounds: int = 5) -> float:
+def time_average(parameters: Gradients) -> float:
     """Seconds that averaging gradients of all these parameters over all ranks takes; every rank must call it."""
     average = GradientAverage(parameters)
     zeros = {n: tuple(torch.zeros_like(p) for p in of_layer) for n, of_layer in parameters.items()}
     times = []
-    for _ in range(rounds):
+    for _ in range(5):
         began = time.perf_counter()
         means = average(zeros)()
         # Reading a number waits for the device.

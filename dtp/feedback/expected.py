@@ -41,7 +41,7 @@ from torch.optim import SGD, Optimizer
 
 from dtp.feedback.adjoints import LocallyConnectedFeedback, SameConvFeedback, StandardiseAdjoint
 from dtp.feedback.context import Context
-from dtp.feedback.layers import FeedbackLayer, NotReducible, layer_operations
+from dtp.feedback.layers import NotReducible, layer_operations
 from dtp.feedback.loop import Average, FeedbackProblem, FeedbackResult, Step, shared_weights
 from dtp.feedback.momentum import momentum_moves
 from dtp.feedback.operations import (
@@ -147,10 +147,10 @@ class ExpectedLDRL:
         position = feedback.positions[place]
         assert position is not None
         self.place = position
-        self._require_separate_values(feedback)
+        self._require_separate_values()
         self.drawn = self._why_drawn(routing)
 
-    def _require_separate_values(self, feedback: FeedbackLayer) -> None:
+    def _require_separate_values(self) -> None:
         """Whether noise on the layer's output reaches each input of the affine map by itself."""
         unpooled = False
         for operation, position in self.before:

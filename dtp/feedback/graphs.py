@@ -71,6 +71,9 @@ class RecursionGraph:
         optimizer: theirs. Its hyper-parameters are read when the graph is made.
         capture: makes the graph; None for none, where the recursion is part of something larger that is captured.
 
+    Attributes:
+        failed: whether a replay was wrong, and the plain recursion is used.
+
     Raises:
         UserError: on the first use, where nothing can be captured.
     """
@@ -79,18 +82,13 @@ class RecursionGraph:
         self.parameters, self.optimizer, self.capture = tuple(parameters), optimizer, capture
         self.step = capturable_stepper(optimizer, self.parameters)
         self._replays: dict[Any, tuple[Replay, Constants, Tensor]] = {}
-        self._failed = False
+        self.failed = False
         self._stream: Any = None
-
-    @property
-    def failed(self) -> bool:
-        """Whether a replay was wrong, and the plain recursion is used."""
-        return self._failed
 
     @torch.no_grad()
     def __call__(self, form: ReducedLDRL, constants: Constants, batch: int) -> Tensor:
         """Take the steps of ``constants``. Returns the loss at the last one, a scalar that the next call overwrites."""
-        if self._failed or self.capture is None:
+        if self.failed or self.capture is None:
             prepare_state(self.optimizer, self.parameters)
             return recursion(form, constants, batch, self.parameters, self.step)
         key = self._key(form, constants, batch)
@@ -149,7 +147,7 @@ class RecursionGraph:
             "recursion. --engine reduced avoids it.",
             stacklevel=2,
         )
-        self._failed = True
+        self.failed = True
         self._replays.clear()
         _copy(after, self._tensors())
         return loss

@@ -193,12 +193,12 @@ def train_feedback(
     return FeedbackResult({n: s.loss for n, s in sources.items()}, {n: s.steps for n, s in sources.items()})
 
 
-def time_iterations(problem: FeedbackProblem, memory: int = 1 << 26, iterations: int = 4) -> float:
+def time_iterations(problem: FeedbackProblem, memory: int = 1 << 26) -> float:
     """Seconds that a problem's iterations take in a batch, from a few of them; no weight is stepped.
 
     Noise is drawn for it; who wants a run to go on as if it had not been must restore the stream.
     """
-    few = replace(problem, iterations=min(iterations, problem.iterations), stop_distance=0.0)
+    few = replace(problem, iterations=min(4, problem.iterations), stop_distance=0.0)
     # The first ones find memory and choose algorithms.
     for _ in range(2):
         wait_for(problem.parameters[0])

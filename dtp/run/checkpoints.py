@@ -103,7 +103,9 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._began = time.perf_counter()
         self.find_best(trainer)
-        take_signals_back()
+        # Lightning registers its own handlers whenever it begins to fit or test. It broadcasts to the other ranks from
+        # wherever the signal lands, which can deadlock, and ends the process before the summary is written.
+        stop_request.take_back()
         stop_request.training = True
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -111,7 +113,7 @@ class Checkpoints(Checkpoint):
 
     def on_test_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         # A signal now is too late for a checkpoint, and the test is short: it finishes.
-        take_signals_back()
+        stop_request.take_back()
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if trainer.is_last_batch:
@@ -283,15 +285,6 @@ def _unwritable(path: Path, error: OSError) -> UserError:
         f"{path.with_suffix('.ckpt')}: the checkpoint cannot be written ({error.strerror}); make room or fix its "
         f"permissions, then {how_to_go_on(path.parent.parent)}"
     )
-
-
-def take_signals_back() -> None:
-    """Put our handlers, which set a flag, in the place of Lightning's.
-
-    Lightning registers its own whenever it begins to fit or test. It broadcasts to the other ranks from wherever the
-    signal lands, which can deadlock, and ends the process before the summary is written.
-    """
-    stop_request.take_back()
 
 
 def _name(step: int) -> str:

@@ -212,6 +212,8 @@ class Study:
         return set(trial.params) == set(self._distributions)
 
     def _interrupted(self) -> Iterator[Job]:
+        from optuna.trial import TrialState as Told
+
         for trial in self._study.get_trials(deepcopy=False):
             if trial.state.name != "RUNNING" or trial.number in self._taken:
                 continue
@@ -219,7 +221,7 @@ class Study:
                 # Being drawn at this moment? Not while we hold the lock.
                 with self.locked():
                     if not self._is_whole(self._study.get_trials(deepcopy=False)[trial.number]):
-                        self._study.tell(trial.number, state=_told("FAIL"), skip_if_finished=True)
+                        self._study.tell(trial.number, state=Told.FAIL, skip_if_finished=True)
                         continue
                     trial = self._study.get_trials(deepcopy=False)[trial.number]
             job = self._job(trial)
@@ -390,12 +392,6 @@ def short_arguments(options: dict[str, Any]) -> str:
     """Values of parameters in few words."""
     short = {name: float(f"{value:.3g}") if isinstance(value, float) else value for name, value in options.items()}
     return " ".join(as_arguments(short))
-
-
-def _told(name: str) -> Any:
-    from optuna.trial import TrialState as Told
-
-    return Told[name]
 
 
 def _storage(store: str) -> Any:

@@ -25,11 +25,11 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def each_seed(seeds: Sequence[int], what: str = "seed") -> Iterator[int]:
+def each_seed(seeds: Sequence[int]) -> Iterator[int]:
     """The seeds, each printed as its turn comes where stderr is a terminal."""
     for i, seed in enumerate(seeds, start=1):
         if sys.stderr.isatty():
-            print(f"{what} {seed} ({i} of {len(seeds)})", file=sys.stderr, flush=True)
+            print(f"seed {seed} ({i} of {len(seeds)})", file=sys.stderr, flush=True)
         yield seed
 
 
