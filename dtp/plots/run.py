@@ -17,13 +17,13 @@ from dtp.plots.style import (
     plot_line,
     save_figure,
 )
-from dtp.run.reading import Series, read_metrics, thinned
+from dtp.run.reading import Series, thinned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def draw_run(metrics_csv: Path, figure: Path) -> bool:
+def draw_metrics(metrics: Mapping[str, Series], figure: Path) -> bool:
     """Draw learning curves and alignment angles of a run against the batches.
 
     Panels for accuracy (or what the task has for it), loss, angle of updates to backprop's and angle of feedback to
@@ -31,17 +31,12 @@ def draw_run(metrics_csv: Path, figure: Path) -> bool:
     display.
 
     Args:
-        metrics_csv: columns ``step`` (batches) and metrics; cells may be empty, a torn last line is skipped.
+        metrics: values at batches, by the names that the columns of ``metrics.csv`` have.
         figure: the PNG to write, replaced in one step.
 
     Returns:
         Whether there was anything to draw; if not, ``figure`` is left as it is.
     """
-    return draw_metrics(read_metrics(metrics_csv), figure)
-
-
-def draw_metrics(metrics: Mapping[str, Series], figure: Path) -> bool:
-    """As :func:`draw_run`, of values at batches, by the names that the columns have."""
     panels = _panels(metrics)
     if not panels:
         return False

@@ -8,7 +8,8 @@ import matplotlib
 import pytest
 from PIL import Image
 
-from dtp.plots.run import draw_run
+from dtp.plots.run import draw_metrics
+from dtp.run.reading import read_metrics
 
 HEADER = "epoch,step,train/loss,val/accuracy,update_angle/layer1,feedback_angle/layer2"
 
@@ -17,6 +18,10 @@ def write(folder: Path, *rows: str, header: str = HEADER, end: str = "\n") -> Pa
     path = folder / "metrics.csv"
     path.write_text("\n".join([header, *rows]) + end)
     return path
+
+
+def draw_run(metrics_csv: Path, figure: Path) -> bool:
+    return draw_metrics(read_metrics(metrics_csv), figure)
 
 
 @pytest.fixture
@@ -172,9 +177,10 @@ def test_importing_the_module_does_not_import_matplotlib_and_drawing_does_not_im
     code = f"""
 import sys
 from pathlib import Path
-from dtp.plots.run import draw_run
+from dtp.plots.run import draw_metrics
+from dtp.run.reading import read_metrics
 assert not {{"matplotlib", "numpy", "torch"}} & set(sys.modules)
-assert draw_run(Path({str(metrics)!r}), Path({str(tmp_path / "a.png")!r}))
+assert draw_metrics(read_metrics(Path({str(metrics)!r})), Path({str(tmp_path / "a.png")!r}))
 assert "matplotlib.pyplot" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True)
