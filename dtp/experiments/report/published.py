@@ -83,13 +83,13 @@ def published() -> tuple[PublishedFigure, ...]:
     return tuple(_figure(content["sources"], table, row) for table in content["tables"] for row in table["rows"])
 
 
-def _figure(sources: dict[str, Any], table: dict[str, Any], row: dict[str, Any]) -> PublishedFigure:
+def _figure(sources: dict[str, str], table: dict[str, Any], row: dict[str, Any]) -> PublishedFigure:
     top, _, kind = table["metric"].rpartition(" ")
     model, network = table["model"], table["network"]
     # Options of any value are null.
     sizes = {name: value for name, value in (_usual(model) | (network or {})).items() if value is not None}
     return PublishedFigure(
-        source=sources[table["source"]]["name"],
+        source=sources[table["source"]],
         data=table["data"],
         model=model,
         network=network,
