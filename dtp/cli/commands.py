@@ -109,11 +109,12 @@ def look_for_modules_here() -> None:
         sys.path.append(here)
 
 
-def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    """What ``command`` returns for ``argv``; 2 after a mistake of the user, which is printed in one sentence.
+def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str] | None) -> int:
+    """What ``command`` returns for ``argv`` (None: the process's); 2 after a mistake of the user, told in a sentence.
 
     75 where a signal stopped it, 130 for Ctrl-C. Unexpected errors pass.
     """
+    argv = sys.argv[1:] if argv is None else argv
     try:
         look_for_modules_here()
         require_sense()

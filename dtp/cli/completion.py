@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
-import sys
 from collections.abc import Sequence
 from importlib import import_module
 
@@ -25,7 +24,7 @@ for zsh, into a folder of $fpath:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return run_command(_completion, sys.argv[1:] if argv is None else argv)
+    return run_command(_completion, argv)
 
 
 def _completion(argv: Sequence[str]) -> int:

@@ -19,7 +19,7 @@ from dtp.slurm import names, script
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status, that of sbatch where it submits."""
-    return run_command(_slurm, sys.argv[1:] if argv is None else argv)
+    return run_command(_slurm, argv)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -26,7 +26,7 @@ BOARD = Path("benchmarks") / "results" / "board.json"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status, as dtp train's."""
-    return run_command(_report, sys.argv[1:] if argv is None else argv)
+    return run_command(_report, argv)
 
 
 def make_parser() -> argparse.ArgumentParser:

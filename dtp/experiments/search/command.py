@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import re
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -41,7 +40,7 @@ SHOWN = 5
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: 0, or 1 where trials broke off, besides those of dtp train."""
-    return run_command(_search, list(sys.argv[1:] if argv is None else argv))
+    return run_command(_search, argv)
 
 
 def make_parser() -> argparse.ArgumentParser:

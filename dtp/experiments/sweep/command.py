@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +26,7 @@ PLAN = "sweep.yaml"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status: those of dtp train, and 1 where runs broke off or could not begin."""
-    return run_command(_sweep, sys.argv[1:] if argv is None else argv)
+    return run_command(_sweep, argv)
 
 
 def make_parser() -> argparse.ArgumentParser:

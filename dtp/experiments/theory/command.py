@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -23,7 +22,7 @@ MEASURED = Path("runs") / "theory"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; returns its exit status."""
-    return run_command(_theory, sys.argv[1:] if argv is None else argv)
+    return run_command(_theory, argv)
 
 
 def _theory(argv: Sequence[str]) -> int:
