@@ -239,8 +239,6 @@ def _run_folder_of(module: str, others: Sequence[Path]) -> Path | None:
             for folder in (place, *place.parents):
                 if folder in others or is_run_folder(folder):
                     return folder
-        if not path:
-            return None
     return None
 
 

@@ -58,7 +58,7 @@ class RuleType(ABCMeta):
         Raises:
             UserError: an option that there is not, or out of range; a network that the rule is not for.
         """
-        own_loss = None if loss is None or isinstance(loss, str) else loss
+        own_loss = None if isinstance(loss, str) else loss
         if isinstance(loss, str):
             values["loss"] = loss
         kind: Any = cls

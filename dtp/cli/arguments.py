@@ -58,6 +58,10 @@ class _Parser(ArgumentParser):
         raise UserError(one_sentence(message))
 
 
+class _PlainParser(argparse.ArgumentParser):
+    error = _Parser.error
+
+
 class _File(NamedTuple):
     """What a file says of the options.
 
@@ -104,7 +108,7 @@ def parse(argv: Sequence[str], own_classes: bool = True) -> Config:
         _require_ours(chosen)
     run_folders = [file.run_folder for file in files if file.run_folder is not None]
     entries = {registry.flag: registry.resolve(chosen[registry.flag], run_folders) for registry in REGISTRIES}
-    parser = _make_parser(entries)
+    parser = _parser_of(tuple((part, entry.name, entry.load_options()) for part, entry in entries.items()))
     task = _task(first, files, entries["algo"])
     sources = [
         *_usual_loss(task, entries["algo"]),
@@ -132,7 +136,7 @@ def parse(argv: Sequence[str], own_classes: bool = True) -> Config:
 
 def _first_look(argv: Sequence[str]) -> tuple[dict[str, str | None], bool, bool]:
     """The options that decide which others exist, whether help is wanted, and whether classes in files are trusted."""
-    look = _plain_parser()
+    look = _PlainParser(add_help=False, allow_abbrev=False)
     for part in ("algo", "model", "data", "task", "config", "resume"):
         look.add_argument(f"--{part}")
     look.add_argument("-h", "--help", action="store_true")
@@ -140,13 +144,6 @@ def _first_look(argv: Sequence[str]) -> tuple[dict[str, str | None], bool, bool]
     known, _ = look.parse_known_args(list(argv))
     values = vars(known)
     return values, values.pop("help"), values.pop("trust").lower() in ("true", "yes", "t", "y", "1")
-
-
-def _plain_parser() -> argparse.ArgumentParser:
-    class Parser(argparse.ArgumentParser):
-        error = _Parser.error
-
-    return Parser(add_help=False, allow_abbrev=False)
 
 
 def _files(first: dict[str, str | None]) -> list[_File]:
@@ -300,10 +297,6 @@ def _require_ours(chosen: dict[str, str]) -> None:
 
 def _option_classes(entries: dict[str, Entry]) -> dict[str, type]:
     return {"run": RunOptions, **{flag: entry.load_options() for flag, entry in entries.items()}}
-
-
-def _make_parser(entries: dict[str, Entry]) -> _Parser:
-    return _parser_of(tuple((flag, entry.name, entry.load_options()) for flag, entry in entries.items()))
 
 
 # Making it takes most of the time of parsing, and a sweep parses four times for each of its runs.

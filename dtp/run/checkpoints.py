@@ -178,7 +178,7 @@ class Checkpoints(Checkpoint):
         candidates = [place / name for place in places for name in (self.best.name, _name(self.best_step))]
         for path in dict.fromkeys([*candidates, *filter(None, [self.run.checkpoint])]):
             try:
-                found = path.is_file() and _step_in(path) == self.best_step
+                found = path.is_file() and read_checkpoint(path, mmap=True).get("global_step") == self.best_step
             except UserError:
                 damaged.append(path)
                 continue
@@ -289,10 +289,6 @@ def _unwritable(path: Path, error: OSError) -> UserError:
 
 def _name(step: int) -> str:
     return f"step={step:08d}.ckpt"
-
-
-def _step_in(path: Path) -> int:
-    return read_checkpoint(path, mmap=True).get("global_step", -1)
 
 
 def _link(source: Path, target: Path) -> None:
