@@ -25,6 +25,7 @@ from dtp.experiments.report.words import (
     model_options,
     value_words,
 )
+from dtp.models import MODELS
 
 # Options that say how much was trained on; named once where all groups of a section have the same.
 BUDGET = ("batch_size", "limit_train_batches", "limit_val_batches", "max_steps", "precision", "val_size")
@@ -171,7 +172,11 @@ class Group:
 
     def needs(self, run: RunRecord) -> dict[str, Any]:
         """All of a run that must be the same: the work, and the machine."""
-        return {**self.work, **run.machine}
+        network = self.work["network"]
+        if network["model"] not in MODELS.entries:
+            # Which options are the sizes of a network of the user's is not known.
+            network = {**network, "parameters": run.summary.get("parameters")}
+        return {**self.work, "network": network, **run.machine}
 
     @property
     def tested(self) -> list[str]:
@@ -352,20 +357,24 @@ def compare_costs(section: Section) -> None:
             if same:
                 nearest = max((bp for bp, _ in same), key=lambda bp: (bp is group, _likeness(group, bp)))
                 theirs = [costs for bp, costs in same if bp is nearest]
-                found.append((nearest, run.costs, {n: statistics.fmean(costs[n] for costs in theirs) for n in COSTS}))
+                # Metrics without a rate of training, or cut off, have no time.
+                known = {name: [costs[name] for costs in theirs if costs[name] > 0] for name in COSTS}
+                found.append((nearest, run.costs, {n: statistics.fmean(t) if t else 0.0 for n, t in known.items()}))
         if not found:
             why = f"`bp` run of the same {', '.join(min(unlike, key=len))}" if unlike else NO_BASELINE
             group.notes.append(f"time not comparable: no {why}")
             continue
         for name in COSTS if group.passes[0] else ("batch", "wall"):
             pairs = [(own[name], theirs[name]) for _, own, theirs in found]
-            # Metrics without a rate of training have no time.
             ratio = statistic(own / theirs for own, theirs in pairs if own > 0 and theirs > 0)
             group.costs |= {name: ratio} if ratio else {}
         if "batch" not in group.costs:
             group.notes.append("time not comparable: no rate of training in the metrics")
         if (count := len(found)) < (total := len(group.finished)):
             group.notes.append(f"time of {count} of {total} runs; no `bp` on the device of the others")
+        if "batch" in group.costs and (timed := group.costs["batch"].n) < count:
+            why = "the metrics of the others do not say all rates of training"
+            group.notes.append(f"time of a batch of {timed} of {total} runs; {why}")
         group.notes.extend(_differences(group, found[0][0]))
 
 

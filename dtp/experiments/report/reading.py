@@ -156,8 +156,11 @@ class RunRecord:
 
     @property
     def costs(self) -> dict[str, float]:
-        """Seconds of a batch, of an epoch that trains the forward weights with what belongs to it, and of the run."""
-        seconds = self.training_seconds
+        """Seconds of a batch, of an epoch that trains the forward weights with what belongs to it, and of the run.
+
+        The first two are 0 where the metrics do not say the rates of all batches, as in a file that was cut off.
+        """
+        seconds = self.training_seconds if len(self.ends) and self.ends["step"].iloc[-1] >= self.steps else 0.0
         return {
             "batch": seconds / max(self.steps, 1),
             "epoch": seconds / (self.passes or 1),

@@ -198,6 +198,37 @@ def test_a_run_without_a_rate_of_training_has_no_time(tmp_path):
     assert "time not comparable: no rate of training in the metrics" in group.notes
 
 
+@pytest.mark.parametrize("kept", [0, 2, 3])
+def test_metrics_that_were_cut_off_change_no_time(tmp_path, kept):
+    for seed in (0, 1):
+        make_run(tmp_path / "bp" / f"seed{seed}", seed=seed)
+        make_run(tmp_path / "fa" / f"seed{seed}", "fa", seed=seed, seconds=3)
+    for algo in ("bp", "fa"):
+        metrics = tmp_path / algo / "seed1" / "metrics.csv"
+        # The columns, and ``kept`` of four epochs.
+        metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[: 1 + kept]))
+    groups = by_label(only_section(tmp_path))
+    for algo, ratio in (("bp", 1), ("fa", 3)):
+        costs = groups[algo].costs
+        assert costs["batch"].values == pytest.approx((ratio,)) and costs["epoch"].values == pytest.approx((ratio,))
+        assert costs["wall"].n == 2
+        assert groups[algo].notes == [
+            "time of a batch of 1 of 2 runs; the metrics of the others do not say all rates of training"
+        ]
+
+
+def test_networks_of_ones_own_are_of_the_same_sizes_where_they_have_as_many_parameters(tmp_path):
+    own = {"model": "my_net:Net"}
+    make_run(tmp_path / "bp", seconds=1, depth=2, summary={"parameters": 100}, **own)
+    make_run(tmp_path / "wide", seconds=9, depth=9, summary={"parameters": 900}, **own)
+    make_run(tmp_path / "fa", "fa", seconds=18, depth=9, summary={"parameters": 900}, **own)
+    make_run(tmp_path / "dtp", "dtp", seconds=18, depth=5, summary={"parameters": 500}, **own)
+    groups = by_label(only_section(tmp_path))
+    assert groups["fa"].costs["batch"].mean == pytest.approx(2)
+    assert groups["dtp"].costs == {}
+    assert groups["dtp"].notes == ["time not comparable: no `bp` run of the same network"]
+
+
 def test_a_result_that_is_no_number_counts_as_none(tmp_path):
     for seed, accuracy in enumerate((0.9, 0.9, math.nan)):
         make_run(tmp_path / f"seed{seed}", seed=seed, summary={"test_accuracy": accuracy})
