@@ -158,7 +158,8 @@ def _setting(command: str) -> tuple:
             values = options[flag] = [value] if value else []
         else:
             values.append(word)
-    unlike = {name: tuple(given) for name, given in options.items() if name[2:].replace("-", "_") not in NOT_COMPARED}
+    alike = {*NOT_COMPARED, "trust"}
+    unlike = {name: tuple(given) for name, given in options.items() if name[2:].replace("-", "_") not in alike}
     return tuple(sorted(unlike.items()))
 
 
@@ -276,7 +277,7 @@ def _records(paths: Sequence[Path]) -> list[RunRecord]:
 
 
 def _kept(path: Path) -> list[RunRecord]:
-    """The runs that a file of results is about; those whose commands this version does not know are left out."""
+    """The runs that a file of results is about; those whose commands cannot be read here are left out."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -287,9 +288,9 @@ def _kept(path: Path) -> list[RunRecord]:
             try:
                 records.append(_record(path, command, seed, summary))
             except UserError as error:
-                print(
-                    f"{path}: left out, for its command is none of this version: {command} ({error})", file=sys.stderr
-                )
+                print(f"{path}: left out, for its command cannot be read: {command} ({error})", file=sys.stderr)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except (AttributeError, KeyError, TypeError) as error:
         raise UserError(
             f"{path}: expected the results of a sweep, a report or runs, found another file (without {error})."
@@ -316,12 +317,28 @@ def _of_sweep(content: dict[str, Any], setting: dict[str, Any]) -> list[tuple[st
     if "test/accuracy" not in setting["last"]:
         return []
     values = setting["last"]["test/accuracy"]["values"]
-    shared = {name: content[name] for name in ("device", "threads", "versions")}
-    shared |= {"epochs": setting["epochs"], "steps": setting["batches"]}
+    if len(values) != len(setting["seeds"]):
+        raise UserError(
+            f"{setting['name']}: expected a test accuracy for each of its {len(setting['seeds'])} seeds, found "
+            f"{len(values)}; draw the sweep again (dtp sweep --draw), or give its run folders."
+        )
+    shared = {name: content[name] for name in ("device", "threads")}
+    shared["versions"] = _merged_versions(content["versions"])
+    # A list where runs differ, and it is not said which run has which.
+    counts = {"epochs": setting["epochs"], "steps": setting["batches"]}
+    shared |= {name: count for name, count in counts.items() if not isinstance(count, list)}
     return [
         (setting["command"], seed, {**shared, "test_accuracy": value})
         for seed, value in zip(setting["seeds"], values, strict=True)
     ]
+
+
+def _merged_versions(versions: dict[str, str] | list[dict[str, str]]) -> dict[str, str]:
+    """Those of a sweep as of one run: where its runs were made with several, each of the different ones."""
+    if not isinstance(versions, list):
+        return versions
+    names = distinct(name for found in versions for name in found)
+    return {name: " ".join(distinct(found[name] for found in versions if found.get(name))) for name in names}
 
 
 def _of_report(group: dict[str, Any], run: dict[str, Any]) -> tuple[str, int, dict[str, Any]]:

@@ -91,7 +91,7 @@ def _sweep(argv: Sequence[str]) -> int:
 
     figure = draw_sweep(sweep, folder, jobs, _command(options.sweep, options.seeds or [], words))
     if figure is None:
-        print("No run has finished: there is nothing to draw.")
+        print("No run has a result: there is nothing to draw.")
     else:
         print(f"Figure {figure}; numbers in {folder / 'results.json'} and {folder / 'results.md'}")
     return int(broken)

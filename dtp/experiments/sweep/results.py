@@ -14,7 +14,7 @@ from dtp.experiments.over_seeds import distinct, mean_curve, statistic
 from dtp.experiments.report.reading import RunRecord, read_run
 from dtp.experiments.sweep.plan import Point, Sweep
 from dtp.run.folder import checkpoint_step, newest_checkpoint
-from dtp.run.layout import CONFIG_FILE
+from dtp.run.layout import CONFIG_FILE, METRICS_FILE
 from dtp.run.provenance import recorded
 from dtp.run.reading import ANGLES, is_share, thinned
 from dtp.system.files import write_atomically, write_json
@@ -83,10 +83,19 @@ def collect(sweep: Sweep, jobs: Mapping[tuple[str, int], Job]) -> list[Measured]
         for seed in sweep.seeds:
             job = jobs[point.name, seed]
             options = {name: value for name, value in job.options.items() if name != "seed"}
-            if job.is_finished(job.config()):
-                runs[seed] = read_run(job.folder, finished=True)
-            else:
+            if not job.is_finished(job.config()):
                 missing[seed] = _why_missing(job)
+                continue
+            run = read_run(job.folder, finished=True)
+            measured_until = max((row["step"] for row in run.rows), default=0)
+            if measured_until < run.steps:
+                # Its last values are in none of the rows that are left.
+                missing[seed] = (
+                    f"finished, but its {METRICS_FILE} ends after {measured_until:g} of {run.steps} batches; move "
+                    "its folder away to have it trained again"
+                )
+            else:
+                runs[seed] = run
         measured.append(Measured(point, runs, missing, options))
     return measured
 

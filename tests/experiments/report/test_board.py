@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import statistics
 from itertools import pairwise
 from pathlib import Path
@@ -112,6 +113,14 @@ def test_a_setting_is_the_same_whatever_its_command_was_called_and_in_whatever_o
     assert found == [[50.0], [60.0], [60.0, 70.0]]
 
 
+def test_a_rule_of_ones_own_is_the_same_whether_it_was_trusted_or_named(tmp_path):
+    for accuracy, trust in ((0.5, {}), (0.6, {"trust": True})):
+        make_run(tmp_path / "run", "my_rule:Mine", 0, accuracy, **trust)
+        (row,) = ours(added(tmp_path / "run", to=tmp_path / "board.json"))
+        assert row["ours"] == 100 * accuracy and ("--trust" in row["command"]) == bool(trust)
+        shutil.rmtree(tmp_path / "run")
+
+
 def test_images_that_were_recompressed_keep_a_row_of_their_own(tmp_path):
     path, kept = tmp_path / "board.json", tmp_path / "kept.json"
     command = "dtp train --algo bp --model mlp --data imagefolder --data-dir DIR --seed SEED"
@@ -170,6 +179,36 @@ def test_results_that_were_kept_without_run_folders_come_to_the_same_figures(run
     kept = ours(added(tmp_path / "report.json", to=tmp_path / "files.json"))
     same = ("rule", "network", "data", "source", "published", "ours", "deviation", "seeds", "cost", "command", "commit")
     assert [{name: row[name] for name in same} for row in kept] == [{name: row[name] for name in same} for row in known]
+
+
+def results_of_sweep(folder, **changed):
+    setting = {
+        "name": "bp",
+        "command": "dtp train --algo bp --model mlp --data digits --max-epochs 2 --seed SEED",
+        "seeds": [0, 1],
+        "last": {"test/accuracy": {"values": [0.5, 0.6]}},
+        "epochs": 2,
+        "batches": 20,
+    }
+    content = {"settings": [{**setting, **changed}], "device": "Abacus", "threads": 1, "versions": {"commit": "abc"}}
+    content = {name: changed.get(name, value) for name, value in content.items()}
+    (folder / "results.json").write_text(json.dumps(content))
+    return folder / "results.json"
+
+
+def test_a_sweep_whose_runs_were_made_at_several_commits_is_a_row_that_names_them(tmp_path):
+    versions = [{"commit": "abc", "dtp": "1"}, {"commit": "abd", "dtp": "1"}]
+    path = results_of_sweep(tmp_path, versions=versions, device=["Abacus", "Other"], batches=[20, 21])
+    (row,) = ours(added(path, to=tmp_path / "board.json"))
+    assert (row["ours"], row["seeds"], row["epochs"], row["commit"]) == (55.0, [0, 1], 2, "abc abd")
+
+
+def test_a_sweep_with_fewer_accuracies_than_seeds_is_refused(tmp_path, capsys):
+    path = results_of_sweep(tmp_path, last={"test/accuracy": {"values": [0.5]}})
+    assert main(["--board", str(path), "--json", str(tmp_path / "board.json")]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {path}: bp: expected a test accuracy for each of its 2 seeds, found 1; ")
+    assert not (tmp_path / "board.json").exists()
 
 
 def test_runs_of_a_report_that_recorded_no_command_are_left_out(runs, tmp_path, capsys):
@@ -283,7 +322,7 @@ def test_commands_in_files_of_results_run_nothing(command, tmp_path, monkeypatch
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("algo: bp\nmodel: mlp\ndata: read_payload:X\n")
     assert put_on_board({**KEPT, "command": command}, tmp_path) == 2
-    assert "none of this version" in capsys.readouterr().err
+    assert "left out, for its command cannot be read: " in capsys.readouterr().err
     assert not (tmp_path / "ran").exists() and not (tmp_path / "board.json").exists()
 
 

@@ -69,6 +69,17 @@ def test_a_run_that_was_to_be_longer_but_is_asked_for_as_it_was_counts(here):
     assert found.summary == expected.summary and found.epochs == expected.epochs == 2
 
 
+@pytest.mark.parametrize("kept, until", [(0, 0), (1, 0), (2, 10)])
+def test_a_finished_run_whose_metrics_were_cut_off_has_no_result(here, kept, until):
+    """Its last values would be those of an earlier batch, or its seed would stand beside a mean without it."""
+    sweep, jobs = finished(here)
+    path = jobs[sweep.points[0].name, 1].folder / "metrics.csv"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:kept]))
+    m = collect(sweep, jobs)[0]
+    assert list(m.runs) == [0] and m.last("test/accuracy") == [0.4]
+    assert m.missing[1].startswith(f"finished, but its metrics.csv ends after {until} of 20 batches; move its folder")
+
+
 def test_a_finished_run_without_its_configuration_is_told(here):
     sweep, jobs = finished(here)
     (jobs[sweep.points[0].name, 0].folder / "config.yaml").unlink()
