@@ -126,6 +126,32 @@ def batches_of(network: Network, count: int = 3, images: int = 12) -> list[tuple
     ]
 
 
+def counted_sums() -> list[int]:
+    """A list that grows by the size of the tensor with every sum over ranks."""
+    sizes, original = [], dist.all_reduce
+
+    def counting(tensor, *args, **kwargs):
+        sizes.append(tensor.numel())
+        return original(tensor, *args, **kwargs)
+
+    dist.all_reduce = counting
+    return sizes
+
+
+def sums_of_batches(rule: Algorithm) -> list[list[int]]:
+    """The same of each batch that ``rule`` learns from."""
+    sizes, batches, learn = counted_sums(), [], rule.training_batch
+
+    def batch(x, y):
+        sizes.clear()
+        result = learn(x, y)
+        batches.append(list(sizes))
+        return result
+
+    rule.training_batch = batch
+    return batches
+
+
 def fit(trainer: pl.Trainer, algorithm: Algorithm, batches: Sequence[tuple[Tensor, Tensor]], **options: Any) -> None:
     """Train on the batches given, each rank on its share of every batch; ``options`` are the trainer's."""
     strategy = trainer.strategy

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.optim import SGD, Adam
 
 from dtp.algorithms.optimizers import LeeRMSprop
@@ -14,7 +13,7 @@ from dtp.distributed.averaging import (
     average_tensors,
     average_training,
 )
-from tests.distributed.ranks import on_ranks
+from tests.distributed.ranks import counted_sums, on_ranks
 
 
 def _parameter(*shape, dtype=torch.float32):
@@ -64,7 +63,7 @@ def test_packing_keeps_every_number_in_its_place_whatever_the_memory_formats(pac
 def _layers(rank):
     parameters = {2: (_parameter(2, 2),), 3: (_parameter(3), _parameter(1))}
     average = GradientAverage(parameters, weight=[0.5, 1.5][rank])
-    calls = _counted()
+    calls = counted_sums()
     wait = average({n: tuple(torch.full_like(p, n + rank) for p in ps) for n, ps in parameters.items()})
     means = wait()
     only = average({3: tuple(torch.full_like(p, rank) for p in parameters[3])})()
@@ -77,18 +76,6 @@ def _layers(rank):
 
 def test_gradients_of_several_layers_take_one_collective(tmp_path):
     assert on_ranks(_layers, tmp_path) == [2, 2]
-
-
-def _counted():
-    """A list that grows by the size of the tensor with every sum over ranks."""
-    calls, original = [], dist.all_reduce
-
-    def counting(tensor, *args, **kwargs):
-        calls.append(tensor.numel())
-        return original(tensor, *args, **kwargs)
-
-    dist.all_reduce = counting
-    return calls
 
 
 OPTIMIZERS = {
@@ -124,7 +111,7 @@ def test_exchange_gives_every_rank_the_owners_weights_and_state(kind, tmp_path):
         optimizers = {n: _stepped(kind, 3 if rank == n - 2 else 0) for n in (2, 3)}
         exchange = StateExchange()
         exchange(optimizers, {2: 0, 3: 1}, torch.device("cpu"))
-        calls = _counted()
+        calls = counted_sums()
         exchange(optimizers, {2: 0, 3: 1}, torch.device("cpu"))
         for optimizer in optimizers.values():
             _step(optimizer, 2)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from dtp.algorithms import DTP, VanillaDTP
@@ -14,7 +13,7 @@ from dtp.feedback import per_sample_dot
 from tests.algorithms.helpers import make, make_trained, small_network, state
 from tests.algorithms.networks import Layers
 from tests.conftest import make_batch
-from tests.distributed.ranks import batches_of, fit, train_on_ranks
+from tests.distributed.ranks import batches_of, fit, sums_of_batches, train_on_ranks
 
 ITERATIONS = [3, 5, 2]
 FORWARD = 1
@@ -46,31 +45,17 @@ def _gone_on(trainer, folder):
     return rule
 
 
-def _collectives_of_a_batch(folder, ranks=2, engine="reduced", **strategy):
+def _collectives_of_a_batch(folder, engine="reduced", **strategy):
     """How many sums over ranks a batch takes, and of how many numbers, after the first batch."""
 
     def train(trainer):
         rule = _rule(engine=engine, feedback_iterations=ITERATIONS)
-        sizes, original = [], dist.all_reduce
-
-        def counting(tensor, *args, **kwargs):
-            sizes.append(tensor.numel())
-            return original(tensor, *args, **kwargs)
-
-        batches, learn = [], rule.training_batch
-
-        def batch(x, y):
-            sizes.clear()
-            result = learn(x, y)
-            batches.append(list(sizes))
-            return result
-
-        rule.training_batch, dist.all_reduce = batch, counting
+        batches = sums_of_batches(rule)
         fit(trainer, rule, batches_of(rule.network))
         weights = {n: sum(p.numel() for p in rule.feedback[n].parameters()) for n in rule.trained_feedback}
         return batches[-1], weights, sum(p.numel() for p in rule.forward_parameters)
 
-    return train_on_ranks(train, folder, ranks, **strategy)[0]
+    return train_on_ranks(train, folder, 2, **strategy)[0]
 
 
 @pytest.mark.parametrize("engine", ["literal", "reduced"])

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from dtp.errors import UserError
 from dtp.feedback import NotExpected
 from tests.algorithms.helpers import make, make_trained, small_network, state
-from tests.distributed.ranks import batches_of, fit, train_on_ranks
+from tests.distributed.ranks import batches_of, counted_sums, fit, sums_of_batches, train_on_ranks
 
 ITERATIONS = [20, 30, float("inf")]
 
@@ -65,21 +64,7 @@ def test_a_batch_takes_one_collective_of_a_few_numbers(routing, engine, tmp_path
 
     def train(trainer):
         rule = rule_of(engine=engine, feedback_iterations=[20, 30, 4], routing=routing)
-        sizes, original = [], dist.all_reduce
-
-        def counting(tensor, *args, **kwargs):
-            sizes.append(tensor.numel())
-            return original(tensor, *args, **kwargs)
-
-        found, learn = [], rule.training_batch
-
-        def batch(x, y):
-            sizes.clear()
-            result = learn(x, y)
-            found.append(list(sizes))
-            return result
-
-        rule.training_batch, dist.all_reduce = batch, counting
+        found = sums_of_batches(rule)
         fit(trainer, rule, batches_of(rule.network, count=5))
         return found, sum(p.numel() for p in rule.feedback.parameters())
 
@@ -113,15 +98,9 @@ def test_layers_that_are_sampled_and_those_that_are_not_meet_each_in_their_way(t
             return own(n)
 
         rule.expected_form = form
-        counted, original = [], dist.all_reduce
-
-        def counting(tensor, *args, **kwargs):
-            counted.append(tensor.numel())
-            return original(tensor, *args, **kwargs)
-
-        dist.all_reduce = counting
+        sizes = counted_sums()
         fit(trainer, rule, batches_of(rule.network, count=1))
-        return state(rule), len(counted), dict(rule.engine.used)
+        return state(rule), len(sizes), dict(rule.engine.used)
 
     (first, count, used), (second, _, _) = train_on_ranks(train, tmp_path, 2)
     assert all(torch.equal(first[name], second[name]) for name in first)

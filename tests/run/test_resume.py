@@ -25,6 +25,7 @@ from dtp.run.checkpoints import CheckpointFiles
 from dtp.run.folder import newest_checkpoint
 from dtp.system.signals import Interrupted, stop_request
 from tests.runs import rows
+from tests.system.test_signals import during_batch
 
 ROOT = Path(__file__).parent.parent.parent
 # Ten batches per epoch, three epochs.
@@ -64,17 +65,7 @@ def assert_identical(a, b):
 
 def stop_after(batches, monkeypatch):
     """Ask to stop, as a signal handler does, during the given batch of this process."""
-    seen = 0
-    original = Algorithm.training_step
-
-    def training_step(self, batch, batch_idx):
-        nonlocal seen
-        seen += 1
-        if seen == batches:
-            signal.raise_signal(signal.SIGUSR1)
-        return original(self, batch, batch_idx)
-
-    monkeypatch.setattr(Algorithm, "training_step", training_step)
+    during_batch(batches, lambda: signal.raise_signal(signal.SIGUSR1), monkeypatch)
 
 
 @pytest.mark.parametrize(
