@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -80,17 +78,8 @@ class DenoisingAutoencoder(LocalTargets):
         return super().forward_loss(n, self.task.view(output) if n == 2 else output, target)
 
     def forward_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
-        with self._noise_of_the_next_batch():
+        with self.noise_streams.unchanged():
             return super().forward_gradients(x, y)
 
     def _noisy(self, n: int, v: Tensor, scale: float) -> Tensor:
         return v + self.noise_streams.normal(n, v.shape, scale, v) if scale else v
-
-    @contextmanager
-    def _noise_of_the_next_batch(self) -> Iterator[None]:
-        """Within it noise is drawn that will be drawn again."""
-        before = self.noise_streams.state_dict()
-        try:
-            yield
-        finally:
-            self.noise_streams.load_state_dict(before)

@@ -649,11 +649,8 @@ class StrongDFC(DFCSS):
 
     def forward_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         # In a single phase it draws noise.
-        before = self.noise_streams.state_dict()
-        try:
+        with self.noise_streams.unchanged():
             return super().forward_gradients(x, y)
-        finally:
-            self.noise_streams.load_state_dict(before)
 
     def training_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         if not self.single_phase or self.turns() != (True, True):
