@@ -147,6 +147,8 @@ class ExpectedLDRL:
         position = feedback.positions[place]
         assert position is not None
         self.place = position
+        # What undoes the pooling, and the place of that in the forward layer; None where nothing is pooled.
+        self._unpooling = next(((operation, n) for operation, n in self.before if type(operation) is MaxUnpool), None)
         self._require_separate_values()
         self.drawn = self._why_drawn(routing)
 
@@ -307,11 +309,6 @@ class ExpectedLDRL:
         unpooling = self._unpooling
         summed = cells.sum(0) if unpooling is None else unpooling[0].summed(cells, context[unpooling[1]])
         return self.map.over_positions(summed.div_(len(cells)))
-
-    @property
-    def _unpooling(self) -> tuple[MaxUnpool, int] | None:
-        """What undoes the pooling, and the place of that in the forward layer; None where nothing is pooled."""
-        return next(((operation, n) for operation, n in self.before if type(operation) is MaxUnpool), None)
 
     def _pool(self, context: Context):
         """What takes the values at the switches of the clean pass; None where nothing is pooled."""

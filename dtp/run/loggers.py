@@ -214,7 +214,7 @@ def wandb_mode(environ: Mapping[str, str] = os.environ) -> WandbMode:
         if mode not in names:
             raise UserError(f"WANDB_MODE: expected online, offline or disabled, found {mode!r}.")
         return names[mode]
-    return "online" if _has_credentials(_server(environ), environ) else "offline"
+    return "online" if _has_credentials(environ) else "offline"
 
 
 def make_wandb_logger(run_dir: Path, config: dict[str, Any], name: str) -> WandbLogger:
@@ -239,7 +239,7 @@ def make_wandb_logger(run_dir: Path, config: dict[str, Any], name: str) -> Wandb
         return WandbLogger(name=name, project=project, save_dir=run_dir, mode="disabled")
 
     mode, why = wandb_mode(), ""
-    if mode == "online" and not _has_credentials(_server(os.environ), os.environ):
+    if mode == "online" and not _has_credentials(os.environ):
         # Asked for by WANDB_MODE; W&B would ask for a key, and wait.
         mode, why = "offline", " (no API key: wandb login)"
     run_id = _wandb_id(run_dir)
@@ -331,7 +331,8 @@ def _server(environ: Mapping[str, str]) -> SplitResult:
     return server
 
 
-def _has_credentials(server: SplitResult, environ: Mapping[str, str]) -> bool:
+def _has_credentials(environ: Mapping[str, str]) -> bool:
+    server = _server(environ)
     if environ.get("WANDB_API_KEY") or environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
     try:
