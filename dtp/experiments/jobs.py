@@ -80,10 +80,8 @@ class Job:
         saved = self.folder / CONFIG_FILE
         if saved.is_file():
             values = read_yaml(saved)
-            try:
-                require_same_configuration(self.folder, values, config)
-            except UserError as error:
-                raise UserError(str(error).replace("--run-dir", "folder for all runs")) from error
+            advice = "change it back, or give another folder for all runs"
+            require_same_configuration(self.folder, values, config, advice)
             self._require_same_test(values, config)
         return config
 

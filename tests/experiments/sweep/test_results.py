@@ -89,7 +89,8 @@ def test_a_finished_run_without_its_configuration_is_told(here):
 
 def test_a_run_of_another_configuration_is_not_mixed_in(here):
     sweep, _ = finished(here)
-    with pytest.raises(UserError, match="was made with --lr"):
+    # It names what a sweep has: no --resume and no --run-dir.
+    with pytest.raises(UserError, match="was made with --lr .*: change it back, or give another folder for all runs.$"):
         collect(sweep, sweep.jobs(here / "out", {"lr": "0.9"}))
 
 
