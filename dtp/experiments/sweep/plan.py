@@ -215,8 +215,8 @@ def read_sweep(path: Path) -> Sweep:
         twice = next(folder for folder in folders if folders.count(folder) > 1)
         raise UserError(f"{path}: two settings would share the folder {twice!r}; give their variants other names.")
     seeds = content.get("seeds", [0])
-    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int for seed in seeds):
-        raise UserError(f"{path}: seeds: expected a list of whole numbers, found {seeds!r}.")
+    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
+        raise UserError(f"{path}: seeds: expected a list of whole numbers from 0, found {seeds!r}.")
     if len(set(seeds)) < len(seeds):
         raise UserError(f"{path}: seeds: expected each number once, found {seeds}.")
     title = content.get("title", path.stem)
@@ -317,7 +317,7 @@ def _options(path: Path, part: str, content: Any) -> dict[str, Any]:
         if name in options:
             usual = "it belongs on the command line" if name == "trust" else "the sweep itself sets it"
             why = "give seeds as a list, seeds: [0, 1]" if name == "seed" else usual
-            raise UserError(f"{path}: {part}: expected no {name!r}, for {why}.")
+            raise UserError(f"{path}: {part}: expected no {name!r}; {why}.")
     for name, value in options.items():
         if value is None:
             raise UserError(f"{path}: {part}, {name}: expected a value, found none (null); give one, or take it out.")

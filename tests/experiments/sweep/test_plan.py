@@ -68,15 +68,16 @@ def test_the_figure_is_a_part_or_several(tmp_path):
         ("base: {max-epochs: 1, max_epochs: 2}", "base, max_epochs: expected once, found with dashes and"),
         ("variant: {a: {}}", "unknown part 'variant'; did you mean variants?"),
         ("base: 3", "base: expected lines of the form 'name: value', found 3"),
-        ("base: {seed: 3}", "base: expected no 'seed', for give seeds as a list"),
+        ("base: {seed: 3}", "base: expected no 'seed'; give seeds as a list"),
         ("variants: {a: {run-dir: x}}", "expected no 'run_dir'"),
         ("grid: {lr: 0.1}", "grid, lr: expected a list of values, found 0.1"),
         ("base: {lr: null}", "base, lr: expected a value, found none"),
         ("variants: {a: {lr: }}", "variants, a, lr: expected a value, found none"),
         ("grid: {lr: [0.1, null]}", "grid, lr: expected a list of values, found [0.1, None]"),
         ("grid: {lr: []}", "grid, lr: expected a list of values"),
-        ("seeds: 3", "seeds: expected a list of whole numbers, found 3"),
+        ("seeds: 3", "seeds: expected a list of whole numbers from 0, found 3"),
         ("seeds: [0.5]", "seeds: expected a list of whole numbers"),
+        ("seeds: [0, -3]", "seeds: expected a list of whole numbers from 0, found [0, -3]"),
         ("seeds: [1, 1]", "seeds: expected each number once"),
         ("variants: {a b: {lr: 1}, a-b: {lr: 2}}", "would share the folder 'a-b'"),
         ("figure: {kind: curve}", "figure, kind: expected curves, values, final; found 'curve'"),
@@ -146,7 +147,7 @@ def test_a_class_that_the_file_alone_names_is_asked_about(tmp_path):
         sweep.jobs(tmp_path)
     for extra in ({"trust": []}, {"algo": "mine:Own"}, {"algo": "bp"}):
         assert len(sweep.jobs(tmp_path, extra)) == 2
-    with pytest.raises(UserError, match="expected no 'trust', for it belongs on the command line"):
+    with pytest.raises(UserError, match="expected no 'trust'; it belongs on the command line"):
         sweep_of(tmp_path, "base: {trust: true}\n")
 
 
