@@ -191,7 +191,9 @@ def _conclude(study: Study, preset: Path | None) -> int:
         print(f"Best: {study.folder / best.folder}, {result_of(study.folder / best.folder).get('result', '')}")
         if preset is not None:
             write_preset(preset, study, best)
-            train = shlex.join([*command_words("train"), "--config", str(preset)])
+            # A rule, network or dataset of the user's own that a file names alone is not run otherwise.
+            trust = ["--trust"] if any(":" in str(study.given[part]) for part in ("algo", "model", "data")) else []
+            train = shlex.join([*command_words("train"), "--config", str(preset), *trust])
             print(f"{preset} written; train with: {train}")
         from dtp.experiments.search.figure import draw_studies
 

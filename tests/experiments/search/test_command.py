@@ -88,7 +88,7 @@ def test_an_option_of_ones_own_that_a_resumed_run_may_change_is_part_of_what_is_
     )
     words = [*SEARCH, "--algo", "mine:Mine", "--trials", "1"]
     assert main([*words, "--gamma", "0.25", "--write-preset", "my best.yaml"]) == 0
-    assert "train with: dtp train --config 'my best.yaml'\n" in capsys.readouterr().out
+    assert "train with: dtp train --config 'my best.yaml' --trust\n" in capsys.readouterr().out
     (trial,) = read_study(Path("study"))["trials"]
     comment = " ".join(Path("my best.yaml").read_text().partition("\nalgo:")[0].replace("\n#", "").split())
     assert comment.endswith("Domain: what the options of mine:Mine say.")
