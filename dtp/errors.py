@@ -4,13 +4,14 @@ import errno
 import os
 from pathlib import Path
 
-# What a full disk, a quota, a limit of file sizes and a disk that only reads say.
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+# What a full disk, a quota and a limit of file sizes say.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-# What else the system says of a path that is not for us, or of a device that fails.
+# What else the system says of a path that is not for us, or of a device that only reads or fails.
 NO_PATH = (
     errno.EACCES,
     errno.EPERM,
+    errno.EROFS,
     errno.ENAMETOOLONG,
     errno.ELOOP,
     errno.ENOTDIR,

@@ -1,8 +1,11 @@
 """Which of several errors that arose from each other tells why."""
 
+import errno
+import os
+
 import pytest
 
-from dtp.errors import all_in_turn, first_reason
+from dtp.errors import all_in_turn, first_reason, told_by_the_system
 
 
 def raised(*errors, hidden=()):
@@ -44,3 +47,10 @@ def test_what_was_being_handled_before_is_no_part_of_it():
     before, error = RuntimeError("of old"), RuntimeError("new")
     assert all_in_turn(raised(before, error)) == [error, before]
     assert all_in_turn(error, before) == [error]
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"), [(errno.ENOSPC, "make room, then try again"), (errno.EROFS, "give another path")]
+)
+def test_room_is_asked_for_where_room_helps(number, advice):
+    assert advice in told_by_the_system(OSError(number, os.strerror(number), "a.json"))

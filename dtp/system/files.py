@@ -26,7 +26,11 @@ def temporary_beside(path: Path) -> Path:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name, then rename it: readers see the old content or the new, never a part."""
+    """Write a file under a temporary name, then rename it: readers see the old content or the new, never a part.
+
+    Raises:
+        OSError: of ``path``, not of the temporary name.
+    """
     temporary = temporary_beside(path)
     try:
         with temporary.open("wb") as file:
@@ -34,6 +38,10 @@ def write_atomically(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        # Of the name that the user knows; of a full disk there is none.
+        error.filename, error.filename2 = str(path), None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
