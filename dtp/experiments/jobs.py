@@ -151,7 +151,7 @@ def run_jobs(
         finally:
             for process in pool.running.values():
                 process.kill()
-    return pool.states
+    return pool.states_by_now()
 
 
 class _Pool:
@@ -224,6 +224,13 @@ class _Pool:
         if self.more and self.excuses and len(self.excuses) > 1 and len(set(self.excuses)) == 1:
             self.more = False
             self.tell("The others would fail alike, and are not begun.")
+
+    def states_by_now(self) -> dict[Path, State]:
+        """What has become of each job, and of those that others were at when we looked."""
+        for job in self.listed:
+            if self.states[job.folder] == "elsewhere" and job.is_finished(self.configs[job.folder]):
+                self.states[job.folder] = "finished"
+        return self.states
 
     def stopped(self) -> Stopped:
         """Stop all processes, which write checkpoints; returns the exception to raise."""
@@ -308,10 +315,11 @@ class _Process:
         """What has become of it, and in words."""
         status, said = self.status, last_line(self.job.log, self._log_before)
         state: State = "broken"
-        text = f"ended with status {status}: {said} ({self.job.log})"
+        # A full disk takes no reason either.
+        text = f"ended with status {status}: {said or 'it said nothing'} ({self.job.log})"
         if status == 0:
             state, text = "finished", _result(Run(self.job.folder).summary or {})
-        elif status == 2 and (self.job.failure or not self.job.has_begun):
+        elif status == 2 and (self.job.failure or (said and not self.job.has_begun)):
             # A run that diverges has noted so itself. With other mistakes, a full disk say, it may go on another time.
             state, text = "failed", f"failed: {said.removeprefix('error: ')}"
             if not self.job.failure:

@@ -126,6 +126,22 @@ def test_what_another_process_runs_is_left_to_it(here):
     assert not Path("run").exists()
 
 
+def test_what_another_process_has_finished_meanwhile_counts_as_finished(here):
+    run_jobs([Job(Path("done"), SMALL)], tell=lambda text: None)
+    with try_lock(here / ".run.claim"):
+        states = run_jobs([Job(Path("run"), SMALL)], ended=lambda job, state: Path("done").rename("run"))
+    assert states == {Path("run"): "finished"}
+
+
+def test_a_run_that_ends_without_a_word_is_no_mistake_of_its_options(here, monkeypatch):
+    # As where the disk has no room for what it says.
+    monkeypatch.setattr("dtp.experiments.jobs.last_line", lambda log, begin: "")
+    missing = Job(Path("run"), {**SMALL, "data": "mnist", "data_dir": "nowhere"})
+    said = []
+    assert run_jobs([missing], tell=said.append) == {Path("run"): "broken"}
+    assert said[-1] == "[1/1] run ended with status 2: it said nothing (run.log)"
+
+
 def test_gpus_are_those_of_the_environment(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     assert visible_gpus() == ["2", "3"]
