@@ -10,7 +10,8 @@ is a batch of backpropagation. Floating-point operations are counted by torch an
 convolutions of the layer's size for each iteration, and none in expectation.
 The literal forms step by torch's optimizers through the rule, the others without that overhead, as in training.
 ``--captured`` also measures whole batches that are captured as CUDA graphs, as runs on a GPU have them (on a CPU, for a
-dry run, they are learned from plainly). ``--iterations`` measures the fastest engine for parts of the preset's
+dry run, they are learned from plainly). ``--bf16`` also measures batches with ``--precision bf16-mixed``, the products
+of which newer CPUs and GPUs compute faster. ``--iterations`` measures the fastest engine for parts of the preset's
 iteration counts instead.
 """
 
@@ -35,7 +36,7 @@ from dtp.feedback import forward_with_context, ldrl_loss
 from dtp.models import MODELS
 from dtp.system.memory import keep_freed_memory
 
-CAPTURED = ", captured"
+CAPTURED, BF16 = ", captured", ", bf16-mixed"
 UNITS = {"published": 8, "literal": 7, "reduced": 4, "graph": 4, "expected": 0}
 
 
@@ -93,10 +94,11 @@ def measure(rules: dict[str, Algorithm], x: torch.Tensor, y: torch.Tensor, round
             before = rule.feedback_timer.seconds
             synchronize(x.device)
             begin = time.perf_counter()
-            if name in captured:
-                captured[name](x, y, None, None)
-            else:
-                rule.training_batch(x, y)
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=name.endswith(BF16)):
+                if name in captured:
+                    captured[name](x, y, None, None)
+                else:
+                    rule.training_batch(x, y)
             synchronize(x.device)
             steps[name].append(time.perf_counter() - begin)
             phases[name].append(rule.feedback_timer.seconds - before)
@@ -179,6 +181,9 @@ def main() -> None:
     parser.add_argument(
         "--captured", action="store_true", help="bp, graph and expected also with their batches captured whole"
     )
+    parser.add_argument(
+        "--bf16", action="store_true", help="bp and the engines also with --precision bf16-mixed; ratios to bp in 32"
+    )
     parser.add_argument("--contiguous", action="store_true", help="maps whole in memory, not channels innermost")
     parser.add_argument("--tf32", action="store_true")
     parser.add_argument("--output", type=Path)
@@ -211,6 +216,8 @@ def main() -> None:
         result["iterations"] = {name: list(rules[name].feedback_iterations.values()) for name in names}
     else:
         rules = {"bp": make("bp", o), **{name: make(name, o) for name in o.engines}}
+        if o.bf16:
+            rules |= {name + BF16: make(name, o) for name in ("bp", *o.engines)}
         if o.captured:
             rules |= {name + CAPTURED: make(name, o) for name in ("bp", "graph", "expected")}
         times = measure(rules, x, y, o.rounds)
