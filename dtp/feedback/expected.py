@@ -59,6 +59,7 @@ from dtp.feedback.operations import (
     SampleNormAdjoint,
     Unflatten,
     operation_of,
+    sum_over_images,
     windows_overlap,
 )
 from dtp.feedback.reduced import ReducedLDRL
@@ -307,7 +308,10 @@ class ExpectedLDRL:
     def _summed(self, cells: Tensor, context: Context) -> Tensor:
         """Values of the cells, at the positions that they came from, summed over those and averaged over images."""
         unpooling = self._unpooling
-        summed = cells.sum(0) if unpooling is None else unpooling[0].summed(cells, context[unpooling[1]])
+        if unpooling is None:
+            summed = sum_over_images(cells)
+        else:
+            summed = unpooling[0].summed(cells, context[unpooling[1]])
         return self.map.over_positions(summed.div_(len(cells)))
 
     def _pool(self, context: Context):

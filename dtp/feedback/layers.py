@@ -10,11 +10,14 @@ from torch import Size, Tensor, nn
 from dtp.errors import UserError
 from dtp.feedback.context import Context, SlopeContext
 from dtp.feedback.operations import (
+    BatchNormAdjoint,
     FeedbackOperation,
     FeedbackSettings,
     Gate,
     LinearMap,
+    MaxUnpool,
     PassThrough,
+    PoolingAdjoint,
     Routing,
     Unflatten,
     operation_of,
@@ -22,6 +25,9 @@ from dtp.feedback.operations import (
 )
 from dtp.models.modules import Uncut
 from dtp.models.shapes import has_hooks, output_shape
+
+# Operations that are linear in what they are given, for one context.
+_LINEAR = (BatchNormAdjoint, MaxUnpool, PassThrough, PoolingAdjoint, Unflatten)
 
 # Feedback operations, each with the place of its context.
 Steps = list[tuple[FeedbackOperation, int | None]]
@@ -173,6 +179,13 @@ class FeedbackLayer(nn.Module):
             y = operation(y, None if position is None else context[position])
         return y
 
+    def linear_from(self, place: int) -> int:
+        """From which place on all up to ``place`` is linear in what it is given, for one context."""
+        first = place
+        while first and type(self.operations[first - 1]) in _LINEAR and not has_hooks(self.operations[first - 1]):
+            first -= 1
+        return first
+
     def difference(self, y: Tensor, reference: Tensor, context: Context) -> Tensor:
         """G(y; c) - G(reference; c), (B, *in), by one application of the affine map to a difference where that holds.
 
@@ -182,7 +195,10 @@ class FeedbackLayer(nn.Module):
             place = self.affine_place
         except NotReducible:
             return self(y, context) - self(reference, context)
-        change = self.before_affine(y, context, place) - self.before_affine(reference, context, place)
+        # Before what is linear, where an unpooling has not yet made it larger.
+        first = self.linear_from(place)
+        change = self.before_affine(y, context, first) - self.before_affine(reference, context, first)
+        change = self.before_affine(change, context, place, first)
         affine = self.operations[place]
         assert isinstance(affine, LinearMap)
         r = affine.apply_weight(change, affine.weight)

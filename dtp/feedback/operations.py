@@ -389,7 +389,7 @@ class MaxUnpool(FeedbackOperation):
     def summed(self, y: Tensor, context: SwitchesContext) -> Tensor:
         """The sum over the images of what :meth:`forward` gives, (C, *unpooled)."""
         if y.device.type != "cpu" or (self.mode == "write" and self.overlapping):
-            return self(y, context).sum(0)
+            return sum_over_images(self(y, context))
         # Straight into the sum, each channel in a fixed order; most of what all images would have is zeros.
         shape = context.shape[1:]
         if channels_last(y):
@@ -512,6 +512,14 @@ class PassThrough(FeedbackOperation):
 def _positions_first(x: Tensor) -> Tensor:
     """(B, C, H, W) -> (B, H * W, C)."""
     return x.flatten(2).transpose(1, 2) if x.is_contiguous() else x.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+def sum_over_images(x: Tensor) -> Tensor:
+    """``x.sum(0)``, (B, ...) -> (...); of channels-last maps in the order of the memory.
+
+    There torch's own sum takes twenty times as long on a CPU.
+    """
+    return _positions_first(x).sum(0).t().unflatten(1, x.shape[2:]) if channels_last(x) else x.sum(0)
 
 
 def per_channel(values: Tensor, like: Tensor) -> Tensor:

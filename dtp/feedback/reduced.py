@@ -30,20 +30,13 @@ from torch import Tensor, nn
 from dtp.feedback.context import Context, ShapeContext
 from dtp.feedback.layers import FeedbackLayer, NotReducible, forward_with_context, layer_operations
 from dtp.feedback.operations import (
-    BatchNormAdjoint,
     LinearFeedback,
     LinearMap,
     MaxUnpool,
-    PassThrough,
-    PoolingAdjoint,
     Routing,
-    Unflatten,
     operation_of,
 )
 from dtp.models.shapes import has_hooks
-
-# Operations that are linear in what they are given, for one context.
-_LINEAR = (BatchNormAdjoint, MaxUnpool, PassThrough, PoolingAdjoint, Unflatten)
 
 
 @dataclass(frozen=True)
@@ -116,7 +109,7 @@ class ReducedLDRL:
         self.weight_free_part = self.place > 0
         # From here on phi is linear in what it is given, for one context: a difference is taken before, where an
         # unpooling has not yet made it larger.
-        self.linear_from = _linear_from(feedback.operations[: self.place])
+        self.linear_from = feedback.linear_from(self.place)
         self.modules = layer_operations(layer)
         self.split = _affine_place(self.modules)
         self.rest = [] if self.split is None else range(self.split + 1, len(self.modules))
@@ -303,14 +296,6 @@ def _joined(parts: tuple[Tensor, ...]) -> Tensor:
 def _each(x: Tensor, samples: int) -> Tensor:
     """(samples * B, ...) -> (samples, B, ...)."""
     return x.unflatten(0, (samples, -1))
-
-
-def _linear_from(operations: Sequence[nn.Module]) -> int:
-    """Where the linear operations at the end begin."""
-    first = len(operations)
-    while first and type(operations[first - 1]) in _LINEAR and not has_hooks(operations[first - 1]):
-        first -= 1
-    return first
 
 
 def _same(some: Any, other: Any) -> bool:

@@ -14,6 +14,7 @@ from dtp.feedback import (
     forward_with_context,
     register_feedback,
 )
+from dtp.feedback.operations import MaxUnpool
 from dtp.models import MLP, VGG, LeNet
 
 from .helpers import LAYERS, MAPS, OF_MAPS, storages, task, undo
@@ -239,6 +240,17 @@ def test_difference_is_that_of_two_evaluations_of_channels_last_maps(name):
     one = task(name, memory_format=torch.channels_last)
     target = one.s_out + torch.randn_like(one.s_out)
     assert_difference_is_that_of_two_evaluations(one.feedback, target, one.s_out, one.context)
+
+
+def test_a_difference_is_taken_before_what_is_linear_so_that_it_is_unpooled_once(monkeypatch):
+    layer = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ELU(), nn.MaxPool2d(3, 2)).double()
+    feedback = undo(layer, MAPS)
+    s_out, context = forward_with_context(layer, torch.randn(4, *MAPS, dtype=torch.float64))
+    unpooled = []
+    forward = MaxUnpool.forward
+    monkeypatch.setattr(MaxUnpool, "forward", lambda self, y, context: unpooled.append(y) or forward(self, y, context))
+    feedback.difference(s_out + 1, s_out, context)
+    assert [tuple(y.shape) for y in unpooled] == [tuple(s_out.shape)]
 
 
 @pytest.mark.parametrize(

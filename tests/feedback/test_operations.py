@@ -21,7 +21,7 @@ from dtp.feedback import (
     operations,
     register_feedback,
 )
-from dtp.feedback.operations import last_at_each, windows_overlap
+from dtp.feedback.operations import last_at_each, sum_over_images, windows_overlap
 
 from .helpers import undo
 from .reference import last_wins
@@ -550,6 +550,14 @@ def test_unpooled_images_are_summed_without_being_made(pool, unpool, layout, mon
     if unpool == "add" or not windows_overlap(pool):
         monkeypatch.setattr(type(unpooling), "forward", None)
     torch.testing.assert_close(unpooling.summed(y, context[0]), expected, **exact)
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 8, 9), (5, 1, 8, 9), (5, 3, 1, 1), (5, 3, 8), (5, 3)])
+def test_images_are_summed_alike_in_either_layout(shape):
+    x = torch.randint(9, shape).float()
+    assert torch.equal(sum_over_images(x), x.sum(0))
+    if len(shape) == 4:
+        assert torch.equal(sum_over_images(x.to(memory_format=torch.channels_last)), x.sum(0))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
