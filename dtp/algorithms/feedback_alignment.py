@@ -13,6 +13,7 @@ from dtp.feedback import is_elementwise, layer_operations
 from dtp.feedback.backward import AffineOperation, BackwardMaps
 from dtp.feedback.initial import deviation, fans, init_map
 from dtp.feedback.noise import seeded_generator
+from dtp.feedback.operations import sum_over_images
 from dtp.models.network import Network
 from dtp.models.precision import full_precision, no_autocast
 
@@ -200,7 +201,7 @@ class WeightMirror(FA):
             )
             response = operation.module(xi) - operation.module(torch.zeros_like(xi[:1]))
             response = self._function_after(operation)(response)
-            response = response - response.mean(0)
+            response = response - sum_over_images(response) / len(response)
             # A weight that is shared over positions answers in each of them; at the border of a map, in fewer.
             ones = torch.ones_like(response[:1]), torch.ones_like(xi[:1])
             positions = operation.backward_map.weight_gradient(*ones).clamp_(min=1)
