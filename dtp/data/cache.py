@@ -3,11 +3,11 @@
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dtp.errors import UserError, user_path
-from dtp.system.files import temporary_beside
+from dtp.system.files import replaced_when_whole
 from dtp.system.locks import locked
 
 
@@ -98,13 +98,10 @@ def written_atomically(path: Path) -> Iterator[Path]:
         UserError: the file system refuses (full, read-only).
     """
     # Processes on several machines may write the same file at once: each its own copy, the last rename wins.
-    temporary = temporary_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
+        with replaced_when_whole(path) as temporary:
+            yield temporary
     except OSError as error:
-        raise UserError(f"{path} could not be written ({error}); free space there or choose another folder.") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+        why = error.strerror or error
+        raise UserError(f"{path} could not be written ({why}); free space there or choose another folder.") from error

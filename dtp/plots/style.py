@@ -5,12 +5,11 @@ Matplotlib is imported only when a figure is made, because the import takes a se
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtp.system.files import temporary_beside
+from dtp.system.files import replaced_when_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,16 +53,12 @@ def save_figure(figure: Figure, path: Path) -> None:
     import numpy as np
     from PIL import Image
 
-    temporary = temporary_beside(path)
-    try:
-        figure.canvas.draw()
-        # 256 colours are plenty for lines on white, and a third of the bytes.
-        canvas: Any = figure.canvas
-        picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(256)
+    figure.canvas.draw()
+    # 256 colours are plenty for lines on white, and a third of the bytes.
+    canvas: Any = figure.canvas
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB").quantize(256)
+    with replaced_when_whole(path) as temporary:
         picture.save(temporary, format="png", optimize=True, dpi=(DPI, DPI))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def color(i: int) -> Any:

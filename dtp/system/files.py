@@ -7,6 +7,8 @@ import json
 import os
 import re
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,25 +27,40 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f"{stem}.{os.getpid()}{SUFFIX}")
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write a file under a temporary name, then rename it: readers see the old content or the new, never a part.
+@contextmanager
+def replaced_when_whole(path: Path) -> Iterator[Path]:
+    """A temporary path beside ``path`` to write to; at the end it takes the place of ``path``, or goes if that fails.
 
     Raises:
         OSError: of ``path``, not of the temporary name.
     """
-    temporary = temporary_beside(path)
+    temporary = None
     try:
-        with temporary.open("wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
+        temporary = temporary_beside(path)
+        yield temporary
         temporary.replace(path)
     except OSError as error:
-        # Of the name that the user knows; of a full disk there is none.
-        error.filename, error.filename2 = str(path), None
+        # What the system says of a full disk has no name at all.
+        if error.errno is not None and (error.filename is None or str(error.filename).endswith(SUFFIX)):
+            error.filename, error.filename2 = str(path), None
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        # On a disk that only reads, even what is not there cannot be removed.
+        with suppress(OSError):
+            if temporary is not None:
+                temporary.unlink()
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write a file under a temporary name, then rename it: readers see the old content or the new, never a part.
+
+    Raises:
+        OSError: of ``path``.
+    """
+    with replaced_when_whole(path) as temporary, temporary.open("wb") as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def write_json(path: Path, content: Any) -> None:

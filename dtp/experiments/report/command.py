@@ -130,7 +130,7 @@ def _writing(path: Path, flag: str) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error}); give another {flag}.") from error
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); give another {flag}.") from error
 
 
 def _board(options: argparse.Namespace) -> int:
