@@ -253,6 +253,15 @@ def test_a_difference_is_taken_before_what_is_linear_so_that_it_is_unpooled_once
     assert [tuple(y.shape) for y in unpooled] == [tuple(s_out.shape)]
 
 
+def test_a_difference_is_taken_after_what_a_hook_makes_of_an_unpooling():
+    layer = nn.Sequential(nn.Conv2d(2, 4, 3), nn.ELU(), nn.MaxPool2d(3, 2)).double()
+    feedback = undo(layer, MAPS)
+    unpooling = next(operation for operation in feedback.operations if type(operation) is MaxUnpool)
+    unpooling.register_forward_hook(lambda module, args, output: output.square())
+    s_out, context = forward_with_context(layer, torch.randn(4, *MAPS, dtype=torch.float64))
+    assert_difference_is_that_of_two_evaluations(feedback, s_out + torch.randn_like(s_out), s_out, context)
+
+
 @pytest.mark.parametrize(
     "layer",
     [
