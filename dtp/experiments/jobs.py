@@ -80,8 +80,8 @@ class Job:
         saved = self.folder / CONFIG_FILE
         if saved.is_file():
             values = read_yaml(saved)
-            advice = "change it back, or give another folder for all runs"
-            require_same_configuration(self.folder, values, config, advice)
+            begin = "give another folder for all runs (--output; --study of a search)"
+            require_same_configuration(self.folder, values, config, "change that back", begin)
             self._require_same_test(values, config)
         return config
 
@@ -221,7 +221,7 @@ class _Pool:
                 self._tell_of(process)
                 if self.excuses is not None:
                     self.excuses = None if process.job.has_begun else [*self.excuses, process.job.failure]
-        if self.more and self.excuses and len(self.excuses) > 1 and len(set(self.excuses)) == 1:
+        if self.more and self.excuses and self.excuses[0] and self.excuses[1:] and len(set(self.excuses)) == 1:
             self.more = False
             self.tell("The others would fail alike, and are not begun.")
 
@@ -236,7 +236,7 @@ class _Pool:
         """Stop all processes, which write checkpoints; returns the exception to raise."""
         for process in _stop(self.running.values()):
             self._tell_of(process)
-        done = sum(state == "finished" for state in self.states.values())
+        done = sum(state == "finished" for state in self.states_by_now().values())
         return Stopped(
             f"Stopped by {stop_request.name}; {done} of {len(self.states)} runs have finished. The same command goes "
             "on."
@@ -321,7 +321,7 @@ class _Process:
             state, text = "finished", _result(Run(self.job.folder).summary or {})
         elif status == 2 and (self.job.failure or (said and not self.job.has_begun)):
             # A run that diverges has noted so itself. With other mistakes, a full disk say, it may go on another time.
-            state, text = "failed", f"failed: {said.removeprefix('error: ')}"
+            state, text = "failed", f"failed: {said.removeprefix('error: ') or self.job.failure}"
             if not self.job.failure:
                 self.job.folder.mkdir(parents=True, exist_ok=True)
                 write_failure(self.job.folder, said.removeprefix("error: "))

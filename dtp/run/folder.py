@@ -256,30 +256,31 @@ def differing_options(saved: dict[str, Any], config: Config) -> dict[str, tuple[
     }
 
 
-def require_same_configuration(what: Path, saved: dict[str, Any], config: Config, advice: str = "") -> None:
+def require_same_configuration(
+    what: Path, saved: dict[str, Any], config: Config, go_on: str = "", begin: str = ""
+) -> None:
     """Raise UserError if ``config`` would compute something else than ``saved``, the configuration of ``what``.
 
     Args:
         what: a run folder or a checkpoint.
         saved: its options by name.
         config: what is asked for now.
-        advice: what the user can do about it, where that is not ``--resume`` or another ``--run-dir``.
+        go_on: how the user goes on with what there is (default: with ``--resume``).
+        begin: how the user begins another (default: with another ``--run-dir``).
     """
-    new_run = "start a new run with another --run-dir"
+    go_on = go_on or f"a resumed run keeps its configuration: go on with --resume {shlex.quote(str(what))} alone"
+    begin = begin or "start a new run with another --run-dir"
     different = differing_options(saved, config)
     for name in ("algo", "model", "data", *sorted(different)):
         if name in different:
             before, now = different[name]
             # None where no value stands for what versions did that had no such option.
             if name not in saved and before is None:
-                raise UserError(
-                    f"{what} was made before {flag(name)} existed, and computed otherwise; {advice or new_run}."
-                )
+                raise UserError(f"{what} was made before {flag(name)} existed, and computed otherwise; {begin}.")
             why = ", and its learning rate follows a schedule over all of them" if name == "max_epochs" else ""
             raise UserError(
-                f"{what} was made with {flag(name)} {_as_typed(before)}, not {_as_typed(now)}{why}; a resumed "
-                "run keeps its configuration: "
-                f"{advice or f'go on with --resume {shlex.quote(str(what))} alone, or {new_run}'}."
+                f"{what} was made with {flag(name)} {_as_typed(before)}, not {_as_typed(now)}{why}; "
+                f"{go_on}, or {begin}."
             )
 
 

@@ -140,6 +140,9 @@ def test_a_run_that_ends_without_a_word_is_no_mistake_of_its_options(here, monke
     said = []
     assert run_jobs([missing], tell=said.append) == {Path("run"): "broken"}
     assert said[-1] == "[1/1] run ended with status 2: it said nothing (run.log)"
+    # Nor is silence a reason that the others share.
+    jobs = [Job(Path(f"run{i}"), {**missing.options, "seed": i}) for i in range(3)]
+    assert set(run_jobs(jobs, 1, tell=said.append).values()) == {"broken"}
 
 
 def test_gpus_are_those_of_the_environment(monkeypatch):

@@ -15,7 +15,7 @@ from dtp.cli.commands import CommandParser, command_line, command_words, run_com
 from dtp.cli.config import as_arguments
 from dtp.errors import UserError
 from dtp.experiments.jobs import MOST_AT_ONCE, Job, run_jobs
-from dtp.experiments.sweep.plan import SWEEPS, Sweep, read_sweep, require_metrics, sweep_path
+from dtp.experiments.sweep.plan import SWEEPS, Sweep, read_sweep, require_metrics, require_seeds, sweep_path
 from dtp.fields import flag
 from dtp.run.provenance import recorded, without_places
 from dtp.system.files import write_atomically
@@ -58,8 +58,7 @@ def _sweep(argv: Sequence[str]) -> int:
     path = sweep_path(options.sweep)
     sweep = read_sweep(path)
     if options.seeds:
-        if len(set(options.seeds)) < len(options.seeds) or min(options.seeds) < 0:
-            raise UserError(f"--seeds: expected different whole numbers from 0, found {options.seeds}.")
+        require_seeds("--seeds", options.seeds)
         sweep = replace(sweep, seeds=options.seeds)
     folder = options.output or SWEPT / sweep.name
     jobs = sweep.jobs(folder, extra_options(words))

@@ -33,9 +33,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dtp.cli.config import comment_of, load_yaml, with_underscores
+from dtp.cli.config import RunOptions, comment_of, load_yaml, with_underscores
 from dtp.errors import UserError, user_path
 from dtp.experiments.jobs import Job
+from dtp.fields import said_of
 from dtp.registry import did_you_mean, ended
 
 SWEEPS = Path(__file__).parent / "named"
@@ -159,6 +160,17 @@ class Sweep:
                 )
 
 
+def require_seeds(where: str, seeds: Any) -> None:
+    """Raise UserError unless ``seeds``, of the file or the option ``where``, are seeds of runs, each once."""
+    limits = said_of(RunOptions, "seed", "range")
+    if not isinstance(seeds, list) or not seeds or not all(type(s) is int and limits.holds(s) for s in seeds):
+        raise UserError(
+            f"{where}: expected a list of whole numbers from {limits.least} to {limits.most}, found {seeds!r}."
+        )
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"{where}: expected each number once, found {seeds}.")
+
+
 def sweep_path(name: str) -> Path:
     """The file that ``name`` means: a path, or the name of one of ours.
 
@@ -215,10 +227,7 @@ def read_sweep(path: Path) -> Sweep:
         twice = next(folder for folder in folders if folders.count(folder) > 1)
         raise UserError(f"{path}: two settings would share the folder {twice!r}; give their variants other names.")
     seeds = content.get("seeds", [0])
-    if not isinstance(seeds, list) or not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds):
-        raise UserError(f"{path}: seeds: expected a list of whole numbers from 0, found {seeds!r}.")
-    if len(set(seeds)) < len(seeds):
-        raise UserError(f"{path}: seeds: expected each number once, found {seeds}.")
+    require_seeds(f"{path}: seeds", seeds)
     title = content.get("title", path.stem)
     figure = _figure(path, content.get("figure"), [str(variant) for variant in variants], grid)
     return Sweep(path.stem, str(title), comment_of(text), points, seeds, figure)

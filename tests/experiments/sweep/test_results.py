@@ -90,7 +90,8 @@ def test_a_finished_run_without_its_configuration_is_told(here):
 def test_a_run_of_another_configuration_is_not_mixed_in(here):
     sweep, _ = finished(here)
     # It names what a sweep has: no --resume and no --run-dir.
-    with pytest.raises(UserError, match="was made with --lr .*: change it back, or give another folder for all runs.$"):
+    advice = r"change that back, or give another folder for all runs \(--output; --study of a search\)\.$"
+    with pytest.raises(UserError, match=f"was made with --lr .*, not 0.9; {advice}"):
         collect(sweep, sweep.jobs(here / "out", {"lr": "0.9"}))
 
 
