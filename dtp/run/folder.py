@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -339,8 +339,12 @@ def resume_words(folder: Path) -> str:
         saved = read_yaml(folder / CONFIG_FILE)
     except UserError:
         saved = {}
-    own = any(":" in str(saved.get(name, "")) for name in ("algo", "model", "data"))
-    return f"--resume {shlex.quote(str(folder))}{' --trust' if own else ''}"
+    return shlex.join(["--resume", str(folder), *trust_words(saved)])
+
+
+def trust_words(values: Mapping[str, Any]) -> list[str]:
+    """``--trust`` where a configuration names a class of the user's own, which is not run for a file alone."""
+    return ["--trust"] if any(":" in str(values.get(name, "")) for name in ("algo", "model", "data")) else []
 
 
 def how_to_go_on(folder: Path) -> str:

@@ -29,7 +29,7 @@ from dtp.experiments.search.study import (
     short_arguments,
 )
 from dtp.fields import MOST_OFTEN, flag
-from dtp.run.folder import saved_options
+from dtp.run.folder import saved_options, trust_words
 from dtp.run.provenance import recorded
 
 SEARCHES = Path("runs") / "search"
@@ -191,9 +191,7 @@ def _conclude(study: Study, preset: Path | None) -> int:
         print(f"Best: {study.folder / best.folder}, {result_of(study.folder / best.folder).get('result', '')}")
         if preset is not None:
             write_preset(preset, study, best)
-            # A rule, network or dataset of the user's own that a file names alone is not run otherwise.
-            trust = ["--trust"] if any(":" in str(study.given[part]) for part in ("algo", "model", "data")) else []
-            train = shlex.join([*command_words("train"), "--config", str(preset), *trust])
+            train = shlex.join([*command_words("train"), "--config", str(preset), *trust_words(study.given)])
             print(f"{preset} written; train with: {train}")
         from dtp.experiments.search.figure import draw_studies
 
