@@ -221,7 +221,9 @@ class _Pool:
                 self._tell_of(process)
                 if self.excuses is not None:
                     self.excuses = None if process.job.has_begun else [*self.excuses, process.job.failure]
-        if self.more and self.excuses and self.excuses[0] and self.excuses[1:] and len(set(self.excuses)) == 1:
+        excuses = self.excuses or []
+        # Silence is no reason that the others share.
+        if self.more and len(excuses) > 1 and len(set(excuses)) == 1 and all(excuses):
             self.more = False
             self.tell("The others would fail alike, and are not begun.")
 
