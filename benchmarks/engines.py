@@ -189,6 +189,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     parser.add_argument("more", nargs="*", help="further options of --algo dtp, after --")
     o = parser.parse_args()
+    if o.iterations and (o.captured or o.bf16):
+        parser.error("--iterations: expected without --captured and --bf16, for it measures one form of a batch")
     keep_freed_memory()
     o.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     choose_algorithms(o.device, o.tf32)
