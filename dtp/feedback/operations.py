@@ -515,10 +515,7 @@ def _positions_first(x: Tensor) -> Tensor:
 
 
 def sum_over_images(x: Tensor) -> Tensor:
-    """``x.sum(0)``, (B, ...) -> (...); of channels-last maps in the order of the memory.
-
-    There torch's own sum takes twenty times as long on a CPU.
-    """
+    """``x.sum(0)``, (B, ...) -> (...); of channels-last maps in the order of the memory, where torch's own is slow."""
     return _positions_first(x).sum(0).t().unflatten(1, x.shape[2:]) if channels_last(x) else x.sum(0)
 
 
