@@ -23,6 +23,7 @@ declare -A NAMES=(
     [dtp-vgg]="--config dtp_vgg_cifar10"
     [dtp-vgg-fixed]="--config dtp_vgg_cifar10 --routing fixed"
     [dtp-vgg-cheap]="--config dtp_vgg_cifar10_cheap"
+    [dtp-vgg-tracking]="--config dtp_vgg_cifar10_tracking"
     [dtp-vgg-expected]="--config dtp_vgg_cifar10_expected"
     [dtp-vgg-no-lag]="--config dtp_vgg_cifar10_expected --feedback-iterations inf"
     [bp-lenet-cifar10]="--algo bp --config bp_lenet_cifar10"

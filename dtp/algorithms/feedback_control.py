@@ -618,11 +618,12 @@ class StrongDFC(DFCSS):
                     f"--{flag.replace('_', '-')}: expected at least the steps of the simulations, {steps}, found "
                     f"{getattr(o, flag)}."
                 )
-        if self.single_phase and (o.schedule == "alternating" or o.extra_feedback_epochs or o.feedback_apical_time):
+        apart = o.schedule in ("alternating", "warmup") or o.extra_feedback_epochs
+        if self.single_phase and (apart or o.feedback_apical_time):
             raise UserError(
                 "--steady-state single-phase: expected both kinds of weights to learn in every batch, from feedback "
-                "that arrives at once; leave out --schedule alternating and --extra-feedback-epochs, and give "
-                "--feedback-apical-time 0."
+                "that arrives at once; leave out --extra-feedback-epochs, and give --schedule sequential or parallel "
+                "and --feedback-apical-time 0."
             )
 
     @property

@@ -19,12 +19,14 @@ class FeedbackSchedule:
         warmup_epochs: epochs at the start that do.
         extra_epochs: epochs that do after each epoch of the forward weights.
         alternating: whether epochs train one kind of weights and the other in turn, the feedback's first.
+        warmup_only: whether nothing but the warm-up trains the feedback weights.
     """
 
     warmup: int = 0
     warmup_epochs: int = 0
     extra_epochs: int = 0
     alternating: bool = False
+    warmup_only: bool = False
 
     @classmethod
     def of(cls, options: Any) -> FeedbackSchedule:
@@ -35,6 +37,7 @@ class FeedbackSchedule:
             by_name.get("feedback_warmup_epochs") or 0,
             by_name.get("extra_feedback_epochs") or 0,
             by_name.get("schedule") == "alternating",
+            by_name.get("schedule") == "warmup",
         )
 
     @property
@@ -60,7 +63,7 @@ class FeedbackSchedule:
         if self.warms_up(epoch, batch):
             return True, False
         forward = self._has_turn(epoch)
-        return not (self.alternating and forward), forward
+        return not (self.alternating and forward or self.warmup_only), forward
 
     def _has_turn(self, epoch: int) -> bool:
         """Whether an epoch is one of the forward weights, but for a warm-up in batches."""

@@ -87,9 +87,15 @@ class TargetPropagation(LocalTargets):
                 "--feedback-beta2, --feedback-eps: expected --feedback-optimizer adam, rmsprop or lee-rmsprop, found "
                 "sgd; leave them out."
             )
-        if o.extra_feedback_epochs and o.schedule == "alternating":
+        if o.extra_feedback_epochs and o.schedule in ("alternating", "warmup"):
             raise UserError(
-                "--extra-feedback-epochs: --schedule alternating has such epochs already; use one of the two."
+                f"--extra-feedback-epochs: --schedule {o.schedule} says which epochs train the feedback weights alone; "
+                "use one of the two."
+            )
+        if o.schedule == "warmup" and not (o.feedback_warmup or o.feedback_warmup_epochs):
+            raise UserError(
+                "--schedule warmup: expected --feedback-warmup or --feedback-warmup-epochs above 0, which alone train "
+                "the feedback weights then, found 0."
             )
         self.engine = FeedbackEngine(o.engine, o.feedback_memory << 20, stops_early=self.stop_distance > 0)
         self.engine.choose(self.device, self._steps_directly())

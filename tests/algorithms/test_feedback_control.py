@@ -436,6 +436,7 @@ def test_fixed_feedback_stays_as_it_is_and_turns_hidden_updates_to_backprops(tan
     [
         ({}, [(True, True)] * 4),
         ({"schedule": "alternating"}, [(True, False), (False, True)] * 2),
+        ({"schedule": "warmup", "feedback_warmup_epochs": 1}, [(True, False)] + [(False, True)] * 3),
         ({"feedback_warmup_epochs": 1, "extra_feedback_epochs": 1}, [(True, False), (False, True)] * 2),
     ],
 )

@@ -19,6 +19,8 @@ WRITTEN_OUT = [
     ({"extra_feedback_epochs": 1}, "BBBB FFFF BBBB FFFF BBBB"),
     ({"extra_feedback_epochs": 2, "feedback_warmup_epochs": 1}, "FFFF BBBB FFFF FFFF BBBB"),
     ({"extra_feedback_epochs": 1, "feedback_warmup": 5}, "FFFF FFFF BBBB FFFF BBBB"),
+    ({"schedule": "warmup", "feedback_warmup": 5}, "FFFF FWWW WWWW WWWW WWWW"),
+    ({"schedule": "warmup", "feedback_warmup_epochs": 1}, "FFFF WWWW WWWW WWWW WWWW"),
     ({"feedback_warmup": 5}, "FFFF FBBB BBBB BBBB BBBB"),
     ({"feedback_warmup": 3, "feedback_warmup_epochs": 1}, "FFFF BBBB BBBB BBBB BBBB"),
     ({"feedback_warmup": 7, "feedback_warmup_epochs": 1}, "FFFF FFFB BBBB BBBB BBBB"),

@@ -439,6 +439,22 @@ def test_kolen_pollack_tracking_keeps_the_distance_of_the_feedback_to_the_transp
         torch.testing.assert_close(v - w, distance, rtol=0, atol=1e-14)
 
 
+@pytest.mark.parametrize("settings", [{}, {"probes": "expected", "routing": "fixed"}])
+def test_feedback_that_is_trained_in_its_warm_up_alone_follows_the_forward_weights_afterwards(mlp, settings):
+    rule = make("dtp", mlp, feedback_tracking="kolen-pollack", schedule="warmup", feedback_warmup=1, **settings)
+    pairs = [pair for found in rule.feedback_weights().values() for pair in found]
+    first, forward = [v.clone() for v, _ in pairs], state(rule.network)
+    rule.training_batch(*make_batch(mlp))
+    assert not any(torch.equal(v, old) for (v, _), old in zip(pairs, first, strict=True))
+    assert same(forward, rule.network.state_dict())
+    distances = [v - w.clone() for v, w in pairs]
+    for _ in range(2):
+        rule.training_batch(*make_batch(mlp))
+    assert not same(forward, rule.network.state_dict())
+    for (v, w), distance in zip(pairs, distances, strict=True):
+        torch.testing.assert_close(v - w, distance, rtol=0, atol=1e-6)
+
+
 def test_without_tracking_feedback_weights_stay_where_they_are_without_iterations(mlp):
     rule = make("dtp", mlp, feedback_iterations=[0])
     before = state(rule.feedback)

@@ -291,6 +291,7 @@ MISTAKES = [
         --feedback-stop-distance 0.3 --engine literal
         --feedback-iterations inf
         --extra-feedback-epochs 1 --schedule alternating
+        --schedule warmup
         --algo gait --model mlp
         --algo chl --model lenet
         --model vgg

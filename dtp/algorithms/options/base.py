@@ -23,7 +23,7 @@ rule = ALGORITHMS.register
 
 # torch's SGD, Adam and RMSprop; the centred RMSprop with momentum of Lee's code.
 OptimizerName = Literal["sgd", "adam", "rmsprop", "lee-rmsprop"]
-Schedule = Literal["sequential", "parallel", "alternating"]
+Schedule = Literal["sequential", "parallel", "alternating", "warmup"]
 
 
 @dataclass
@@ -119,7 +119,8 @@ class TargetPropagationOptions(TargetOptions):
     # 1994), so that those follow between their own iterations (kolen-pollack), or not (no, as published).
     feedback_tracking: Literal["no", "kolen-pollack"] = option("no", before="no")
     # Order of the two phases: feedback first in every batch (sequential), both from the same activations and old
-    # weights (parallel), or whole epochs of one and the other in turn (alternating; an epoch is one pass of either).
+    # weights (parallel), whole epochs of one and the other in turn (alternating; an epoch is one pass of either), or
+    # feedback in its warm-up alone (warmup).
     schedule: Schedule = "sequential"
     # Batches at the start of a run that train the feedback weights alone, 0 or more.
     feedback_warmup: int = option(0, least=0)

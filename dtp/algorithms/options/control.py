@@ -27,7 +27,7 @@ class ControlOptions(TargetPropagationOptions):
     # above (symmetric), which with --feedback-iterations 0 is the published fixed feedback.
     feedback_init: Literal["random", "symmetric"] = "random"
     # Epochs after each epoch of the forward weights that train the feedback weights alone, 0 or more; they count
-    # towards --max-epochs. With 0, and no alternating schedule, every batch trains both.
+    # towards --max-epochs. With 0, and --schedule sequential or parallel, every batch trains both.
     extra_feedback_epochs: int = 0
     # Without effect: maps from the output pass by residual units and pooling.
     residual_gate: Literal["forward"] = "forward"
