@@ -67,7 +67,7 @@ def make(name: str, o: argparse.Namespace, part: float = 1.0) -> Algorithm:
             config.algo.probes, config.algo.routing = "expected", "fixed"
         else:
             config.algo.engine = "literal" if name == "published" else name
-        config.algo.feedback_iterations = [max(1, round(part * k)) for k in config.algo.feedback_iterations]
+        config.algo.feedback_iterations = [k and max(1, round(part * k)) for k in config.algo.feedback_iterations]
     torch.manual_seed(0)
     network = MODELS.resolve(o.model).load()(config.model, o.shape, o.classes)
     kind = Published if name == "published" else ALGORITHMS.resolve(config.run.algo).load()

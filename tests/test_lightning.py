@@ -217,6 +217,33 @@ def test_a_run_that_is_continued_has_the_weights_of_one_that_was_not_stopped(tmp
     assert same(weights(whole), weights(second)) and not same(weights(whole), weights(first))
 
 
+@row("`fit(ckpt_path=...)`")
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_checkpoint_of_the_last_batch_of_an_epoch_has_the_rate_of_the_next(tmp_path, epoch):
+    whole, again = rule(), rule(seed=9)
+    first, second = EachEpoch(tmp_path), EachEpoch(tmp_path / "again")
+    trainer(tmp_path, max_epochs=4, callbacks=[first]).fit(whole, loader())
+    assert len({*first.rates}) == 4
+    trainer(tmp_path, max_epochs=4, callbacks=[second]).fit(again, loader(), ckpt_path=tmp_path / f"{epoch}.ckpt")
+    assert second.rates == first.rates[epoch:]
+    assert same(weights(whole), weights(again))
+
+
+class EachEpoch(C.Callback):
+    """Notes the forward rate of its first batch, and saves a checkpoint after its last."""
+
+    def __init__(self, folder):
+        self.folder, self.rates = folder, []
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 0:
+            self.rates.append(pl_module.forward_optimizer.param_groups[0]["lr"])
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.is_last_batch:
+            trainer.save_checkpoint(self.folder / f"{trainer.current_epoch + 1}.ckpt")
+
+
 class StopAfter(C.Callback):
     def __init__(self, epochs: int):
         self.epochs = epochs

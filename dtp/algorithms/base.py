@@ -445,14 +445,17 @@ class Algorithm(TaskModule, metaclass=RuleType):
         # Here, not in a hook after the batch: a checkpoint of this batch is written by such a hook, and the row at its
         # step must be there before it.
         every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] (its connectors set it)
-        window = every and (batch_idx + 1) % every == 0
-        if window or self.trainer.is_last_batch:
+        last = self.trainer.is_last_batch
+        if last or (every and (batch_idx + 1) % every == 0):
             # For callbacks: means of the epoch so far, which stay on the device.
             for name, value in self._totals.epoch_means.tensors().items():
                 self.log(f"train/{name}", value, on_step=True, on_epoch=False, logger=False, sync_dist=self._shares > 1)
-        if window:
             self._log_window()
+        # Manual optimization steps no schedule. As Lightning does for others: the rate of the next epoch is in a
+        # checkpoint of the last batch, and schedules that watch a metric wait for those of the epoch's end.
         self._step_schedules("step", self.global_step)
+        if last:
+            self._step_schedules("epoch", self.current_epoch + 1)
 
     def _learn(self, x: Tensor, y: Tensor) -> tuple[tuple[str, ...], Tensor]:
         """Learn from a batch. Returns the names of what is logged of it and the values, (len(names),)."""
@@ -534,12 +537,12 @@ class Algorithm(TaskModule, metaclass=RuleType):
                 **({} if self.captures else {"train/feedback_share": progress["feedback_share"]}),
             }
         )
-        # Manual optimization steps no schedule; here the new rate is in the checkpoint that the epoch's end writes.
         self._step_schedules("epoch", self.current_epoch + 1, {f"train/{name}": v for name, v in found.items()})
 
     def _step_schedules(self, interval: str, count: int, found: Mapping[str, float] | None = None) -> None:
+        """Step those that are due; in intervals of epochs, with what was ``found`` in one those that watch a metric."""
         for schedule in self._schedules:
-            if not schedule.is_due(interval, count):
+            if not schedule.is_due(interval, count) or interval == "epoch" and schedule.watches == (found is None):
                 continue
             value = schedule.value({**self.trainer.callback_metrics, **(found or {})}) if schedule.watches else None
             if schedule.watches and value is None:
