@@ -93,7 +93,9 @@ def _names() -> dict[str, str]:
 
 
 def __getattr__(name: str) -> Any:
-    # Of what Python itself asks for, nothing is here, and nothing need be imported to say so.
+    if name == "__all__":
+        return sorted(_names())
+    # Of what else Python itself asks for, nothing is here, and nothing need be imported to say so.
     found = None if name.startswith("__") else _names().get(name)
     if found is None:
         raise AttributeError(f"module 'dtp' has no attribute {name!r}")

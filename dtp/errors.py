@@ -68,8 +68,10 @@ def user_path(text: str | Path) -> Path:
     """The path that the user means, where ``~`` is a home folder.
 
     Raises:
-        UserError: there is no user of that name.
+        UserError: it is no path, or there is no user of that name.
     """
+    if not isinstance(text, str | Path):
+        raise UserError(f"Expected a path, found {type(text).__name__}.")
     try:
         return Path(text).expanduser()
     except RuntimeError as error:

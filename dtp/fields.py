@@ -208,7 +208,8 @@ def require_range(cls: type, name: str, value: Any) -> None:
     if limits is None:
         return
     for number in value if many else [value]:
-        if number is not None and not limits.holds(number):
+        # No number where a class of the user's declares the option anew with another type.
+        if number is not None and not (isinstance(number, int | float) and limits.holds(number)):
             raise UserError(f"{flag(name)}: expected {limits.words(many)}, found {number}.")
 
 

@@ -154,3 +154,12 @@ def test_a_wrong_choice_is_told_in_the_words_of_the_command_line(option, value):
     with pytest.raises(UserError) as here:
         made(ALGORITHMS.resolve("bp").load_options(), None, {option: value}, "BP")
     assert str(here.value) == str(there.value) and "expected one of" in str(here.value)
+
+
+def test_an_option_declared_anew_as_text_is_told_with_the_numbers_that_it_must_have():
+    @dataclass
+    class Text(Options):
+        rate: str = "a"
+
+    with pytest.raises(UserError, match="--rate: expected a number above 0 and up to 1, found a"):
+        checked(Text())

@@ -15,8 +15,10 @@ from torch import nn
 
 import dtp
 from dtp.algorithms import ALGORITHMS
+from dtp.algorithms import CLASSES as RULES
 from dtp.algorithms.options import AlgorithmOptions, DTPOptions
 from dtp.errors import UserError
+from dtp.models import CLASSES as NETWORKS
 from dtp.models import MODELS
 from tests import listed
 
@@ -67,6 +69,12 @@ def test_what_is_not_there_is_an_attribute_error():
         from dtp import DTQ  # noqa: F401
 
 
+def test_a_star_imports_every_rule_and_network():
+    names: dict[str, object] = {}
+    exec("from dtp import *", names)
+    assert names.keys() >= {*RULES, *NETWORKS, "train", "load"}
+
+
 @pytest.mark.parametrize("cls", [dtp.DTP, dtp.BP, dtp.FA, dtp.DRL, dtp.DFA])
 def test_options_by_keyword_are_those_of_the_dataclass(cls):
     by_name, by_class = cls(plain(), lr=0.3), cls(plain(), cls.Options(lr=0.3))
@@ -86,6 +94,7 @@ def test_keywords_beat_the_options_that_are_given_with_them():
         ({"optimizer": "adamw"}, "--optimizer: expected one of sgd, adam, rmsprop, lee-rmsprop; found 'adamw'"),
         ({"lr_schedule": "consine"}, "--lr-schedule: expected one of constant, cosine, step; found 'consine'"),
         ({"beta": 0}, "--beta: expected a number above 0, found 0"),
+        ({"noise": [1e-30]}, "--noise: expected a scale with a usual feedback rate, found 1e-30"),
         ({"lr": "fast"}, "--lr: expected a number, found 'fast'"),
         ({"metrics": 3}, "metrics: expected torchmetrics"),
         ({"batch": 3}, "batch: expected a function .* found a value of type int"),

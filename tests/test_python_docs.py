@@ -67,6 +67,14 @@ def test_measuring_changes_nothing_and_knows_backprop_from_others():
     assert fa[1].angle > 5 and fa[2].angle < 1e-4
 
 
+def test_measures_of_no_images_are_refused():
+    rule, (x, y) = dtp.BP(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))), clusters(20)
+    with pytest.raises(dtp.UserError, match="alignment: expected a batch with images"):
+        dtp.alignment(rule, (x[:0], y[:0]))
+    with pytest.raises(dtp.UserError, match="linear_probes: expected at least 1 of the images, found 0"):
+        dtp.linear_probes(rule, [(x, y)], [(x, y)], images=0)
+
+
 @pytest.mark.parametrize("measure", [dtp.alignment, lambda found, batch: dtp.linear_probes(found, [batch], [batch])])
 def test_a_network_alone_is_no_rule(measure):
     with pytest.raises(dtp.UserError, match="expected a rule, found a value of type Linear; make one of a network"):

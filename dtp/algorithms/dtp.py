@@ -109,15 +109,17 @@ class DTP(TargetPropagation):
     def _advise_on_samples(self) -> None:
         """Say where a first term is drawn from too few samples, which leads feedback weights astray."""
         forms = {n: self._expected(n) for n in self.trained_feedback if self.feedback_iterations[n]}
-        drawn = [n for n, form in forms.items() if form is not None and form.drawn]
+        drawn = {n: form.drawn for n, form in forms.items() if form is not None and form.drawn}
         # Their mean error falls with the root of the samples; as many as the published iterations make it that of the
         # sampled rule.
         if drawn and self.options.noise_samples < 16:
             layers = ("layers " if len(drawn) > 1 else "layer ") + ", ".join(map(str, drawn))
+            fixed = "use --routing fixed, or" if self.options.routing == "noisy" else "use"
             warnings.warn(
                 f"--probes expected: the first term of {layers} is drawn from {self.options.noise_samples} noise "
-                "samples once per batch, which can lead the feedback astray and make training diverge; use --routing "
-                "fixed, or about as many --noise-samples as the sampled rule has iterations.",
+                f"samples once per batch ({'; '.join(dict.fromkeys(drawn.values()))}), which can lead the feedback "
+                f"astray and make training diverge; {fixed} about as many --noise-samples as the sampled rule has "
+                "iterations.",
                 stacklevel=2,
             )
 

@@ -516,7 +516,14 @@ class TargetPropagation(LocalTargets):
         # Locally connected weights are not shared between positions.
         local = any(isinstance(module, LocallyConnected2d) for module in self.network[n].modules())
         positions = 1 if local else self.network.shapes[n][1:].numel()
-        return 1e-3 / (self.noise[n] ** 2 * positions)
+        rate = 1e-3 / (self.noise[n] ** 2 * positions)
+        # Its step would overflow in float32.
+        if rate > 1e30:
+            raise UserError(
+                f"--noise: expected a scale with a usual feedback rate, found {self.noise[n]:g}, whose would be "
+                f"{rate:.0e}; give a larger one, or --feedback-lr."
+            )
+        return rate
 
 
 class RulePhase(FeedbackPhase):

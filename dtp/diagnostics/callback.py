@@ -14,6 +14,7 @@ from torch import Tensor
 from dtp.algorithms.base import Algorithm
 from dtp.diagnostics.alignment import feedback_alignment, update_alignment
 from dtp.diagnostics.measures import linear_probes
+from dtp.errors import UserError
 from dtp.plots.run import draw_metrics
 from dtp.run.loggers import log_figure
 from dtp.run.reading import Series, read_metrics
@@ -31,10 +32,13 @@ class AlignmentCallback(Callback):
     Args:
         run_dir: folder of the figure, and of a ``metrics.csv`` that it is drawn from where there is one; left out, the
             trainer's ``log_dir``.
-        every: epochs.
+        every: epochs, at least 1.
         probes: whether to measure too how well classes can be told from each layer by a linear probe
             (``probe_accuracy/layerN``), fitted to the first images of the epoch and tested on those of its validation.
         probe_images: at most so many of either; they are held in memory.
+
+    Raises:
+        UserError: ``every`` is no whole number above 0.
     """
 
     FIGURE = "training.png"
@@ -42,6 +46,8 @@ class AlignmentCallback(Callback):
     def __init__(
         self, run_dir: str | Path | None = None, every: int = 1, probes: bool = False, probe_images: int = 2000
     ):
+        if not isinstance(every, int) or every < 1:
+            raise UserError(f"AlignmentCallback: expected every to be a whole number above 0, found {every!r}.")
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.every = every
         self.probes, self.probe_images = probes, probe_images

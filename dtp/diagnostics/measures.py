@@ -37,7 +37,10 @@ def alignment(rule: Algorithm, batch: Any) -> dict[int, Alignment]:
     if not rule.task.has_training_goals:
         raise UserError(f"{type(rule).__name__} sorts into clusters without labels, from which backprop could learn.")
     with _mode(rule, training=True):
-        return update_alignment(rule, *_on_device(rule, batch, training=True))
+        x, y = _on_device(rule, batch, training=True)
+        if not len(x):
+            raise UserError("alignment: expected a batch with images, found one of none.")
+        return update_alignment(rule, x, y)
 
 
 def linear_probes(
@@ -76,6 +79,8 @@ def linear_probes(
         raise UserError(f"linear_probes: expected kind ridge or logistic, found {kind!r}.")
     if not penalty > 0:
         raise UserError(f"linear_probes: expected a penalty above 0, found {penalty}.")
+    if images < 1:
+        raise UserError(f"linear_probes: expected at least 1 of the images, found {images}.")
     with _mode(rule, training=False):
         (fitted, labels), (tested, wanted) = _features(rule, train, images), _features(rule, test, images)
     found = {}

@@ -62,8 +62,19 @@ class BackwardMaps(nn.ModuleDict):
         pairs: dict[int, list[tuple[Tensor, Tensor]]] = {}
         for operation in self.operations:
             forward = operation.backward_map.transpose_of(operation.module)
-            pairs.setdefault(operation.layer, []).append((weight(operation), forward))
+            pairs.setdefault(operation.layer, []).append((self._taken(weight, operation), forward))
         return pairs
+
+    @staticmethod
+    def _taken(weight: Callable[[AffineOperation], Tensor], operation: AffineOperation) -> Tensor:
+        """``weight(operation)``, or UserError where it has another shape than the backward map's."""
+        found, expected = weight(operation), operation.backward_map.weight.shape
+        if found.shape != expected:
+            raise UserError(
+                f"The backward weight of {operation.name} has shape {tuple(found.shape)}; expected {tuple(expected)}. "
+                "Fix the rule's backward_weight."
+            )
+        return found
 
     @contextmanager
     def in_place(self, weight: Callable[[AffineOperation], Tensor], clamp: float = 0.0) -> Iterator[None]:
@@ -82,12 +93,7 @@ class BackwardMaps(nn.ModuleDict):
                 return (args[0].detach(), *args[1:])
 
             def send_down(module, args, output, inputs=inputs, operation=operation):
-                x, b = inputs.pop(), weight(operation)
-                if b.shape != operation.backward_map.weight.shape:
-                    raise UserError(
-                        f"The backward weight of {operation.name} has shape {tuple(b.shape)}; expected "
-                        f"{tuple(operation.backward_map.weight.shape)}. Fix the rule's backward_weight."
-                    )
+                x, b = inputs.pop(), self._taken(weight, operation)
 
                 def down(error: Tensor) -> Tensor:
                     r = operation.backward_map.apply_weight(error, b.to(error.dtype)).to(x.dtype)

@@ -143,11 +143,11 @@ def _value(name: str, value: Any) -> Any:
         raise UserError(f"{name}: expected a value, found {value!r}; give one, or None to leave it out.")
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, Sequence) and not isinstance(value, str):
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [_value(name, item) for item in value]
     if not isinstance(value, str | bool | int | float) and value is not None:
         # A number of numpy's, or an array.
-        value = value.tolist() if hasattr(value, "tolist") else value
+        value = getattr(value, "tolist", lambda value=value: value)()
         if not isinstance(value, bool | int | float | list):
             raise UserError(f"{name}: expected text, a number or a list of such, found {type(value).__name__}.")
     return value

@@ -404,6 +404,15 @@ def test_weights_parametrised_after_the_rule_was_made_are_sampled_and_trained():
     assert changed(before, trained(rule, make_batch(network)[0])) == set(before)
 
 
+def test_the_warning_of_few_samples_says_why_they_are_drawn_and_what_can_be_done():
+    with pytest.warns(UserWarning, match=r"once per batch \(the maxima move.*use --routing fixed, or about as many"):
+        rule_of(vgg_like(), routing="noisy")
+    network = tanh_network(16, 12, 8, 5)
+    nn.utils.parametrizations.weight_norm(network[2][0])
+    with pytest.warns(UserWarning, match=r"\(its affine map is not one of the known ones.*diverge; use about as many"):
+        rule_of(network, routing="fixed")
+
+
 def test_layers_that_take_no_iterations_draw_nothing_to_be_warned_of():
     with pytest.warns(UserWarning, match="the first term of layer 2 is drawn from 1"):
         rule_of(vgg_like(), routing="noisy")

@@ -9,6 +9,7 @@ from torch import nn
 from dtp.algorithms import FA, SDTP
 from dtp.algorithms.base import Algorithm
 from dtp.cli.train import main
+from dtp.diagnostics.alignment import feedback_alignment, update_alignment
 from dtp.errors import UserError
 from dtp.feedback.direct import BroadcastMap
 from dtp.models import LocallyConnected
@@ -147,6 +148,9 @@ def test_a_rule_of_the_users_own_with_wrong_shapes_is_told_so(kind, message, mlp
     rule.configure_optimizers()
     with pytest.raises(UserError, match=message):
         rule.training_batch(*make_batch(mlp))
+    with pytest.raises(UserError, match=message):
+        # What measures a run comes before its first batch.
+        feedback_alignment(rule) or update_alignment(rule, *make_batch(mlp))
 
 
 @pytest.mark.parametrize(

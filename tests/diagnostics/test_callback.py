@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from dtp.algorithms import BP, DTP
 from dtp.algorithms.options import AlgorithmOptions, DTPOptions
 from dtp.diagnostics.callback import AlignmentCallback
+from dtp.errors import UserError
 from dtp.models import MLP, Network
 from dtp.models.options import MLPOptions
 from dtp.run.loggers import MetricsCSV
@@ -72,6 +73,12 @@ def test_all_layers_are_measured_at_the_start_and_at_the_last_batch_of_every_sec
     for row in rows:
         assert set(row) == {"epoch", "step"} | updates | feedback
         assert all(math.isfinite(value) for value in row.values())
+
+
+@pytest.mark.parametrize("every", [0, -1, 1.5])
+def test_epochs_between_measurements_are_whole_and_above_0(every):
+    with pytest.raises(UserError, match="expected every to be a whole number above 0"):
+        AlignmentCallback(every=every)
 
 
 def test_a_rule_without_feedback_is_measured_against_backprop_alone(tmp_path):

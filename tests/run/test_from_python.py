@@ -91,6 +91,7 @@ def test_classes_of_the_users_own_are_given_as_they_are():
         ({"bta": 0.5}, "Unknown option --bta"),
         ({"lr": -1}, "--lr: expected a number above 0"),
         ({"lr": {}}, "lr: expected text, a number or a list of such, found dict"),
+        ({"run_dir": b"run"}, "run_dir: expected text, a number or a list of such, found bytes"),
         ({"help": True}, "dtp train --help lists them"),
         ({"data": "mnist", "data_dir": "nowhere"}, "no such file"),
         ({"resume": "nothing"}, "no such file or folder"),

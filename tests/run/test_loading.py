@@ -202,6 +202,8 @@ def test_another_network_than_the_trained_one_is_told(run):
 def test_what_is_no_run_is_told_in_a_sentence(tmp_path):
     with pytest.raises(UserError, match="nothing: no checkpoint there; give a run folder"):
         dtp.load("nothing")
+    with pytest.raises(UserError, match="Expected a path, found NoneType"):
+        dtp.load(None)
     with pytest.raises(UserError, match="cannot be read .File name too long.; give a run folder"):
         dtp.load("a" * 300)
     (tmp_path / "a.ckpt").write_bytes(b"nothing")

@@ -24,7 +24,8 @@ class DTPOptions(TargetPropagationOptions):
     # Nodes of the quadrature over the noise with --probes expected, 1 to 200; 1 is the limit of small noise.
     probe_nodes: int = option(5, least=1, most=200, before=5)
     # What a nonlinearity comes back through in the feedback: itself, at what the feedback is given (own, as published),
-    # or its slope in the clean pass (clean), with which a transposed feedback layer is exactly the adjoint.
+    # or its slope in the clean pass (clean), with which a transposed feedback layer is exactly the adjoint, but for
+    # normalisations, whose statistics stay fixed.
     feedback_slope: Literal["own", "clean"] = option("own", before="own")
     # Max-pooling positions of the noisy pass: its own (noisy, as published) or those of the clean pass (fixed, as the
     # theory assumes; its feedback weights align far better).

@@ -311,6 +311,7 @@ class Study:
                 what = next(name for name in sorted({*old, *new}) if old.get(name) != new.get(name))
                 old, new = old.get(what, "nothing"), new.get(what, "nothing")
                 what = flag(what) if part == "options" else f"{flag(what)} of the domain"
+            old, new = ("nothing" if value is None else value for value in (old, new))
             raise UserError(
                 f"{self.folder}: this study was begun with {what} {old}, not {new}; go on as it was begun, or give "
                 "another --study."

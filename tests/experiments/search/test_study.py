@@ -215,6 +215,7 @@ def test_two_studies_share_a_store():
         ({"sampler": "sequential"}, "begun with --sampler random, not sequential"),
         ({"sampler_seed": 3}, "begun with --sampler-seed 0, not 3"),
         ({"options": {"seed": 7}}, "begun with --seed 0, not 7"),
+        ({"options": {"val_size": 0.2}}, "begun with --val-size nothing, not 0.2"),
         ({"objective": "val/loss"}, "begun with --objective val/accuracy, not val/loss"),
         ({"space": SPACE.without(["lr"])}, "begun with --lr of the domain {'log-uniform': [0.0001, 1.0]}, not nothing"),
     ],

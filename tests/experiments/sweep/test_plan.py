@@ -75,6 +75,7 @@ def test_the_figure_is_a_part_or_several(tmp_path):
         ("variants: {a: {lr: }}", "variants, a, lr: expected a value, found none"),
         ("grid: {lr: [0.1, null]}", "grid, lr: expected a list of values, found [0.1, None]"),
         ("grid: {lr: []}", "grid, lr: expected a list of values"),
+        ("grid: {lr: [0.1, 0.2, 0.1]}", "grid, lr: expected different values, found [0.1, 0.2, 0.1]"),
         ("seeds: 3", "seeds: expected a list of whole numbers from 0 to 4294967295, found 3"),
         ("seeds: [0.5]", "seeds: expected a list of whole numbers"),
         ("seeds: [0, -3]", "seeds: expected a list of whole numbers from 0 to 4294967295, found [0, -3]"),
