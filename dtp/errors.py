@@ -64,13 +64,13 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def user_path(text: str | Path) -> Path:
+def user_path(text: str | os.PathLike[str]) -> Path:
     """The path that the user means, where ``~`` is a home folder.
 
     Raises:
         UserError: it is no path, or there is no user of that name.
     """
-    if not isinstance(text, str | Path):
+    if not isinstance(text, str | os.PathLike):
         raise UserError(f"Expected a path, found {type(text).__name__}.")
     try:
         return Path(text).expanduser()

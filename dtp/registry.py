@@ -139,7 +139,7 @@ class Registry:
             # Whatever importing a user's file may raise, a syntax error among others.
             raise UserError(
                 f"--{self.flag} {path}: could not be imported ({type(error).__name__}: {error}); expected "
-                "module:Class, where module is a name and no path, of the current directory or installed."
+                "module:Class, with the name of a module (no path) in the current directory or installed."
             ) from error
         base = import_object(self.base)
         if not (isinstance(found, type) and issubclass(found, base)):

@@ -45,10 +45,11 @@ LISTED = {
         (
             "dtp sweep lag --data imagefolder --data-dir DIR --tf32 --seeds 0",
             "dtp sweep lag-lenet --data imagefolder --data-dir DIR --seeds 0",
-            "dtp sweep lag-tracking --data imagefolder --data-dir DIR --seeds 0",
+            "dtp sweep lag-tracking --data imagefolder --data-dir DIR",
+            "dtp sweep tracking-mlp-mnist --data-dir ~/data",
         ),
-        "some of its settings are alike, or cannot be, without the batches that train the feedback first, which no "
-        "option of all settings makes fewer",
+        "some of its settings differ only in the batches that train the feedback first, or are refused without any; no "
+        "option of all settings makes them fewer",
     ),
 }
 

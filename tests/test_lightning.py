@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim import lr_scheduler
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import dtp
 from dtp.errors import UserError
@@ -227,6 +227,33 @@ def test_a_checkpoint_of_the_last_batch_of_an_epoch_has_the_rate_of_the_next(tmp
     trainer(tmp_path, max_epochs=4, callbacks=[second]).fit(again, loader(), ckpt_path=tmp_path / f"{epoch}.ckpt")
     assert second.rates == first.rates[epoch:]
     assert same(weights(whole), weights(again))
+
+
+class Uncounted(IterableDataset):
+    """Batches whose number nothing tells."""
+
+    def __iter__(self):
+        return iter(loader())
+
+
+class Skips(dtp.DTP):
+    """Leaves out the rest of each epoch after its second batch."""
+
+    def on_train_batch_start(self, batch, batch_idx):
+        return -1 if batch_idx == 2 else None
+
+
+@row("`configure_optimizers`")
+@pytest.mark.parametrize(
+    "kind, data, limit",
+    [(dtp.DTP, DataLoader(Uncounted(), batch_size=None), 30), (Skips, loader(), None)],
+    ids=["data that end early", "a hook that ends the epoch"],
+)
+def test_rates_fall_after_epochs_whose_last_batch_is_not_told(tmp_path, kind, data, limit):
+    usual, found = EachEpoch(tmp_path), EachEpoch(tmp_path)
+    trainer(tmp_path, max_epochs=4, callbacks=[usual]).fit(rule(), loader())
+    trainer(tmp_path, max_epochs=4, limit_train_batches=limit, callbacks=[found]).fit(rule(kind), data)
+    assert found.rates == usual.rates
 
 
 class EachEpoch(C.Callback):

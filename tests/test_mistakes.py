@@ -466,12 +466,12 @@ def test_a_closed_output_pipe_is_no_defect(tmp_path):
         ("--noise-decay -1", "--noise-decay: expected 0 or more"),
         (
             "--extra-feedback-epochs 1 --schedule alternating",
-            "--extra-feedback-epochs: --schedule alternating says which epochs",
+            "--extra-feedback-epochs: --schedule alternating says itself when",
         ),
         ("--schedule warmup", "--schedule warmup: expected --feedback-warmup or --feedback-warmup-epochs above 0"),
         (
             "--extra-feedback-epochs 1 --schedule warmup --feedback-warmup 1",
-            "--extra-feedback-epochs: --schedule warmup says which epochs",
+            "--extra-feedback-epochs: --schedule warmup says itself when",
         ),
         ("--feedback-memory -1", "--feedback-memory: expected 0 or more (MiB)"),
         ("--feedback-stop-distance 0.3 --engine graph", "--engine graph: how many iterations"),

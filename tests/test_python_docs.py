@@ -71,8 +71,10 @@ def test_measures_of_no_images_are_refused():
     rule, (x, y) = dtp.BP(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))), clusters(20)
     with pytest.raises(dtp.UserError, match="alignment: expected a batch with images"):
         dtp.alignment(rule, (x[:0], y[:0]))
-    with pytest.raises(dtp.UserError, match="linear_probes: expected at least 1 of the images, found 0"):
+    with pytest.raises(dtp.UserError, match="linear_probes: expected batches with images"):
         dtp.linear_probes(rule, [(x, y)], [(x, y)], images=0)
+    with pytest.raises(dtp.UserError, match="linear_probes: expected batches with images"):
+        dtp.linear_probes(rule, [(x, y)], [(x[:0], y[:0])])
 
 
 @pytest.mark.parametrize("measure", [dtp.alignment, lambda found, batch: dtp.linear_probes(found, [batch], [batch])])

@@ -138,6 +138,8 @@ class Algorithm(TaskModule, metaclass=RuleType):
         self._ranks = self._shares = 1
         # Without a trainer nobody else counts them (:func:`_counted`).
         self._batches_alone = 0
+        # The last epoch after which the schedules that watch no metric were stepped.
+        self._stepped_epoch = -1
         # Of a checkpoint within an epoch, what was added up in it until then.
         self._begun: dict[str, Any] | None = None
         for name, value in network.named_parameters():
@@ -453,9 +455,9 @@ class Algorithm(TaskModule, metaclass=RuleType):
             self._log_window()
         # Manual optimization steps no schedule. As Lightning does for others: the rate of the next epoch is in a
         # checkpoint of the last batch, and schedules that watch a metric wait for those of the epoch's end.
-        self._step_schedules("step", self.global_step)
+        self._step_schedules("step", self.global_step, self._schedules)
         if last:
-            self._step_schedules("epoch", self.current_epoch + 1)
+            self._end_epoch_of_schedules()
 
     def _learn(self, x: Tensor, y: Tensor) -> tuple[tuple[str, ...], Tensor]:
         """Learn from a batch. Returns the names of what is logged of it and the values, (len(names),)."""
@@ -537,12 +539,24 @@ class Algorithm(TaskModule, metaclass=RuleType):
                 **({} if self.captures else {"train/feedback_share": progress["feedback_share"]}),
             }
         )
-        self._step_schedules("epoch", self.current_epoch + 1, {f"train/{name}": v for name, v in found.items()})
+        cut_short = self.trainer.should_stop or 0 < self.trainer.max_steps <= self.global_step
+        if self._stepped_epoch != self.current_epoch and not cut_short:
+            # Nothing told the last batch: the data ended before, or a hook left the rest out.
+            self._end_epoch_of_schedules()
+        watching = [schedule for schedule in self._schedules if schedule.watches]
+        self._step_schedules("epoch", self.current_epoch + 1, watching, {f"train/{k}": v for k, v in found.items()})
 
-    def _step_schedules(self, interval: str, count: int, found: Mapping[str, float] | None = None) -> None:
-        """Step those that are due; in intervals of epochs, with what was ``found`` in one those that watch a metric."""
-        for schedule in self._schedules:
-            if not schedule.is_due(interval, count) or interval == "epoch" and schedule.watches == (found is None):
+    def _end_epoch_of_schedules(self) -> None:
+        """Step those that watch no metric after this epoch."""
+        self._stepped_epoch = self.current_epoch
+        self._step_schedules("epoch", self.current_epoch + 1, [s for s in self._schedules if not s.watches])
+
+    def _step_schedules(
+        self, interval: str, count: int, schedules: Sequence[Schedule], found: Mapping[str, float] | None = None
+    ) -> None:
+        """Step those of ``schedules`` that are due; ``found`` are metrics beside those that callbacks see."""
+        for schedule in schedules:
+            if not schedule.is_due(interval, count):
                 continue
             value = schedule.value({**self.trainer.callback_metrics, **(found or {})}) if schedule.watches else None
             if schedule.watches and value is None:
@@ -629,6 +643,7 @@ class Algorithm(TaskModule, metaclass=RuleType):
         checkpoint["within_epoch"] = {**begun, "shares": self._shares, "ranks": ranks}
         checkpoint["division"] = self.division.state_dict()
         checkpoint["feedback_seconds"] = self.feedback_timer.seconds
+        checkpoint["stepped_epoch"] = self._stepped_epoch
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         states = checkpoint["noise"]
@@ -641,6 +656,8 @@ class Algorithm(TaskModule, metaclass=RuleType):
         self.feedback_timer.seconds = checkpoint["feedback_seconds"]
         # Checkpoints of earlier versions have none; at the end of an epoch the next one's start forgets it.
         self._begun = checkpoint.get("within_epoch")
+        # Those stepped schedules at the end of an epoch, which a trainer that goes on from its validation runs again.
+        self._stepped_epoch = checkpoint.get("stepped_epoch", -1)
 
 
 def _completed(configure: Callable[..., Any]) -> Callable[..., Any]:

@@ -114,7 +114,8 @@ class DTP(TargetPropagation):
         # sampled rule.
         if drawn and self.options.noise_samples < 16:
             layers = ("layers " if len(drawn) > 1 else "layer ") + ", ".join(map(str, drawn))
-            fixed = "use --routing fixed, or" if self.options.routing == "noisy" else "use"
+            moving = any("--routing" in why for why in drawn.values())
+            fixed = "use --routing fixed, or" if moving else "use"
             warnings.warn(
                 f"--probes expected: the first term of {layers} is drawn from {self.options.noise_samples} noise "
                 f"samples once per batch ({'; '.join(dict.fromkeys(drawn.values()))}), which can lead the feedback "

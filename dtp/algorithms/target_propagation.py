@@ -89,8 +89,8 @@ class TargetPropagation(LocalTargets):
             )
         if o.extra_feedback_epochs and o.schedule in ("alternating", "warmup"):
             raise UserError(
-                f"--extra-feedback-epochs: --schedule {o.schedule} says which epochs train the feedback weights alone; "
-                "use one of the two."
+                f"--extra-feedback-epochs: --schedule {o.schedule} says itself when feedback weights learn alone; use "
+                "one of the two."
             )
         if o.schedule == "warmup" and not (o.feedback_warmup or o.feedback_warmup_epochs):
             raise UserError(
@@ -516,14 +516,13 @@ class TargetPropagation(LocalTargets):
         # Locally connected weights are not shared between positions.
         local = any(isinstance(module, LocallyConnected2d) for module in self.network[n].modules())
         positions = 1 if local else self.network.shapes[n][1:].numel()
-        rate = 1e-3 / (self.noise[n] ** 2 * positions)
-        # Its step would overflow in float32.
-        if rate > 1e30:
+        if self.noise[n] < 1e-15:
+            # Steps at such a rate would overflow in float32.
             raise UserError(
-                f"--noise: expected a scale with a usual feedback rate, found {self.noise[n]:g}, whose would be "
-                f"{rate:.0e}; give a larger one, or --feedback-lr."
+                f"--noise: expected at least 1e-15 where the usual feedback rate is taken, found {self.noise[n]:g}; "
+                "give a larger one, or --feedback-lr."
             )
-        return rate
+        return 1e-3 / (self.noise[n] ** 2 * positions)
 
 
 class RulePhase(FeedbackPhase):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class AlignmentCallback(Callback):
     def __init__(
         self, run_dir: str | Path | None = None, every: int = 1, probes: bool = False, probe_images: int = 2000
     ):
-        if not isinstance(every, int) or every < 1:
+        if not isinstance(every, Integral) or every < 1:
             raise UserError(f"AlignmentCallback: expected every to be a whole number above 0, found {every!r}.")
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.every = every

@@ -79,8 +79,6 @@ def linear_probes(
         raise UserError(f"linear_probes: expected kind ridge or logistic, found {kind!r}.")
     if not penalty > 0:
         raise UserError(f"linear_probes: expected a penalty above 0, found {penalty}.")
-    if images < 1:
-        raise UserError(f"linear_probes: expected at least 1 of the images, found {images}.")
     with _mode(rule, training=False):
         (fitted, labels), (tested, wanted) = _features(rule, train, images), _features(rule, test, images)
     found = {}
@@ -119,8 +117,8 @@ def _features(rule: Algorithm, batches: Iterable[Any], images: int) -> tuple[lis
         labels.append(y.cpu())
         if sum(map(len, labels)) >= images:
             break
-    if not labels:
-        raise UserError("linear_probes: expected batches, found none.")
+    if not sum(map(len, labels)) or images < 1:
+        raise UserError("linear_probes: expected batches with images, found none, or images below 1.")
     return [torch.cat(found)[:images].numpy() for found in layers], torch.cat(labels)[:images].numpy()
 
 

@@ -147,7 +147,7 @@ def _value(name: str, value: Any) -> Any:
         return [_value(name, item) for item in value]
     if not isinstance(value, str | bool | int | float) and value is not None:
         # A number of numpy's, or an array.
-        value = getattr(value, "tolist", lambda value=value: value)()
+        value = value.tolist() if not isinstance(value, bytes) and hasattr(value, "tolist") else value
         if not isinstance(value, bool | int | float | list):
             raise UserError(f"{name}: expected text, a number or a list of such, found {type(value).__name__}.")
     return value

@@ -410,7 +410,7 @@ def test_the_warning_of_few_samples_says_why_they_are_drawn_and_what_can_be_done
     network = tanh_network(16, 12, 8, 5)
     nn.utils.parametrizations.weight_norm(network[2][0])
     with pytest.warns(UserWarning, match=r"\(its affine map is not one of the known ones.*diverge; use about as many"):
-        rule_of(network, routing="fixed")
+        rule_of(network, routing="noisy")
 
 
 def test_layers_that_take_no_iterations_draw_nothing_to_be_warned_of():

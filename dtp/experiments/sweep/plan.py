@@ -205,7 +205,7 @@ def read_sweep(path: Path) -> Sweep:
     for option, values in grid.items():
         if not isinstance(values, list) or not values or None in values:
             raise UserError(f"{path}: grid, {option}: expected a list of values, found {values!r}.")
-        if any(value in values[:place] for place, value in enumerate(values)):
+        if len({str(value) for value in values}) < len(values):
             raise UserError(f"{path}: grid, {option}: expected different values, found {values!r}; take one out.")
     settings = math.prod([len(variants), *map(len, grid.values())])
     if settings > MOST:
