@@ -182,6 +182,8 @@ part() {
             read -ra place <<<"$place"
             # As published: no validation split on CIFAR-10, the last weights.
             case "$2" in *vgg* | *cifar10*) words+=(--val-size 0 --test-weights last) ;; esac
+            # The few batches are less than those of the warm-up.
+            case "$dry-$2" in 1-*tracking*) words+=(--feedback-warmup 0) ;; esac
             step "train-$2" "$python" main.py "${words[@]}" "${place[@]}" --tf32 --diagnostics-every 10 \
                 --run-dir "runs/gpu/$2" --resume auto "${little[@]}"
             cp -f "runs/gpu/$2/summary.json" "$out/train-$2.json" 2>/dev/null
