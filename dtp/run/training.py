@@ -249,6 +249,7 @@ def _finish(
     """Test once, and write weights and summary."""
     # Of the training; the test takes time too.
     epochs, steps, seconds = checkpoints.epochs_done, trainer.global_step, checkpoints.seconds
+    batches_per_epoch = trainer.num_training_batches
     feedback_seconds = algorithm.feedback_timer.seconds
     val, tested = _take_tested_weights(config, trainer, algorithm, checkpoints)
     for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue] (Lightning's connectors set it)
@@ -264,6 +265,7 @@ def _finish(
         "seed": config.run.seed,
         "epochs": epochs,
         "steps": steps,
+        "batches_per_epoch": batches_per_epoch,
         "wall_seconds": round(seconds, 3),
         "feedback_seconds": round(feedback_seconds, 3),
         "task": algorithm.task.name,

@@ -89,9 +89,12 @@ class RunRecord:
 
     @cached_property
     def batches_per_epoch(self) -> float:
-        """Batches of an epoch, the mean over those that it has trained."""
-        steps = self.summary["steps"] if self.summary else max((row["step"] for row, _ in self.column(RATE)), default=0)
-        return steps / max(1, self.epochs)
+        """Batches of a whole epoch; where no summary says it, of those that it has trained."""
+        if "batches_per_epoch" in self.summary:
+            return self.summary["batches_per_epoch"]
+        ends = [row["step"] for row, _ in self.column(RATE)]
+        # --max-steps may have cut the last epoch, which ends in the metrics as all do, but counts in no summary.
+        return ends[self.epochs - 1] / self.epochs if 0 < self.epochs <= len(ends) else self.steps / max(1, self.epochs)
 
     @cached_property
     def schedule(self) -> FeedbackSchedule:
@@ -100,16 +103,22 @@ class RunRecord:
 
     @property
     def passes(self) -> float:
-        """Passes over the training set that trained the forward weights; an epoch that was cut short counts as one."""
-        return self._passes_until(self.epochs)
+        """Passes over the training set that trained the forward weights; of an epoch that was cut short, its part."""
+        return self._passes_in(self.steps)
 
-    def _passes_until(self, epoch: int) -> float:
-        """Those in the epochs before ``epoch``; an int where they are whole."""
+    @property
+    def feedback_passes(self) -> float:
+        """Passes over the training set that trained feedback weights alone."""
+        length = self.batches_per_epoch
+        return round((self.steps / length if length else self.epochs) - self.passes, 3)
+
+    def _passes_in(self, batches: float) -> float:
+        """Those in the first ``batches``; an int where they are whole."""
         schedule, length = self.schedule, self.batches_per_epoch
         if not length:
             # A file of results may not say how many batches there were: whole epochs are counted then.
-            schedule, length = dataclasses.replace(schedule, warmup=0), 1
-        passes = schedule.forward_epochs(epoch * length, length)
+            schedule, length, batches = dataclasses.replace(schedule, warmup=0), 1, self.epochs
+        passes = schedule.forward_epochs(batches, length)
         return int(passes) if passes == int(passes) else passes
 
     def course(self, column: str, against: str) -> dict[float, float]:
@@ -133,7 +142,7 @@ class RunRecord:
         forward = [self.schedule.trains_forward(epoch, self.batches_per_epoch) for epoch in epochs]
         return ends.assign(
             forward=pandas.Series(forward, dtype=bool),
-            number=[self._passes_until(epoch + 1) for epoch in epochs],
+            number=[self._passes_in(step) for step in ends["step"]],
             seconds=(images / ends[RATE]).where(ends[RATE] > 0, 0.0).cumsum(),
         )
 

@@ -264,10 +264,16 @@ class Study:
         elif any(self.folder.glob(f"{_TRIAL}*")):
             raise UserError(f"{self.folder}: holds trials but no {STUDY_FILE}; give another --study.")
         store = f"--store {masked(self._store)}"
+        if described.get("trials") and "://" not in self._store and not user_path(self._store).is_file():
+            # Opening it would make it.
+            raise UserError(f"{store}: no such file; {self._give_the_store(described)}")
         try:
+            storage = _storage(self._store)
+            known = {s.user_attrs.get("id"): s for s in optuna.get_all_study_summaries(storage)}.get(described.get("id"))
             self._study = optuna.create_study(
-                storage=_storage(self._store),
-                study_name=self.folder.name,
+                storage=storage,
+                # A folder may have been renamed since.
+                study_name=known.study_name if known and described else self.folder.name,
                 direction=OBJECTIVES[self.settings.objective],
                 sampler=_sampler(self.settings),
                 load_if_exists=True,
@@ -280,14 +286,19 @@ class Study:
             raise UserError(f"{store}: cannot be opened ({why}); give a file, or the URL of a database.") from error
         found = self._study.user_attrs.get("id")
         if found is None and described.get("trials"):
-            raise UserError(
-                f"{store}: knows no trials of {self.folder}, which has some; give the store that they were made with, "
-                f"{described['store']}."
-            )
+            raise UserError(f"{store}: knows no trials of {self.folder}, which has some; {self._give_the_store(described)}")
         if found is not None and found != described.get("id"):
             raise UserError(
                 f"{store}: has a study {self.folder.name!r} already, whose trials lie in "
                 f"{self._study.user_attrs.get('folder')}; give that folder, or one of another name, as --study."
+            )
+        lies_in = self._study.user_attrs.get("folder")
+        # A copy with a store of its own within goes on by itself.
+        shared = "://" in self._store or self.folder.resolve() not in user_path(self._store).resolve().parents
+        if found is not None and shared and lies_in != str(self.folder.resolve()) and _has_study(lies_in, found):
+            raise UserError(
+                f"{self.folder}: is a copy of {lies_in}, whose trials {store} has; go on with --study {lies_in}, or give "
+                "another --study."
             )
         self._id = described.get("id") or uuid.uuid4().hex
         # As it was begun, but for a password that an earlier version has kept.
@@ -295,9 +306,16 @@ class Study:
         self._command = _masked_command(before) if before else self._command
         # First here: a folder without trials may go to any store, but a store that knows a study must find its folder.
         self._write()
-        if found is None:
+        if lies_in != str(self.folder.resolve()):
             self._study.set_user_attr("folder", str(self.folder.resolve()))
+        if found is None:
             self._study.set_user_attr("id", self._id)
+
+    def _give_the_store(self, described: dict[str, Any]) -> str:
+        """What to do where the store is not that of the trials."""
+        if (self.folder / JOURNAL).is_file():
+            return "leave --store out, for they are in the folder."
+        return f"give the store that they were made with, {described['store']}."
 
     def _require_same(self, described: dict[str, Any]) -> None:
         before, now = described["settings"], self.settings.as_dict()
@@ -393,6 +411,14 @@ def short_arguments(options: dict[str, Any]) -> str:
     """Values of parameters in few words."""
     short = {name: float(f"{value:.3g}") if isinstance(value, float) else value for name, value in options.items()}
     return " ".join(as_arguments(short))
+
+
+def _has_study(folder: str, identity: str) -> bool:
+    """Whether the folder holds the study of that id still."""
+    try:
+        return read_study(Path(folder))["id"] == identity
+    except UserError:
+        return False
 
 
 def _storage(store: str) -> Any:

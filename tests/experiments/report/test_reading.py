@@ -3,7 +3,7 @@
 import pytest
 
 from dtp.errors import UserError
-from dtp.experiments.report.reading import read_run, read_runs
+from dtp.experiments.report.reading import RATE, read_run, read_runs
 from tests.experiments.report.folders import make_run
 
 
@@ -46,6 +46,27 @@ def test_states(tmp_path):
 def test_a_run_stopped_by_max_steps_has_finished(tmp_path):
     make_run(tmp_path / "run", epochs=10, trained=2, max_steps=1100)
     assert read_run(tmp_path / "run").state == "finished"
+
+
+@pytest.mark.parametrize("said", [{"batches_per_epoch": 550}, {}], ids=["said", "before"])
+def test_of_an_epoch_that_was_cut_short_its_part_counts(tmp_path, said):
+    # Feedback epochs first: 550 batches of feedback, 550 of the forward weights, 550 of feedback, 110 of the forward.
+    rows = [{"epoch": e, "step": step, RATE: 1000.0} for e, step in enumerate([550, 1100, 1650, 1760])]
+    summary = {"epochs": 3, "steps": 1760, **said}
+    run = make_run(tmp_path / "run", "sdtp", 0, summary=summary, rows=rows, max_steps=1760, schedule="alternating")
+    record = read_run(run)
+    assert record.batches_per_epoch == 550
+    assert (record.passes, record.feedback_passes) == (1.2, 2)
+    assert list(record.ends["number"]) == [0, 1, 1, 1.2]
+    assert record.course(RATE, "epochs") == {0: 1000.0, 1: 1000.0, 1.2: 1000.0}
+    # 1760 batches of 100 images at 1000 a second, for 1.2 epochs.
+    assert record.costs["epoch"] == pytest.approx(176 / 1.2)
+
+
+def test_a_run_that_ended_in_its_first_epoch_has_trained_a_part_of_one(tmp_path):
+    summary = {"epochs": 0, "steps": 55, "batches_per_epoch": 550}
+    rows = [{"epoch": 0, "step": 55, RATE: 1000.0}]
+    assert read_run(make_run(tmp_path / "run", summary=summary, rows=rows, max_steps=55)).passes == 0.1
 
 
 def test_a_row_that_is_being_written_is_left_out(tmp_path):

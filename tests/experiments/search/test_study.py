@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -229,12 +230,43 @@ def test_another_study_in_the_folder_is_left_alone(changes, expected):
     assert Path("study/study.json").read_bytes() == before
 
 
+@pytest.mark.parametrize("store", ["", "sqlite:///all.db"])
+def test_a_study_goes_on_in_a_folder_that_was_renamed(store):
+    finish(open_study("a", store), 2)
+    Path("a").rename("b")
+    study = open_study("b", store)
+    assert [trial.number for trial in study.trials()] == [0, 1]
+    finish(study, 3)
+    assert [trial.number for trial in open_study("b", store).trials()] == [0, 1, 2]
+
+
+def test_a_copy_goes_on_by_itself_where_it_has_the_store_and_is_refused_where_it_shares_it():
+    finish(open_study("a"), 2)
+    shutil.copytree("a", "b")
+    finish(open_study("b"), 3)
+    assert [len(open_study(name).trials()) for name in ("a", "b")] == [2, 3]
+    finish(open_study("c", "sqlite:///all.db"), 2)
+    shutil.copytree("c", "d")
+    with pytest.raises(UserError, match="d: is a copy of .*/c, whose trials --store sqlite:///all.db has; go on with"):
+        open_study("d", "sqlite:///all.db")
+
+
+def test_a_store_that_is_not_there_is_not_made_for_trials_that_are():
+    finish(open_study("a"), 1)
+    with pytest.raises(UserError, match="--store gone/j.log: no such file; leave --store out, for they are in the f"):
+        open_study("a", "gone/j.log")
+    assert not Path("gone").exists()
+    finish(open_study("b", "kept.log"), 1)
+    with pytest.raises(UserError, match="--store gone.log: no such file; give the store that they .* with, kept.log"):
+        open_study("b", "gone.log")
+
+
 def test_a_folder_and_a_store_that_do_not_belong_together_are_told():
     finish(open_study("here/a", "sqlite:///all.db"), 1)
     with pytest.raises(UserError, match="has a study 'a' already, whose trials lie in .*/here/a; give that folder"):
         open_study("there/a", "sqlite:///all.db")
     with pytest.raises(UserError, match="knows no trials of here/a, which has some; .*made with, sqlite:///all.db"):
-        open_study("here/a", "other.log")
+        open_study("here/a", "sqlite:///other.db")
     Path("there/b/trial-0000").mkdir(parents=True)
     with pytest.raises(UserError, match="holds trials but no study.json"):
         open_study("there/b")
