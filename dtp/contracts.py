@@ -39,6 +39,11 @@ def require_loss_value(owner: Any, method: str, found: Any, trained: bool = True
     if not isinstance(found, Tensor) or found.numel() != 1 or found.dim() > 0:
         raise handed_back(owner, method, "a loss of one number, as a tensor of shape ()", found)
     if trained and not found.requires_grad:
+        if not torch.is_grad_enabled():
+            raise UserError(
+                f"{type(owner).__name__} needs gradients to learn, found them switched off (torch.no_grad or "
+                "torch.inference_mode); take its batches out of that."
+            )
         raise UserError(
             f"{method} of {type(owner).__name__} must return a loss that depends on the weights, found one without "
             f"gradients (a detached tensor, or a constant); fix {type(owner).__name__}."
@@ -87,9 +92,9 @@ def gradients(owner: Any, network: nn.Module, losses: Iterable[Tensor], weights:
 
 def require_mapping(owner: Any, method: str, found: Any, is_value: Callable[[Any], bool], values: str) -> dict:
     """``found``, if it is a dictionary whose values are as they must be."""
-    if not isinstance(found, dict) or not all(map(is_value, found.values())):
-        wrong = next((value for value in found.values() if not is_value(value)), found) if found else found
-        raise handed_back(owner, method, f"a dictionary of {values}", wrong if isinstance(found, dict) else found)
+    wrong = [value for value in found.values() if not is_value(value)] if isinstance(found, dict) else [found]
+    if wrong:
+        raise handed_back(owner, method, f"a dictionary of {values}", wrong[0])
     return found
 
 

@@ -64,7 +64,10 @@ def isolation(monkeypatch):
     handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for name in [name for name in os.environ if name.startswith(("WANDB_", "SLURM_", "DTP_"))]:
         monkeypatch.delenv(name)
-    torch.manual_seed(0)
+    # As torch.manual_seed, which first formats the stack for each kind of GPU that is not there.
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(0)
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)

@@ -233,7 +233,7 @@ def test_a_network_without_weights_to_train_is_told():
         rule.configure_optimizers()
 
 
-@pytest.mark.parametrize(("label", "told"), [(3, "found 3"), (-1, "found -1"), (2, None), (-100, None)])
+@pytest.mark.parametrize(("label", "told"), [(3, "found 3"), (-1, "found -1"), (-100, "found -100"), (2, None)])
 def test_labels_that_are_no_class_are_told(label, told):
     rule = dtp.BP(nn.Linear(4, 3))
     batch = torch.zeros(2, 4), torch.tensor([0, label])

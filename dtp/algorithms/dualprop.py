@@ -95,8 +95,8 @@ class DualProp(KolenPollackSteps, LocalLosses):
             )
         self.stages = Stages(network)
         if self.mirrors_steps:
-            self.require_decay()
             self.feedback = BackwardMaps(network)
+            self.require_steps()
             for operation in self.feedback.operations:
                 init_map(operation.backward_map.weight, *fans(operation.module), o.backward_init)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
 from dtp.algorithms.base import Algorithm
@@ -114,8 +115,16 @@ class KolenPollackSteps(Algorithm):
         """Whether there are backward weights that take the forward weights' steps."""
         return True
 
-    def require_decay(self) -> None:
-        """Raise UserError for a decay that takes more than all of a weight."""
+    def require_steps(self) -> None:
+        """Raise UserError for weights that take no steps of their own, or a decay of more than all of a weight."""
+        for operation in self.feedback.operations:
+            if is_parametrized(operation.module, "weight"):
+                raise UserError(
+                    f"The weight of {operation.name} is computed from others (weight_norm, or another "
+                    f"parametrisation); expected one that takes steps, which the backward weights of "
+                    f"{type(self).__name__} take too. Remove it (torch.nn.utils.parametrize.remove_parametrizations), "
+                    "or take another rule, such as fa."
+                )
         o = self.options
         rate = max(o.layer_lr or [o.lr])
         if not rate * o.weight_decay < 1:
@@ -163,7 +172,7 @@ class KolenPollack(KolenPollackSteps, FA):
 
     def __init__(self, network: Network, options: FeedbackAlignmentOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
-        self.require_decay()
+        self.require_steps()
 
 
 class WeightMirror(FA):

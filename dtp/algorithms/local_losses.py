@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from dtp.algorithms.base import Algorithm
-from dtp.contracts import gradients
+from dtp.contracts import gradients, handed_back, require_mapping
 from dtp.errors import UserError
 from dtp.feedback import Context, forward_with_context, is_elementwise, layer_operations
 from dtp.models.network import Network
@@ -33,7 +33,13 @@ class LocalLosses(Algorithm):
         raise UserError(f"{type(self).__name__} does not say what its layers learn; define losses in it.")
 
     def forward_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
-        logits, losses = self.losses(x, y)
+        found = self.losses(x, y)
+        if not isinstance(found, tuple | list) or len(found) != 2:
+            raise handed_back(self, "losses", "the logits and the loss of each layer by its number", found)
+        logits, losses = found
+        require_mapping(
+            self, "losses", losses, lambda loss: isinstance(loss, Tensor) and loss.dim() == 0, "scalar losses"
+        )
         return logits, gradients(self, self.network, losses.values(), self.forward_parameters)
 
     def loss_gradient(self, s: Tensor, y: Tensor, function=None) -> Tensor:

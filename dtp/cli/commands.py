@@ -45,9 +45,10 @@ class CommandParser(argparse.ArgumentParser):
 
 def one_sentence(message: str) -> str:
     """argparse's message in our form: what was expected, what was found."""
-    # Of several names the last, which is the long one.
     match = re.match(r"argument ([^:\s]+):", message)
-    word = match.group(1).rpartition("/")[2] if match else ""
+    names = match.group(1).split("/") if match else [""]
+    # Of several names the first long one: the last may be its opposite.
+    word = next((name for name in names if name.startswith("--")), names[-1])
     where = flag(word.lstrip("-")) if word.startswith("-") else word
     if choice := re.search(r"invalid choice: '?([^' ]*)'? \(choose from (.*)\)", message):
         choices = [word.strip(" '") for word in choice.group(2).split(",")]

@@ -257,8 +257,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     _, values = load_yaml(path)
     if values is None:
         return {}
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+    if not isinstance(values, dict):
         raise UserError(f"{path}: expected lines of the form 'option: value', found {type(values).__name__}.")
+    for key in values:
+        if not isinstance(key, str):
+            raise UserError(f"{path}: expected the name of an option before each colon, found {key!r}.")
     for key, value in values.items():
         items = value if isinstance(value, list) else [value]
         if any(isinstance(item, dict | list) for item in items):

@@ -296,6 +296,11 @@ def _image_names(folder: Path, root: Path) -> Iterator[str]:
                         f"imagefolder: {entry.path} is a link out of its class folder, to "
                         f"{os.path.realpath(entry.path)}; put the file itself there, or a hard link to it."
                     )
+                elif is_image and entry.is_symlink() and not entry.is_file():
+                    raise UserError(
+                        f"imagefolder: {entry.path} is a link to {os.readlink(entry.path)}, which is not there; remove "
+                        "it, or put the file there."
+                    )
                 elif is_image and entry.is_file():
                     yield os.path.relpath(entry.path, root)
 

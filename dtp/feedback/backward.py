@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Size, Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
+from dtp.contracts import shown
 from dtp.errors import UserError
 from dtp.feedback.operations import FeedbackSettings, LinearMap, operation_of
 from dtp.models.shapes import meta_batch, meta_state
@@ -67,12 +69,12 @@ class BackwardMaps(nn.ModuleDict):
 
     @staticmethod
     def _taken(weight: Callable[[AffineOperation], Tensor], operation: AffineOperation) -> Tensor:
-        """``weight(operation)``, or UserError where it has another shape than the backward map's."""
+        """``weight(operation)``, or UserError where it is no tensor of the shape of the backward map's."""
         found, expected = weight(operation), operation.backward_map.weight.shape
-        if found.shape != expected:
+        if not isinstance(found, Tensor) or found.shape != expected:
             raise UserError(
-                f"The backward weight of {operation.name} has shape {tuple(found.shape)}; expected {tuple(expected)}. "
-                "Fix the rule's backward_weight."
+                f"The backward weight of {operation.name}: expected a tensor of shape {tuple(expected)}, found "
+                f"{shown(found)}; fix the rule's backward_weight."
             )
         return found
 
@@ -134,7 +136,12 @@ def _operations_with_errors(network: Network) -> dict[str, tuple[nn.Module, Size
     for name, module in network.named_modules():
         # The weights of a normalisation are no map that errors go down through, whatever their shape.
         norm = isinstance(module, nn.LayerNorm | nn.RMSNorm)
-        if not norm and any(p.dim() > 1 for p in module.parameters(recurse=False)):
+        # A parametrisation (weight_norm) holds the matrix of the operation that it makes it for.
+        weights: Iterable[Tensor] = module.parameters(recurse=False)
+        if is_parametrized(module, "weight"):
+            weights = [cast(Tensor, module.weight)]
+        within_one = "parametrizations" in name.split(".")
+        if not norm and not within_one and any(p.dim() > 1 for p in weights):
 
             def note(module, args, name=name):
                 if args[0].requires_grad:

@@ -179,11 +179,18 @@ def _as_before() -> Iterator[None]:
         stack.enter_context(warnings.catch_warnings())
         for owner, name in flags:
             stack.callback(setattr, owner, name, getattr(owner, name))
-        stack.callback(torch.use_deterministic_algorithms, torch.are_deterministic_algorithms_enabled())
+        stack.callback(
+            torch.use_deterministic_algorithms,
+            torch.are_deterministic_algorithms_enabled(),
+            warn_only=torch.is_deterministic_algorithms_warn_only_enabled(),
+        )
+        # A run has the precision that its options say.
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
         for logger in map(logging.getLogger, ("lightning.pytorch", "lightning.fabric", "lightning")):
             stack.callback(logger.setLevel, logger.level)
         stack.push(_end_wandb_but(_wandb_run()))
-        # Lightning's seed for the workers of loaders, and what our processes tell each other.
+        # Lightning's seed for the workers of loaders, what our processes tell each other, and cuBLAS.
         stack.callback(_restore_environment, dict(os.environ))
         before = list(sys.path)
         look_for_modules_here()
@@ -210,7 +217,7 @@ def _end_wandb_but(before: Any) -> Callable[..., None]:
 
 def _restore_environment(before: dict[str, str]) -> None:
     for name in {*before, *os.environ}:
-        if name.startswith(("PL_", "DTP_")):
+        if name.startswith(("PL_", "DTP_")) or name == "CUBLAS_WORKSPACE_CONFIG":
             os.environ.pop(name, None)
             if name in before:
                 os.environ[name] = before[name]

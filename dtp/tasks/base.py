@@ -132,12 +132,12 @@ def require_labels(x: Tensor, y: Tensor, classes: int) -> None:
             f"{str(y.dtype).removeprefix('torch.')} of shape {tuple(y.shape)}; fix the data, or give a loss for "
             "goals of another kind (loss=function)."
         )
-    # On a GPU the host would have to wait for them. What cross-entropy ignores is no class.
-    strange = y[(y >= classes) | ((y < 0) & (y != -100))] if y.device.type == "cpu" else y[:0]
+    # On a GPU the host would have to wait for them. What cross-entropy ignores, -100, would count in accuracies.
+    strange = y[(y >= classes) | (y < 0)] if y.device.type == "cpu" else y[:0]
     if len(strange):
         raise UserError(
             f"Expected labels from 0 to {classes - 1}, for {classes} classes, found {int(strange[0])}; "
-            "fix the data, or give the network as many outputs as there are classes."
+            "fix the data (leave out images without a class), or give the network as many outputs as there are classes."
         )
 
 

@@ -1,11 +1,13 @@
 """Feedback alignment and its relatives against backward passes written by hand."""
 
+import copy
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from dtp.algorithms import BP
 from dtp.algorithms.options import AlgorithmOptions
@@ -178,6 +180,34 @@ def test_gradients_equal_those_of_a_backward_pass_written_by_hand(name, of):
     # The test must tell it from backprop.
     backprop = BP(network).forward_gradients(x, y)[1]
     assert relative(gradients[0], backprop[0]) > 0.1
+
+
+@pytest.mark.parametrize("name", ["fa", "usf", "brsf", "frsf", "wm"])
+def test_weights_computed_from_others_have_the_gradients_of_those_that_are_there(name):
+    """By the chain rule from a network that has the same weights as they are."""
+    network = small_network("fa").double()
+    plain = copy.deepcopy(network)
+    normed = [weight_norm(module) for module in network.modules() if isinstance(module, nn.Linear)]
+    rule, theirs = make(name, network), make(name, plain)
+    assert len(rule.feedback.operations) == len(theirs.feedback.operations) == len(normed) - 1
+    theirs.feedback.load_state_dict(rule.feedback.state_dict())
+    x, y = make_batch(network)
+    gradients = dict(zip(map(id, rule.forward_parameters), rule.forward_gradients(x, y)[1], strict=True))
+    expected = dict(zip([n for n, _ in plain.named_parameters()], theirs.forward_gradients(x, y)[1], strict=True))
+    for place, module in network.named_modules():
+        if module in normed:
+            raw = list(module.parametrizations.weight.parameters())
+            by_chain = torch.autograd.grad(module.weight, raw, expected[f"{place}.weight"])
+            for ours, wanted in zip([module.bias, *raw], [expected[f"{place}.bias"], *by_chain], strict=True):
+                torch.testing.assert_close(gradients[id(ours)], wanted, rtol=1e-10, atol=1e-14)
+
+
+@pytest.mark.parametrize(("name", "options"), [("kp", {}), ("dualprop", {"backward": "kolen-pollack"})])
+def test_backward_weights_that_take_steps_need_forward_weights_that_do(name, options):
+    network = small_network(name)
+    weight_norm(network[2][0])
+    with pytest.raises(UserError, match="The weight of layers.1.0 is computed from others .* take another rule"):
+        make(name, network, **options)
 
 
 @pytest.mark.parametrize("of", ["lenet", "batch-norm"])

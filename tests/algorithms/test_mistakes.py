@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dtp.algorithms import FA, SDTP
+from dtp.algorithms import FA, PEPITA, SDTP
 from dtp.algorithms.base import Algorithm
 from dtp.cli.train import main
 from dtp.diagnostics.alignment import feedback_alignment, update_alignment
@@ -139,9 +139,21 @@ class WrongMap(FA):
         return operation.backward_map.weight[:-1]
 
 
+class NoMap(FA):
+    """No backward weights."""
+
+    def backward_weight(self, operation):
+        pass
+
+
 @pytest.mark.parametrize(
     "kind, message",
-    [(Gradients, "fix Gradients"), (TooFew, "fix TooFew"), (WrongMap, "backward weight of.*Fix the rule's")],
+    [
+        (Gradients, "fix Gradients"),
+        (TooFew, "fix TooFew"),
+        (WrongMap, "backward weight of.*fix the rule's"),
+        (NoMap, "found None; fix the rule's"),
+    ],
 )
 def test_a_rule_of_the_users_own_with_wrong_shapes_is_told_so(kind, message, mlp):
     rule = kind(mlp, kind.Options())
@@ -151,6 +163,25 @@ def test_a_rule_of_the_users_own_with_wrong_shapes_is_told_so(kind, message, mlp
     with pytest.raises(UserError, match=message):
         # What measures a run comes before its first batch.
         feedback_alignment(rule) or update_alignment(rule, *make_batch(mlp))
+
+
+@pytest.mark.parametrize("wrong", [None, (0, {1: torch.ones(2)}), (0, [torch.ones(())])])
+def test_a_rule_of_the_users_own_with_wrong_losses_is_told_so(wrong, mlp):
+    class Mine(PEPITA):
+        def losses(self, x, y):
+            return wrong
+
+    rule = Mine(mlp)
+    rule.configure_optimizers()
+    with pytest.raises(UserError, match="losses of Mine must return .*, found .*; fix Mine"):
+        rule.training_batch(*make_batch(mlp))
+
+
+def test_a_batch_without_gradients_is_not_called_a_mistake_of_the_rule(mlp):
+    rule = make("dtp", mlp)
+    rule.configure_optimizers()
+    with torch.no_grad(), pytest.raises(UserError, match="DTP needs gradients to learn, found them switched off"):
+        rule.training_batch(*make_batch(mlp))
 
 
 @pytest.mark.parametrize(

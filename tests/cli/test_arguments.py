@@ -264,6 +264,8 @@ ALIASES = [(", ".join(10 * [f"*{a}"]), b) for a, b in itertools.pairwise("abcdef
     [
         ("lr: [", "is not valid YAML"),
         ("- lr\n- 3\n", "expected lines of the form 'option: value'"),
+        ("lr: 0.1\n1: 2\n", "expected the name of an option before each colon, found 1."),
+        ("verbose: 'on'", "--verbose: expected true or false, found 'on'"),
         ("lrr: 0.1", "Unknown option --lrr; did you mean --lr?"),
         ("lr: fast", "--lr: expected a number, found 'fast'"),
         ("noise: [[1, 2], [3]]", "expected a single value or a flat list for 'noise'"),

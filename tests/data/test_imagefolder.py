@@ -139,6 +139,7 @@ def test_hidden_folders_and_other_files_are_passed_over(tmp_path, write_folder):
         ("cat/again", ".", "cat/again is a link to a folder"),
         ("cat/more", "../dog", "cat/more is a link to a folder"),
         ("cat/x.png", "../dog/000.png", "cat/x.png is a link out of its class folder"),
+        ("cat/x.png", "gone.png", "cat/x.png is a link to gone.png, which is not there"),
         ("all", ".", "all is a link to .*, which holds all classes"),
         ("outside", "..", "outside is a link to .*, which holds all classes"),
         ("kitten", "cat", "kitten is or lies in .*cat"),

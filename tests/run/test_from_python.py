@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 import dtp
@@ -118,21 +119,33 @@ def state_of_process():
         "numpy": np.random.get_state()[1].tolist(),
         "torch": torch.get_rng_state().tolist(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "or warned of": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "dtype": torch.get_default_dtype(),
         "tf32": torch.backends.cuda.matmul.allow_tf32,
         "warnings": list(warnings.filters),
         "path": list(sys.path),
-        "environment": {name: value for name, value in os.environ.items() if name.startswith(("PL_", "DTP_"))},
+        "environment": {
+            name: value for name, value in os.environ.items() if name.startswith(("PL_", "DTP_", "CUBLAS_"))
+        },
     }
 
 
 def test_a_run_leaves_the_process_as_it_was(monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "17")
-    before = state_of_process()
-    dtp.train(**OPTIONS, deterministic=True, tf32=True)
-    assert state_of_process() == before
-    with pytest.raises(UserError, match="diverged"):
-        dtp.train(**OPTIONS, lr=1e20)
-    assert state_of_process() == before
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_default_dtype(torch.float64)
+    try:
+        before = state_of_process()
+        found = dtp.train(**OPTIONS, deterministic=True, tf32=True)
+        # In the precision of the run, whatever that of the process is.
+        assert {value.dtype for value in load_file(found.run_dir / "weights.safetensors").values()} == {torch.float32}
+        assert state_of_process() == before
+        with pytest.raises(UserError, match="diverged"):
+            dtp.train(**OPTIONS, lr=1e20)
+        assert state_of_process() == before
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_default_dtype(torch.float32)
 
 
 def test_a_run_ends_its_run_of_wandb_and_leaves_one_that_was_there_alone(tmp_path, monkeypatch):

@@ -269,11 +269,12 @@ class Study:
             raise UserError(f"{store}: no such file; {self._give_the_store(described)}")
         try:
             storage = _storage(self._store)
-            known = {s.user_attrs.get("id"): s for s in optuna.get_all_study_summaries(storage)}.get(described.get("id"))
+            by_id = {known.user_attrs.get("id"): known for known in optuna.get_all_study_summaries(storage)}
+            known = by_id.get(described["id"]) if described else None
             self._study = optuna.create_study(
                 storage=storage,
                 # A folder may have been renamed since.
-                study_name=known.study_name if known and described else self.folder.name,
+                study_name=known.study_name if known else self.folder.name,
                 direction=OBJECTIVES[self.settings.objective],
                 sampler=_sampler(self.settings),
                 load_if_exists=True,
@@ -286,19 +287,21 @@ class Study:
             raise UserError(f"{store}: cannot be opened ({why}); give a file, or the URL of a database.") from error
         found = self._study.user_attrs.get("id")
         if found is None and described.get("trials"):
-            raise UserError(f"{store}: knows no trials of {self.folder}, which has some; {self._give_the_store(described)}")
+            raise UserError(
+                f"{store}: knows no trials of {self.folder}, which has some; {self._give_the_store(described)}"
+            )
         if found is not None and found != described.get("id"):
             raise UserError(
                 f"{store}: has a study {self.folder.name!r} already, whose trials lie in "
                 f"{self._study.user_attrs.get('folder')}; give that folder, or one of another name, as --study."
             )
-        lies_in = self._study.user_attrs.get("folder")
+        here, lies_in = str(self.folder.resolve()), str(self._study.user_attrs.get("folder", ""))
         # A copy with a store of its own within goes on by itself.
-        shared = "://" in self._store or self.folder.resolve() not in user_path(self._store).resolve().parents
-        if found is not None and shared and lies_in != str(self.folder.resolve()) and _has_study(lies_in, found):
+        shared = "://" in self._store or Path(here) not in user_path(self._store).resolve().parents
+        if found is not None and shared and lies_in != here and _has_study(lies_in, found):
             raise UserError(
-                f"{self.folder}: is a copy of {lies_in}, whose trials {store} has; go on with --study {lies_in}, or give "
-                "another --study."
+                f"{self.folder}: is a copy of {lies_in}, whose trials {store} has; go on with --study {lies_in}, or "
+                "give another --study."
             )
         self._id = described.get("id") or uuid.uuid4().hex
         # As it was begun, but for a password that an earlier version has kept.
@@ -306,8 +309,8 @@ class Study:
         self._command = _masked_command(before) if before else self._command
         # First here: a folder without trials may go to any store, but a store that knows a study must find its folder.
         self._write()
-        if lies_in != str(self.folder.resolve()):
-            self._study.set_user_attr("folder", str(self.folder.resolve()))
+        if lies_in != here:
+            self._study.set_user_attr("folder", here)
         if found is None:
             self._study.set_user_attr("id", self._id)
 
