@@ -44,6 +44,7 @@ def commands() -> dict[tuple[str, ...], str]:
 
 # What lies in files for commands that name them.
 OWN_RULE = blocks(PAGES["own-rule.md"], "python")[0][1]
+OWN_NETWORK_AND_DATA = next(text for _, text in blocks(PAGES["own-rule.md"], "python") if "ImageData" in text)
 OWN_SWEEPS = {
     "my_sweep.yaml": blocks(PAGES["experiments.md"], "yaml")[0][1],
     "runs/two-rules.yaml": PAGES["notebooks/sweep.md"].split('"""')[1],

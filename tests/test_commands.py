@@ -35,7 +35,7 @@ from dtp.experiments.theory.command import make_parser as theory_parser
 from tests.data import files
 from tests.experiments.report.folders import make_run
 from tests.experiments.theory.studies import SMALL
-from tests.pages import OWN_RULE, OWN_SWEEPS, PAGES, RESULTS, ROOT, blocks, commands
+from tests.pages import OWN_NETWORK_AND_DATA, OWN_RULE, OWN_SWEEPS, PAGES, RESULTS, ROOT, blocks, commands
 
 SHOWN = commands()
 # Sweeps of which the runs are listed, each with its configuration, and not trained.
@@ -76,6 +76,7 @@ def here(home, here, monkeypatch):
     files.accept_any_checksum(monkeypatch)
     monkeypatch.syspath_prepend(here)
     (here / "my_rule.py").write_text(OWN_RULE)
+    (here / "my_file.py").write_text(OWN_NETWORK_AND_DATA)
     (here / "DIR").symlink_to(home / "photos")
     (here / "runs").mkdir()
     for path, text in OWN_SWEEPS.items():

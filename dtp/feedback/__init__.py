@@ -22,6 +22,7 @@ from dtp.feedback.operations import (
     FeedbackSettings,
     LinearMap,
     Routing,
+    elementwise_feedback,
     is_elementwise,
     register_feedback,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "SwitchesContext",
     "derive_feedback",
     "drl_loss",
+    "elementwise_feedback",
     "forward_with_context",
     "is_elementwise",
     "layer_operations",

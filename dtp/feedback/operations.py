@@ -687,7 +687,10 @@ def _refuse_indices(module: nn.Module, in_shape: Size, settings: FeedbackSetting
 
 
 def elementwise_feedback(module: nn.Module, in_shape: Size, settings: FeedbackSettings) -> FeedbackOperation:
-    """What undoes an elementwise nonlinearity."""
+    """What undoes an elementwise nonlinearity, of its slope in the clean pass where the rule asks for that.
+
+    For :func:`register_feedback`, as of a function of your own.
+    """
     return Gate(module, "forward") if settings.slope == "clean" else Elementwise(module)
 
 

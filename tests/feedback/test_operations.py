@@ -16,6 +16,7 @@ from dtp.feedback import (
     FeedbackSettings,
     SwitchesContext,
     derive_feedback,
+    elementwise_feedback,
     forward_with_context,
     ldrl_loss,
     operations,
@@ -776,7 +777,7 @@ def test_unregistered_type_in_a_forward_pass_is_named():
 
 
 def test_registered_nonlinearity_works_end_to_end(registry):
-    register_feedback(nn.Softsign, lambda module, in_shape, settings: Elementwise(module))
+    register_feedback(nn.Softsign, elementwise_feedback)
     layer = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Softsign(), nn.MaxPool2d(2)).double()
     x = torch.randn(4, 2, 6, 6, dtype=torch.float64)
     y, context = forward_with_context(layer, x)
@@ -787,6 +788,7 @@ def test_registered_nonlinearity_works_end_to_end(registry):
     loss = ldrl_loss(layer, feedback, x, y, context, random_like(x), random_like(y))
     (gradient,) = torch.autograd.grad(loss, list(feedback.parameters()))
     assert gradient.abs().sum() > 0
+    assert any(type(operation).__name__ == "Gate" for operation in undo(layer, (2, 6, 6), slope="clean").operations)
 
 
 @dataclass(frozen=True)
