@@ -41,8 +41,8 @@ def require_loss_value(owner: Any, method: str, found: Any, trained: bool = True
     if trained and not found.requires_grad:
         if not torch.is_grad_enabled():
             raise UserError(
-                f"{type(owner).__name__} needs gradients to learn, found them switched off (torch.no_grad or "
-                "torch.inference_mode); take its batches out of that."
+                f"{type(owner).__name__} needs gradients to learn, found them switched off (torch.no_grad); "
+                "take its batches out of that."
             )
         raise UserError(
             f"{method} of {type(owner).__name__} must return a loss that depends on the weights, found one without "

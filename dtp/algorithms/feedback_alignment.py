@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
 from dtp.algorithms.base import Algorithm
@@ -118,7 +117,7 @@ class KolenPollackSteps(Algorithm):
     def require_steps(self) -> None:
         """Raise UserError for weights that take no steps of their own, or a decay of more than all of a weight."""
         for operation in self.feedback.operations:
-            if is_parametrized(operation.module, "weight"):
+            if not isinstance(operation.module.weight, nn.Parameter):
                 raise UserError(
                     f"The weight of {operation.name} is computed from others (weight_norm, or another "
                     f"parametrisation); expected one that takes steps, which the backward weights of "

@@ -34,12 +34,10 @@ class LocalLosses(Algorithm):
 
     def forward_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         found = self.losses(x, y)
-        if not isinstance(found, tuple | list) or len(found) != 2:
+        if not isinstance(found, tuple | list) or len(found) != 2 or found[1] == {}:
             raise handed_back(self, "losses", "the logits and the loss of each layer by its number", found)
         logits, losses = found
-        require_mapping(
-            self, "losses", losses, lambda loss: isinstance(loss, Tensor) and loss.dim() == 0, "scalar losses"
-        )
+        require_mapping(self, "losses", losses, lambda v: isinstance(v, Tensor) and v.dim() == 0, "scalar losses")
         return logits, gradients(self, self.network, losses.values(), self.forward_parameters)
 
     def loss_gradient(self, s: Tensor, y: Tensor, function=None) -> Tensor:

@@ -161,8 +161,8 @@ def has_finished(summary: dict[str, Any] | None, max_epochs: int, max_steps: int
 def has_kinds(summary: dict[str, Any]) -> bool:
     """Whether what a summary says is of the kinds that we write: numbers, texts."""
     kinds = {
-        int: ("epochs", "steps", "batches_per_epoch", "seed", "train_images", "val_images", "test_images"),
-        int | float: ("wall_seconds", "feedback_seconds"),
+        int: ("epochs", "steps", "seed", "train_images", "val_images", "test_images"),
+        int | float: ("batches_per_epoch", "wall_seconds", "feedback_seconds"),
         int | float | None: (
             "val_accuracy",
             *(name for name in summary if name.startswith("test_") and name != "test_images"),

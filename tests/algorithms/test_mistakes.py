@@ -165,7 +165,7 @@ def test_a_rule_of_the_users_own_with_wrong_shapes_is_told_so(kind, message, mlp
         feedback_alignment(rule) or update_alignment(rule, *make_batch(mlp))
 
 
-@pytest.mark.parametrize("wrong", [None, (0, {1: torch.ones(2)}), (0, [torch.ones(())])])
+@pytest.mark.parametrize("wrong", [None, (0, {}), (0, {1: torch.ones(2)}), (0, [torch.ones(())])])
 def test_a_rule_of_the_users_own_with_wrong_losses_is_told_so(wrong, mlp):
     class Mine(PEPITA):
         def losses(self, x, y):

@@ -326,6 +326,8 @@ def _of_sweep(content: dict[str, Any], setting: dict[str, Any]) -> list[tuple[st
     shared["versions"] = _merged_versions(content["versions"])
     # A list where runs differ, and it is not said which run has which.
     counts = {"epochs": setting["epochs"], "steps": setting["batches"]}
+    # Files of earlier versions do not say it.
+    counts |= {name: setting[name] for name in ("batches_per_epoch",) if name in setting}
     shared |= {name: count for name, count in counts.items() if not isinstance(count, list)}
     return [
         (setting["command"], seed, {**shared, "test_accuracy": value})
@@ -345,7 +347,7 @@ def _of_report(group: dict[str, Any], run: dict[str, Any]) -> tuple[str, int, di
     cost, about = group["relative_to_bp"].get("epoch"), run["about"]
     summary = {
         group["measure"]: run["test"],
-        **{name: run[name] for name in ("epochs", "steps")},
+        **{name: run[name] for name in ("epochs", "steps", "batches_per_epoch") if name in run},
         "versions": about,
         "device": about["device"],
         "threads": about["threads"],

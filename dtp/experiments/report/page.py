@@ -120,7 +120,7 @@ def _of_group(section: Section, group: Group) -> dict[str, Any]:
         "notes": notes_of(section, group),
         "runs": [
             {
-                **_of_run(run, "state", "seed", "epochs", "steps"),
+                **_of_run(run, "state", "seed", "epochs", "steps", "batches_per_epoch"),
                 "test": run.summary.get(group.measure.test),
                 **{name: run.summary.get(name) for name in ("val_accuracy", "wall_seconds")},
                 **_of_run(run, "training_seconds", "failure", "commands"),

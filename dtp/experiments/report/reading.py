@@ -92,9 +92,13 @@ class RunRecord:
         """Batches of a whole epoch; where no summary says it, of those that it has trained."""
         if "batches_per_epoch" in self.summary:
             return self.summary["batches_per_epoch"]
-        ends = [row["step"] for row, _ in self.column(RATE)]
-        # --max-steps may have cut the last epoch, which ends in the metrics as all do, but counts in no summary.
-        return ends[self.epochs - 1] / self.epochs if 0 < self.epochs <= len(ends) else self.steps / max(1, self.epochs)
+        # An epoch that --max-steps has cut ends in the metrics too, and once more where the run was made longer.
+        ends = {row["epoch"]: row["step"] for row, _ in self.column(RATE)}
+        if self.epochs and 0 in ends:
+            return ends[0]
+        if not self.epochs and "train_images" in self.summary:
+            return max(1, self.summary["train_images"] // self.options["batch_size"])
+        return self.steps / max(1, self.epochs)
 
     @cached_property
     def schedule(self) -> FeedbackSchedule:
@@ -104,13 +108,15 @@ class RunRecord:
     @property
     def passes(self) -> float:
         """Passes over the training set that trained the forward weights; of an epoch that was cut short, its part."""
-        return self._passes_in(self.steps)
+        return self._passes_in(self.steps if self.summary or self.epochs else 0)
 
     @property
     def feedback_passes(self) -> float:
         """Passes over the training set that trained feedback weights alone."""
         length = self.batches_per_epoch
-        return round((self.steps / length if length else self.epochs) - self.passes, 3)
+        if not length:
+            return self.epochs - self.passes
+        return round((self.steps - self.schedule.forward_batches(self.steps, length)) / length, 3)
 
     def _passes_in(self, batches: float) -> float:
         """Those in the first ``batches``; an int where they are whole."""

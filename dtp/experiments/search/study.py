@@ -297,7 +297,8 @@ class Study:
             )
         here, lies_in = str(self.folder.resolve()), str(self._study.user_attrs.get("folder", ""))
         # A copy with a store of its own within goes on by itself.
-        shared = "://" in self._store or Path(here) not in user_path(self._store).resolve().parents
+        file = user_path(self._store.removeprefix("sqlite:///"))
+        shared = Path(here) not in file.resolve().parents
         if found is not None and shared and lies_in != here and _has_study(lies_in, found):
             raise UserError(
                 f"{self.folder}: is a copy of {lies_in}, whose trials {store} has; go on with --study {lies_in}, or "
@@ -318,6 +319,8 @@ class Study:
         """What to do where the store is not that of the trials."""
         if (self.folder / JOURNAL).is_file():
             return "leave --store out, for they are in the folder."
+        if described["store"] == masked(self._store):
+            return "it had the trials of this study; put it back, or give another --study."
         return f"give the store that they were made with, {described['store']}."
 
     def _require_same(self, described: dict[str, Any]) -> None:

@@ -174,6 +174,7 @@ def _setting(sweep: Sweep, m: Measured) -> dict[str, Any]:
         "epochs": _distinct(run.summary["epochs"] for run in m.runs.values()),
         "epochs_of_forward_weights": _distinct(float(run.passes) for run in m.runs.values()),
         "batches": _distinct(run.summary["steps"] for run in m.runs.values()),
+        "batches_per_epoch": _distinct(run.batches_per_epoch for run in m.runs.values()),
         "wall_seconds": [run.summary.get("wall_seconds") for run in m.runs.values()],
         "command": m.command,
     }

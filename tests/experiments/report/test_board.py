@@ -177,7 +177,8 @@ def test_results_that_were_kept_without_run_folders_come_to_the_same_figures(run
     main([str(runs), "--output", str(tmp_path / "page.md"), "--json", str(tmp_path / "report.json"), "--no-figures"])
     known = ours(added(runs, to=tmp_path / "folders.json"))
     kept = ours(added(tmp_path / "report.json", to=tmp_path / "files.json"))
-    same = ("rule", "network", "data", "source", "published", "ours", "deviation", "seeds", "cost", "command", "commit")
+    same = ("rule", "network", "data", "source", "published", "ours", "deviation", "seeds", "epochs", "cost", "command")
+    same += ("commit",)
     assert [{name: row[name] for name in same} for row in kept] == [{name: row[name] for name in same} for row in known]
 
 
@@ -194,6 +195,20 @@ def results_of_sweep(folder, **changed):
     content = {name: changed.get(name, value) for name, value in content.items()}
     (folder / "results.json").write_text(json.dumps(content))
     return folder / "results.json"
+
+
+def test_the_part_of_an_epoch_that_was_cut_short_counts_wherever_it_comes_from(tmp_path):
+    path = results_of_sweep(tmp_path, epochs=2, batches=25, batches_per_epoch=10.0)
+    (row,) = ours(added(path, to=tmp_path / "of-sweep.json"))
+    assert row["epochs"] == 2.5
+    for seed in (0, 1):
+        summary = {"epochs": 2, "steps": 25, "batches_per_epoch": 10}
+        make_run(tmp_path / "runs" / str(seed), "bp", seed, summary=summary, max_steps=25, batches=10, trained=2)
+    words = ["--output", str(tmp_path / "page.md"), "--json", str(tmp_path / "report.json"), "--no-figures"]
+    assert main([str(tmp_path / "runs"), *words]) == 0
+    for path in (tmp_path / "runs", tmp_path / "report.json"):
+        (row,) = ours(added(path, to=tmp_path / "board.json"))
+        assert row["epochs"] == 2.5
 
 
 def test_a_sweep_whose_runs_were_made_at_several_commits_is_a_row_that_names_them(tmp_path):

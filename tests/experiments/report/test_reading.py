@@ -63,8 +63,21 @@ def test_of_an_epoch_that_was_cut_short_its_part_counts(tmp_path, said):
     assert record.costs["epoch"] == pytest.approx(176 / 1.2)
 
 
-def test_a_run_that_ended_in_its_first_epoch_has_trained_a_part_of_one(tmp_path):
-    summary = {"epochs": 0, "steps": 55, "batches_per_epoch": 550}
+def test_an_epoch_that_was_cut_and_then_trained_to_its_end_ends_twice_in_the_metrics(tmp_path):
+    rows = [{"epoch": e, "step": step, RATE: 1000.0} for e, step in [(0, 8), (0, 12), (1, 20), (1, 24), (2, 32)]]
+    record = read_run(make_run(tmp_path / "run", summary={"epochs": 2, "steps": 32}, rows=rows, max_steps=32))
+    assert (record.batches_per_epoch, record.passes, record.feedback_passes) == (12, 2.667, 0)
+
+
+def test_a_rule_without_feedback_has_no_passes_of_it_by_rounding(tmp_path):
+    summary = {"epochs": 0, "steps": 1, "batches_per_epoch": 16}
+    record = read_run(make_run(tmp_path / "run", summary=summary, rows=[], max_steps=1))
+    assert (record.passes, record.feedback_passes) == (0.062, 0)
+
+
+@pytest.mark.parametrize("said", [{"batches_per_epoch": 550}, {}], ids=["said", "before"])
+def test_a_run_that_ended_in_its_first_epoch_has_trained_a_part_of_one(tmp_path, said):
+    summary = {"epochs": 0, "steps": 55, **said}
     rows = [{"epoch": 0, "step": 55, RATE: 1000.0}]
     assert read_run(make_run(tmp_path / "run", summary=summary, rows=rows, max_steps=55)).passes == 0.1
 

@@ -245,6 +245,9 @@ def test_a_copy_goes_on_by_itself_where_it_has_the_store_and_is_refused_where_it
     shutil.copytree("a", "b")
     finish(open_study("b"), 3)
     assert [len(open_study(name).trials()) for name in ("a", "b")] == [2, 3]
+    finish(open_study("e", "sqlite:///e/own.db"), 2)
+    shutil.copytree("e", "f")
+    assert len(finish(open_study("f", "sqlite:///f/own.db"), 3).trials()) == 3
     finish(open_study("c", "sqlite:///all.db"), 2)
     shutil.copytree("c", "d")
     with pytest.raises(UserError, match="d: is a copy of .*/c, whose trials --store sqlite:///all.db has; go on with"):
@@ -259,6 +262,9 @@ def test_a_store_that_is_not_there_is_not_made_for_trials_that_are():
     finish(open_study("b", "kept.log"), 1)
     with pytest.raises(UserError, match="--store gone.log: no such file; give the store that they .* with, kept.log"):
         open_study("b", "gone.log")
+    Path("kept.log").unlink()
+    with pytest.raises(UserError, match="--store kept.log: no such file; it had the trials of this study; put it back"):
+        open_study("b", "kept.log")
 
 
 def test_a_folder_and_a_store_that_do_not_belong_together_are_told():
