@@ -120,7 +120,7 @@ class KolenPollackSteps(Algorithm):
             if not isinstance(operation.module.weight, nn.Parameter):
                 raise UserError(
                     f"The weight of {operation.name} is computed from others (weight_norm, or another "
-                    f"parametrisation); expected one that takes steps, which the backward weights of "
+                    "parametrisation); expected one that takes steps, which the backward weights of "
                     f"{type(self).__name__} take too. Remove it (torch.nn.utils.parametrize.remove_parametrizations), "
                     "or take another rule, such as fa."
                 )

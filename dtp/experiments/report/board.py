@@ -324,10 +324,11 @@ def _of_sweep(content: dict[str, Any], setting: dict[str, Any]) -> list[tuple[st
         )
     shared = {name: content[name] for name in ("device", "threads")}
     shared["versions"] = _merged_versions(content["versions"])
-    # A list where runs differ, and it is not said which run has which.
     counts = {"epochs": setting["epochs"], "steps": setting["batches"]}
-    # Files of earlier versions do not say it.
-    counts |= {name: setting[name] for name in ("batches_per_epoch",) if name in setting}
+    if "batches_per_epoch" in setting:
+        # Files of earlier versions do not say it.
+        counts["batches_per_epoch"] = setting["batches_per_epoch"]
+    # A list where runs differ, and it is not said which run has which.
     shared |= {name: count for name, count in counts.items() if not isinstance(count, list)}
     return [
         (setting["command"], seed, {**shared, "test_accuracy": value})
