@@ -282,6 +282,8 @@ def _typed(where: str, hint: Any, value: Any) -> Any:
 
 
 def _number(where: str, hint: type, value: Any) -> int | float:
+    if hint is Iterations and value == "inf":
+        return math.inf
     is_infinite = hint is Iterations and isinstance(value, numbers.Real) and value == math.inf
     kind = numbers.Real if hint is float or is_infinite else numbers.Integral
     if isinstance(value, bool) or not isinstance(value, kind):

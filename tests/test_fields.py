@@ -91,9 +91,9 @@ def test_mistakes_are_told_in_one_sentence(values, sentence):
 
 def test_values_become_the_types_of_their_fields():
     found = made(
-        Options, {"rate": 1}, {"values": np.float32(0.5), "count": np.int64(3), "often": (1, math.inf)}, "Rule"
+        Options, {"rate": 1}, {"values": np.float32(0.5), "count": np.int64(3), "often": (1, math.inf, "inf")}, "Rule"
     )
-    assert (found.rate, found.values, found.count, found.often) == (1, [0.5], 3, [1, math.inf])
+    assert (found.rate, found.values, found.count, found.often) == (1, [0.5], 3, [1, math.inf, math.inf])
     assert [type(v) for v in (*found.values, found.count)] == [float, int]
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from dtp.algorithms import ALGORITHMS, BP
 from dtp.algorithms.base import Algorithm
@@ -21,6 +22,7 @@ from dtp.diagnostics.alignment import update_alignment
 from dtp.errors import UserError
 from dtp.experiments.sweep.plan import SCORES, Part, require_metrics
 from dtp.feedback import noise
+from dtp.models import as_network
 from dtp.run.folder import newest_checkpoint
 from dtp.system.signals import stop_request
 from tests.algorithms.helpers import changed, make, make_trained, of_network, same, small_network, state
@@ -237,6 +239,27 @@ def test_a_rule_that_does_not_take_convolutions_says_so(name):
     with pytest.raises(UserError) as error:
         make(name, small_network(name, "lenet"))
     assert str(error.value).endswith(".") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not is_single(name) and name != "dtp-dae"])
+def test_a_weight_that_layers_share_gets_the_sum_of_what_each_would_get(name):
+    x, y, found = torch.randn(6, 16), torch.arange(6), []
+    for shared in (False, True):
+        torch.manual_seed(0)
+        # All square, for gait.
+        first, below, above, last = (nn.Linear(16, 16) for _ in range(4))
+        above.load_state_dict(below.state_dict())
+        if shared:
+            above.weight = below.weight
+        layers = (first, nn.LeakyReLU(), below, nn.LeakyReLU(), above, nn.LeakyReLU(), last)
+        rule = make_trained(name, as_network(nn.Sequential(*layers), [16]))
+        names = [key.removeprefix("layers.") for key, _ in rule.network.named_parameters()]
+        found.append(dict(zip(names, rule.forward_gradients(x, y)[1], strict=True)))
+    apart, together = found
+    above_alone = apart.pop("2.0.weight")
+    assert above_alone.norm() > 0
+    apart["1.0.weight"] = apart["1.0.weight"] + above_alone
+    torch.testing.assert_close(together, apart)
 
 
 @every_network
