@@ -220,7 +220,7 @@ def _parts(n: int, layer: nn.Module, last: bool) -> tuple[nn.Linear, nn.Module]:
     Raises:
         UserError: the layer is not made of these.
     """
-    modules = [module for module in layer_operations(layer) if not isinstance(module, nn.Flatten)]
+    modules = [module for module in layer_operations(layer) if not isinstance(module, nn.Flatten | nn.Identity)]
     if (
         len(modules) != (1 if last else 2)
         or not isinstance(modules[0], nn.Linear)

@@ -401,7 +401,8 @@ class FeedbackControl(TargetPropagation):
             for n in range(1, self.network.depth + 1):
                 if targets.gradients:
                     trained = [p for p in self.network[n].parameters() if p.requires_grad]
-                    losses[n] = sum((p * g).sum() for p, g in zip(trained, targets.gradients[n], strict=True))
+                    pulls = [(p * g).sum() for p, g in zip(trained, targets.gradients[n], strict=True)]
+                    losses[n] = sum(pulls, targets.u.new_zeros(()))
                 else:
                     drive = self._drive(n, targets.rates[n - 1], activations)
                     losses[n] = -self.options.local_loss_scale * per_sample_dot(targets.teaching[n], drive)
@@ -794,7 +795,8 @@ def _block(layer: nn.Module) -> Block:
     if not places:
         return Block(operations, [], [])
     f = places[0]
-    affine, function, rest = operations[:f], operations[f : f + 1], operations[f + 1 :]
+    affine, function = operations[:f], operations[f : f + 1]
+    rest = [(place, module) for place, module in operations[f + 1 :] if not isinstance(module, nn.Identity)]
     # The largest of rising functions is that of the largest: only what wins is then controlled and learns.
     rising = isinstance(operations[f][1], nn.ELU | nn.ReLU | nn.LeakyReLU | nn.Tanh | nn.Sigmoid)
     while rising and affine and rest and isinstance(rest[0][1], nn.MaxPool2d):
@@ -805,7 +807,9 @@ def _block(layer: nn.Module) -> Block:
 def _run(operations: Sequence[tuple[int, nn.Module]], x: Tensor, context: Context) -> Tensor:
     """Operations of a layer on other values, with what the forward pass drew and the statistics that it had."""
     for place, module in operations:
-        x, _ = operation_of(module).forward(module, x, context[place], "noisy")
+        # In place it would overwrite a voltage, or what the weights pull at.
+        given = x.clone() if getattr(module, "inplace", False) else x
+        x, _ = operation_of(module).forward(module, given, context[place], "noisy")
     return x
 
 

@@ -146,8 +146,8 @@ def _parts(n: int, layer: nn.Module) -> tuple[nn.Sequential, nn.Linear, nn.Modul
             f"gait: layer {n} has a {linear.out_features} x {linear.in_features} matrix, which has no inverse; "
             "expected a square one, as --model square has."
         )
-    after = modules[place + 1 :]
-    function = after.pop(0) if after and isinstance(after[0], nn.LeakyReLU | SLReLU | nn.Identity) else nn.Identity()
+    after = [module for module in modules[place + 1 :] if not isinstance(module, nn.Identity)]
+    function = after.pop(0) if after and isinstance(after[0], nn.LeakyReLU | SLReLU) else nn.Identity()
     if isinstance(function, nn.LeakyReLU) and not function.negative_slope > 0:
         after.insert(0, function)
     unknown = [type(m).__name__ for m in after if not isinstance(m, FirstUnits)]

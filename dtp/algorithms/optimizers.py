@@ -104,18 +104,23 @@ def make_optimizer(
     )
 
 
+def _always(epoch: int) -> float:
+    """The factor of a rate that stays; a function of the module, as what cannot be found by its name is not pickled."""
+    return 1.0
+
+
 def make_schedule(optimizer: Optimizer, options: AlgorithmOptions, max_epochs: int) -> LRScheduler:
     """The schedule of the forward learning rate, to be stepped once per epoch; constant for 0 epochs and no period."""
     if options.lr_milestones:
         return MultiStepLR(optimizer, milestones=options.lr_milestones, gamma=options.lr_gamma)
     period = options.lr_period or max_epochs
     if not period:
-        return LambdaLR(optimizer, lambda epoch: 1.0)
+        return LambdaLR(optimizer, _always)
     if options.lr_schedule == "cosine":
         return CosineAnnealingLR(optimizer, T_max=period, eta_min=options.lr_min)
     if options.lr_schedule == "step":
         return StepLR(optimizer, step_size=period, gamma=options.lr_gamma)
-    return LambdaLR(optimizer, lambda epoch: 1.0)
+    return LambdaLR(optimizer, _always)
 
 
 def layer_groups(

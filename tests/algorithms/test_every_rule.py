@@ -1,8 +1,10 @@
 """Properties of every registered rule: a rule has these tests by being registered."""
 
+import copy
 import csv
 import json
 import math
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -113,7 +115,7 @@ class TwiceBP(Twice, BP):
 
 class OwnBatch(BP):
     def training_batch(self, x, y):
-        if not len(x):
+        if x.isnan().any():
             raise ValueError("no images")
         return self.checked_gradients(x, y)[0], {}
 
@@ -148,7 +150,7 @@ def test_a_batch_that_failed_does_not_count():
     rule = OwnBatch(network, OwnBatch.Options(), seed=0)
     x, y = make_batch(network)
     with pytest.raises(ValueError):
-        rule.training_batch(x[:0], y[:0])
+        rule.training_batch(x * math.nan, y)
     rule.training_batch(x, y)
     assert rule.batches_done == 1
 
@@ -241,7 +243,40 @@ def test_a_rule_that_does_not_take_convolutions_says_so(name):
     assert str(error.value).endswith(".") and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not is_single(name) and name != "dtp-dae"])
+of_layers = pytest.mark.parametrize("name", [name for name in NAMES if not is_single(name) and name != "dtp-dae"])
+
+
+def written(name, way):
+    """One network of numbers, for the rule ``name``, in a ``way`` of writing it, and the shape of its samples."""
+    torch.manual_seed(0)
+    convolutions = facts(name).any_network
+
+    def function():
+        wholes = (nn.LeakyReLU(0.1, inplace=way == "in place"), *[nn.Identity()] * (way == "with identities"))
+        return wholes if way != "nested" else (nn.Sequential(nn.Sequential(*wholes), nn.Sequential()),)
+
+    below = (nn.Conv2d(2, 4, 3, padding=1), *function(), nn.MaxPool2d(2), nn.Flatten()) if convolutions else ()
+    layers = (*below, nn.Linear(16, 16), *function(), nn.Linear(16, 16))
+    return nn.Sequential(*layers), (2, 4, 4) if convolutions else (16,)
+
+
+@of_layers
+def test_it_learns_the_same_however_a_network_is_written(name):
+    """Nonlinearities in place, as those of torchvision, identities for what an option switches off, containers."""
+    ways, found = ("plainly", "in place", "with identities", "nested"), []
+    for way in ways:
+        model, shape = written(name, way)
+        rule = make_trained(name, as_network(model, shape))
+        torch.manual_seed(1)
+        x, y = torch.randn(6, *shape), torch.arange(6)
+        for _ in range(2):
+            rule.training_batch(x, y)
+        found.append([p.detach() for p in rule.network.parameters()])
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0])
+
+
+@of_layers
 def test_a_weight_that_layers_share_gets_the_sum_of_what_each_would_get(name):
     x, y, found = torch.randn(6, 16), torch.arange(6), []
     for shared in (False, True):
@@ -368,6 +403,22 @@ def test_forward_and_feedback_tensors_share_no_storage(name, kind):
 
 
 @every_rule
+def test_a_copy_of_it_learns_on_as_it_would_and_apart_from_it(name):
+    rule = make_trained(name, small_network(name))
+    x, y = make_batch(rule.network)
+    rule.training_batch(x, y)
+    before, copies = state(rule), [copy.deepcopy(rule), pickle.loads(pickle.dumps(rule))]
+    learned = []
+    for each in (*copies, rule):
+        assert same(before, rule.state_dict())
+        torch.manual_seed(1)
+        each.training_batch(x, y)
+        learned.append(state(each))
+    assert changed(before, learned[0])
+    assert same(learned[0], learned[2]) and same(learned[1], learned[2])
+
+
+@every_rule
 @pytest.mark.parametrize("of_all", [False, True], ids=["network", "all"])
 def test_an_optimizer_of_ones_own_trains_the_weights_that_the_rules_own_does(name, of_all):
     class Mine(ALGORITHMS.resolve(name).load()):
@@ -389,10 +440,16 @@ def test_an_optimizer_of_ones_own_trains_the_weights_that_the_rules_own_does(nam
 @pytest.mark.parametrize("name", [name for name in NAMES if not is_single(name)])
 def test_frozen_layers_stay_as_they_are_and_the_others_learn(name):
     network = small_network(name)
-    network[2].requires_grad_(False)
     rule = make_trained(name, network)
-    before = state(network)
     x, y = make_batch(network)
+    names = [key for key, _ in network.named_parameters()]
+    of_all = dict(zip(names, rule.forward_gradients(x, y)[1], strict=True))
+    network[2].requires_grad_(False)
+    trained = [key for key, parameter in network.named_parameters() if parameter.requires_grad]
+    of_others = dict(zip(trained, rule.forward_gradients(x, y)[1], strict=True))
+    torch.testing.assert_close(of_others, {key: of_all[key] for key in trained})
+    rule.configure_optimizers()
+    before = state(network)
     for _ in range(2):
         rule.training_batch(x, y)
     moved = {key.split(".")[1] for key in changed(before, network.state_dict())}
