@@ -62,6 +62,8 @@ def _counted(learn: _Method) -> _Method:
     def counted(self: Algorithm, *args: Any, **kwargs: Any) -> Any:
         if self._within_batch:
             return learn(self, *args, **kwargs)
+        if self._trainer is None:
+            self._require_batch_by_hand(*args, *kwargs.values())
         self._within_batch = True
         try:
             found = learn(self, *args, **kwargs)
@@ -475,6 +477,26 @@ class Algorithm(TaskModule, metaclass=RuleType):
             for score in self.scores.of(TRAINING).values() if self.scores.of_training else ():
                 score.update(self.task.scored(logits), y)
             return as_vector({"loss": loss, **self.task.training_scores(logits, y), **scalars})
+
+    def _require_batch_by_hand(self, *batch: Any) -> None:
+        """Raise UserError unless ``batch`` is what :meth:`training_batch` can learn from; a trainer asks by itself."""
+        if len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
+            raise UserError(
+                f"{type(self).__name__}.training_batch: expected two tensors, inputs and goals, found {shown(batch)}."
+            )
+        if torch.is_inference_mode_enabled():
+            raise UserError(
+                f"{type(self).__name__} changes weights, found torch.inference_mode, in which it cannot; take its "
+                "batches out of that."
+            )
+        device = next(self.network.parameters()).device
+        for what, part in zip(("inputs", "goals"), batch, strict=True):
+            if part.device != device:
+                raise UserError(
+                    f"Expected {what} on {device}, where the weights are, found them on {part.device}; move them there "
+                    "with .to(rule.device)."
+                )
+        self._require_batch(*batch)
 
     def captured(self, capture: Capture | None = None) -> CapturedBatches:
         """What learns from batches without a trainer and replays those that are alike, as a run on a GPU does.

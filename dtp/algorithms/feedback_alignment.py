@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.optim import Optimizer
 
 from dtp.algorithms.base import Algorithm
 from dtp.algorithms.options import FeedbackAlignmentOptions, WeightMirrorOptions
+from dtp.contracts import require_loss_value
 from dtp.errors import UserError
 from dtp.feedback import is_elementwise, layer_operations
 from dtp.feedback.backward import AffineOperation, BackwardMaps
@@ -42,7 +44,8 @@ class FA(Algorithm):
     def forward_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         with self.feedback.in_place(self.backward_weight, self.options.error_clamp):
             logits = self.network(x)
-            gradients = torch.autograd.grad(self.task_loss(full_precision(logits), y), self.forward_parameters)
+            loss = require_loss_value(self, "task_loss", self.task_loss(full_precision(logits), y))
+            gradients = torch.autograd.grad(loss, self.forward_parameters)
         if clamp := self.options.error_clamp:
             affine = {id(p) for m in self.network.modules() if _has_matrix(m) for p in m.parameters(recurse=False)}
             pairs = zip(self.forward_parameters, gradients, strict=True)
@@ -58,7 +61,8 @@ class FA(Algorithm):
 
 
 def _has_matrix(module: nn.Module) -> bool:
-    return any(p.dim() > 1 for p in module.parameters(recurse=False))
+    # A weight that is computed (weight_norm, ...) is that of a module within.
+    return any(p.dim() > 1 for p in module.parameters(recurse=is_parametrized(module)))
 
 
 class USF(FA):

@@ -145,10 +145,18 @@ class TaskModule(LightningModule):
             UserError: they are not two tensors, none that the network takes, or no goals of the task.
         """
         x, y = self.unpacked(batch)
-        if training and self.made_for_shapes:
-            self._require_inputs(x, type(self).__name__)
-        self.task.require_goals(x, y)
+        if training:
+            self._require_batch(x, y)
+        else:
+            self.task.require_goals(x, y)
         return x, self.task.goal(x, y, training=training)
+
+    def _require_batch(self, x: Tensor, y: Tensor) -> None:
+        """Raise UserError unless the rule can learn from inputs ``x`` and goals ``y``."""
+        self._require_inputs(x, type(self).__name__ if self.made_for_shapes else "")
+        if not len(x):
+            raise UserError("A batch to learn from must have samples, found none; leave it out.")
+        self.task.require_goals(x, y)
 
     def unpacked(self, batch: Any) -> tuple[Tensor, Tensor]:
         """What :meth:`batch`, or a function given in its place, takes out of a batch.

@@ -184,6 +184,8 @@ def find_images(data_dir: Path) -> tuple[list[str], dict[str, Files]]:
     """
     if not data_dir.is_dir():
         raise UserError(f"imagefolder: expected a folder of class folders, found no folder {data_dir}; fix --data-dir.")
+    for part in ("train", "val", "test"):
+        _require_there(data_dir / part)
     parts = [part for part in ("train", "val", "test") if (data_dir / part).is_dir()]
     if not parts:
         classes = _class_names(data_dir)
@@ -210,9 +212,12 @@ def find_images(data_dir: Path) -> tuple[list[str], dict[str, Files]]:
 def _class_names(folder: Path) -> list[str]:
     try:
         with os.scandir(folder) as entries:
-            classes = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+            shown = [entry for entry in entries if not entry.name.startswith(".")]
+            classes = sorted(entry.name for entry in shown if entry.is_dir())
     except OSError as error:
         raise _unreadable(error) from error
+    for entry in shown:
+        _require_there(entry.path)
     if not classes:
         raise UserError(
             f"imagefolder: expected class folders in {folder}, found none; give a folder that holds train and test, or "
@@ -296,13 +301,19 @@ def _image_names(folder: Path, root: Path) -> Iterator[str]:
                         f"imagefolder: {entry.path} is a link out of its class folder, to "
                         f"{os.path.realpath(entry.path)}; put the file itself there, or a hard link to it."
                     )
-                elif is_image and entry.is_symlink() and not entry.is_file():
-                    raise UserError(
-                        f"imagefolder: {entry.path} is a link to {os.readlink(entry.path)}, which is not there; remove "
-                        "it, or put the file there."
-                    )
                 elif is_image and entry.is_file():
                     yield os.path.relpath(entry.path, root)
+                elif is_image or not os.path.splitext(entry.name)[1]:
+                    # Of a folder too.
+                    _require_there(entry.path)
+
+
+def _require_there(path: str | Path) -> None:
+    """Raise UserError if ``path`` is a link to nothing: what it stood for would be left out without a word."""
+    if os.path.islink(path) and not os.path.exists(path):
+        raise UserError(
+            f"imagefolder: {path} is a link to {os.readlink(path)}, which is not there; remove it, or put that there."
+        )
 
 
 def _split_off_test(data_dir: Path, classes: list[str], files: Files) -> tuple[list[str], dict[str, Files]]:

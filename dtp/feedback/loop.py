@@ -93,7 +93,8 @@ class LiteralGradients:
         if self.steps == self.problem.iterations:
             return None
         self.steps += 1
-        value = self.problem.loss(self.problem.draw())
+        with torch.enable_grad():
+            value = self.problem.loss(self.problem.draw())
         self.loss = value.detach()
         return torch.autograd.grad(value, self.problem.parameters)
 

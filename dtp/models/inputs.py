@@ -75,7 +75,9 @@ def _require_precision(network: Network, x: Tensor) -> None:
         return
     wanted = next(operations[first].parameters()).dtype
     converts = isinstance(operations[first], nn.Embedding | nn.EmbeddingBag)
-    converts = converts or (x.is_floating_point() and torch.is_autocast_enabled(x.device.type))
+    kind = x.device.type
+    can_cast = x.is_floating_point() and torch.amp.is_autocast_available(kind)
+    converts = converts or (can_cast and torch.is_autocast_enabled(kind))
     if x.dtype != wanted and not converts:
         name = str(wanted).removeprefix("torch.")
         raise UserError(

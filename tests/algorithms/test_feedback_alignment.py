@@ -230,6 +230,15 @@ def test_errors_that_go_down_and_gradients_of_weights_and_biases_are_clamped(of)
     assert relative(errors_alone[0], ByHand(maps_of(rule)).batch(network, x, y)[0]) > 0.01
 
 
+def test_the_bias_of_a_layer_whose_weight_is_computed_is_clamped_too():
+    network = small_network("fa")
+    weight_norm(network[2][0])
+    rule = make("fa", network, error_clamp=3e-5)
+    names = [name for name, _ in network.named_parameters()]
+    gradients = dict(zip(names, rule.forward_gradients(*make_batch(network))[1], strict=True))
+    assert float(gradients["layers.1.0.bias"].abs().max()) == pytest.approx(3e-5)
+
+
 # A tied auto-encoder has no weights of the backward pass that could be others than the forward ones.
 @pytest.mark.parametrize("model", [name for name in MODELS.entries if name != "tied-autoencoder"])
 def test_with_transposed_weights_it_is_backprop_for_every_network(model):

@@ -14,7 +14,7 @@ from dtp.errors import UserError
 from dtp.feedback.direct import BroadcastMap
 from dtp.models import LocallyConnected
 from dtp.models.options import LocallyConnectedOptions
-from tests.algorithms.helpers import make, make_trained, small_network
+from tests.algorithms.helpers import make, make_trained, same, small_network, state
 from tests.algorithms.networks import Layers
 from tests.conftest import make_batch
 
@@ -177,11 +177,42 @@ def test_a_rule_of_the_users_own_with_wrong_losses_is_told_so(wrong, mlp):
         rule.training_batch(*make_batch(mlp))
 
 
-def test_a_batch_without_gradients_is_not_called_a_mistake_of_the_rule(mlp):
-    rule = make("dtp", mlp)
-    rule.configure_optimizers()
-    with torch.no_grad(), pytest.raises(UserError, match="DTP needs gradients to learn, found them switched off"):
+@pytest.mark.parametrize("name", ["bp", "dtp", "fa"])
+def test_a_batch_without_gradients_is_not_called_a_mistake_of_the_rule(name, mlp):
+    rule = make(name, mlp)
+    with torch.no_grad(), pytest.raises(UserError, match="needs gradients to learn, found them switched off"):
         rule.training_batch(*make_batch(mlp))
+
+
+@pytest.mark.parametrize("name", ["fa", "dfc", "dtp"])
+@pytest.mark.parametrize(
+    "batch, message",
+    [
+        (lambda x, y: (x[:0], y[:0]), "must have samples, found none"),
+        (lambda x, y: (x[:, :, :3], y), r"Expected inputs of shape \(B, 1, 4, 4\), found \(B, 1, 3, 4\)"),
+        (lambda x, y: (x.double(), y), "Expected inputs in float32"),
+        (lambda x, y: (x, y.float()), "Expected labels for classification"),
+        (lambda x, y: (x, y[:2]), r"Expected labels .* of shape \(6,\)"),
+        (lambda x, y: (x, y + 5), "Expected labels from 0 to 4"),
+        (lambda x, y: (x, y.to("meta")), "Expected goals on cpu.*found them on meta"),
+        (lambda x, y: (x, y.tolist()), "expected two tensors, inputs and goals"),
+        (lambda x, y: (x,), "expected two tensors, inputs and goals"),
+    ],
+)
+def test_a_batch_given_by_hand_is_as_strictly_looked_at_as_a_trainers(name, batch, message, mlp):
+    rule = make_trained(name, mlp)
+    before = state(rule)
+    with pytest.raises(UserError, match=message):
+        rule.training_batch(*batch(*make_batch(mlp)))
+    assert same(before, rule.state_dict())
+
+
+@pytest.mark.parametrize("name", ["bp", "fa", "dfc", "chl"])
+def test_within_inference_mode_no_rule_pretends_to_learn(name):
+    network = small_network(name)
+    rule = make_trained(name, network)
+    with torch.inference_mode(), pytest.raises(UserError, match="torch.inference_mode, in which it cannot"):
+        rule.training_batch(*make_batch(network))
 
 
 @pytest.mark.parametrize(

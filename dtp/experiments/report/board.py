@@ -159,8 +159,16 @@ def _setting(command: str) -> tuple:
         else:
             values.append(word)
     alike = {*NOT_COMPARED, "trust"}
-    unlike = {name: tuple(given) for name, given in options.items() if name[2:].replace("-", "_") not in alike}
-    return tuple(sorted(unlike.items()))
+    unlike = {name: given for name, given in options.items() if name[2:].replace("-", "_") not in alike}
+    return tuple((name, *map(_value, unlike[name])) for name in sorted(unlike))
+
+
+def _value(word: str) -> float | str:
+    """A number that is written in two ways, 0.1 and 0.10, is one value."""
+    try:
+        return float(word)
+    except ValueError:
+        return word
 
 
 def _figure_key(row: Row) -> tuple:

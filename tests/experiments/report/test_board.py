@@ -105,7 +105,7 @@ def test_a_setting_is_the_same_whatever_its_command_was_called_and_in_whatever_o
     found = []
     for accuracy, command in (
         (0.5, "python main.py --algo bp --model mlp --data digits --lr 0.1 --seed SEED --data-dir DIR --log-every 5"),
-        (0.6, "dtp train --lr=0.1 --data digits --model mlp --diagnostics-every 20 --algo bp --seed SEED"),
+        (0.6, "dtp train --lr=0.10 --data digits --model mlp --diagnostics-every 20 --algo bp --seed SEED"),
         (0.7, "dtp train --lr 0.2 --data digits --model mlp --algo bp --seed SEED"),
     ):
         kept.write_text(json.dumps({"command": command, "seed": 0, "test_accuracy": accuracy}))
