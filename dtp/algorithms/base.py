@@ -76,6 +76,11 @@ def _counted(learn: _Method) -> _Method:
     return cast(_Method, counted)
 
 
+def _require_samples(x: Tensor) -> None:
+    if not len(x):
+        raise UserError("A batch to learn from must have samples, found none; leave it out.")
+
+
 def _next_one(cls: type, inherited: _Method) -> _Method:
     """The ``training_batch`` after that of ``cls``: ``inherited``, or of a class that a subclass has beside ``cls``."""
 
@@ -439,6 +444,7 @@ class Algorithm(TaskModule, metaclass=RuleType):
 
     def training_step(self, batch: Any, batch_idx: int) -> None:
         x, y = self.taken(batch)
+        _require_samples(x)
         with self.randomness("training", self.global_step):
             if self.captures:
                 names, values = self._captured(x, y, self.kind_of_batch(), self.fixed_numbers())
@@ -497,6 +503,7 @@ class Algorithm(TaskModule, metaclass=RuleType):
                     "with .to(rule.device)."
                 )
         self._require_batch(*batch)
+        _require_samples(batch[0])
 
     def captured(self, capture: Capture | None = None) -> CapturedBatches:
         """What learns from batches without a trainer and replays those that are alike, as a run on a GPU does.

@@ -154,8 +154,6 @@ class TaskModule(LightningModule):
     def _require_batch(self, x: Tensor, y: Tensor) -> None:
         """Raise UserError unless the rule can learn from inputs ``x`` and goals ``y``."""
         self._require_inputs(x, type(self).__name__ if self.made_for_shapes else "")
-        if not len(x):
-            raise UserError("A batch to learn from must have samples, found none; leave it out.")
         self.task.require_goals(x, y)
 
     def unpacked(self, batch: Any) -> tuple[Tensor, Tensor]:
