@@ -133,6 +133,12 @@ class RunRecord:
         unit = length if against == "epochs" else 1
         return {self.schedule.forward_batches(row["step"], length) / unit: value for row, value in self.column(column)}
 
+    @property
+    def images_per_batch(self) -> int:
+        """The batch size, or all training images where there are fewer."""
+        size = self.options.get("batch_size", 0)
+        return min(size, self.summary.get("train_images", size))
+
     @cached_property
     def ends(self) -> pandas.DataFrame:
         """The metrics at each end of an epoch, of any kind, and what the run had come to by then.
@@ -144,7 +150,7 @@ class RunRecord:
         ends = pandas.DataFrame([row for row, _ in self.column(RATE)], dtype=float)
         ends = ends.reindex(columns=list(dict.fromkeys([*ends.columns, "epoch", "step", RATE])))
         epochs = [int(epoch) for epoch in ends["epoch"]]
-        images = ends["step"].diff().fillna(ends["step"]) * self.options.get("batch_size", 0)
+        images = ends["step"].diff().fillna(ends["step"]) * self.images_per_batch
         forward = [self.schedule.trains_forward(epoch, self.batches_per_epoch) for epoch in epochs]
         return ends.assign(
             forward=pandas.Series(forward, dtype=bool),
@@ -161,7 +167,7 @@ class RunRecord:
     def images_per_second(self) -> float | None:
         """Of the training batches, each image as often as it was seen."""
         seconds = self.training_seconds
-        return float(self.ends["step"].iloc[-1]) * self.options.get("batch_size", 0) / seconds if seconds > 0 else None
+        return float(self.ends["step"].iloc[-1]) * self.images_per_batch / seconds if seconds > 0 else None
 
     @property
     def feedback_share(self) -> float | None:

@@ -154,6 +154,13 @@ def test_cost_relative_to_backprop_of_a_batch_an_epoch_and_the_whole_run(tmp_pat
     assert groups["dtp"].over_seeds("feedback_share").mean == pytest.approx(0.5)
 
 
+def test_batches_of_more_images_than_there_are_count_with_those_that_there_are(tmp_path):
+    # The rate is of all images that were seen, 100 in each batch.
+    make_run(tmp_path / "bp", seconds=2, batch_size=60000, summary={"train_images": 100})
+    (run,) = by_label(only_section(tmp_path))["bp"].runs
+    assert run.training_seconds == pytest.approx(8) and run.images_per_second == pytest.approx(100 * run.steps / 8)
+
+
 def test_wall_time_of_other_numbers_of_epochs_is_said_to_be_so(tmp_path):
     make_run(tmp_path / "bp", epochs=4)
     make_run(tmp_path / "fa", "fa", epochs=8)
