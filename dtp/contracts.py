@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from dtp.errors import UserError
 
@@ -34,16 +35,20 @@ def handed_back(owner: Any, method: str, expected: str, found: Any) -> UserError
     )
 
 
+def _no_gradients(owner: Any) -> UserError:
+    return UserError(
+        f"{type(owner).__name__} needs gradients to learn, found them switched off (torch.no_grad); take its batches "
+        "out of that."
+    )
+
+
 def require_loss_value(owner: Any, method: str, found: Any, trained: bool = True) -> Tensor:
     """``found``, if it is a single number, and one that can be descended on where weights are ``trained``."""
     if not isinstance(found, Tensor) or found.numel() != 1 or found.dim() > 0:
         raise handed_back(owner, method, "a loss of one number, as a tensor of shape ()", found)
     if trained and not found.requires_grad:
         if not torch.is_grad_enabled():
-            raise UserError(
-                f"{type(owner).__name__} needs gradients to learn, found them switched off (torch.no_grad); "
-                "take its batches out of that."
-            )
+            raise _no_gradients(owner)
         raise UserError(
             f"{method} of {type(owner).__name__} must return a loss that depends on the weights, found one without "
             f"gradients (a detached tensor, or a constant); fix {type(owner).__name__}."
@@ -83,6 +88,8 @@ def gradients(owner: Any, network: nn.Module, losses: Iterable[Tensor], weights:
                 "used, or freeze their weights (requires_grad_(False))."
             ) from error
         if "does not require grad" in str(error):
+            if not torch.is_grad_enabled():
+                raise _no_gradients(owner) from error
             raise UserError(
                 f"The loss of {mine} does not depend on the weights of {theirs}; find where a tensor is detached, or "
                 "made without gradients (torch.no_grad)."
@@ -133,15 +140,16 @@ def require_layer(owner: nn.Module, number: int, layer: Any) -> None:
             f"make_layers of {name} must yield layers (nn.Sequential), found for layer {number} "
             f"{shown(layer) if not isinstance(layer, type) else f'the class {layer.__name__}'}; fix {name}."
         )
-    operations = list(layer) if isinstance(layer, nn.Sequential) else [layer]
-    for place, operation in enumerate(operations):
-        before = type(operations[place - 1]).__name__ if place else ""
+    before = ""
+    for operation in _in_order(layer):
         if getattr(operation, "inplace", False) and (not before or before in _NEED_THEIR_OUTPUT):
             where = f"after {before}, whose gradient needs it" if before else "at the start of a layer"
             raise UserError(
                 f"Layer {number} of {name} has {type(operation).__name__}(inplace=True) {where}: it would overwrite "
                 "values that others read; leave inplace out."
             )
+        if not isinstance(operation, VIEWS):
+            before = type(operation).__name__
     for kind, tensor in [("weights", p) for p in layer.parameters()] + [("buffers", b) for b in layer.buffers()]:
         if nn.parameter.is_lazy(tensor):
             raise UserError(
@@ -159,6 +167,16 @@ def require_layer(owner: nn.Module, number: int, layer: Any) -> None:
             )
 
 
+def _in_order(layer: nn.Module) -> Iterator[nn.Module]:
+    if isinstance(layer, nn.Sequential):
+        for part in layer:
+            yield from _in_order(part)
+    else:
+        yield layer
+
+
+# What comes out of them may be the very values that went in; out of dropout where nothing is dropped.
+VIEWS = (nn.Flatten, nn.Unflatten, nn.Identity, _DropoutNd)
 _NEED_THEIR_OUTPUT = ("Sigmoid", "Tanh", "ELU", "Softmax", "LogSoftmax", "SELU", "ReLU6", "Softplus", "SLReLU")
 
 

@@ -16,6 +16,7 @@ from dtp.algorithms.options import CCLOptions
 from dtp.contracts import gradients
 from dtp.errors import UserError
 from dtp.feedback import FeedbackSettings, LinearMap, layer_operations
+from dtp.feedback.layers import require_known_functions
 from dtp.feedback.operations import operation_of
 from dtp.models.modules import InnerFunction, PaddedShortcut, ResidualUnit, SameConv2d
 from dtp.models.network import Network
@@ -55,6 +56,7 @@ class CCL(LocalLosses):
 
     def __init__(self, network: Network, options: CCLOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
+        require_known_functions(network, network.shapes)
         self.feedback = nn.ModuleList(_mirror_of(n, network) for n in range(1, network.depth + 1))
         self.feedback_optimizer: Optimizer | None = None
         self.feedback.to(next(network.parameters()).dtype).requires_grad_(self.options.train_feedback)
@@ -173,16 +175,17 @@ class CCL(LocalLosses):
     def feedback_weights(self) -> dict[int, list[tuple[Tensor, Tensor]]]:
         pairs = {}
         for n, mirror in enumerate(self.feedback, 1):
-            forward, back = (list(filter(_is_affine, part.modules())) for part in (self.network[n], mirror))
-            if len(forward) == len(back) == 1 and isinstance(forward[0], nn.Linear | nn.Conv2d):
+            found: Any = [list(filter(_is_affine, part.modules())) for part in (self.network[n], mirror)]
+            forward, back = found
+            if len(forward) == len(back) == 1:
                 weight = forward[0].weight.transpose(0, 1)
                 # A convolution is undone by one with its kernels turned round.
-                pairs[n] = [(back[0].weight, weight.flip(2, 3) if weight.dim() == 4 else weight)]
+                pairs[n] = [(back[0].weight, weight.flip(list(range(2, weight.dim()))))]
         return pairs
 
 
 def _is_affine(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | nn.Conv2d)
+    return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)
 
 
 class _Unit(nn.Module):
@@ -225,13 +228,12 @@ def _mirror(module: nn.Module, below: Size, above: Size) -> list[nn.Module]:
         return [nn.Upsample(tuple(below[1:])), PaddedShortcut(above[0], below[0], stride=1)]
     if isinstance(module, nn.Linear):
         return [nn.Linear(module.out_features, module.in_features, bias=False)]
-    if isinstance(module, nn.Conv2d | SameConv2d):
+    if isinstance(module, nn.Conv1d | nn.Conv2d | SameConv2d):
         conv = module.conv if isinstance(module, SameConv2d) else module
-        sizes: Any = conv.out_channels, conv.in_channels, conv.kernel_size
+        kind: Any = nn.Conv1d if isinstance(conv, nn.Conv1d) else nn.Conv2d
+        sizes = conv.out_channels, conv.in_channels, conv.kernel_size
         wider = [] if below[1:] == above[1:] else [nn.Upsample(tuple(below[1:]))]
-        # By torch's types what a Conv2d has for sizes is of any length, but what it takes is two numbers.
-        dilation: Any = conv.dilation
-        return [*wider, nn.Conv2d(*sizes, padding="same", dilation=dilation, groups=conv.groups, bias=False)]
+        return [*wider, kind(*sizes, padding="same", dilation=conv.dilation, groups=conv.groups, bias=False)]
     if next(module.parameters(), None) is not None:
         made = operation_of(module).make_feedback(module, below, FeedbackSettings())
         if isinstance(made, LinearMap):
@@ -244,7 +246,7 @@ def _mirror(module: nn.Module, below: Size, above: Size) -> list[nn.Module]:
     if below.numel() == above.numel():
         return [nn.Unflatten(1, tuple(below))]
     # Pooling, or a selection of the first units.
-    return [nn.Upsample(tuple(below[1:])) if len(below) == 3 else nn.ConstantPad1d((0, below[0] - above[0]), 0.0)]
+    return [nn.Upsample(tuple(below[1:])) if len(below) > 1 else nn.ConstantPad1d((0, below[0] - above[0]), 0.0)]
 
 
 def _copy(function: nn.Module) -> nn.Module:

@@ -173,10 +173,14 @@ class DFA(LocalTargets):
 
     def _next_convolution(self, n: int) -> tuple[nn.Conv2d | SameConv2d, torch.Size] | None:
         """Layer n's convolution and its output shape, where the map to its input is to be a broadcast one."""
-        first = layer_operations(self.network[n])[0]
-        if self.options.dfa_form == "dense" or not isinstance(first, nn.Conv2d | SameConv2d):
-            return None
-        return first, output_shape(first, self.network.shapes[n - 1])
+        shape = self.network.shapes[n - 1]
+        for module in layer_operations(self.network[n]) if self.options.dfa_form == "broadcast" else ():
+            if isinstance(module, nn.Conv2d | SameConv2d):
+                return module, output_shape(module, shape)
+            # What stands before it may not change the shape: the map goes to the layer's own input.
+            if any(p.dim() > 1 for p in module.parameters()) or output_shape(module, shape) != shape:
+                break
+        return None
 
     def _size(self, n: int, kernel: tuple[nn.Conv2d | SameConv2d, torch.Size] | None) -> int:
         """Numbers that the map of layer n holds."""

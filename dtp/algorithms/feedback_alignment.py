@@ -14,6 +14,7 @@ from dtp.errors import UserError
 from dtp.feedback import is_elementwise, layer_operations
 from dtp.feedback.backward import AffineOperation, BackwardMaps
 from dtp.feedback.initial import deviation, fans, init_map
+from dtp.feedback.layers import require_known_functions
 from dtp.feedback.noise import seeded_generator
 from dtp.feedback.operations import sum_over_images
 from dtp.models.network import Network
@@ -192,6 +193,10 @@ class WeightMirror(FA):
 
     Options = WeightMirrorOptions
     options: WeightMirrorOptions
+
+    def __init__(self, network: Network, options: WeightMirrorOptions | None = None, seed: int = 0):
+        super().__init__(network, options, seed)
+        require_known_functions(network, network.shapes)
 
     def training_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         with self.feedback_timer.measure(self.device), no_autocast(x):

@@ -25,6 +25,7 @@ from dtp.errors import UserError
 from dtp.feedback import FeedbackNetwork, FeedbackProblem, forward_with_context, is_elementwise, layer_operations
 from dtp.feedback.context import Context
 from dtp.feedback.direct import DirectMap
+from dtp.feedback.layers import require_known_functions
 from dtp.feedback.losses import per_sample_dot
 from dtp.feedback.operations import operation_of
 from dtp.models.network import Network
@@ -175,6 +176,7 @@ class FeedbackControl(TargetPropagation):
 
     def make_feedback(self) -> FeedbackNetwork:
         network, dtype = self.network, next(self.network.parameters()).dtype
+        require_known_functions(network, network.shapes)
         # The first place holds nothing, so that layers have their numbers.
         self.blocks = [Block([], [], []), *(_block(layer) for layer in network)]
         maps = {}
@@ -197,8 +199,10 @@ class FeedbackControl(TargetPropagation):
 
     def _products(self) -> dict[int, Tensor]:
         """Transposed Jacobians (d_n, K) of the output by v_n in the network without its nonlinearities, at image 0."""
-        network, training = self.network, self.network.training
-        network.eval()
+        network = self.network
+        modes = [(module, module.training) for module in network.modules()]
+        for module, _ in modes:
+            module.training = False
         x, contexts, inputs = next(network.parameters()).new_zeros(1, *network.input_shape), [Context()], []
         for n, layer in enumerate(network, 1):
             contexts.append(forward_with_context(layer, x)[1])
@@ -212,7 +216,8 @@ class FeedbackControl(TargetPropagation):
             return v[0]
 
         jacobians = {n: torch.func.jacrev(lambda v, n=n: output(n, v))(inputs[n - 1]) for n in range(1, len(contexts))}
-        network.train(training)
+        for module, training in modes:
+            module.training = training
         return {n: jacobian.flatten(1).t() for n, jacobian in jacobians.items()}
 
     def _drive(self, n: int, rate: Tensor, a: Activations) -> Tensor:
@@ -787,6 +792,13 @@ class ControlPhase(RulePhase):
         ]
 
 
+_RISING = (
+    *(nn.ELU, nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.Softplus, nn.Hardtanh),
+    *(nn.SELU, nn.CELU, nn.Softsign, nn.LogSigmoid, nn.Hardsigmoid),
+)
+_MAXIMA = (nn.MaxPool1d, nn.MaxPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d)
+
+
 def _block(layer: nn.Module) -> Block:
     """A layer in pieces, at the first nonlinearity after its last weights."""
     operations = list(enumerate(layer_operations(layer)))
@@ -798,8 +810,7 @@ def _block(layer: nn.Module) -> Block:
     affine, function = operations[:f], operations[f : f + 1]
     rest = [(place, module) for place, module in operations[f + 1 :] if not isinstance(module, nn.Identity)]
     # The largest of rising functions is that of the largest: only what wins is then controlled and learns.
-    rising = isinstance(operations[f][1], nn.ELU | nn.ReLU | nn.LeakyReLU | nn.Tanh | nn.Sigmoid)
-    while rising and affine and rest and isinstance(rest[0][1], nn.MaxPool2d):
+    while isinstance(operations[f][1], _RISING) and affine and rest and isinstance(rest[0][1], _MAXIMA):
         affine, rest = [*affine, rest[0]], rest[1:]
     return Block(affine, function, rest)
 

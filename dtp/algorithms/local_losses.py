@@ -9,6 +9,7 @@ from dtp.algorithms.base import Algorithm
 from dtp.contracts import gradients, handed_back, require_mapping
 from dtp.errors import UserError
 from dtp.feedback import Context, forward_with_context, is_elementwise, layer_operations
+from dtp.models.modules import LocallyConnected2d
 from dtp.models.network import Network
 
 
@@ -49,6 +50,9 @@ class LocalLosses(Algorithm):
         with torch.enable_grad():
             loss = self.task_loss(s if function is None else function(s), y, reduction="sum")
         return torch.autograd.grad(loss, s)[0]
+
+
+_AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, LocallyConnected2d)
 
 
 def function_place(layer: nn.Module) -> int | None:
@@ -93,6 +97,7 @@ class Stages:
         return function(a.clone() if getattr(function, "inplace", False) else a)
 
     def positions(self, n: int, a: Tensor) -> int:
-        """Number of positions of A_n's output ``a`` that share its weights: H W of a convolution, else 1."""
-        shares = any(isinstance(module, nn.Conv2d) for module in self._affine[n].modules())
-        return a[0, 0].numel() if shares and a.dim() == 4 else 1
+        """Number of positions of A_n's output ``a``, flat or not, that share its weights: of a convolution, else 1."""
+        affine = [module for module in self._affine[n].modules() if isinstance(module, _AFFINE)]
+        last = affine[-1] if affine else None
+        return a[0].numel() // last.out_channels if isinstance(last, nn.Conv1d | nn.Conv2d) else 1

@@ -11,6 +11,7 @@ from dtp.algorithms.local_losses import LocalLosses, Stages
 from dtp.algorithms.options import PEPITAOptions
 from dtp.feedback import Context, per_sample_dot
 from dtp.feedback.direct import DirectMap
+from dtp.feedback.layers import require_known_functions
 from dtp.models.network import Network
 from dtp.models.precision import full_precision, no_autocast
 
@@ -43,6 +44,7 @@ class PEPITA(LocalLosses):
 
     def __init__(self, network: Network, options: PEPITAOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
+        require_known_functions(network, network.shapes)
         self.stages = Stages(network)
         shape, dtype = network.shapes[0], next(network.parameters()).dtype
         # F, (pixels, classes).

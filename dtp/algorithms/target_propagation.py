@@ -38,8 +38,8 @@ from dtp.feedback import (
     forward_with_context,
     require_known_operations,
 )
+from dtp.feedback.layers import shared_positions
 from dtp.feedback.loop import Average, Gradients, Step
-from dtp.models.modules import LocallyConnected2d
 from dtp.models.network import Network
 from dtp.models.precision import no_autocast
 
@@ -507,15 +507,13 @@ class TargetPropagation(LocalTargets):
         return Activations(s, contexts, outputs)
 
     def usual_feedback_lr(self, n: int) -> float:
-        """1e-3 / (sigma^2 P), P the spatial positions of s_n: what the tuned rates of published networks share."""
+        """1e-3 / (sigma^2 P), P the positions of s_n that share weights: what the published rates have in common."""
         if self.options.feedback_optimizer != "sgd":
             # Adam divides by the size of the gradients, which the rule for SGD makes up for.
             return 3e-4
         if self.noise[n] == 0:
             raise UserError("--feedback-lr: expected learning rates, for the usual ones are made for a noise above 0.")
-        # Locally connected weights are not shared between positions.
-        local = any(isinstance(module, LocallyConnected2d) for module in self.network[n].modules())
-        positions = 1 if local else self.network.shapes[n][1:].numel()
+        positions = shared_positions(self.network[n], self.network.shapes[n - 1])
         if self.noise[n] < 1e-15:
             # Steps at such a rate would overflow in float32.
             raise UserError(

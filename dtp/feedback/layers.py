@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
+import torch
 from torch import Size, Tensor, nn
 
 from dtp.errors import UserError
@@ -23,7 +25,7 @@ from dtp.feedback.operations import (
     operation_of,
     slope_of,
 )
-from dtp.models.modules import Uncut
+from dtp.models.modules import LocallyConnected2d, Uncut
 from dtp.models.shapes import has_hooks, output_shape
 
 # Operations that are linear in what they are given, for one context.
@@ -268,6 +270,8 @@ def _derive_layer(
         between = range(affine[0], affine[-1])
         steps = [step for i, step in enumerate(steps) if i in between or not _is_function(step[0])]
         below = _with_input_shapes(layers[n - 2], in_shapes[n - 2]) if n >= 2 else ()
+        # The first layer needs no feedback, and what changes the shape is no function that could come last.
+        below = [(m, s) for m, s in below if n > 2 or _is_known(m) or output_shape(m, s) == s]
         made = [_make_feedback(n - 1, module, shape, settings) for module, shape in below if _weight_free(module)]
         functions = [operation for operation in made if _kind(operation) == "elementwise"]
         steps.extend((function, None) for function in functions[-1:])
@@ -305,6 +309,71 @@ def require_known_operations(n: int, layer: nn.Module) -> None:
                 raise UserError(module.refusal)
         except UserError as error:
             raise UserError(f"Layer {n}: {error}") from error
+
+
+def shared_positions(layer: nn.Module, in_shape: Size) -> int:
+    """Positions of a layer's output, of samples of ``in_shape``, that share its weights, whether it is flat or not.
+
+    They are those of the maps of a convolution (after pooling), and the vectors that a linear map is given; 1 where
+    weights are not shared.
+    """
+    if any(isinstance(module, LocallyConnected2d) for module in layer.modules()):
+        return 1
+    last, positions = None, 1
+    for module, shape in _with_input_shapes(layer, in_shape):
+        if any(p.dim() > 1 for p in module.parameters()):
+            last = module
+        if isinstance(module, nn.Linear):
+            positions = shape[:-1].numel()
+        elif isinstance(module, nn.Flatten) and last is not None:
+            break
+        elif not isinstance(last, nn.Linear):
+            positions = output_shape(module, shape)[1:].numel()
+    return positions
+
+
+def require_known_functions(layers: Iterable[nn.Module], shapes: Sequence[Size]) -> None:
+    """Raise UserError for a nonlinearity that is not known as one.
+
+    For rules that ask which operation of a layer is its nonlinearity: they would take it for part of the affine map.
+
+    Args:
+        shapes: of one sample before each layer.
+    """
+    for n, (layer, in_shape) in enumerate(zip(layers, shapes, strict=False), 1):
+        for module, shape in _with_input_shapes(layer, in_shape):
+            own = module.module if isinstance(module, Uncut) else module
+            if not _is_known(own) and (_weight_free(own) or isinstance(own, nn.PReLU)) and _maps_each_value(own, shape):
+                kind = type(own).__name__
+                raise UserError(
+                    f"Layer {n} has {kind}, a function of each value by itself that is not known as a nonlinearity; "
+                    f"make it known before, with dtp.feedback.register_feedback({kind}, "
+                    "dtp.feedback.elementwise_feedback)."
+                )
+
+
+def _is_known(module: nn.Module) -> bool:
+    try:
+        operation_of(module)
+    except UserError:
+        return False
+    return not isinstance(module, Uncut)
+
+
+@torch.no_grad()
+def _maps_each_value(module: nn.Module, shape: Size) -> bool:
+    """Whether a module maps each value by itself, not to itself: whatever place the value is moved to."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, *shape, generator=generator)
+    order = torch.randperm(x.numel(), generator=generator)
+    own = copy.deepcopy(module).cpu().float().eval()
+    try:
+        found, moved = own(x.clone()), own(x.flatten()[order].view_as(x))
+    except Exception:
+        # Whatever a module of a user's raises at such values, it is nothing that all values can be given to.
+        return False
+    alike = isinstance(found, Tensor) and found.shape == x.shape and not torch.equal(found, x)
+    return alike and torch.equal(found.flatten()[order], moved.flatten())
 
 
 def _make_feedback(n: int | None, module: nn.Module, in_shape: Size, settings: FeedbackSettings) -> FeedbackOperation:

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Size, Tensor, fx, nn
 
+from dtp.contracts import VIEWS
 from dtp.errors import UserError
 from dtp.feedback.layers import FeedbackLayer, derive_feedback, layer_operations
 from dtp.feedback.operations import Elementwise, FeedbackSettings, is_elementwise, operation_of
@@ -272,7 +273,7 @@ class _Chain:
             if _is_sum(node):
                 fork = self.before[node]
                 branches = [self._between(fork, end) for end in node.all_input_nodes]
-                if any(branch and getattr(branch[0], "inplace", False) for branch in branches):
+                if any(getattr(_first_of(branch), "inplace", False) for branch in branches):
                     raise _NotAChain({_owner(node): "a branch begins in place and changes what the other one sees"})
                 branches.sort(key=lambda branch: sum(map(_is_affine, branch)), reverse=True)
                 parts = [nn.Sequential(*(_inner(operation) for operation in branch)) for branch in branches]
@@ -360,6 +361,11 @@ def _is_sum(node: fx.Node) -> bool:
     adds = node.op == "call_function" and node.target in (operator.add, operator.iadd, torch.add)
     adds = adds or (node.op == "call_method" and node.target in ("add", "add_"))
     return adds and len(node.all_input_nodes) == 2 == len(node.args) and not node.kwargs
+
+
+def _first_of(branch: Sequence[nn.Module]) -> nn.Module | None:
+    """Its first operation that makes a tensor of its own."""
+    return next((operation for operation in branch if not isinstance(operation, VIEWS)), None)
 
 
 def _inner(operation: nn.Module) -> nn.Module:

@@ -9,7 +9,10 @@ import torch
 from torch import Size, Tensor, nn
 
 # Functions of each value by itself; nn.ReLU6 is an nn.Hardtanh.
-ELEMENTWISE = (nn.ELU, nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Softplus, nn.Hardtanh, nn.Hardswish)
+ELEMENTWISE = (
+    *(nn.ELU, nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Softplus, nn.Hardtanh, nn.Hardswish),
+    *(nn.SELU, nn.CELU, nn.Mish, nn.Softsign, nn.LogSigmoid, nn.Hardsigmoid),
+)
 # What comes out has the shape of what goes in. torch evaluates most of these on the meta device in Python, which would
 # be the better part of the time that a network takes to be made.
 SHAPE_KEEPING = (*ELEMENTWISE, nn.Sigmoid, nn.Identity, nn.Dropout)

@@ -177,7 +177,7 @@ def test_a_rule_of_the_users_own_with_wrong_losses_is_told_so(wrong, mlp):
         rule.training_batch(*make_batch(mlp))
 
 
-@pytest.mark.parametrize("name", ["bp", "dtp", "fa"])
+@pytest.mark.parametrize("name", ["bp", "dtp", "fa", "pepita", "ccl", "dualprop", "dfc"])
 def test_a_batch_without_gradients_is_not_called_a_mistake_of_the_rule(name, mlp):
     rule = make(name, mlp)
     with torch.no_grad(), pytest.raises(UserError, match="needs gradients to learn, found them switched off"):

@@ -202,14 +202,14 @@ def test_after_comes_behind_unpooling_convolution_and_reshape():
 
 
 def test_after_moves_a_users_elementwise_operation_too(registry):
-    class Softsign(FeedbackOperation):
+    class Tanhshrink(FeedbackOperation):
         kind = "elementwise"
 
         def forward(self, y, context):
             return F.softsign(y)
 
-    register_feedback(nn.Softsign, lambda module, in_shape, settings: Softsign())
-    layers = [nn.Sequential(nn.Linear(6, 5), nn.Softsign()), nn.Sequential(nn.Linear(5, 4), nn.Softsign())]
+    register_feedback(nn.Tanhshrink, lambda module, in_shape, settings: Tanhshrink())
+    layers = [nn.Sequential(nn.Linear(6, 5), nn.Tanhshrink()), nn.Sequential(nn.Linear(5, 4), nn.Tanhshrink())]
     settings = FeedbackSettings(nonlinearity="after")
     feedback = derive_feedback(layers, [Size([6]), Size([5])], [2], settings)[2]
     y = torch.randn(2, 4)

@@ -728,7 +728,9 @@ def test_weight_gradients_are_those_of_autograd_for_one_batch_and_for_several(mo
     + [(nn.LeakyReLU(0.3), lambda x: F.leaky_relu(x, 0.3)), (nn.GELU(), F.gelu), (nn.SiLU(), F.silu)]
     + [(nn.GELU("tanh"), lambda x: F.gelu(x, approximate="tanh")), (nn.Softplus(3), lambda x: F.softplus(x, 3))]
     + [(nn.Hardtanh(-0.5, 0.7), lambda x: x.clamp(-0.5, 0.7)), (nn.ReLU6(), lambda x: x.clamp(0, 6))]
-    + [(nn.Hardswish(), lambda x: x * (x + 3).clamp(0, 6) / 6)],
+    + [(nn.Hardswish(), lambda x: x * (x + 3).clamp(0, 6) / 6), (nn.Hardsigmoid(), lambda x: (x + 3).clamp(0, 6) / 6)]
+    + [(nn.SELU(), F.selu), (nn.CELU(0.7), lambda x: F.celu(x, 0.7)), (nn.Mish(), F.mish)]
+    + [(nn.Softsign(), lambda x: x / (1 + x.abs())), (nn.LogSigmoid(), lambda x: -torch.log1p(torch.exp(-x)))],
 )
 def test_nonlinearity_is_its_own_feedback(module, function):
     y = torch.randn(5, 4)
@@ -759,31 +761,31 @@ def test_in_place_nonlinearity_leaves_activations_alone(function, nonlinearity):
 
 
 def test_unregistered_type_is_named_with_its_layer_and_the_remedy():
-    layers = [nn.Linear(6, 5), nn.Linear(5, 4), nn.Sequential(nn.Linear(4, 3), nn.Softsign())]
+    layers = [nn.Linear(6, 5), nn.Linear(5, 4), nn.Sequential(nn.Linear(4, 3), nn.Tanhshrink())]
     shapes = [torch.Size([n]) for n in (6, 5, 4)]
-    with pytest.raises(UserError, match=r"Layer 3: .*Softsign.*register_feedback"):
+    with pytest.raises(UserError, match=r"Layer 3: .*Tanhshrink.*register_feedback"):
         derive_feedback(layers, shapes, [2, 3], FeedbackSettings())
 
 
 def test_unregistered_type_below_a_feedback_layer_is_named_with_its_layer():
-    layers = [nn.Sequential(nn.Linear(6, 5), nn.Softsign()), nn.Linear(5, 4)]
-    with pytest.raises(UserError, match=r"Layer 1: .*Softsign.*register_feedback"):
+    layers = [nn.Sequential(nn.Linear(6, 5), nn.Tanhshrink()), nn.Linear(5, 4)]
+    with pytest.raises(UserError, match=r"Layer 1: .*Tanhshrink.*register_feedback"):
         derive_feedback(layers, [torch.Size([6]), torch.Size([5])], [2], FeedbackSettings(nonlinearity="after"))
 
 
 def test_unregistered_type_in_a_forward_pass_is_named():
-    with pytest.raises(UserError, match=r"Softsign.*register_feedback"):
-        forward_with_context(nn.Sequential(nn.Linear(4, 3), nn.Softsign()), torch.randn(2, 4))
+    with pytest.raises(UserError, match=r"Tanhshrink.*register_feedback"):
+        forward_with_context(nn.Sequential(nn.Linear(4, 3), nn.Tanhshrink()), torch.randn(2, 4))
 
 
 def test_registered_nonlinearity_works_end_to_end(registry):
-    register_feedback(nn.Softsign, elementwise_feedback)
-    layer = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Softsign(), nn.MaxPool2d(2)).double()
+    register_feedback(nn.Tanhshrink, elementwise_feedback)
+    layer = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Tanhshrink(), nn.MaxPool2d(2)).double()
     x = torch.randn(4, 2, 6, 6, dtype=torch.float64)
     y, context = forward_with_context(layer, x)
     torch.testing.assert_close(y, layer(x), rtol=0, atol=0)
     feedback = undo(layer, (2, 6, 6), symmetric=True)
-    unpooled = F.max_unpool2d(F.softsign(y), context[2].indices, 2)
+    unpooled = F.max_unpool2d(F.tanhshrink(y), context[2].indices, 2)
     torch.testing.assert_close(feedback(y, context), F.conv_transpose2d(unpooled, layer[0].weight, padding=1), **exact)
     loss = ldrl_loss(layer, feedback, x, y, context, random_like(x), random_like(y))
     (gradient,) = torch.autograd.grad(loss, list(feedback.parameters()))

@@ -53,7 +53,8 @@ class AlgorithmOptions:
     # Epsilon of Adam and RMSprop, one for all layers or one for each that has trained weights. Left out: 1e-8, for
     # lee-rmsprop 1e-3.
     eps: list[float] = option([], above=0)
-    # L2 penalty added to the gradient of the forward weights, 0 or more.
+    # L2 penalty added to the gradient of the forward weights, 0 or more. Where backward weights take their steps too
+    # (kp) both decay by the product of it and the learning rate.
     weight_decay: float = option(1e-4, least=0)
     # Schedule of --lr, stepped once per epoch; the feedback learning rates stay constant.
     lr_schedule: Literal["constant", "cosine", "step"] = "cosine"
