@@ -35,7 +35,8 @@ def handed_back(owner: Any, method: str, expected: str, found: Any) -> UserError
     )
 
 
-def _no_gradients(owner: Any) -> UserError:
+def no_gradients(owner: Any) -> UserError:
+    """The mistake that gradients are switched off where the class of ``owner`` needs them."""
     return UserError(
         f"{type(owner).__name__} needs gradients to learn, found them switched off (torch.no_grad); take its batches "
         "out of that."
@@ -48,7 +49,7 @@ def require_loss_value(owner: Any, method: str, found: Any, trained: bool = True
         raise handed_back(owner, method, "a loss of one number, as a tensor of shape ()", found)
     if trained and not found.requires_grad:
         if not torch.is_grad_enabled():
-            raise _no_gradients(owner)
+            raise no_gradients(owner)
         raise UserError(
             f"{method} of {type(owner).__name__} must return a loss that depends on the weights, found one without "
             f"gradients (a detached tensor, or a constant); fix {type(owner).__name__}."
@@ -89,7 +90,7 @@ def gradients(owner: Any, network: nn.Module, losses: Iterable[Tensor], weights:
             ) from error
         if "does not require grad" in str(error):
             if not torch.is_grad_enabled():
-                raise _no_gradients(owner) from error
+                raise no_gradients(owner) from error
             raise UserError(
                 f"The loss of {mine} does not depend on the weights of {theirs}; find where a tensor is detached, or "
                 "made without gradients (torch.no_grad)."
@@ -148,7 +149,7 @@ def require_layer(owner: nn.Module, number: int, layer: Any) -> None:
                 f"Layer {number} of {name} has {type(operation).__name__}(inplace=True) {where}: it would overwrite "
                 "values that others read; leave inplace out."
             )
-        if not isinstance(operation, VIEWS):
+        if not isinstance(operation, MAY_ALIAS):
             before = type(operation).__name__
     for kind, tensor in [("weights", p) for p in layer.parameters()] + [("buffers", b) for b in layer.buffers()]:
         if nn.parameter.is_lazy(tensor):
@@ -176,8 +177,8 @@ def _in_order(layer: nn.Module) -> Iterator[nn.Module]:
 
 
 # What comes out of them may be the very values that went in; out of dropout where nothing is dropped.
-VIEWS = (nn.Flatten, nn.Unflatten, nn.Identity, _DropoutNd)
-_NEED_THEIR_OUTPUT = ("Sigmoid", "Tanh", "ELU", "Softmax", "LogSoftmax", "SELU", "ReLU6", "Softplus", "SLReLU")
+MAY_ALIAS = (nn.Flatten, nn.Unflatten, nn.Identity, _DropoutNd)
+_NEED_THEIR_OUTPUT = ("ReLU", "Sigmoid", "Tanh", "Softmax", "LogSoftmax")
 
 
 def require_batch(data: Any, loader: str, batch: Any, input_shape: Sequence[int]) -> None:

@@ -32,6 +32,7 @@ from dtp.algorithms.timing import PhaseTimer
 from dtp.contracts import (
     handed_back,
     is_number,
+    no_gradients,
     require_loss_value,
     require_mapping,
     shown,
@@ -57,13 +58,15 @@ _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 def _counted(learn: _Method) -> _Method:
     """A ``training_batch`` after which the rule has learned from one batch more, whether or not it calls super()'s."""
+    # One with other arguments is the user's own, who knows what they are.
+    is_usual = list(inspect.signature(learn).parameters)[1:] == ["x", "y"]
 
     @functools.wraps(learn)
     def counted(self: Algorithm, *args: Any, **kwargs: Any) -> Any:
         if self._within_batch:
             return learn(self, *args, **kwargs)
-        if self._trainer is None:
-            self._require_batch_by_hand(*args, *kwargs.values())
+        if is_usual and not self._within_step:
+            self._require_batch_by_hand(*args, **kwargs)
         self._within_batch = True
         try:
             found = learn(self, *args, **kwargs)
@@ -113,8 +116,10 @@ class Algorithm(TaskModule, metaclass=RuleType):
     waits = ""
     # Whether batches may be captured as CUDA graphs, where they are fixed sequences of operations.
     capture_batches = False
-    # Whether :meth:`training_batch` is under way.
-    _within_batch = False
+    # Whether it learns from gradients that autograd takes, and so from nothing where they are switched off.
+    uses_autograd = True
+    # Whether :meth:`training_batch` is under way, and whether :meth:`training_step` of a trainer's batch is.
+    _within_batch = _within_step = False
     # How the training of feedback weights is divided where no trainer says so.
     _division_alone = _UNDIVIDED
 
@@ -445,11 +450,15 @@ class Algorithm(TaskModule, metaclass=RuleType):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         x, y = self.taken(batch)
         _require_samples(x)
-        with self.randomness("training", self.global_step):
-            if self.captures:
-                names, values = self._captured(x, y, self.kind_of_batch(), self.fixed_numbers())
-            else:
-                names, values = self._learn(x, y)
+        self._within_step = True
+        try:
+            with self.randomness("training", self.global_step):
+                if self.captures:
+                    names, values = self._captured(x, y, self.kind_of_batch(), self.fixed_numbers())
+                else:
+                    names, values = self._learn(x, y)
+        finally:
+            self._within_step = False
         self._totals.add(names, values, len(x), self._shares)
         self._count_batch()
         # Here, not in a hook after the batch: a checkpoint of this batch is written by such a hook, and the row at its
@@ -484,26 +493,29 @@ class Algorithm(TaskModule, metaclass=RuleType):
                 score.update(self.task.scored(logits), y)
             return as_vector({"loss": loss, **self.task.training_scores(logits, y), **scalars})
 
-    def _require_batch_by_hand(self, *batch: Any) -> None:
-        """Raise UserError unless ``batch`` is what :meth:`training_batch` can learn from; a trainer asks by itself."""
-        if len(batch) != 2 or not all(isinstance(part, Tensor) for part in batch):
+    def _require_batch_by_hand(self, x: Any = None, y: Any = None) -> None:
+        """Raise UserError unless :meth:`training_batch` can learn from this batch; a trainer's has been looked at."""
+        if not isinstance(x, Tensor) or not isinstance(y, Tensor):
             raise UserError(
-                f"{type(self).__name__}.training_batch: expected two tensors, inputs and goals, found {shown(batch)}."
+                f"{type(self).__name__}.training_batch: expected two tensors, inputs and goals, found {shown(x)} and "
+                f"{shown(y)}."
             )
         if torch.is_inference_mode_enabled():
             raise UserError(
                 f"{type(self).__name__} changes weights, found torch.inference_mode, in which it cannot; take its "
                 "batches out of that."
             )
+        if self.uses_autograd and not torch.is_grad_enabled():
+            raise no_gradients(self)
         device = next(self.network.parameters()).device
-        for what, part in zip(("inputs", "goals"), batch, strict=True):
+        for what, part in (("inputs", x), ("goals", y)):
             if part.device != device:
                 raise UserError(
                     f"Expected {what} on {device}, where the weights are, found them on {part.device}; move them there "
                     "with .to(rule.device)."
                 )
-        self._require_batch(*batch)
-        _require_samples(batch[0])
+        self._require_batch(x, y)
+        _require_samples(x)
 
     def captured(self, capture: Capture | None = None) -> CapturedBatches:
         """What learns from batches without a trainer and replays those that are alike, as a run on a GPU does.

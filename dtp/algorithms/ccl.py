@@ -175,8 +175,7 @@ class CCL(LocalLosses):
     def feedback_weights(self) -> dict[int, list[tuple[Tensor, Tensor]]]:
         pairs = {}
         for n, mirror in enumerate(self.feedback, 1):
-            found: Any = [list(filter(_is_affine, part.modules())) for part in (self.network[n], mirror)]
-            forward, back = found
+            forward, back = (_affine(part) for part in (self.network[n], mirror))
             if len(forward) == len(back) == 1:
                 weight = forward[0].weight.transpose(0, 1)
                 # A convolution is undone by one with its kernels turned round.
@@ -184,8 +183,8 @@ class CCL(LocalLosses):
         return pairs
 
 
-def _is_affine(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)
+def _affine(part: nn.Module) -> list[nn.Linear | nn.Conv1d | nn.Conv2d]:
+    return [module for module in part.modules() if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d)]
 
 
 class _Unit(nn.Module):

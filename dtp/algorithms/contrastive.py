@@ -47,6 +47,7 @@ class Contrastive(Algorithm):
     Options = ContrastiveOptions
     options: ContrastiveOptions
     learns_any_loss = False
+    uses_autograd = False
     waits = "whether a phase has settled is looked at after every tenth step"
 
     def __init__(self, network: Network, options: ContrastiveOptions | None = None, seed: int = 0):
@@ -132,15 +133,19 @@ class Contrastive(Algorithm):
             return self._logits(free), self._gradients(free, clamped), scalars
 
     def _gradients(self, free: Phase, clamped: Phase) -> list[Tensor]:
-        N, batch = self.network.depth, len(free.h[0])
-        # Added up, for layers may share their weights.
-        by_parameter = {id(parameter): torch.zeros_like(parameter) for parameter in self.network.parameters()}
+        N, batch, by_parameter = self.network.depth, len(free.h[0]), {}
+
+        def add(parameter: Tensor, gradient: Tensor) -> None:
+            # Layers may share their weights.
+            known = by_parameter.get(id(parameter))
+            by_parameter[id(parameter)] = gradient if known is None else known + gradient
+
         for k in range(1, N + 1):
             linear, factor = self._linear(k), -(self.options.gain ** (k - N)) / batch
             pairs = [(phase.h[k], phase.h[k - 1]) for phase in (free, clamped)]
-            by_parameter[id(linear.weight)] += factor * self.update(*pairs)
+            add(linear.weight, factor * self.update(*pairs))
             if linear.bias is not None:
-                by_parameter[id(linear.bias)] += factor * (clamped.h[k] - free.h[k]).sum(0)
+                add(linear.bias, factor * (clamped.h[k] - free.h[k]).sum(0))
         return [by_parameter[id(parameter)] for parameter in self.forward_parameters]
 
     def _logits(self, free: Phase) -> Tensor:

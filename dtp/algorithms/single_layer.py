@@ -33,6 +33,7 @@ class SingleLayer(Algorithm):
     Options = SingleLayerOptions
     options: SingleLayerOptions
     learns_any_loss = False
+    uses_autograd = False
 
     def __init__(self, network: Network, options: SingleLayerOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)

@@ -217,7 +217,7 @@ def _class_names(folder: Path) -> list[str]:
     except OSError as error:
         raise _unreadable(error) from error
     for entry in shown:
-        _require_there(entry.path)
+        _require_there(entry)
     if not classes:
         raise UserError(
             f"imagefolder: expected class folders in {folder}, found none; give a folder that holds train and test, or "
@@ -303,17 +303,19 @@ def _image_names(folder: Path, root: Path) -> Iterator[str]:
                     )
                 elif is_image and entry.is_file():
                     yield os.path.relpath(entry.path, root)
-                elif is_image or not os.path.splitext(entry.name)[1]:
-                    # Of a folder too.
-                    _require_there(entry.path)
+                else:
+                    _require_there(entry)
 
 
-def _require_there(path: str | Path) -> None:
-    """Raise UserError if ``path`` is a link to nothing: what it stood for would be left out without a word."""
-    if os.path.islink(path) and not os.path.exists(path):
-        raise UserError(
-            f"imagefolder: {path} is a link to {os.readlink(path)}, which is not there; remove it, or put that there."
-        )
+def _require_there(entry: os.DirEntry | Path) -> None:
+    """Raise UserError for a link to nothing that may stand for images or a folder: they would be left out silently."""
+    ending = os.path.splitext(entry.name)[1].lower()
+    if ending in ("", *IMG_EXTENSIONS) and not entry.name.startswith(".") and os.path.islink(entry):
+        if not os.path.exists(entry):
+            raise UserError(
+                f"imagefolder: {os.fspath(entry)} is a link to {os.readlink(entry)}, which is not there; remove it, or "
+                "put that there."
+            )
 
 
 def _split_off_test(data_dir: Path, classes: list[str], files: Files) -> tuple[list[str], dict[str, Files]]:

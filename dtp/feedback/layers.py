@@ -270,8 +270,11 @@ def _derive_layer(
         between = range(affine[0], affine[-1])
         steps = [step for i, step in enumerate(steps) if i in between or not _is_function(step[0])]
         below = _with_input_shapes(layers[n - 2], in_shapes[n - 2]) if n >= 2 else ()
-        # The first layer needs no feedback, and what changes the shape is no function that could come last.
-        below = [(m, s) for m, s in below if n > 2 or _is_known(m) or output_shape(m, s) == s]
+        if n == 2:
+            # The first layer needs no feedback: nothing is asked of what is not its last function.
+            below = list(below)
+            behind = [module for module, _ in _behind_weights(below)]
+            below = [(m, s) for m, s in below if _is_registered(m) or (m in behind and output_shape(m, s) == s)]
         made = [_make_feedback(n - 1, module, shape, settings) for module, shape in below if _weight_free(module)]
         functions = [operation for operation in made if _kind(operation) == "elementwise"]
         steps.extend((function, None) for function in functions[-1:])
@@ -321,7 +324,7 @@ def shared_positions(layer: nn.Module, in_shape: Size) -> int:
         return 1
     last, positions = None, 1
     for module, shape in _with_input_shapes(layer, in_shape):
-        if any(p.dim() > 1 for p in module.parameters()):
+        if has_matrix(module):
             last = module
         if isinstance(module, nn.Linear):
             positions = shape[:-1].numel()
@@ -333,7 +336,7 @@ def shared_positions(layer: nn.Module, in_shape: Size) -> int:
 
 
 def require_known_functions(layers: Iterable[nn.Module], shapes: Sequence[Size]) -> None:
-    """Raise UserError for a nonlinearity that is not known as one.
+    """Raise UserError for a nonlinearity behind the weights of a layer that is not registered as one.
 
     For rules that ask which operation of a layer is its nonlinearity: they would take it for part of the affine map.
 
@@ -341,18 +344,32 @@ def require_known_functions(layers: Iterable[nn.Module], shapes: Sequence[Size])
         shapes: of one sample before each layer.
     """
     for n, (layer, in_shape) in enumerate(zip(layers, shapes, strict=False), 1):
-        for module, shape in _with_input_shapes(layer, in_shape):
+        for module, shape in _behind_weights(_with_input_shapes(layer, in_shape)):
             own = module.module if isinstance(module, Uncut) else module
-            if not _is_known(own) and (_weight_free(own) or isinstance(own, nn.PReLU)) and _maps_each_value(own, shape):
+            if not _is_registered(own) and not has_matrix(own) and _is_nonlinearity(own, shape):
                 kind = type(own).__name__
                 raise UserError(
                     f"Layer {n} has {kind}, a function of each value by itself that is not known as a nonlinearity; "
-                    f"make it known before, with dtp.feedback.register_feedback({kind}, "
+                    f"register it before, with dtp.feedback.register_feedback({kind}, "
                     "dtp.feedback.elementwise_feedback)."
                 )
 
 
-def _is_known(module: nn.Module) -> bool:
+def has_matrix(module: nn.Module) -> bool:
+    """Whether a module has weights that mix values, and not scales and shifts alone."""
+    norm = isinstance(module, nn.LayerNorm | nn.RMSNorm)
+    return not norm and any(p.dim() > 1 for p in module.parameters())
+
+
+def _behind_weights(operations: Iterable[tuple[nn.Module, Size]]) -> list[tuple[nn.Module, Size]]:
+    """The operations behind the first that has a matrix; none where none has."""
+    found = list(operations)
+    first = next((place for place, (module, _) in enumerate(found) if has_matrix(module)), len(found))
+    return found[first + 1 :]
+
+
+def _is_registered(module: nn.Module) -> bool:
+    """Whether it has feedback; what could not be cut has none."""
     try:
         operation_of(module)
     except UserError:
@@ -361,19 +378,30 @@ def _is_known(module: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def _maps_each_value(module: nn.Module, shape: Size) -> bool:
-    """Whether a module maps each value by itself, not to itself: whatever place the value is moved to."""
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, *shape, generator=generator)
-    order = torch.randperm(x.numel(), generator=generator)
-    own = copy.deepcopy(module).cpu().float().eval()
+def _is_nonlinearity(module: nn.Module, shape: Size) -> bool:
+    """Whether a module maps each value by itself, wherever the value stands, and not by a scale and a shift."""
+    if isinstance(module, nn.PReLU):
+        # Its slopes may differ between channels.
+        return True
+    cpu, generator = torch.device("cpu"), torch.Generator("cpu").manual_seed(0)
+    count = 2 + 512 // max(shape.numel(), 1)
+    x, other = (10 * torch.randn(2, count, *shape, generator=generator, dtype=torch.float32, device=cpu)).unbind()
+    order = torch.randperm(x.numel(), generator=generator, device=cpu)
     try:
-        found, moved = own(x.clone()), own(x.flatten()[order].view_as(x))
+        # One that draws moves no generator of anyone's.
+        with torch.random.fork_rng(devices=[]), cpu:
+            own = copy.deepcopy(module).to(x).eval()
+            found, moved = own(x.clone()), own(x.flatten()[order].view_as(x))
+            total, zero = own(x + other) + own(torch.zeros_like(x)), found + own(other.clone())
+        alike = isinstance(found, Tensor) and found.shape == x.shape
+        return alike and _close(found.flatten()[order], moved.flatten()) and not _close(total, zero)
     except Exception:
         # Whatever a module of a user's raises at such values, it is nothing that all values can be given to.
         return False
-    alike = isinstance(found, Tensor) and found.shape == x.shape and not torch.equal(found, x)
-    return alike and torch.equal(found.flatten()[order], moved.flatten())
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return torch.allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
 def _make_feedback(n: int | None, module: nn.Module, in_shape: Size, settings: FeedbackSettings) -> FeedbackOperation:

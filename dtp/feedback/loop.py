@@ -93,8 +93,7 @@ class LiteralGradients:
         if self.steps == self.problem.iterations:
             return None
         self.steps += 1
-        with torch.enable_grad():
-            value = self.problem.loss(self.problem.draw())
+        value = self.problem.loss(self.problem.draw())
         self.loss = value.detach()
         return torch.autograd.grad(value, self.problem.parameters)
 

@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Size, Tensor, fx, nn
 
-from dtp.contracts import VIEWS
+from dtp.contracts import MAY_ALIAS
 from dtp.errors import UserError
-from dtp.feedback.layers import FeedbackLayer, derive_feedback, layer_operations
+from dtp.feedback.layers import FeedbackLayer, derive_feedback, has_matrix, layer_operations
 from dtp.feedback.operations import Elementwise, FeedbackSettings, is_elementwise, operation_of
 from dtp.models.inputs import DoesNotFit, kinds, shape_text, shapes_through
 from dtp.models.modules import InnerFunction, Residual, Uncut
@@ -136,7 +136,7 @@ def _listed(model: Any) -> list:
 def _layers(found: Sequence[nn.Module]) -> list[nn.Sequential]:
     layers, current = [], []
     for operation in found:
-        if _is_affine(operation) and any(map(_is_affine, current)):
+        if has_matrix(operation) and any(map(has_matrix, current)):
             end = len(current)
             while isinstance(current[end - 1], nn.Flatten):
                 end -= 1
@@ -144,11 +144,6 @@ def _layers(found: Sequence[nn.Module]) -> list[nn.Sequential]:
             current = current[end:]
         current.append(operation)
     return [*layers, nn.Sequential(*current)]
-
-
-def _is_affine(operation: nn.Module) -> bool:
-    norm = isinstance(operation, nn.LayerNorm | nn.RMSNorm)
-    return not norm and any(p.dim() > 1 for p in operation.parameters())
 
 
 def _one_layer(place: int, given: nn.Module) -> nn.Module:
@@ -275,7 +270,7 @@ class _Chain:
                 branches = [self._between(fork, end) for end in node.all_input_nodes]
                 if any(getattr(_first_of(branch), "inplace", False) for branch in branches):
                     raise _NotAChain({_owner(node): "a branch begins in place and changes what the other one sees"})
-                branches.sort(key=lambda branch: sum(map(_is_affine, branch)), reverse=True)
+                branches.sort(key=lambda branch: sum(map(has_matrix, branch)), reverse=True)
                 parts = [nn.Sequential(*(_inner(operation) for operation in branch)) for branch in branches]
                 found.insert(0, Residual(*parts))
                 node = fork
@@ -365,7 +360,7 @@ def _is_sum(node: fx.Node) -> bool:
 
 def _first_of(branch: Sequence[nn.Module]) -> nn.Module | None:
     """Its first operation that makes a tensor of its own."""
-    return next((operation for operation in branch if not isinstance(operation, VIEWS)), None)
+    return next((operation for operation in branch if not isinstance(operation, MAY_ALIAS)), None)
 
 
 def _inner(operation: nn.Module) -> nn.Module:

@@ -103,25 +103,70 @@ class Own(nn.Module):
         return torch.arcsinh(x)
 
 
-@pytest.mark.parametrize("name", ["pepita", "ccl", "wm", "dfc", "dfc-ss", "dfc-ssa", "strong-dfc"])
-@pytest.mark.parametrize("kind", [Own, nn.PReLU])
-def test_rules_that_ask_for_the_nonlinearity_refuse_one_that_they_do_not_know(name, kind):
-    def network():
-        return as_network(nn.Sequential(nn.Linear(16, 12), kind(), nn.Linear(12, 11), kind(), nn.Linear(11, 5)), [16])
+class OwnSwish(nn.Module):
+    """One with a weight, whose rounding depends on the place of a value in memory."""
 
-    with pytest.raises(UserError, match=f"Layer 1 has {kind.__name__}, .* not known as a nonlinearity"):
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(1.3))
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.slope * x)
+
+
+class OwnClamp(nn.Module):
+    """One that is the identity on usual values."""
+
+    def forward(self, x):
+        return x.clamp(-3, 30)
+
+
+class Scale(nn.Module):
+    """No nonlinearity."""
+
+    def forward(self, x):
+        return x / 0.1 - 0.5
+
+
+ASK_FOR_IT = ["pepita", "ccl", "wm", "dfc", "dfc-ss", "dfc-ssa", "strong-dfc"]
+
+
+@pytest.mark.parametrize("name", ASK_FOR_IT)
+@pytest.mark.parametrize(
+    "kind, width",
+    [(Own, 12), (OwnSwish, 24), (OwnSwish, 3), (OwnClamp, 30), (nn.PReLU, 7), (lambda: nn.PReLU(7), 7)],
+)
+def test_rules_that_ask_for_the_nonlinearity_refuse_one_that_is_not_registered(name, kind, width):
+    def network():
+        return as_network(
+            nn.Sequential(nn.Linear(16, width), kind(), nn.Linear(width, 11), nn.Tanh(), nn.Linear(11, 5)), [16]
+        )
+
+    of = type(kind())
+    with pytest.raises(UserError, match=f"Layer 1 has {of.__name__}, .* not known as a nonlinearity"):
         make_trained(name, network())
-    register_feedback(kind, elementwise_feedback)
+    register_feedback(of, elementwise_feedback)
     try:
         make_trained(name, network()).training_batch(torch.randn(4, 16), torch.arange(4))
     finally:
-        del _OPERATIONS[kind]
+        del _OPERATIONS[of]
 
 
-@pytest.mark.parametrize("name", ["pepita", "ccl", "wm", "dfc"])
-def test_what_is_no_function_of_each_value_is_part_of_the_map_as_before(name):
-    model = convolution(nn.LocalResponseNorm(3), nn.Tanh(), nn.MaxPool2d(2), nn.Flatten())
-    make_trained(name, as_network(model, MAPS)).training_batch(torch.randn(4, *MAPS), torch.arange(4))
+@pytest.mark.parametrize("name", ASK_FOR_IT)
+@pytest.mark.parametrize(
+    "layers",
+    [
+        lambda: (Scale(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 5)),
+        lambda: (Own(), nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 5)),
+        lambda: (nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 5), Scale()),
+        lambda: (nn.Linear(16, 12), Scale(), nn.Tanh(), nn.Linear(12, 5)),
+        lambda: (nn.Conv2d(16, 3, 1), nn.LocalResponseNorm(3), nn.Tanh(), nn.Flatten(), nn.Linear(3, 5)),
+    ],
+)
+def test_what_is_no_nonlinearity_of_a_layer_is_part_of_the_map_as_before(name, layers):
+    model = nn.Sequential(*layers())
+    shape = (16, 1, 1) if isinstance(model[0], nn.Conv2d) else (16,)
+    make_trained(name, as_network(model, shape)).training_batch(torch.randn(4, *shape), torch.arange(4))
 
 
 @pytest.mark.parametrize(

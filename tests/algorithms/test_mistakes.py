@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from lightning import Trainer
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from dtp.algorithms import FA, PEPITA, SDTP
+from dtp.algorithms import BP, FA, PEPITA, SDTP
 from dtp.algorithms.base import Algorithm
 from dtp.cli.train import main
 from dtp.diagnostics.alignment import feedback_alignment, update_alignment
@@ -180,8 +182,10 @@ def test_a_rule_of_the_users_own_with_wrong_losses_is_told_so(wrong, mlp):
 @pytest.mark.parametrize("name", ["bp", "dtp", "fa", "pepita", "ccl", "dualprop", "dfc"])
 def test_a_batch_without_gradients_is_not_called_a_mistake_of_the_rule(name, mlp):
     rule = make(name, mlp)
+    before = state(rule)
     with torch.no_grad(), pytest.raises(UserError, match="needs gradients to learn, found them switched off"):
         rule.training_batch(*make_batch(mlp))
+    assert same(before, rule.state_dict())
 
 
 @pytest.mark.parametrize("name", ["fa", "dfc", "dtp"])
@@ -196,7 +200,7 @@ def test_a_batch_without_gradients_is_not_called_a_mistake_of_the_rule(name, mlp
         (lambda x, y: (x, y + 5), "Expected labels from 0 to 4"),
         (lambda x, y: (x, y.to("meta")), "Expected goals on cpu.*found them on meta"),
         (lambda x, y: (x, y.tolist()), "expected two tensors, inputs and goals"),
-        (lambda x, y: (x,), "expected two tensors, inputs and goals"),
+        (lambda x, y: (x,), "expected two tensors, inputs and goals, .* and None"),
     ],
 )
 def test_a_batch_given_by_hand_is_as_strictly_looked_at_as_a_trainers(name, batch, message, mlp):
@@ -205,6 +209,37 @@ def test_a_batch_given_by_hand_is_as_strictly_looked_at_as_a_trainers(name, batc
     with pytest.raises(UserError, match=message):
         rule.training_batch(*batch(*make_batch(mlp)))
     assert same(before, rule.state_dict())
+
+
+def test_a_batch_after_a_fit_is_looked_at_too(mlp):
+    rule, (x, y) = make("dtp", mlp), make_batch(mlp)
+    trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, barebones=False, accelerator="cpu")
+    trainer.fit(rule, DataLoader(TensorDataset(x, y), batch_size=3))
+    with pytest.raises(UserError, match="must have samples, found none"):
+        rule.training_batch(x[:0], y[:0])
+
+
+def test_a_training_batch_with_other_arguments_is_its_owners(mlp):
+    class Weighted(BP):
+        def training_batch(self, x, y, weight=None):
+            self.weight = weight
+            return super().training_batch(x, y)
+
+    rule, (x, y) = Weighted(mlp), make_batch(mlp)
+    rule.configure_optimizers()
+    rule.training_batch(y=y, x=x, weight="seen")
+    assert rule.weight == "seen"
+    make("bp", mlp).training_batch(y=y, x=x)
+
+
+@pytest.mark.parametrize("name", ["chl", "hebb", "delta", "competitive", "generec"])
+def test_a_rule_without_gradients_learns_where_they_are_switched_off(name):
+    network = small_network(name)
+    rule = make_trained(name, network)
+    before = state(rule)
+    with torch.no_grad():
+        rule.training_batch(*make_batch(network))
+    assert not same(before, rule.state_dict())
 
 
 @pytest.mark.parametrize("name", ["bp", "fa", "dfc", "chl"])
