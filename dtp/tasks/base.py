@@ -133,9 +133,8 @@ def require_labels(x: Tensor, y: Tensor, classes: int) -> None:
             "goals of another kind (loss=function)."
         )
     # On a GPU the host would have to wait for them. What cross-entropy ignores, -100, would count in accuracies.
-    least, most = map(int, y.aminmax()) if len(y) and y.device.type == "cpu" else (0, 0)
-    if least < 0 or most >= classes:
-        strange = y[(y >= classes) | (y < 0)]
+    strange = y[(y >= classes) | (y < 0)] if y.device.type == "cpu" else y[:0]
+    if len(strange):
         raise UserError(
             f"Expected labels from 0 to {classes - 1}, for {classes} classes, found {int(strange[0])}; "
             "fix the data (leave out images without a class), or give the network as many outputs as there are classes."
