@@ -15,6 +15,7 @@ from dtp.algorithms.target_propagation import TargetPropagation
 from dtp.errors import UserError
 from dtp.feedback import FeedbackNetwork, drl_loss, layer_operations, repeat_samples
 from dtp.feedback.direct import BroadcastMap, DirectMap, kernel_positions
+from dtp.feedback.layers import has_matrix
 from dtp.models.modules import SameConv2d
 from dtp.models.shapes import output_shape
 
@@ -178,7 +179,7 @@ class DFA(LocalTargets):
             if isinstance(module, nn.Conv2d | SameConv2d):
                 return module, output_shape(module, shape)
             # What stands before it may not change the shape: the map goes to the layer's own input.
-            if any(p.dim() > 1 for p in module.parameters()) or output_shape(module, shape) != shape:
+            if has_matrix(module) or output_shape(module, shape) != shape:
                 break
         return None
 

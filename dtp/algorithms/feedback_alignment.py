@@ -48,7 +48,7 @@ class FA(Algorithm):
             loss = require_loss_value(self, "task_loss", self.task_loss(full_precision(logits), y))
             gradients = torch.autograd.grad(loss, self.forward_parameters)
         if clamp := self.options.error_clamp:
-            affine = {id(p) for m in self.network.modules() if _has_matrix(m) for p in m.parameters(recurse=False)}
+            affine = {id(p) for m in self.network.modules() if _has_own_matrix(m) for p in m.parameters(recurse=False)}
             pairs = zip(self.forward_parameters, gradients, strict=True)
             gradients = [g.clamp(-clamp, clamp) if id(p) in affine else g for p, g in pairs]
         return logits.detach(), list(gradients)
@@ -61,7 +61,7 @@ class FA(Algorithm):
         return self.feedback.beside_forward(self.backward_weight)
 
 
-def _has_matrix(module: nn.Module) -> bool:
+def _has_own_matrix(module: nn.Module) -> bool:
     # A weight that is computed (weight_norm, ...) is that of a module within.
     return any(p.dim() > 1 for p in module.parameters(recurse=is_parametrized(module)))
 

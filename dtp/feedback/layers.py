@@ -22,6 +22,7 @@ from dtp.feedback.operations import (
     PoolingAdjoint,
     Routing,
     Unflatten,
+    is_registered,
     operation_of,
     slope_of,
 )
@@ -271,10 +272,10 @@ def _derive_layer(
         steps = [step for i, step in enumerate(steps) if i in between or not _is_function(step[0])]
         below = _with_input_shapes(layers[n - 2], in_shapes[n - 2]) if n >= 2 else ()
         if n == 2:
-            # The first layer needs no feedback: nothing is asked of what is not its last function.
+            # The first layer needs no feedback: nothing is asked of what cannot be its last function.
             below = list(below)
-            behind = [module for module, _ in _behind_weights(below)]
-            below = [(m, s) for m, s in below if _is_registered(m) or (m in behind and output_shape(m, s) == s)]
+            functions = [module for module, shape in _behind_weights(below) if output_shape(module, shape) == shape]
+            below = [(m, s) for m, s in below if m in functions or (is_registered(m) and not isinstance(m, Uncut))]
         made = [_make_feedback(n - 1, module, shape, settings) for module, shape in below if _weight_free(module)]
         functions = [operation for operation in made if _kind(operation) == "elementwise"]
         steps.extend((function, None) for function in functions[-1:])
@@ -346,7 +347,7 @@ def require_known_functions(layers: Iterable[nn.Module], shapes: Sequence[Size])
     for n, (layer, in_shape) in enumerate(zip(layers, shapes, strict=False), 1):
         for module, shape in _behind_weights(_with_input_shapes(layer, in_shape)):
             own = module.module if isinstance(module, Uncut) else module
-            if not _is_registered(own) and not has_matrix(own) and _is_nonlinearity(own, shape):
+            if not is_registered(own) and not has_matrix(own) and _is_nonlinearity(own, shape):
                 kind = type(own).__name__
                 raise UserError(
                     f"Layer {n} has {kind}, a function of each value by itself that is not known as a nonlinearity; "
@@ -366,15 +367,6 @@ def _behind_weights(operations: Iterable[tuple[nn.Module, Size]]) -> list[tuple[
     found = list(operations)
     first = next((place for place, (module, _) in enumerate(found) if has_matrix(module)), len(found))
     return found[first + 1 :]
-
-
-def _is_registered(module: nn.Module) -> bool:
-    """Whether it has feedback; what could not be cut has none."""
-    try:
-        operation_of(module)
-    except UserError:
-        return False
-    return not isinstance(module, Uncut)
 
 
 @torch.no_grad()

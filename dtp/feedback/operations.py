@@ -680,6 +680,11 @@ def operation_of(module: nn.Module) -> _Operation:
     )
 
 
+def is_registered(module: nn.Module) -> bool:
+    """Whether the type of a forward operation, or a base class, is registered."""
+    return any(cls in _OPERATIONS for cls in type(module).__mro__)
+
+
 def _refuse_indices(module: nn.Module, in_shape: Size, settings: FeedbackSettings) -> FeedbackOperation:
     raise UserError(
         f"{type(module).__name__} takes whole numbers, to which nothing can be fed back; put it into the first layer."

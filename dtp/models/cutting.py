@@ -25,7 +25,7 @@ from torch import Size, Tensor, fx, nn
 from dtp.contracts import MAY_ALIAS
 from dtp.errors import UserError
 from dtp.feedback.layers import FeedbackLayer, derive_feedback, has_matrix, layer_operations
-from dtp.feedback.operations import Elementwise, FeedbackSettings, is_elementwise, operation_of
+from dtp.feedback.operations import Elementwise, FeedbackSettings, is_elementwise, is_registered
 from dtp.models.inputs import DoesNotFit, kinds, shape_text, shapes_through
 from dtp.models.modules import InnerFunction, Residual, Uncut
 from dtp.models.network import Network
@@ -148,17 +148,9 @@ def _layers(found: Sequence[nn.Module]) -> list[nn.Sequential]:
 
 def _one_layer(place: int, given: nn.Module) -> nn.Module:
     """A layer of the user's list: as it is where its operations are known, otherwise made of those it has."""
-    if all(_registered(operation) for operation in layer_operations(given)):
+    if all(is_registered(operation) for operation in layer_operations(given)):
         return given
     return nn.Sequential(*operations(given, str(place)))
-
-
-def _registered(module: nn.Module) -> bool:
-    try:
-        operation_of(module)
-    except UserError:
-        return False
-    return True
 
 
 # --- from a model to operations ---------------------------------------------------------------------------------------
@@ -180,7 +172,7 @@ class _Tracer(fx.Tracer):
         self.whole = whole
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
-        known = super().is_leaf_module(module, path) or _registered(module)
+        known = super().is_leaf_module(module, path) or is_registered(module)
         return known or path in self.whole or has_hooks(module)
 
     def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
@@ -288,7 +280,7 @@ class _Chain:
                 return None
             path = str(node.target)
             module = self.modules[path]
-            if path not in self.whole and _registered(module):
+            if path not in self.whole and is_registered(module):
                 return [module]
             reason = self.whole.get(path, "none is known for its type")
             name = ".".join(part for part in (self.name, _shown(path)) if part)

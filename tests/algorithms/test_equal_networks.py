@@ -88,12 +88,13 @@ def test_equal_networks_learn_alike(pair, name):
     x, y, found = torch.randn(6, *shape), torch.arange(6) % 5, []
     for each, size in ((model, shape), (other, other_shape)):
         torch.manual_seed(2)
-        rule = make_trained(name, as_network(each, size))
+        # What else but rounding makes a difference shows in 64 bits.
+        rule = make_trained(name, as_network(each, size).double()).double()
         torch.manual_seed(3)
         for _ in range(2):
-            rule.training_batch(x.view(6, *size), y)
+            rule.training_batch(x.view(6, *size).double(), y)
         found.append([p.detach().flatten() for p in rule.network.parameters()])
-    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[1], found[0])
 
 
 class Own(nn.Module):
