@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dtp.cli.config import as_arguments
 from dtp.errors import UserError, user_path
@@ -28,6 +28,9 @@ from dtp.run.provenance import masked, recorded
 from dtp.run.reading import read_metrics
 from dtp.system.files import write_atomically
 from dtp.system.locks import locked
+
+if TYPE_CHECKING:
+    import optuna
 
 STUDY_FILE = "study.json"
 JOURNAL = "journal.log"
@@ -257,21 +260,43 @@ class Study:
         # What it says of every trial, and that some of its options may change.
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-        described = {}
+        described = self._saved()
+        self._study = self._in_the_store(described)
+        self._require_own(described)
+        self._id = described.get("id") or uuid.uuid4().hex
+        # As it was begun, but for a password that an earlier version has kept.
+        before = str(described.get("command") or "")
+        self._command = _masked_command(before) if before else self._command
+        # First here: a folder without trials may go to any store, but a store that knows a study must find its folder.
+        self._write()
+        said = self._study.user_attrs
+        if said.get("folder") != str(self.folder.resolve()):
+            self._study.set_user_attr("folder", str(self.folder.resolve()))
+        if "id" not in said:
+            self._study.set_user_attr("id", self._id)
+
+    def _saved(self) -> dict[str, Any]:
+        """What the folder says of its study, whose settings must be these; empty where it is new."""
         if (self.folder / STUDY_FILE).is_file():
             described = read_study(self.folder)
             self._require_same(described)
-        elif any(self.folder.glob(f"{_TRIAL}*")):
+            return described
+        if any(self.folder.glob(f"{_TRIAL}*")):
             raise UserError(f"{self.folder}: holds trials but no {STUDY_FILE}; give another --study.")
-        store = f"--store {masked(self._store)}"
+        return {}
+
+    def _in_the_store(self, described: dict[str, Any]) -> optuna.Study:
+        """The study that ``described`` says, or that the store has by the folder's name; a new one where neither is."""
+        import optuna
+
         if described.get("trials") and "://" not in self._store and not user_path(self._store).is_file():
             # Opening it would make it.
-            raise UserError(f"{store}: no such file; {self._give_the_store(described)}")
+            raise UserError(f"{self._store_words}: no such file; {self._give_the_store(described)}")
         try:
             storage = _storage(self._store)
             by_id = {known.user_attrs.get("id"): known for known in optuna.get_all_study_summaries(storage)}
             known = by_id.get(described["id"]) if described else None
-            self._study = optuna.create_study(
+            return optuna.create_study(
                 storage=storage,
                 # A folder may have been renamed since.
                 study_name=known.study_name if known else self.folder.name,
@@ -284,36 +309,36 @@ class Study:
         except Exception as error:
             # Whatever drivers of databases and damaged files raise.
             why = f"{type(error).__name__}: {masked(' '.join(str(error).split()))[:200]}"
-            raise UserError(f"{store}: cannot be opened ({why}); give a file, or the URL of a database.") from error
-        found = self._study.user_attrs.get("id")
+            raise UserError(
+                f"{self._store_words}: cannot be opened ({why}); give a file, or the URL of a database."
+            ) from error
+
+    def _require_own(self, described: dict[str, Any]) -> None:
+        """Refuse a store that lacks the trials of this folder, or whose study lies in another folder."""
+        store, said = self._store_words, self._study.user_attrs
+        found = said.get("id")
         if found is None and described.get("trials"):
             raise UserError(
                 f"{store}: knows no trials of {self.folder}, which has some; {self._give_the_store(described)}"
             )
         if found is not None and found != described.get("id"):
             raise UserError(
-                f"{store}: has a study {self.folder.name!r} already, whose trials lie in "
-                f"{self._study.user_attrs.get('folder')}; give that folder, or one of another name, as --study."
+                f"{store}: has a study {self.folder.name!r} already, whose trials lie in {said.get('folder')}; give "
+                "that folder, or one of another name, as --study."
             )
-        here, lies_in = str(self.folder.resolve()), str(self._study.user_attrs.get("folder", ""))
+        here, lies_in = self.folder.resolve(), str(said.get("folder", ""))
         # A copy with a store of its own within goes on by itself.
-        file = user_path(self._store.removeprefix("sqlite:///"))
-        shared = Path(here) not in file.resolve().parents
-        if found is not None and shared and lies_in != here and _has_study(lies_in, found):
+        shared = here not in user_path(self._store.removeprefix("sqlite:///")).resolve().parents
+        if found is not None and shared and lies_in != str(here) and _has_study(lies_in, found):
             raise UserError(
                 f"{self.folder}: is a copy of {lies_in}, whose trials {store} has; go on with --study {lies_in}, or "
                 "give another --study."
             )
-        self._id = described.get("id") or uuid.uuid4().hex
-        # As it was begun, but for a password that an earlier version has kept.
-        before = str(described.get("command") or "")
-        self._command = _masked_command(before) if before else self._command
-        # First here: a folder without trials may go to any store, but a store that knows a study must find its folder.
-        self._write()
-        if lies_in != here:
-            self._study.set_user_attr("folder", here)
-        if found is None:
-            self._study.set_user_attr("id", self._id)
+
+    @property
+    def _store_words(self) -> str:
+        """The option that says where the trials are, without a password."""
+        return f"--store {masked(self._store)}"
 
     def _give_the_store(self, described: dict[str, Any]) -> str:
         """What to do where the store is not that of the trials."""
