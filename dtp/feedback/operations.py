@@ -659,7 +659,7 @@ def register_feedback(
 
     Example, a nonlinearity with f(0) = 0::
 
-        register_feedback(nn.Tanhshrink, lambda module, in_shape, settings: Elementwise(module))
+        register_feedback(nn.Tanhshrink, elementwise_feedback)
     """
     _OPERATIONS[operation_type] = _Operation(make_feedback, forward or _plain_forward)
 
