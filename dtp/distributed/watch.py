@@ -114,12 +114,19 @@ class Watch:
 
     def leave(self) -> None:
         """The run is over for this rank, as it should be. Rank 0 goes last, for the others need its store."""
+        if self.is_ending():
+            # With the status of the rank that failed.
+            self._ending.acquire()
         if self.over.is_set():
             return
         self._connected.wait()
         self._sign(LEFT)
         if self.place.serves and (verdict := self._wait_for_others()):
             self._exit(verdict["status"])
+
+    def is_ending(self) -> bool:
+        """Whether a thread is ending this process, whose training may still run into the end of the others."""
+        return self._ending.locked()
 
     def end(self, status: int, text: str) -> NoReturn:
         """End all ranks with ``status``. Prints ``text``, unless another rank was first to end them."""
@@ -406,7 +413,9 @@ def begin(children: Sequence[subprocess.Popen] = ()) -> None:
 
 def is_watching() -> bool:
     """Whether this process is one of several that still have to end together."""
-    return not _watch.over.is_set() if _watch is not None else place_of_process() is not None
+    if _watch is None:
+        return place_of_process() is not None
+    return _watch.is_ending() or not _watch.over.is_set()
 
 
 def set_advice(advice: Callable[[], str]) -> None:

@@ -35,7 +35,19 @@ import os, resource, signal, time
 from pathlib import Path
 import torch
 from dtp.algorithms import DTP
+from dtp.distributed.watch import Watch
 from dtp.errors import UserError
+
+serve, leave = Watch._wait_for_others, Watch._exit
+
+def serve_longer(watch):
+    verdict = serve(watch)
+    time.sleep(2)
+    return verdict
+
+def leave_later(watch, *status, **heard):
+    time.sleep(3 * watch.place.rank)
+    leave(watch, *status, **heard)
 
 class Faulty(DTP):
     "Fails on one rank."
@@ -46,10 +58,12 @@ class Faulty(DTP):
         self.batches += 1
         Path(f"process-{self.global_rank}-{os.getpid()}").touch()
         what, rank, batch = os.environ.get("FAULT", "none 0 0").split()
+        if what == "mistake-slowly":
+            Watch._wait_for_others, Watch._exit = serve_longer, leave_later
         if self.global_rank == int(rank) and self.batches == int(batch):
             if what == "bug":
                 raise ValueError("not thought of")
-            if what == "mistake":
+            if what in ("mistake", "mistake-slowly"):
                 raise UserError("A mistake of one rank.")
             if what == "nan":
                 x = x * float("nan")
@@ -174,8 +188,10 @@ def test_only_rank_zero_writes(whole):
 @pytest.mark.parametrize(
     "fault, status, message",
     [
-        ("bug 1 3", 1, "faulty.py, line 19, raised ValueError: not thought of"),
+        ("bug 1 3", 1, "faulty.py, line 33, raised ValueError: not thought of"),
         ("mistake 1 3", 2, "error: A mistake of one rank."),
+        # Rank 0 is at its end already when its training loses the connection, and not yet over.
+        ("mistake-slowly 1 3", 2, "error: A mistake of one rank."),
         ("nan 1 3", 2, "error: Training diverged"),
     ],
 )
