@@ -323,13 +323,16 @@ class TargetPropagation(LocalTargets):
     @contextmanager
     def _tracked(self) -> Iterator[None]:
         """Move the feedback weights as the forward weights move within, where ``feedback_tracking`` says so."""
-        weights = self.feedback_weights() if self._tracking else {}
-        pairs = [pair for n in self._tracking for pair in weights[n]]
-        before = [forward.detach().clone() for _, forward in pairs]
+        before = [forward.detach().clone() for _, forward in self._tracked_weights()]
         yield
         with torch.no_grad():
-            for (feedback, forward), old in zip(pairs, before, strict=True):
+            # Looked up again: forward weights may be computed from others at each look.
+            for (feedback, forward), old in zip(self._tracked_weights(), before, strict=True):
                 feedback.add_(forward - old)
+
+    def _tracked_weights(self) -> list[tuple[Tensor, Tensor]]:
+        weights = self.feedback_weights() if self._tracking else {}
+        return [pair for n in self._tracking for pair in weights[n]]
 
     def kind_of_batch(self) -> Any:
         return self.turns()

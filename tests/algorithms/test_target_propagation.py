@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.parametrize import register_parametrization
 
 from dtp.algorithms import ALGORITHMS, BP, DTP, TP, TargetPropagation, VanillaDTP
@@ -17,7 +18,7 @@ from dtp.errors import UserError
 from dtp.feedback import ReducedLDRL
 from dtp.models import VGG, Network
 from dtp.models.options import ModelOptions, VGGOptions
-from tests.algorithms.helpers import changed, make, of_network, same, small_network, state
+from tests.algorithms.helpers import changed, make, make_trained, of_network, same, small_network, state
 from tests.algorithms.rules import facts
 from tests.conftest import make_batch
 
@@ -425,18 +426,25 @@ def test_one_optimizer_for_all_feedback_layers_is_stepped_in_the_general_way(mlp
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_kolen_pollack_tracking_keeps_the_distance_of_the_feedback_to_the_transpose(optimizer):
-    # Both sides of a layer move by the same increment, momentum, decay and all, whatever the data.
+@pytest.mark.parametrize("name, computed", [("dtp", False), ("dtp", True), ("sdtp", False), ("ao-sdtp", False)])
+def test_kolen_pollack_tracking_keeps_the_distance_of_the_feedback_to_the_transpose(name, computed, optimizer):
+    # Both sides of a layer move by the same increment, momentum, decay and all, whatever the data. The forward weight
+    # may be made anew at each look: where it is computed, and beside the auxiliary outputs of ao-sdtp.
     network = VGG(VGGOptions(channels=[4, 5]), (3, 8, 8), 6).double()
-    rule = make("dtp", network, feedback_tracking="kolen-pollack", feedback_iterations=[0], optimizer=optimizer, lr=0.1)
-    pairs = [pair for found in rule.double().feedback_weights().values() for pair in found]
-    assert len(pairs) == 2
-    distances, forward = [v - w.clone() for v, w in pairs], state(rule.network)
+    for module in [module for module in network.modules() if computed and isinstance(module, nn.Conv2d | nn.Linear)]:
+        weight_norm(module)
+    options = {"feedback_tracking": "kolen-pollack", "feedback_iterations": [0], "optimizer": optimizer, "lr": 0.1}
+    rule = make_trained(name, network, **options).double()
+
+    def distances():
+        return [v - w for found in rule.feedback_weights().values() for v, w in found]
+
+    first, forward = distances(), state(rule.network)
+    assert len(first) > 1
     for _ in range(3):
         rule.training_batch(*make_batch(network))
     assert not same(forward, rule.network.state_dict())
-    for (v, w), distance in zip(pairs, distances, strict=True):
-        torch.testing.assert_close(v - w, distance, rtol=0, atol=1e-14)
+    torch.testing.assert_close(distances(), first, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("settings", [{}, {"probes": "expected", "routing": "fixed"}])
