@@ -4,6 +4,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from dtp.algorithms.local_targets import Activations
 from dtp.algorithms.options import AOSDTPOptions, SDTPOptions
@@ -71,10 +72,11 @@ class AOSDTP(SDTP):
                 "ao-sdtp: expected no normalisation in the output layer, found "
                 f"{', '.join(type(module).__name__ for module in before)}; put it into the layer below, or use sdtp."
             )
-        if any(isinstance(module, RandomOperation) for module in before):
+        if any(isinstance(module, RandomOperation | _DropoutNd) for module in before):
             raise UserError(
-                "ao-sdtp: expected no random units before the output layer, for auxiliary outputs see what the output "
-                f"sees, found {', '.join(type(module).__name__ for module in before)}; use sdtp."
+                "ao-sdtp: expected no random units and no dropout before the output layer, for auxiliary outputs see "
+                f"what the output sees, found {', '.join(type(module).__name__ for module in before)}; put them into the "
+                "layer below, or use sdtp."
             )
         self.auxiliary = nn.Linear(output.in_features, self.options.auxiliary, dtype=output.weight.dtype)
         self.auxiliary.requires_grad_(False)

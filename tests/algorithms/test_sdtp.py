@@ -3,11 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from dtp.algorithms.base import Algorithm
 from dtp.algorithms.local_targets import LocalTargets
 from dtp.cli.arguments import parse
 from dtp.errors import UserError
+from dtp.models import as_network
+from dtp.models.modules import Sample
 from tests.algorithms.helpers import make, same, state
 from tests.algorithms.networks import linear_network, tanh_network
 from tests.conftest import make_batch
@@ -151,6 +154,14 @@ def test_auxiliary_outputs_make_targets_below_more_diverse():
         t = rule.feedback[3](rule.first_target(a, y), a.contexts[3]).detach()
         ranks[name] = torch.linalg.matrix_rank(t).item()
     assert ranks["sdtp"] == 3 and ranks["ao-sdtp"] == 20
+
+
+@pytest.mark.parametrize("drawn", [nn.Dropout(0.5), Sample()])
+def test_auxiliary_units_cannot_see_what_is_drawn_in_the_output_layer(drawn):
+    hidden, output = nn.Sequential(nn.Linear(9, 8), nn.Tanh()), nn.Linear(8, 3)
+    with pytest.raises(UserError, match="before the output layer"):
+        make("ao-sdtp", as_network([hidden, nn.Sequential(drawn, output)], (9,)))
+    make("ao-sdtp", as_network([nn.Sequential(hidden, drawn), output], (9,)))
 
 
 @pytest.mark.parametrize("changes", [{"auxiliary": 0}, {"auxiliary": -3}])
