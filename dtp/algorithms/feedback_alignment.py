@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -14,9 +16,10 @@ from dtp.errors import UserError
 from dtp.feedback import is_elementwise, layer_operations
 from dtp.feedback.backward import AffineOperation, BackwardMaps
 from dtp.feedback.initial import deviation, fans, init_map
-from dtp.feedback.layers import require_known_functions
+from dtp.feedback.layers import has_matrix, require_known_functions
 from dtp.feedback.noise import seeded_generator
 from dtp.feedback.operations import sum_over_images
+from dtp.models.modules import InnerFunction, Residual
 from dtp.models.network import Network
 from dtp.models.precision import full_precision, no_autocast
 
@@ -229,13 +232,15 @@ class WeightMirror(FA):
         self.step(self.mirror_optimizer, weights, gradients)
 
     def _function_after(self, operation: AffineOperation) -> nn.Module:
-        """The nonlinearity that the operation's output goes to in the network; none after the last layer."""
-        modules = layer_operations(self.network[operation.layer])
-        places = [i for i, module in enumerate(modules) if module is operation.module]
-        if not places:
-            # Within a residual unit.
-            return self.network.activation()
-        return next((module for module in modules[places[0] + 1 :] if is_elementwise(module)), nn.Identity())
+        """The nonlinearity that the operation's output goes to; none where other weights, or none, follow."""
+        for module in _following(layer_operations(self.network[operation.layer]), operation.module):
+            if isinstance(module, InnerFunction):
+                return module.function
+            if is_elementwise(module):
+                return module
+            if has_matrix(module):
+                break
+        return nn.Identity()
 
     def feedback_optimizer_list(self) -> list[Optimizer]:
         # As a step of plain SGD, which the strategy keeps the same on all devices.
@@ -244,3 +249,16 @@ class WeightMirror(FA):
             return []
         self.mirror_optimizer = torch.optim.SGD([{"params": weights, "name": "mirror"}], lr=self.options.mirror_lr)
         return [self.mirror_optimizer]
+
+
+def _following(operations: Sequence[nn.Module], sought: nn.Module) -> list[nn.Module]:
+    """What the output of ``sought``, one of ``operations`` or within a residual unit of them, goes through in turn."""
+    for place, operation in enumerate(operations):
+        after = list(operations[place + 1 :])
+        if isinstance(operation, Residual):
+            for chain in (operation.branch, operation.shortcut):
+                if any(module is sought for module in chain.modules()):
+                    return _following(list(chain), sought) + after
+        elif any(module is sought for module in operation.modules()):
+            return after
+    return []

@@ -75,8 +75,8 @@ class AOSDTP(SDTP):
         if any(isinstance(module, RandomOperation | _DropoutNd) for module in before):
             raise UserError(
                 "ao-sdtp: expected no random units and no dropout before the output layer, for auxiliary outputs see "
-                f"what the output sees, found {', '.join(type(module).__name__ for module in before)}; put them into the "
-                "layer below, or use sdtp."
+                f"what the output sees, found {', '.join(type(module).__name__ for module in before)}; put them into "
+                "the layer below, or use sdtp."
             )
         self.auxiliary = nn.Linear(output.in_features, self.options.auxiliary, dtype=output.weight.dtype)
         self.auxiliary.requires_grad_(False)

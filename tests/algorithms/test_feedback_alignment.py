@@ -15,7 +15,7 @@ from dtp.diagnostics.alignment import feedback_alignment, update_alignment
 from dtp.errors import UserError
 from dtp.feedback import layer_operations
 from dtp.feedback.initial import deviation, fans
-from dtp.models import MODELS
+from dtp.models import MODELS, modules
 from tests.algorithms.helpers import changed, make, relative, same, small_network, state
 from tests.algorithms.networks import Layers, normalised_network, shipped_network
 from tests.conftest import make_batch
@@ -443,6 +443,24 @@ def test_weight_mirror_follows_a_relu_at_its_mean_slope():
     relu, linear = (operation.backward_map.weight.detach() for operation in rule.feedback.operations)
     assert relative(relu, network[2][0].weight.detach().T / 2) < 0.1
     assert relative(linear, network[3].weight.detach().T) < 0.1
+
+
+def test_weight_mirror_follows_the_nonlinearity_behind_each_weight_alone():
+    """Of two weights in one layer the lower has none behind it; in a residual unit each has that of its chain."""
+    branch = nn.Sequential(nn.Linear(6, 7), modules.InnerFunction(nn.ReLU()), nn.Linear(7, 6))
+    layers = [
+        nn.Sequential(nn.Flatten(), nn.Linear(16, 6)),
+        nn.Sequential(nn.Linear(6, 7), nn.Linear(7, 6), nn.ReLU()),
+        nn.Sequential(modules.Residual(branch, nn.Sequential())),
+        nn.Linear(6, 5),
+    ]
+    rule = make("wm", Layers(layers, (1, 4, 4)), mirror_lr=0.02)
+    for _ in range(600):
+        rule.mirror()
+    slopes = [1, 0.5, 0.5, 1, 1]
+    for operation, slope in zip(rule.feedback.operations, slopes, strict=True):
+        found, expected = operation.backward_map.weight.detach(), slope * operation.module.weight.detach().T
+        assert relative(found, expected) < 0.15
 
 
 def test_weight_mirror_does_not_see_biases(lenet):
