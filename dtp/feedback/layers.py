@@ -423,9 +423,13 @@ def _transmission_before_affine(steps: Steps) -> Steps:
 
 
 def _elementwise_before_unpooling(steps: list) -> None:
-    for i in range(1, len(steps)):
-        if [_kind(steps[i - 1][0]), _kind(steps[i][0])] == ["spatial", "elementwise"]:
-            steps[i - 1], steps[i] = steps[i], steps[i - 1]
+    """Let each elementwise step change places with the spatial one before it, also where an identity is between."""
+    for i in range(len(steps)):
+        place = i
+        while place and isinstance(steps[place - 1][0], PassThrough):
+            place -= 1
+        if place and [_kind(steps[place - 1][0]), _kind(steps[i][0])] == ["spatial", "elementwise"]:
+            steps.insert(place - 1, steps.pop(i))
 
 
 def _with_input_shapes(layer: nn.Module, in_shape: Size) -> Iterator[tuple[nn.Module, Size]]:

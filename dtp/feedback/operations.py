@@ -66,10 +66,11 @@ class FeedbackOperation(nn.Module):
     ``kind`` orders the operations: an ``"elementwise"`` one is evaluated before the ``"spatial"`` one (unpooling) that
     precedes it. For max-pooling both orders agree where f(0) = 0 and switches differ, and the pooled tensor is smaller;
     where switches coincide, and for average pooling, this order is the closer adjoint, for f then sees values of the
-    size of the activation's. A ``"standardise"`` one is left out where the nonlinearity follows the affine map; there,
-    what its ``of_feedback()`` makes ends the feedback of the layer above. An ``"affine"`` one is linear in its input,
-    or a unit of such maps, and holds the feedback weights. A ``"transmission"`` one is what the layer's weights hear
-    through, and what the feedback's will: it is evaluated right before the affine one.
+    size of the activation's. (With a normalisation or dropout between the two they stay in their order.) A
+    ``"standardise"`` one is left out where the nonlinearity follows the affine map; there, what its ``of_feedback()``
+    makes ends the feedback of the layer above. An ``"affine"`` one is linear in its input, or a unit of such maps, and
+    holds the feedback weights. A ``"transmission"`` one is what the layer's weights hear through, and what the
+    feedback's will: it is evaluated right before the affine one.
     """
 
     kind: Literal["elementwise", "spatial", "reshape", "affine", "standardise", "transmission"] = "affine"

@@ -20,6 +20,11 @@ def convolution(*after):
     return nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), *after, nn.Linear(16, 16), nn.ELU(), nn.Linear(16, 5))
 
 
+def overlapping_maxima(*before):
+    second = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Tanh(), *before, nn.MaxPool2d(2, 1, 1))
+    return nn.Sequential(nn.Conv2d(2, 4, 3), nn.Tanh(), second, nn.Flatten(), nn.Linear(36, 5))
+
+
 def alike_in_one_dimension(of):
     """A convolution over one dimension, and one over two of which the first has one position."""
     first, pool, kernel, padding = of
@@ -47,6 +52,10 @@ PAIRS = {
         lambda: [
             (convolution(nn.ELU(), pool, nn.Flatten()), MAPS) for pool in (nn.MaxPool2d(2), nn.AdaptiveMaxPool2d(2))
         ],
+    ),
+    "identity before pooling": (
+        OF_MAPS,
+        lambda: [(overlapping_maxima(), MAPS), (overlapping_maxima(nn.Identity()), MAPS)],
     ),
     "Hardtanh": (
         OF_MAPS,
