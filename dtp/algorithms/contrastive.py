@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from dtp.algorithms.base import Algorithm
 from dtp.algorithms.options import CHLOptions, ContrastiveOptions, GeneRecOptions
 from dtp.errors import UserError
-from dtp.feedback import is_elementwise, layer_operations
+from dtp.feedback import layer_operations
+from dtp.feedback.layers import is_layer_function
 from dtp.models.network import Network
 from dtp.models.precision import full_precision, no_autocast
 
@@ -229,7 +230,7 @@ def _parts(n: int, layer: nn.Module, last: bool) -> tuple[nn.Linear, nn.Module]:
     if (
         len(modules) != (1 if last else 2)
         or not isinstance(modules[0], nn.Linear)
-        or not all(is_elementwise(module) for module in modules[1:])
+        or not all(is_layer_function(module) for module in modules[1:])
     ):
         found = ", ".join(type(module).__name__ for module in modules) or "nothing"
         raise UserError(

@@ -22,10 +22,10 @@ from dtp.algorithms.options import (
 )
 from dtp.algorithms.target_propagation import RulePhase, TargetPropagation, per_layer
 from dtp.errors import UserError
-from dtp.feedback import FeedbackNetwork, FeedbackProblem, forward_with_context, is_elementwise, layer_operations
+from dtp.feedback import FeedbackNetwork, FeedbackProblem, forward_with_context, layer_operations
 from dtp.feedback.context import Context
 from dtp.feedback.direct import DirectMap
-from dtp.feedback.layers import require_known_functions
+from dtp.feedback.layers import is_layer_function, require_known_functions
 from dtp.feedback.losses import per_sample_dot
 from dtp.feedback.operations import operation_of
 from dtp.models.network import Network
@@ -803,7 +803,7 @@ def _block(layer: nn.Module) -> Block:
     """A layer in pieces, at the first nonlinearity after its last weights."""
     operations = list(enumerate(layer_operations(layer)))
     weights = [i for i, module in operations if any(True for _ in module.parameters())]
-    places = [i for i, module in operations if i > max(weights, default=-1) and is_elementwise(module)]
+    places = [i for i, module in operations if is_layer_function(module) and i > max(weights, default=-1)]
     if not places:
         return Block(operations, [], [])
     f = places[0]

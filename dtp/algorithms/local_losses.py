@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from dtp.algorithms.base import Algorithm
 from dtp.contracts import gradients, handed_back, require_mapping
 from dtp.errors import UserError
-from dtp.feedback import Context, forward_with_context, is_elementwise, layer_operations
+from dtp.feedback import Context, forward_with_context, layer_operations
+from dtp.feedback.layers import is_layer_function
 from dtp.models.modules import LocallyConnected2d
 from dtp.models.network import Network
 
@@ -56,9 +57,12 @@ _AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, LocallyConnected2d)
 
 
 def function_place(layer: nn.Module) -> int | None:
-    """Place in a layer of its last elementwise nonlinearity without weights; None where there is none."""
-    modules = enumerate(layer_operations(layer))
-    places = [i for i, module in modules if next(module.parameters(), None) is None and is_elementwise(module)]
+    """Place in a layer of its last elementwise nonlinearity; None where there is none.
+
+    Raises:
+        UserError: the layer has one with weights.
+    """
+    places = [i for i, module in enumerate(layer_operations(layer)) if is_layer_function(module)]
     return places[-1] if places else None
 
 

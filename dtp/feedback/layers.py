@@ -22,6 +22,7 @@ from dtp.feedback.operations import (
     PoolingAdjoint,
     Routing,
     Unflatten,
+    is_elementwise,
     is_registered,
     operation_of,
     slope_of,
@@ -270,12 +271,14 @@ def _derive_layer(
         affine = [i for i, (operation, _) in enumerate(steps) if _kind(operation) == "affine"] or [0]
         between = range(affine[0], affine[-1])
         steps = [step for i, step in enumerate(steps) if i in between or not _is_function(step[0])]
-        below = _with_input_shapes(layers[n - 2], in_shapes[n - 2]) if n >= 2 else ()
+        below = list(_with_input_shapes(layers[n - 2], in_shapes[n - 2])) if n >= 2 else []
         if n == 2:
             # The first layer needs no feedback: nothing is asked of what cannot be its last function.
-            below = list(below)
             functions = [module for module, shape in _behind_weights(below) if output_shape(module, shape) == shape]
             below = [(m, s) for m, s in below if m in functions or (is_registered(m) and not isinstance(m, Uncut))]
+        for module, _ in below:
+            if not _weight_free(module):
+                is_layer_function(module)
         made = [_make_feedback(n - 1, module, shape, settings) for module, shape in below if _weight_free(module)]
         functions = [operation for operation in made if _kind(operation) == "elementwise"]
         steps.extend((function, None) for function in functions[-1:])
@@ -336,24 +339,47 @@ def shared_positions(layer: nn.Module, in_shape: Size) -> int:
     return positions
 
 
-def require_known_functions(layers: Iterable[nn.Module], shapes: Sequence[Size]) -> None:
+def require_known_functions(layers: Iterable[nn.Module], shapes: Sequence[Size], with_weights: bool = False) -> None:
     """Raise UserError for a nonlinearity behind the weights of a layer that is not registered as one.
 
     For rules that ask which operation of a layer is its nonlinearity: they would take it for part of the affine map.
 
     Args:
         shapes: of one sample before each layer.
+        with_weights: whether the rule takes one that has weights of its own.
     """
     for n, (layer, in_shape) in enumerate(zip(layers, shapes, strict=False), 1):
         for module, shape in _behind_weights(_with_input_shapes(layer, in_shape)):
             own = module.module if isinstance(module, Uncut) else module
             if not is_registered(own) and not has_matrix(own) and _is_nonlinearity(own, shape):
+                if not with_weights and not _weight_free(own):
+                    raise _has_weights(own)
                 kind = type(own).__name__
                 raise UserError(
                     f"Layer {n} has {kind}, a function of each value by itself that is not known as a nonlinearity; "
                     f"register it before, with dtp.feedback.register_feedback({kind}, "
                     "dtp.feedback.elementwise_feedback)."
                 )
+
+
+def is_layer_function(module: nn.Module) -> bool:
+    """Whether a module is an elementwise nonlinearity, for rules that ask which operation of a layer is its own.
+
+    Raises:
+        UserError: it is one with weights, which these rules would take for part of the affine map.
+    """
+    if not is_elementwise(module):
+        return False
+    if not _weight_free(module):
+        raise _has_weights(module)
+    return True
+
+
+def _has_weights(module: nn.Module) -> UserError:
+    return UserError(
+        f"{type(module).__name__}: expected a nonlinearity without weights of its own, which this rule cannot tell "
+        "from those of the layer; use one without, or a rule such as bp, dtp, fa or dualprop."
+    )
 
 
 def has_matrix(module: nn.Module) -> bool:

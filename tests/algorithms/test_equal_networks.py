@@ -1,5 +1,7 @@
 """Networks that compute the same numbers and differ in the types of their modules: every rule trains them alike."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import nn
@@ -138,14 +140,21 @@ class Scale(nn.Module):
         return x / 0.1 - 0.5
 
 
+@contextmanager
+def registered(kind):
+    register_feedback(kind, elementwise_feedback)
+    try:
+        yield
+    finally:
+        del _OPERATIONS[kind]
+
+
+WITH_WEIGHTS = [(OwnSwish, 24), (OwnSwish, 3), (nn.PReLU, 7), (lambda: nn.PReLU(7), 7)]
 ASK_FOR_IT = ["pepita", "ccl", "wm", "dfc", "dfc-ss", "dfc-ssa", "strong-dfc"]
 
 
 @pytest.mark.parametrize("name", ASK_FOR_IT)
-@pytest.mark.parametrize(
-    "kind, width",
-    [(Own, 12), (OwnSwish, 24), (OwnSwish, 3), (OwnClamp, 30), (nn.PReLU, 7), (lambda: nn.PReLU(7), 7)],
-)
+@pytest.mark.parametrize("kind, width", [(Own, 12), (OwnClamp, 30), *WITH_WEIGHTS])
 def test_rules_that_ask_for_the_nonlinearity_refuse_one_that_is_not_registered(name, kind, width):
     def network():
         return as_network(
@@ -153,13 +162,29 @@ def test_rules_that_ask_for_the_nonlinearity_refuse_one_that_is_not_registered(n
         )
 
     of = type(kind())
-    with pytest.raises(UserError, match=f"Layer 1 has {of.__name__}, .* not known as a nonlinearity"):
+    takes = name == "wm" or not any(True for _ in kind().parameters())
+    with pytest.raises(UserError, match=f"Layer 1 has {of.__name__}, .* not known" if takes else "without weights"):
         make_trained(name, network())
-    register_feedback(of, elementwise_feedback)
-    try:
-        make_trained(name, network()).training_batch(torch.randn(4, 16), torch.arange(4))
-    finally:
-        del _OPERATIONS[of]
+    with registered(of):
+        if takes:
+            make_trained(name, network()).training_batch(torch.randn(4, 16), torch.arange(4))
+
+
+@pytest.mark.parametrize("name", OF_LAYERS)
+def test_a_nonlinearity_with_weights_is_refused_or_gives_what_one_without_gives(name):
+    x, found = torch.randn(6, 16, generator=torch.Generator().manual_seed(1)).double(), []
+    with registered(nn.PReLU):
+        for function in (lambda: nn.LeakyReLU(0.25), lambda: nn.PReLU(init=0.25)):
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(16, 12), function(), nn.Linear(12, 11), function(), nn.Linear(11, 5))
+            torch.manual_seed(2)
+            try:
+                rule = make_trained(name, as_network(model, [16]).double()).double()
+            except UserError as error:
+                assert found and "without weights" in str(error)
+                return
+            found.append([g for g in rule.forward_gradients(x, torch.arange(6) % 5)[1] if g.dim() == 2])
+    torch.testing.assert_close(found[1], found[0])
 
 
 @pytest.mark.parametrize("name", ASK_FOR_IT)
