@@ -182,7 +182,7 @@ def test_without_a_logger_nothing_is_given_to_one(tmp_path):
 
 
 @row("several loaders in `validate` and `test`")
-@pytest.mark.filterwarnings("ignore:Found 4 module")
+@pytest.mark.filterwarnings("ignore:Found 8 module")
 def test_several_loaders_have_metrics_of_their_own(tmp_path):
     module, (x, _) = rule(), images()
     wrong = (module(x).argmax(1) + 1) % 5
@@ -193,6 +193,18 @@ def test_several_loaders_have_metrics_of_their_own(tmp_path):
     run = trainer(tmp_path)
     run.fit(module, loader(), [loader(), other])
     assert {"val/loss/dataloader_idx_0", "val/accuracy/dataloader_idx_1"} <= run.callback_metrics.keys()
+
+
+def test_an_evaluation_that_was_stopped_halfway_leaves_nothing_behind(tmp_path):
+    class Stops(C.Callback):
+        def on_validation_batch_end(self, *_):
+            raise RuntimeError("stopped")
+
+    module = rule()
+    (whole,) = trainer(tmp_path).validate(module, loader())
+    with pytest.raises(RuntimeError, match="stopped"):
+        trainer(tmp_path, callbacks=[Stops()]).validate(module, loader())
+    assert trainer(tmp_path).validate(module, loader()) == [whole]
 
 
 @row("`predict`")

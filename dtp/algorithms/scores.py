@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from torchmetrics import Metric
 
 from dtp.contracts import is_number, shown
@@ -27,6 +28,11 @@ class Scores(torch.nn.ModuleDict):
     def of_task(cls, task: Task) -> Scores:
         """Those that the task has for all networks."""
         return cls({split: task.scores() for split in ("val", "test")})
+
+    @classmethod
+    def of_loss(cls) -> Scores:
+        """The loss alone, by the name ``loss``."""
+        return cls({split: torch.nn.ModuleDict({"loss": MeanLoss()}) for split in ("val", "test")})
 
     @classmethod
     def of_user(cls, metrics: Metric | Mapping[str, Metric]) -> Scores:
@@ -74,3 +80,27 @@ class Scores(torch.nn.ModuleDict):
             found[name] = float(value)
             score.reset()
         return found
+
+
+class MeanLoss(Metric):
+    """The mean over all images, of all ranks, of a loss that is known as the mean over each batch.
+
+    Lightning's own means over ranks round the images of a rank to a whole number.
+    """
+
+    full_state_update = False
+    total: Tensor
+    images: Tensor
+
+    def __init__(self):
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("images", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, loss: Tensor, images: int) -> None:
+        # In the type of the loss, or in 32 bits where that has fewer. An addition in place would keep that of the sum.
+        self.total = self.total + loss.to(torch.promote_types(loss.dtype, torch.float32)) * images
+        self.images = self.images + images
+
+    def compute(self) -> Tensor:
+        return self.total / self.images

@@ -64,6 +64,7 @@ class TaskModule(LightningModule):
         # Shapes and types of inputs that the network is known to take, in training or not.
         self._known_inputs: set[tuple[Any, ...]] = set()
         self.scores = Scores.of_task(self.task)
+        self.mean_losses = Scores.of_loss()
 
     def use(
         self,
@@ -180,13 +181,21 @@ class TaskModule(LightningModule):
 
     # --- validation and test ------------------------------------------------------------------------------------------
 
-    def _evaluate(self, batch: Any, split: str, loader: int) -> None:
+    def _evaluate(self, batch: Any, split: str, batch_idx: int, loader: int) -> None:
         x, y = self.taken(batch, training=False)
         logits = full_precision(self(x))
-        for score in self.scores.of(split, loader).values():
+        scores, mean = self.scores.of(split, loader), self.mean_losses.of(split, loader)["loss"]
+        if batch_idx == 0:
+            # An evaluation that was stopped halfway has left its images in them.
+            for metric in (*scores.values(), mean):
+                metric.reset()
+        for score in scores.values():
             score.update(self.task.scored(logits), y)
         loss = require_loss_value(self, "task_loss", self.task_loss(logits, y), trained=False)
-        self.log(f"{split}/loss", loss, batch_size=len(x), logger=self._to_loggers, sync_dist=True)
+        mean.update(loss, len(x))
+        # Lightning looks metrics up once, before those of further loaders are made.
+        attribute = f"mean_losses.{split}{loader or ''}.loss"
+        self.log(f"{split}/loss", mean, batch_size=len(x), logger=self._to_loggers, metric_attribute=attribute)
 
     @property
     def _to_loggers(self) -> bool | None:
@@ -215,14 +224,14 @@ class TaskModule(LightningModule):
 
     def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         with self.randomness("val", batch_idx, *([dataloader_idx] if dataloader_idx else [])):
-            self._evaluate(batch, "val", dataloader_idx)
+            self._evaluate(batch, "val", batch_idx, dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
         self._report_scores("val")
 
     def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         with self.randomness("test", batch_idx, *([dataloader_idx] if dataloader_idx else [])):
-            self._evaluate(batch, "test", dataloader_idx)
+            self._evaluate(batch, "test", batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
         self._report_scores("test")

@@ -10,7 +10,7 @@ from dtp.feedback.noise import NoiseStreams
 from tests.algorithms.helpers import make_trained, small_network, state
 from tests.algorithms.networks import normalised_network, shipped_network
 from tests.algorithms.rules import NAMES
-from tests.distributed.ranks import batches_of, fit, train_on_ranks
+from tests.distributed.ranks import Shares, batches_of, fit, train_on_ranks
 
 
 class SharedNoise(NoiseStreams):
@@ -141,3 +141,24 @@ def test_running_statistics_of_batch_normalisation_are_the_same_on_all_ranks(tmp
     first, second = train_on_ranks(train, tmp_path, 2)
     assert any("running_mean" in name for name in first)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("name", ["bp", "dtp-dae", "competitive"])
+def test_the_loss_of_images_that_ranks_do_not_share_evenly_is_that_of_one_process(name, tmp_path):
+    """For classification, an auto-encoder and clusters; and it is the mean over images."""
+
+    def evaluate(trainer):
+        torch.manual_seed(0)
+        rule = make_trained(name, small_network(name).double()).double()
+        batches = [*batches_of(rule.network, images=7), *batches_of(rule.network, count=1, images=4)]
+        shares = trainer.distributed_sampler_kwargs if trainer.world_size > 1 else {"rank": 0, "num_replicas": 1}
+        loader = torch.utils.data.DataLoader(Shares(batches, shares["rank"], shares["num_replicas"]), batch_size=None)
+        (tested,) = trainer.test(rule, loader, verbose=False)
+        x, y = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        with torch.no_grad():
+            losses = rule.task_loss(rule(x), rule.task.goal(x, y, training=False), reduction="sum")
+        return tested["test/loss"], float(losses / len(x))
+
+    ((alone, mean),) = train_on_ranks(evaluate, tmp_path, 1)
+    assert alone == pytest.approx(mean, rel=1e-9)
+    assert [loss for loss, _ in train_on_ranks(evaluate, tmp_path, 2)] == pytest.approx([mean] * 2, rel=1e-9)
