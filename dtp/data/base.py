@@ -16,7 +16,7 @@ from dtp.data.images import Images
 from dtp.data.on_device import DeviceBatches, wanted_on_device
 from dtp.data.options import DataOptions
 from dtp.data.pca import Projection, fit_projection
-from dtp.data.sampler import OrderedBatches, TrainingBatches
+from dtp.data.sampler import OrderedBatches, TrainingBatches, require_one_each
 from dtp.data.shares import evaluation_share, training_share
 from dtp.data.split import SplitKind, count_held_out, split_indices
 from dtp.data.statistics import STATISTICS, Statistics, compute_statistics, used_statistics
@@ -186,6 +186,7 @@ class ImageData(LightningDataModule):
         if dataset is None:
             return []
         rank, ranks = evaluation_share(self.trainer)
+        require_one_each(part, len(dataset), ranks)
         batches = OrderedBatches(len(dataset), -(-self.options.batch_size // ranks), rank, ranks)
         return BatchLoader(self._placed(part), batches, self.options.num_workers, self._device)
 

@@ -47,11 +47,7 @@ class TrainingBatches:
         ranks: int = 1,
         batches_done: Callable[[], int] | None = None,
     ):
-        if size < ranks:
-            raise UserError(
-                f"Expected at least one training image per device, found {size} images for {ranks} devices; "
-                "use fewer devices, a smaller --val-size or more data."
-            )
+        require_one_each("train", size, ranks)
         require_even_shares(batch_size, ranks)
         self.size, self.seed, self.rank, self.ranks = size, seed, rank, ranks
         self.batch_size = min(batch_size, size - size % ranks)
@@ -98,6 +94,19 @@ class OrderedBatches:
     def __iter__(self) -> Iterator[Batch]:
         for start in range(0, len(self.positions), self.batch_size):
             yield 0, self.positions[start : start + self.batch_size]
+
+
+def require_one_each(part: str, size: int, ranks: int) -> None:
+    """Raise UserError unless each of ``ranks`` ranks can have an image of ``part``: train, val or test."""
+    if size < ranks:
+        kind, more = {
+            "train": ("training", ", a smaller --val-size or more data"),
+            "val": ("validation", ", a larger --val-size (0 for none) or more data"),
+            "test": ("test", " or more data"),
+        }[part]
+        raise UserError(
+            f"Expected at least one {kind} image per device, found {size} for {ranks} devices; use fewer devices{more}."
+        )
 
 
 def require_even_shares(batch_size: int, ranks: int) -> None:

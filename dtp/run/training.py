@@ -24,7 +24,7 @@ from dtp.cli.commands import command_words
 from dtp.cli.config import Config, RunOptions, parse_limit
 from dtp.contracts import handed_back
 from dtp.data.base import ImageData
-from dtp.data.sampler import require_even_shares
+from dtp.data.sampler import require_even_shares, require_one_each
 from dtp.diagnostics.callback import AlignmentCallback
 from dtp.diagnostics.images import PicturesCallback
 from dtp.distributed import watch
@@ -88,6 +88,10 @@ def train(config: Config, argv: Sequence[str]) -> Run:
     }
     limit = limits["train"] if isinstance(limits["train"], int) else int(limits["train"] * batches["train"])
     algorithm.check_length(config.run.max_epochs, config.run.max_steps, min(limit, batches["train"]))
+    for part, used in (("val", limits["val"]), ("test", True)):
+        if used and data.sizes[part]:
+            # Now, and not when the test begins.
+            require_one_each(part, data.sizes[part], devices * nodes)
     run = open_run(config, lambda path: load_checkpoint(path, config, algorithm))
     with run.locked():
         return _train_in(run, config, command, data, algorithm, limits)

@@ -52,7 +52,7 @@ def test_ranks_with_less_than_a_batch_each_hold_equally_many():
 
 
 def test_fewer_images_than_ranks_are_refused():
-    with pytest.raises(UserError, match="2 images for 3 devices"):
+    with pytest.raises(UserError, match="training image per device, found 2 for 3 devices"):
         TrainingBatches(2, 9, seed=0, ranks=3)
 
 

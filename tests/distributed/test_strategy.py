@@ -19,6 +19,26 @@ def test_a_batch_that_devices_cannot_share_is_refused_before_there_is_a_folder(h
     assert not (here / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--val-size 1", "validation image per device, found 1 for 2 devices; use fewer devices, a larger --val-size"),
+        ("--data few_tested:Few", "test image per device, found 1 for 2 devices; use fewer devices or more data"),
+    ],
+)
+def test_images_that_do_not_suffice_for_all_devices_are_refused_before_there_is_a_folder(words, message, here, capsys):
+    (here / "few_tested.py").write_text(
+        "from dtp.data.small import Digits\n"
+        "class Few(Digits):\n"
+        "    def load_test(self):\n"
+        "        return tuple(values[:1] for values in super().load_test())\n"
+    )
+    options = ["--devices", "2", "--accelerator", "cpu", "--run-dir", "run", *words.split()]
+    assert main(options) == 2
+    assert f"Expected at least one {message}" in capsys.readouterr().err
+    assert not (here / "run").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("preloaded")
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
