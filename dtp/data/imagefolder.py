@@ -166,10 +166,11 @@ def decode(path: Path, image_size: int) -> np.ndarray:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Grey images of 16 bits scaled to 8; PIL would clip them to white."""
+    # What is read in 32 bits has 16 in a PNG, and is scaled to them in a PGM.
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+        raise ValueError("floating-point, 32-bit and signed pixels have no known range; save it with 8 or 16 bits")
     if image.mode.startswith("I"):
         return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    if image.mode == "F":
-        raise ValueError("floating-point pixels have no known range; save it with 8 or 16 bits")
     return image
 
 

@@ -76,6 +76,20 @@ def test_any_image_becomes_rgb_of_the_size_asked_for(tmp_path, size, mode):
     assert pixels.shape == (3, 8, 8) and pixels.dtype == np.uint8
 
 
+@pytest.mark.parametrize("name", ["image.png", "image.tif", "image.pgm"])
+def test_grey_images_of_16_bits_are_scaled_to_8(tmp_path, name):
+    levels = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    Image.fromarray(levels * 257).save(tmp_path / name)
+    assert (decode(tmp_path / name, 16) == levels).all()
+
+
+@pytest.mark.parametrize("kind", [np.int32, np.float32])
+def test_pixels_without_a_known_range_are_refused(tmp_path, kind):
+    Image.fromarray(np.full((8, 8), 200, dtype=kind)).save(tmp_path / "image.tif")
+    with pytest.raises(UserError, match="image.tif: .*no known range; save it with 8 or 16 bits"):
+        decode(tmp_path / "image.tif", 8)
+
+
 def test_the_centre_is_kept(tmp_path):
     image = np.zeros((8, 24, 3), dtype=np.uint8)
     image[:, 8:16] = 255
