@@ -83,7 +83,7 @@ class ImageFolderData(ImageData):
             rank_zero_info(f"imagefolder: computing the mean and std of {len(names)} training images, once")
             return compute_statistics(_chunks(train))
 
-        self._own_statistics = cached_statistics(path, key, compute)
+        self._own_statistics = cached_statistics(path, key, train.shape[1], compute)
         return self._own_statistics
 
     def _load(self, part: str) -> Part:

@@ -68,13 +68,22 @@ def compute_statistics(batches: Iterable[np.ndarray]) -> Statistics:
     return Statistics(tuple(mean.tolist()), tuple(np.maximum(std, 1 / 255).tolist()))
 
 
-def cached_statistics(path: Path, key: str, compute: Callable[[], Statistics]) -> Statistics:
-    """The statistics stored in the JSON file ``path`` under ``key``, computed and stored there when absent."""
+def cached_statistics(path: Path, key: str, channels: int, compute: Callable[[], Statistics]) -> Statistics:
+    """The statistics stored in the JSON file ``path`` under ``key``.
+
+    Where there are none that :func:`compute_statistics` can have found of so many channels, they are computed and
+    stored there.
+    """
     try:
         stored = json.loads(path.read_text())
-        return Statistics(tuple(stored[key]["mean"]), tuple(stored[key]["std"]))
+        found = Statistics(tuple(stored[key]["mean"]), tuple(stored[key]["std"]))
+        possible = all(0 <= mean <= 1 for mean in found.mean) and all(1 / 255 <= std <= 1 for std in found.std)
+        if possible and len(found.mean) == len(found.std) == channels:
+            return found
     except (OSError, ValueError, KeyError, TypeError):
-        computed = compute()
+        # Not there yet, or damaged.
+        pass
+    computed = compute()
     try:
         with written_atomically(path) as temporary:
             temporary.write_text(json.dumps({key: {"mean": computed.mean, "std": computed.std}}, indent=1))

@@ -11,7 +11,7 @@ from dtp.data.statistics import STATISTICS, Statistics, cached_statistics, compu
 def test_statistics_that_cannot_be_stored_are_used(tmp_path):
     (tmp_path / "file").touch()
     own = Statistics((0.5,), (0.25,))
-    assert cached_statistics(tmp_path / "file" / "statistics.json", "key", lambda: own) == own
+    assert cached_statistics(tmp_path / "file" / "statistics.json", "key", 1, lambda: own) == own
 
 
 def test_computed_statistics_are_numpys():
@@ -51,12 +51,31 @@ def test_cached_statistics_are_computed_once_per_key(tmp_path):
 
     def compute():
         calls.append(1)
-        return Statistics((0.1,), (0.2 + len(calls),))
+        return Statistics((0.1,), (0.2 + len(calls) / 10,))
 
-    assert cached_statistics(path, "a", compute) == cached_statistics(path, "a", compute)
+    assert cached_statistics(path, "a", 1, compute) == cached_statistics(path, "a", 1, compute)
     assert len(calls) == 1
-    assert cached_statistics(path, "b", compute).std == (2.2,)
+    assert cached_statistics(path, "b", 1, compute).std == (0.4,)
     assert list(json.loads(path.read_text())) == ["b"]
     path.write_text("{broken")
-    assert cached_statistics(path, "b", compute).std == (3.2,)
+    assert cached_statistics(path, "b", 1, compute).std == (0.5,)
     assert [file.name for file in tmp_path.iterdir()] == ["statistics.json"]
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ([0.5], [0.5]),
+        ([0.5] * 3, [0.5] * 2),
+        ([0.5] * 3, [0.0] * 3),
+        ([0.5, float("nan"), 0.5], [0.5] * 3),
+        ([0.5] * 3, [0.5, float("inf"), 0.5]),
+        (["0.5"] * 3, [0.5] * 3),
+        (0.5, 0.5),
+    ],
+)
+def test_stored_statistics_that_no_images_have_are_computed_again(tmp_path, mean, std):
+    path, own = tmp_path / "statistics.json", Statistics((0.1,) * 3, (0.2,) * 3)
+    path.write_text(json.dumps({"key": {"mean": mean, "std": std}}))
+    assert cached_statistics(path, "key", 3, lambda: own) == own
+    assert json.loads(path.read_text()) == {"key": {"mean": [0.1] * 3, "std": [0.2] * 3}}
