@@ -1,6 +1,7 @@
 """Images in any folder with one folder per class."""
 
 import os
+import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -109,8 +110,9 @@ class ImageFolderData(ImageData):
         folder, names = cache_folder(self.data_dir), f".dtp-images-{part}-{self.image_size}"
         path = folder / f"{names}-{fingerprint(self.data_dir, files.names, self.image_size)}.npy"
         try:
-            images = np.load(path)
-            if images.shape == files.shape and images.dtype == np.uint8:
+            with path.open("rb") as file:
+                images, checksum = np.load(file), file.read()
+            if images.shape == files.shape and images.dtype == np.uint8 and checksum == _checksum(images):
                 return images
         except (OSError, ValueError, EOFError):
             # Not there yet, or damaged.
@@ -119,6 +121,8 @@ class ImageFolderData(ImageData):
         try:
             with written_atomically(path) as temporary, temporary.open("wb") as file:
                 np.save(file, images)
+                # What reads such files passes over what comes behind the array.
+                file.write(_checksum(images))
             for other in folder.glob(f"{names}-*.npy"):
                 if other != path:
                     # Of files that have changed since.
@@ -127,6 +131,10 @@ class ImageFolderData(ImageData):
             # It only saves time.
             pass
         return images
+
+
+def _checksum(images: np.ndarray) -> bytes:
+    return zlib.crc32(np.ascontiguousarray(images).data).to_bytes(4, "little")
 
 
 class ImageFiles:

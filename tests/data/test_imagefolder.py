@@ -259,10 +259,13 @@ def test_images_are_decoded_once_and_again_where_a_file_has_changed(tmp_path, wr
     assert len(list(tmp_path.glob(".dtp-images-train-*.npy"))) == 1
 
 
-def test_a_damaged_or_missing_cache_is_made_anew(tmp_path, write_folder):
+@pytest.mark.parametrize("damage", [lambda whole: whole[:200], lambda whole: whole[:200] + b"x" + whole[201:]])
+def test_a_damaged_cache_is_made_anew(tmp_path, write_folder, damage):
     write_folder(tmp_path / "train")
     write_folder(tmp_path / "test")
     first = folder(tmp_path).load_train()[0]
     (cache,) = tmp_path.glob(".dtp-images-train-*.npy")
-    cache.write_bytes(cache.read_bytes()[:200])
+    whole = cache.read_bytes()
+    cache.write_bytes(damage(whole))
     assert np.array_equal(folder(tmp_path).load_train()[0], first)
+    assert cache.read_bytes() == whole
