@@ -14,7 +14,7 @@ from dtp.data.batches import BatchLoader, ImageBatches
 from dtp.data.cache import data_folder
 from dtp.data.images import Images
 from dtp.data.on_device import DeviceBatches, wanted_on_device
-from dtp.data.options import DataOptions
+from dtp.data.options import DATA, DataOptions
 from dtp.data.pca import Projection, fit_projection
 from dtp.data.sampler import OrderedBatches, TrainingBatches, require_one_each
 from dtp.data.shares import evaluation_share, training_share
@@ -93,7 +93,7 @@ class ImageData(LightningDataModule):
 
     def own_statistics(self, train: Images) -> Statistics:
         """Mean and std of the training images: from the table, else computed."""
-        if self.name in STATISTICS:
+        if self._is_known(train):
             return STATISTICS[self.name]
         return compute_statistics(train[rows] for rows in np.array_split(np.arange(len(train)), 1 + len(train) // 1024))
 
@@ -143,7 +143,8 @@ class ImageData(LightningDataModule):
         own = self.own_statistics(train[0])
         if not isinstance(own, Statistics):
             raise handed_back(self, "own_statistics", "a Statistics(mean, std)", own)
-        self._statistics = used_statistics(own, self.options.normalisation, self.name)
+        known = self.name if self._is_known(train[0]) else ""
+        self._statistics = used_statistics(own, self.options.normalisation, known)
         kept, val = self._split(train)
         if self.options.pca:
             whiten = self.options.pca_scale == "whitened"
@@ -212,6 +213,13 @@ class ImageData(LightningDataModule):
     def _batches_done(self) -> int:
         assert self.trainer is not None
         return batches_done(self.trainer)
+
+    def _is_known(self, train: Images) -> bool:
+        """Whether these may be the images of :data:`STATISTICS`: a class of the user's may have a name of ours."""
+        known = STATISTICS.get(self.name)
+        if known is None or len(known.mean) != train.shape[1]:
+            return False
+        return isinstance(self, DATA.resolve(self.name).load())
 
     def _split(self, train: Part) -> tuple[np.ndarray, tuple[Part, np.ndarray] | None]:
         """Indices of the training images kept, and the validation images with their indices."""

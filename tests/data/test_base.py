@@ -207,3 +207,32 @@ def test_images_without_pixels_are_refused(shape, monkeypatch):
     monkeypatch.setattr(Own, "images", np.zeros(shape, dtype=np.uint8))
     with pytest.raises(UserError, match="expected (as many )?training images"):
         Own(DataOptions()).setup()
+
+
+@pytest.mark.parametrize(("name", "channels"), [("digits", 3), ("digits", 1), ("cifar10", 1), ("cifar10", 3)])
+@pytest.mark.parametrize("mode", ["standard", "std3x"])
+def test_a_users_own_dataset_with_a_name_of_ours_has_the_statistics_of_its_images(name, channels, mode, monkeypatch):
+    images = np.zeros((4, channels, 2, 2), dtype=np.uint8)
+    images[:2] = 255
+    monkeypatch.setattr(Own, "images", images)
+    monkeypatch.setattr(Own, "name", name)
+    data = Own(DataOptions(normalisation=mode))
+    data.setup()
+    assert data.statistics == ((0.5,) * channels, ((1.5 if mode == "std3x" else 0.5),) * channels)
+
+
+def test_a_class_derived_from_one_of_ours_keeps_its_statistics_where_it_keeps_the_channels():
+    class Derived(Digits):
+        def load_train(self):
+            images, labels = super().load_train()
+            return images.repeat(self.channels, 1), labels
+
+        load_test = load_train
+
+    found = {}
+    for Derived.channels in (1, 3):
+        data = Derived(DataOptions())
+        data.setup()
+        found[data.channels] = data.statistics
+    assert found[1] == ((0.3054,), (0.3761,))
+    assert found[3][0] == pytest.approx((0.3054,) * 3, abs=1e-4)
