@@ -59,8 +59,13 @@ class ImageFolderData(ImageData):
 
     def prepare_data(self) -> None:
         self._scan()
-        # Decodes every training image once, whatever the normalisation: a broken file is found before training.
+        # Decodes every image once, whatever the normalisation: a broken file is found before training.
         self.own_statistics(self._images("train"))
+        # Those that are kept in memory are decoded for that.
+        others = [] if self._fits_in_memory() else ["val", "test"] if self.options.val_size is None else ["test"]
+        for part in others:
+            if part in self._files:
+                self._statistics_of(part, self._images(part))
 
     def load_train(self) -> Part:
         return self._load("train")
@@ -76,16 +81,21 @@ class ImageFolderData(ImageData):
         if self._own_statistics is not None:
             # Where they cannot be stored, not twice.
             return self._own_statistics
-        names = self._files["train"].names
-        path = cache_folder(self.data_dir) / f".dtp-statistics-{self.image_size}.json"
+        self._own_statistics = self._statistics_of("train", train)
+        return self._own_statistics
+
+    def _statistics_of(self, part: str, images: Images) -> Statistics:
+        """Of the images of a part; they also stand for that all of these can be decoded."""
+        names, of_part = self._files[part].names, "" if part == "train" else f"-{part}"
+        path = cache_folder(self.data_dir) / f".dtp-statistics{of_part}-{self.image_size}.json"
         key = fingerprint(self.data_dir, names, self.image_size)
 
         def compute() -> Statistics:
-            rank_zero_info(f"imagefolder: computing the mean and std of {len(names)} training images, once")
-            return compute_statistics(_chunks(train))
+            role = {"train": "training", "val": "validation"}.get(part, part)
+            rank_zero_info(f"imagefolder: computing the mean and std of {len(names)} {role} images, once")
+            return compute_statistics(_chunks(images))
 
-        self._own_statistics = cached_statistics(path, key, train.shape[1], compute)
-        return self._own_statistics
+        return cached_statistics(path, key, images.shape[1], compute)
 
     def _load(self, part: str) -> Part:
         self._scan()
@@ -100,10 +110,13 @@ class ImageFolderData(ImageData):
     def _images(self, part: str) -> Images:
         if part not in self._decoded:
             images: Images = ImageFiles(self.data_dir, self._files[part].names, self.image_size)
-            if sum(len(files.names) for files in self._files.values()) * 3 * self.image_size**2 <= MEMORY_LIMIT:
+            if self._fits_in_memory():
                 images = self._all_decoded(part, images)
             self._decoded[part] = images
         return self._decoded[part]
+
+    def _fits_in_memory(self) -> bool:
+        return sum(len(files.names) for files in self._files.values()) * 3 * self.image_size**2 <= MEMORY_LIMIT
 
     def _all_decoded(self, part: str, files: "ImageFiles") -> np.ndarray:
         """The images of a part in memory; decoded once, and read from one file in later runs."""

@@ -128,6 +128,24 @@ def test_a_broken_image_is_named_before_training(tmp_path, write_folder, content
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.parametrize("part", ["val", "test"])
+def test_broken_images_to_evaluate_are_named_before_training_and_looked_for_once(
+    tmp_path, write_folder, monkeypatch, part
+):
+    monkeypatch.setattr(imagefolder, "MEMORY_LIMIT", 0)
+    for name in ("train", "val", "test"):
+        write_folder(tmp_path / name)
+    path = tmp_path / part / "dog" / "004.png"
+    whole = path.read_bytes()
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match=f"{path}: .*cannot be decoded"):
+        ImageFolderData(ImageFolderOptions(str(tmp_path), image_size=8)).prepare_data()
+    path.write_bytes(whole)
+    folder(tmp_path)
+    monkeypatch.setattr(imagefolder, "decode", None)
+    folder(tmp_path)
+
+
 def test_nothing_is_seen_of_what_decoders_warn_of(tmp_path, monkeypatch, write_folder, recwarn):
     write_folder(tmp_path / "images", count=20)
     odd = Image.new("L", (8, 8))
