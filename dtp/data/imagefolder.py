@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 from PIL import Image
-from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import functional
 
 from dtp.data.base import ImageData, Part
@@ -19,6 +18,7 @@ from dtp.data.images import Images
 from dtp.data.options import ImageFolderOptions
 from dtp.data.split import split_indices
 from dtp.data.statistics import Statistics, cached_statistics, compute_statistics
+from dtp.data.which_images import IMG_EXTENSIONS
 from dtp.errors import UserError
 from dtp.system.memory import available_cores
 

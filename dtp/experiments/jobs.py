@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from dtp.cli.arguments import parse
-from dtp.cli.config import Config, as_arguments, read_yaml
+from dtp.cli.config import Config, as_arguments
 from dtp.distributed.launcher import without_launcher
 from dtp.errors import UserError
 from dtp.fields import flag
-from dtp.run.folder import Run, require_same_configuration, write_failure
+from dtp.run.folder import Run, recorded_options, require_same_configuration, write_failure
 from dtp.run.layout import CONFIG_FILE, FAILURE_FILE
 from dtp.run.reading import has_finished
 from dtp.system.locks import try_lock
@@ -77,9 +77,8 @@ class Job:
             UserError: they mean none; or the folder holds a run of another configuration.
         """
         config = parse(self.words)
-        saved = self.folder / CONFIG_FILE
-        if saved.is_file():
-            values = read_yaml(saved)
+        if (self.folder / CONFIG_FILE).is_file():
+            values = recorded_options(self.folder)
             begin = "give another folder for all runs (--output; --study of a search)"
             require_same_configuration(self.folder, values, config, "change that back", begin)
             self._require_same_test(values, config)

@@ -26,6 +26,7 @@ from dtp.run.folder import (
     Run,
     checkpoint_step,
     how_to_go_on,
+    images_of,
     may_vary,
     require_same_configuration,
     resume_words,
@@ -211,7 +212,7 @@ class Checkpoints(Checkpoint):
         self._seconds_before = state_dict["seconds"]
 
     def on_save_checkpoint(self, trainer, pl_module, checkpoint: dict[str, Any]) -> None:
-        checkpoint["config"] = saved_options(self.config)
+        checkpoint["config"] = saved_options(self.config) | images_of(self.config)
 
     def _must_stop(self, trainer: pl.Trainer) -> bool:
         return trainer.strategy.reduce_boolean_decision(stop_request.signum is not None, all=False)

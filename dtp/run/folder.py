@@ -18,6 +18,8 @@ import yaml
 
 from dtp.cli.commands import command_line
 from dtp.cli.config import Config, read_yaml, said_of_options
+from dtp.data.cache import data_folder
+from dtp.data.which_images import images_in
 from dtp.distributed import launcher, watch
 from dtp.distributed.launcher import process_rank
 from dtp.errors import UserError
@@ -42,6 +44,8 @@ RUNS = Path("runs")
 # What stands before a command in a configuration that a run has written: before the first, and so at its head, and
 # before those that went on with the run.
 HEADER, RESUMED = "# command: ", "# resumed: "
+# Under which name a run records which images it reads, beside its options.
+IMAGES = "--data-dir holds"
 # How the first process of a machine tells the others, which inherit its environment, what it has chosen.
 FOLDER_VARIABLE, CHECKPOINT_VARIABLE = "DTP_PROCESS_RUN_FOLDER", "DTP_PROCESS_RUN_CHECKPOINT"
 
@@ -167,7 +171,7 @@ def _chosen_run(config: Config, check: Callable[[Path], Any]) -> Run:
     if run.run_dir:
         folder = Path(run.run_dir)
         if run.resume == "auto" and (folder / CONFIG_FILE).is_file() and not _holds_nothing_else(folder, config):
-            require_same_configuration(folder, read_yaml(folder / CONFIG_FILE), config)
+            require_same_configuration(folder, recorded_options(folder), config)
             return Run(folder, newest_checkpoint(folder))
         return _made(folder)
     if run.resume == "auto":
@@ -184,7 +188,7 @@ def _holds_nothing_else(folder: Path, config: Config) -> bool:
 
 def _matches(folder: Path, config: Config) -> bool:
     try:
-        return not differing_options(read_yaml(folder / CONFIG_FILE), config)
+        return not differing_options(recorded_options(folder), config)
     except UserError:
         # Somebody's damaged run is no reason not to find or start another.
         return False
@@ -239,9 +243,33 @@ def plain(value: Any) -> Any:
     return value if value is None or isinstance(value, bool | int | float) else masked(str(value))
 
 
+def images_of(config: Config) -> dict[str, str]:
+    """Which images lie in the folder that is read, under :data:`IMAGES`; nothing for other datasets, or where none do.
+
+    The place of a run's images may change, the images may not.
+    """
+    found = images_in(data_folder(config.data.data_dir)) if config.run.data == "imagefolder" else ""
+    return {IMAGES: found} if found else {}
+
+
+def recorded_options(folder: Path) -> dict[str, Any]:
+    """The options of the run in ``folder``, by name, and its images as :func:`images_of`.
+
+    Raises:
+        UserError: its configuration cannot be read.
+    """
+    saved, head = read_yaml(folder / CONFIG_FILE), f"# {IMAGES}: "
+    lines = (folder / CONFIG_FILE).read_text(encoding="utf-8").splitlines()
+    images = [line.removeprefix(head) for line in lines if line.startswith(head)]
+    return {**saved, IMAGES: images[0]} if images else saved
+
+
 def differing_options(saved: dict[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:
     """Options that must agree to resume, but differ between a saved configuration and ``config``: (saved, present)."""
     present = saved_options(config)
+    if IMAGES in saved:
+        # Earlier versions did not record them. Where there are none now, the run itself says what is missing.
+        present |= images_of(config) or {IMAGES: saved[IMAGES]}
     saved = as_before(present, config) | saved
     # Passwords of earlier versions' are no difference.
     saved = {name: plain(value) for name, value in saved.items()}
@@ -279,9 +307,14 @@ def require_same_configuration(
                 raise UserError(f"{what} was made before {flag(name)} existed, and computed otherwise; {begin}.")
             why = ", and its learning rate follows a schedule over all of them" if name == "max_epochs" else ""
             raise UserError(
-                f"{what} was made with {flag(name)} {_as_typed(before)}, not {_as_typed(now)}{why}; "
+                f"{what} was made with {called(name)} {_as_typed(before)}, not {_as_typed(now)}{why}; "
                 f"{go_on}, or {begin}."
             )
+
+
+def called(name: str) -> str:
+    """An option, or the images, in a sentence before their value."""
+    return "a --data-dir of" if name == IMAGES else flag(name)
 
 
 def _as_typed(value: Any) -> str:
@@ -295,7 +328,8 @@ def write_config(run: Run, config: Config, command: str) -> None:
         before = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
         header = [*before, f"{RESUMED}{command}"]
     else:
-        header = [f"{HEADER}{command}", *(f"# {line}" for line in config.origins)]
+        said = (*config.origins, *(f"{name}: {found}" for name, found in images_of(config).items()))
+        header = [f"{HEADER}{command}", *(f"# {line}" for line in said)]
     _write(path, "\n".join(header) + "\n" + yaml.safe_dump(saved_options(config), sort_keys=False))
 
 
@@ -383,13 +417,13 @@ def _resumed(path: Path, config: Config, check: Callable[[Path], Any]) -> Run:
     folder, checkpoint = _folder_of(path), newest_checkpoint(path) if path.is_dir() else path
     if checkpoint is None and folder is not None:
         # Killed before its first checkpoint: from the beginning, where it was to be.
-        require_same_configuration(folder, read_yaml(folder / CONFIG_FILE), config)
+        require_same_configuration(folder, recorded_options(folder), config)
         return Run(folder)
     if checkpoint is None:
         raise UserError(f"--resume {path}: no checkpoint in {path / CHECKPOINTS}; give a run folder that has one.")
     target = Path(config.run.run_dir) if config.run.run_dir else None
     if folder is not None:
-        require_same_configuration(folder, read_yaml(folder / CONFIG_FILE), config)
+        require_same_configuration(folder, recorded_options(folder), config)
         newest = newest_checkpoint(folder)
         is_newest = newest is not None and newest.resolve() == checkpoint.resolve()
         if is_newest and (target is None or target.resolve() == folder.resolve()):

@@ -25,6 +25,7 @@ from dtp.cli.config import Config, RunOptions, parse_limit
 from dtp.contracts import handed_back
 from dtp.data.base import ImageData
 from dtp.data.sampler import require_even_shares, require_one_each
+from dtp.data.which_images import images_in
 from dtp.diagnostics.callback import AlignmentCallback
 from dtp.diagnostics.images import PicturesCallback
 from dtp.distributed import watch
@@ -67,6 +68,8 @@ def train(config: Config, argv: Sequence[str]) -> Run:
         Stopped: a signal asked to stop; the checkpoint is written.
     """
     watch.begin()
+    # They may have changed since an earlier run of this process.
+    images_in.cache_clear()
     _quiet_libraries()
     keep_freed_memory()
     command = recorded([*command_words("train"), *argv])

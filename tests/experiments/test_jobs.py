@@ -13,6 +13,7 @@ import pytest
 from dtp.errors import UserError
 from dtp.experiments.jobs import FAILURE_FILE, Job, run_jobs, visible_gpus
 from dtp.system.locks import try_lock
+from tests.data.files import write_folder
 from tests.runs import ROOT, contents
 
 pytestmark = pytest.mark.usefixtures("preloaded", "here")
@@ -118,6 +119,19 @@ def test_a_folder_with_another_run_is_refused(here):
     with pytest.raises(UserError, match="--lr"):
         run_jobs([Job(Path("run"), {**SMALL, "lr": 0.07})])
     assert contents(here) == before
+
+
+def test_a_run_on_other_images_is_refused_and_the_same_ones_may_have_moved(here):
+    write_folder(Path("flowers"))
+    write_folder(Path("birds"), classes=("finch", "wren"))
+    options = {**SMALL, "data": "imagefolder", "image_size": 8, "batch_size": 8}
+    run_jobs([Job(Path("run"), {**options, "data_dir": "flowers"})], tell=lambda text: None)
+    Path("flowers").rename("petals")
+    before = contents(here / "run")
+    assert run_jobs([Job(Path("run"), {**options, "data_dir": "petals"})]) == {Path("run"): "finished"}
+    with pytest.raises(UserError, match="a --data-dir of 20 images.*not 20 images.*another folder for all runs"):
+        run_jobs([Job(Path("run"), {**options, "data_dir": "birds"})])
+    assert contents(here / "run") == before
 
 
 def test_what_another_process_runs_is_left_to_it(here):

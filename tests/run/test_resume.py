@@ -7,6 +7,7 @@ import pty
 import re
 import select
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,8 @@ from dtp.diagnostics.callback import AlignmentCallback
 from dtp.run.checkpoints import CheckpointFiles
 from dtp.run.folder import newest_checkpoint
 from dtp.system.signals import Interrupted, stop_request
-from tests.runs import rows
+from tests.data.files import write_folder
+from tests.runs import fails, rows
 from tests.system.test_signals import during_batch
 
 ROOT = Path(__file__).parent.parent.parent
@@ -119,6 +121,44 @@ def test_the_command_that_is_printed_goes_on_whatever_the_folder_is_called(tmp_p
     words = shlex.split(printed.splitlines()[0])
     assert main(words[words.index("--resume") :]) == 0
     assert (folder / "summary.json").is_file()
+
+
+FOLDER = "--algo bp --data imagefolder --image-size 8 --batch-size 8 --widths 8 --max-epochs 1".split()
+FOLDER += ["--diagnostics-every", "0", "--resume", "auto"]
+
+
+def summaries():
+    return sorted(Path("runs").glob("*/*/summary.json"))
+
+
+def test_a_run_goes_on_where_its_images_have_moved_and_not_with_others(here, capsys):
+    write_folder(Path("flowers"))
+    write_folder(Path("birds"), classes=("finch", "wren"))
+    assert main([*FOLDER, "--data-dir", "flowers"]) == 0
+    Path("elsewhere").mkdir()
+    Path("flowers").rename("elsewhere/petals")
+    assert main([*FOLDER, "--data-dir", "elsewhere/petals"]) == 0 and len(summaries()) == 1
+    assert "This run has finished" in capsys.readouterr().out
+    assert main([*FOLDER, "--data-dir", "birds"]) == 0 and len(summaries()) == 2
+    run = summaries()[0].parent
+    checkpoint = newest_checkpoint(run)
+    checkpoint.rename("alone.ckpt")
+    shutil.copy("alone.ckpt", checkpoint)
+    fails(capsys, [*FOLDER, "--data-dir", "birds", "--run-dir", str(run)], "a --data-dir of 20 images in 2 folders")
+    fails(capsys, [*FOLDER, "--data-dir", "birds", "--resume", "alone.ckpt"], "a --data-dir of 20 images in 2 folders")
+
+
+def test_a_run_that_has_not_recorded_its_images_goes_on(here, capsys):
+    write_folder(Path("flowers"))
+    write_folder(Path("birds"), classes=("finch", "wren"))
+    assert main([*FOLDER, "--data-dir", "flowers"]) == 0
+    config = summaries()[0].parent / "config.yaml"
+    lines = config.read_text().splitlines(keepends=True)
+    config.write_text("".join(line for line in lines if "20 images" not in line))
+    assert config.read_text() != "".join(lines)
+    capsys.readouterr()
+    main([*FOLDER, "--data-dir", "birds", "--max-epochs", "1"])
+    assert len(summaries()) == 1
 
 
 def test_a_run_stopped_twice_within_one_epoch_equals_one_never_stopped(tmp_path, monkeypatch):

@@ -29,7 +29,7 @@ from dtp.experiments.search.study import (
     short_arguments,
 )
 from dtp.fields import MOST_OFTEN, flag
-from dtp.run.folder import saved_options, trust_words
+from dtp.run.folder import images_of, saved_options, trust_words
 from dtp.run.provenance import recorded
 
 SEARCHES = Path("runs") / "search"
@@ -130,7 +130,8 @@ def _search(argv: Sequence[str]) -> int:
     of_all = parse([*as_arguments(space.fixed), *words])
     left_out = {*space.parameters, *WATCHED - said_of_options("budget").keys()}
     settings = Settings(
-        options={name: value for name, value in saved_options(of_all).items() if name not in left_out},
+        options={name: value for name, value in saved_options(of_all).items() if name not in left_out}
+        | images_of(of_all),
         space=space.as_dict(),
         objective=objective,
         sampler=options.sampler,

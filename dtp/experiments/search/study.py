@@ -22,7 +22,7 @@ from dtp.errors import UserError, user_path
 from dtp.experiments.jobs import FAILURE_FILE, Job, State, last_line
 from dtp.experiments.search.space import Space
 from dtp.fields import flag
-from dtp.run.folder import Run, as_before
+from dtp.run.folder import IMAGES, Run, as_before, called
 from dtp.run.layout import METRICS_FILE
 from dtp.run.provenance import masked, recorded
 from dtp.run.reading import read_metrics
@@ -351,7 +351,9 @@ class Study:
     def _require_same(self, described: dict[str, Any]) -> None:
         before, now = described["settings"], self.settings.as_dict()
         if isinstance(before.get("options"), dict):
-            before = {**before, "options": as_before(now["options"]) | before["options"]}
+            # Studies of earlier versions did not record their images.
+            same = as_before(now["options"]) | {n: now["options"][n] for n in now["options"] if n == IMAGES}
+            before = {**before, "options": same | before["options"]}
         for part in now:
             if before.get(part) == now[part]:
                 continue
@@ -359,7 +361,7 @@ class Study:
             if isinstance(old, dict) and isinstance(new, dict):
                 what = next(name for name in sorted({*old, *new}) if old.get(name) != new.get(name))
                 old, new = old.get(what, "nothing"), new.get(what, "nothing")
-                what = flag(what) if part == "options" else f"{flag(what)} of the domain"
+                what = called(what) if part == "options" else f"{flag(what)} of the domain"
             old, new = ("nothing" if value is None else value for value in (old, new))
             raise UserError(
                 f"{self.folder}: this study was begun with {what} {old}, not {new}; go on as it was begun, or give "

@@ -14,6 +14,7 @@ from dtp.errors import UserError
 from dtp.experiments.jobs import FAILURE_FILE
 from dtp.experiments.search.space import Parameter, Space
 from dtp.experiments.search.study import best_trial, best_value, described_trials, read_study
+from dtp.run.folder import IMAGES
 from tests.experiments.search.helpers import SPACE, accuracy, fail, open_study, train, write_metrics
 
 pytestmark = pytest.mark.usefixtures("here")
@@ -228,6 +229,15 @@ def test_another_study_in_the_folder_is_left_alone(changes, expected):
         open_study(**changes)
     assert expected in str(error.value)
     assert Path("study/study.json").read_bytes() == before
+
+
+def test_a_study_that_has_recorded_its_images_goes_on_with_no_others():
+    finish(open_study(options={"seed": 0}), 1)
+    # One of an earlier version has not.
+    open_study(options={"seed": 0, IMAGES: "9 images"})
+    finish(open_study("new", options={"seed": 0, IMAGES: "9 images"}), 1)
+    with pytest.raises(UserError, match="begun with a --data-dir of 9 images, not 8 images"):
+        open_study("new", options={"seed": 0, IMAGES: "8 images"})
 
 
 @pytest.mark.parametrize("store", ["", "sqlite:///all.db"])

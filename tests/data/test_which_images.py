@@ -1,0 +1,58 @@
+"""Which images a folder holds: the same for a copy, another for any other."""
+
+import shutil
+
+import pytest
+from PIL import Image
+from torchvision.datasets.folder import IMG_EXTENSIONS as OF_TORCHVISION
+
+from dtp.data.which_images import IMG_EXTENSIONS, images_in
+
+
+@pytest.fixture(autouse=True)
+def anew():
+    images_in.cache_clear()
+
+
+def test_the_endings_of_images_are_those_of_torchvision():
+    assert IMG_EXTENSIONS == OF_TORCHVISION
+
+
+def test_a_copy_elsewhere_holds_the_same_images_whatever_else_lies_there(tmp_path, write_folder):
+    write_folder(tmp_path / "a")
+    shutil.copytree(tmp_path / "a", tmp_path / "other" / "b")
+    (tmp_path / "other" / "b" / "cat" / ".seen.png").touch()
+    (tmp_path / "other" / "b" / ".thumbnails").mkdir()
+    (tmp_path / "other" / "b" / ".thumbnails" / "000.png").touch()
+    (tmp_path / "other" / "b" / "notes.txt").touch()
+    found = images_in(tmp_path / "a")
+    assert found.startswith("20 images in 2 folders ") and images_in(tmp_path / "other" / "b") == found
+
+
+def test_another_class_name_size_or_part_is_other_images(tmp_path, write_folder):
+    write_folder(tmp_path / "a")
+    write_folder(tmp_path / "classes", classes=("cat", "cow"))
+    write_folder(tmp_path / "names")
+    (tmp_path / "names" / "cat" / "000.png").rename(tmp_path / "names" / "cat" / "zero.png")
+    write_folder(tmp_path / "sizes")
+    Image.effect_noise((8, 8), 9).save(tmp_path / "sizes" / "cat" / "000.png")
+    for part in ("train", "test", "more"):
+        write_folder(tmp_path / "parts" / part)
+    found = {name: images_in(tmp_path / name) for name in ("a", "classes", "names", "sizes", "parts")}
+    assert len(set(found.values())) == 5
+    # Beside the parts nothing is read.
+    assert found["parts"].startswith("40 images in 4 folders ")
+
+
+def test_class_folders_may_be_links_and_loops_end(tmp_path, write_folder):
+    write_folder(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    for name in ("cat", "dog"):
+        (tmp_path / "b" / name).symlink_to(tmp_path / "a" / name)
+    assert images_in(tmp_path / "b") == images_in(tmp_path / "a")
+    (tmp_path / "b" / "loop").symlink_to(tmp_path / "b")
+    assert images_in(tmp_path / "b") == images_in(tmp_path / "a")
+
+
+def test_a_folder_without_images_or_none_holds_nothing(tmp_path):
+    assert images_in(tmp_path) == images_in(tmp_path / "nowhere") == ""
