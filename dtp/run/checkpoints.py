@@ -121,15 +121,23 @@ class Checkpoints(Checkpoint):
             # The end of the epoch is about to come, and with it a checkpoint that includes it.
             return
         self.ended_within_epoch = True
-        if self._must_stop(trainer):
+        if trainer.global_step == trainer.max_steps:
+            # The rule is about to log this part of an epoch. Whoever goes on from here has no batch left to log it
+            # after: the checkpoint counts from then on, with the state of now, for longer runs go on within the epoch.
+            self._write(trainer)
+        elif self._must_stop(trainer):
             self._stop(trainer, self._save(trainer))
-        elif (self.every and (batch_idx + 1) % self.every == 0) or trainer.global_step == trainer.max_steps:
+        elif self.every and (batch_idx + 1) % self.every == 0:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.ended_within_epoch = not trainer.is_last_batch
         if self.ended_within_epoch:
             # max_steps ended training within the epoch; the checkpoint of that batch is what can be continued.
+            if trainer.global_step == trainer.max_steps:
+                path = self._keep(trainer)
+                if self._must_stop(trainer):
+                    self._stop(trainer, path)
             return
         self.epochs_done = trainer.current_epoch + 1
         found = trainer.callback_metrics.items()
@@ -226,13 +234,29 @@ class Checkpoints(Checkpoint):
         )
 
     def _save(self, trainer: pl.Trainer) -> Path:
+        self._write(trainer)
+        return self._keep(trainer)
+
+    def _write(self, trainer: pl.Trainer) -> None:
+        """Write the checkpoint of this batch, which counts once it is kept."""
         rule: Any = trainer.lightning_module
         rule.check_finite()
-        path = self.run.checkpoints / _name(trainer.global_step)
-        temporary = path.with_suffix(".tmp")
         # Rank 0 alone writes. Should it fail, the others end with it, wherever they wait.
+        temporary = (self.run.checkpoints / _name(trainer.global_step)).with_suffix(".tmp")
         try:
             trainer.save_checkpoint(temporary)
+        except BaseException:
+            # Of a Ctrl-C, say.
+            if trainer.is_global_zero:
+                with suppress(OSError):
+                    temporary.unlink(missing_ok=True)
+            raise
+
+    def _keep(self, trainer: pl.Trainer) -> Path:
+        """Give the checkpoint of this batch its name."""
+        path = self.run.checkpoints / _name(trainer.global_step)
+        temporary = path.with_suffix(".tmp")
+        try:
             if trainer.is_global_zero:
                 try:
                     temporary.replace(path)
@@ -240,7 +264,6 @@ class Checkpoints(Checkpoint):
                 except OSError as error:
                     raise _unwritable(path, error) from error
         finally:
-            # Of a Ctrl-C, say.
             if trainer.is_global_zero:
                 with suppress(OSError):
                     temporary.unlink(missing_ok=True)

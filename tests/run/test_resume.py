@@ -272,6 +272,22 @@ def test_a_run_killed_after_its_last_step_within_an_epoch_tests_the_weights_of_t
     assert told(tmp_path / "run") == told(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("how", ["stopped", "killed"])
+def test_a_run_that_ends_in_its_last_step_within_an_epoch_keeps_the_row_of_that_epoch(how, tmp_path, monkeypatch):
+    command = [*COMMAND, "--max-steps", "13", "--resume", "auto", "--run-dir"]
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    with monkeypatch.context() as patch:
+        if how == "stopped":
+            stop_after(13, patch)
+        else:
+            kill(((Algorithm, "on_train_epoch_end"), 2), patch)
+        assert main([*command, str(tmp_path / "run")]) == {"stopped": 75, "killed": 130}[how]
+    stop_request.signum = None
+    assert main([*command, str(tmp_path / "run")]) == 0
+    assert told(tmp_path / "run") == told(tmp_path / "whole")
+    assert all(rows(tmp_path / "run")[-1][name] for name in ("train/loss_epoch", *TIMES[-2:]))
+
+
 def test_metrics_of_a_resumed_run_have_no_row_twice(tmp_path, monkeypatch):
     command = [*COMMAND, "--run-dir", str(tmp_path / "run"), "--resume", "auto", "--checkpoint-every", "3"]
     with monkeypatch.context() as patch:
