@@ -190,12 +190,9 @@ def _order(row: Row) -> tuple:
 
 
 def _keep_latest_of_each_seed(group: Group) -> None:
-    """Leave out finished runs whose seed has a later one: they are no further sample, and would count twice."""
-    test = group.measure.test
-    # One without a result takes no other's place.
-    order = [(run.summary.get(test) is not None, str(run.summary.get("finished", "")), run) for run in group.finished]
-    latest = {run.seed: run for *_, run in sorted(order, key=lambda each: each[:2])}
-    group.runs = [run for run in group.runs if run.state != "finished" or run is latest[run.seed]]
+    """Leave out finished runs whose seed has a later one, for the times too."""
+    counted = group.counted
+    group.runs = [run for run in group.runs if run.state != "finished" or run in counted]
 
 
 def rows_of_group(section: Section, group: Group, date: str = "", note: str = "") -> list[Row]:
@@ -361,6 +358,7 @@ def _of_report(group: dict[str, Any], run: dict[str, Any]) -> tuple[str, int, di
         "device": about["device"],
         "threads": about["threads"],
         "cost": cost["mean"] if cost else None,
+        "finished": run.get("finished") or "",
     }
     return next(iter(run["commands"]), ""), run["seed"], summary
 

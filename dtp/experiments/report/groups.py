@@ -124,8 +124,14 @@ class Group:
 
     @property
     def counted(self) -> list[RunRecord]:
-        """The finished ones; all where none has finished."""
-        return self.finished or self.runs
+        """The finished ones, of each seed the newest, for another is no further sample; all where none has finished."""
+        test = self.measure.test
+        # One without a result takes no other's place.
+        dated = [
+            (run.summary.get(test) is not None, str(run.summary.get("finished", "")), run) for run in self.finished
+        ]
+        newest = {run.seed: run for *_, run in sorted(dated, key=lambda each: each[:2])}
+        return [run for run in self.finished if run is newest[run.seed]] or self.runs
 
     @cached_property
     def task(self) -> str:

@@ -122,7 +122,7 @@ def _of_group(section: Section, group: Group) -> dict[str, Any]:
             {
                 **_of_run(run, "state", "seed", "epochs", "steps", "batches_per_epoch"),
                 "test": run.summary.get(group.measure.test),
-                **{name: run.summary.get(name) for name in ("val_accuracy", "wall_seconds")},
+                **{name: run.summary.get(name) for name in ("val_accuracy", "wall_seconds", "finished")},
                 **_of_run(run, "training_seconds", "failure", "commands"),
                 "about": run.about if run.summary else {},
             }

@@ -8,6 +8,7 @@ import yaml
 from dtp.algorithms import ALGORITHMS
 from dtp.algorithms.options import FAMILIES
 from dtp.experiments.report.groups import OTHER, sections, unsteadiness
+from dtp.experiments.report.page import notes_of
 from dtp.experiments.report.reading import read_runs, with_defaults
 from dtp.experiments.report.words import describe_data, describe_network
 from tests.experiments.report.folders import make_run, only_section
@@ -265,6 +266,18 @@ def test_the_backprop_most_like_the_group_is_taken(tmp_path):
     make_run(tmp_path / "fa", "fa", activation="tanh", seconds=6)
     group = by_label(only_section(tmp_path))["fa"]
     assert group.costs["batch"].mean == pytest.approx(3) and group.notes == []
+
+
+def test_of_runs_of_one_seed_the_newest_counts(tmp_path):
+    make_run(tmp_path / "a", accuracy=0.9, seconds=3, summary={"finished": "2026-02-01T00:00:00+0000"})
+    make_run(tmp_path / "b", accuracy=0.5, seconds=1, summary={"finished": "2026-01-01T00:00:00+0000"})
+    make_run(tmp_path / "c", accuracy=0.8, seed=1)
+    section = only_section(tmp_path)
+    (group,) = section.groups
+    assert group.test.values == (0.9, 0.8) and len(group.passes) == 2
+    assert notes_of(section, group)[0] == "2 runs of seed 0; the newest counts"
+    # Times are of runs, whatever their seed.
+    assert group.costs["batch"].n == 3
 
 
 def test_unfinished_and_failed_runs_do_not_count_in_results_or_times(tmp_path):
