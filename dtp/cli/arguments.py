@@ -31,6 +31,7 @@ from dtp.cli.config import (
     preset_names,
     preset_of,
     read_yaml,
+    written_alike,
 )
 from dtp.data import DATA
 from dtp.errors import UserError, user_path
@@ -243,7 +244,7 @@ def _run_options(run: RunOptions, chosen: dict[str, str], task: str, rule: Entry
         known = " or ".join(tasks)
         raise UserError(f"--task {task}: --algo {chosen['algo']} is for {known}; choose another rule or task.")
     check_run_options(run)
-    return run
+    return dataclasses.replace(run, **written_alike(vars(run)))
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -143,6 +144,37 @@ def parse_limit(flag: str, text: str, least: int) -> int | float:
     )
 
 
+# Of options whose values are texts that can be written in several ways: one of them.
+_ONE_WAY: dict[str, Callable[[str], str]] = {
+    "limit_train_batches": lambda text: str(parse_limit("limit-train-batches", text, least=1)),
+    "limit_val_batches": lambda text: str(parse_limit("limit-val-batches", text, least=0)),
+    "precision": lambda text: text.removesuffix("-true"),
+}
+
+
+def written_alike(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by name with 0.5 for 0.50 and 5e-1 where they are texts; those that cannot be read stay as they are."""
+    found = dict(options)
+    for name in _ONE_WAY.keys() & options.keys():
+        with suppress(UserError):
+            if (text := _ONE_WAY[name](str(options[name]))) != str(options[name]):
+                found[name] = text
+    return found
+
+
+def meaning(name: str, value: Any) -> Any:
+    """What two values of an option must share to be the same setting: numbers may be written in several ways."""
+    if isinstance(value, list | tuple):
+        return tuple(meaning(name, item) for item in value)
+    if name in _ONE_WAY:
+        # A count of 1 is no fraction of 1.0.
+        return str(written_alike({name: value})[name])
+    for number in (int, float):
+        with suppress(ValueError):
+            return number(str(value))
+    return str(value)
+
+
 @dataclass(frozen=True)
 class Config:
     """One resolved configuration.
@@ -271,7 +303,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         as_arguments(values)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-    return values
+    # Runs of earlier versions have saved what was typed.
+    return written_alike(values)
 
 
 def with_underscores(options: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from dtp.cli.commands import command_line
-from dtp.cli.config import Config, read_yaml, said_of_options
+from dtp.cli.config import Config, read_yaml, said_of_options, written_alike
 from dtp.data.cache import data_folder
 from dtp.data.which_images import images_in
 from dtp.distributed import launcher, watch
@@ -270,7 +270,7 @@ def differing_options(saved: dict[str, Any], config: Config) -> dict[str, tuple[
     if IMAGES in saved:
         # Earlier versions did not record them. Where there are none now, the run itself says what is missing.
         present |= images_of(config) or {IMAGES: saved[IMAGES]}
-    saved = as_before(present, config) | saved
+    saved = written_alike(as_before(present, config) | saved)
     # Passwords of earlier versions' are no difference.
     saved = {name: plain(value) for name, value in saved.items()}
     may_differ = may_vary(config, "start", "process", "resumed")

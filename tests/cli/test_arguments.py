@@ -21,6 +21,7 @@ from dtp.data import DATA
 from dtp.errors import UserError
 from dtp.experiments.jobs import Job
 from dtp.models import MODELS
+from dtp.run.folder import differing_options, saved_options
 from tests.experiments.report.folders import make_run
 
 ROOT = Path(__file__).parent.parent.parent
@@ -28,6 +29,28 @@ ROOT = Path(__file__).parent.parent.parent
 
 def words(text):
     return text.split()
+
+
+@pytest.mark.parametrize(
+    ("option", "ways"),
+    [
+        ("limit-train-batches", ("0.5", "0.50", "5e-1")),
+        ("limit-train-batches", ("7", "07")),
+        ("limit-val-batches", ("1.0", "1.00")),
+        ("precision", ("32", "32-true")),
+    ],
+)
+def test_a_text_that_can_be_written_in_several_ways_is_saved_in_one(option, ways):
+    saved = [saved_options(parse([f"--{option}", way])) for way in ways]
+    assert saved == [saved[0]] * len(ways) and saved[0][option.replace("-", "_")] == ways[0]
+    # Of a run of an earlier version, which has saved what was typed.
+    for way in ways:
+        assert not differing_options(saved[0] | {option.replace("-", "_"): way}, parse([f"--{option}", ways[0]]))
+
+
+def test_a_count_of_one_batch_is_no_whole_epoch():
+    one, whole = (parse(["--limit-train-batches", limit]).run.limit_train_batches for limit in ("1", "1.0"))
+    assert (one, whole) == ("1", "1.0")
 
 
 def test_published_experiment_needs_no_further_option():

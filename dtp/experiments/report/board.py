@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dtp.cli.arguments import parse
+from dtp.cli.config import meaning
 from dtp.errors import UserError
 from dtp.experiments.over_seeds import Statistic, distinct
 from dtp.experiments.report import WRITER
@@ -160,15 +161,7 @@ def _setting(command: str) -> tuple:
             values.append(word)
     alike = {*NOT_COMPARED, "trust"}
     unlike = {name: given for name, given in options.items() if name[2:].replace("-", "_") not in alike}
-    return tuple((name, *map(_value, unlike[name])) for name in sorted(unlike))
-
-
-def _value(word: str) -> float | str:
-    """A number that is written in two ways, 0.1 and 0.10, is one value."""
-    try:
-        return float(word)
-    except ValueError:
-        return word
+    return tuple((name, *meaning(name[2:].replace("-", "_"), unlike[name])) for name in sorted(unlike))
 
 
 def _figure_key(row: Row) -> tuple:

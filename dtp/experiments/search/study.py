@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from dtp.cli.config import as_arguments
+from dtp.cli.config import as_arguments, written_alike
 from dtp.errors import UserError, user_path
 from dtp.experiments.jobs import FAILURE_FILE, Job, State, last_line
 from dtp.experiments.search.space import Space
@@ -353,7 +353,7 @@ class Study:
         if isinstance(before.get("options"), dict):
             # Studies of earlier versions did not record their images.
             same = as_before(now["options"]) | {n: now["options"][n] for n in now["options"] if n == IMAGES}
-            before = {**before, "options": same | before["options"]}
+            before = {**before, "options": same | written_alike(before["options"])}
         for part in now:
             if before.get(part) == now[part]:
                 continue

@@ -33,7 +33,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dtp.cli.config import RunOptions, comment_of, load_yaml, with_underscores
+from dtp.cli.config import RunOptions, comment_of, load_yaml, meaning, with_underscores
 from dtp.errors import UserError, user_path
 from dtp.experiments.jobs import Job
 from dtp.fields import said_of
@@ -132,10 +132,11 @@ class Sweep:
         Raises:
             UserError: two settings become the same by these; or the file alone names a class from outside the package.
         """
-        seen: dict[str, str] = {}
+        seen: dict[tuple, str] = {}
         for point in self.points:
             self._require_named_classes(point, extra or {})
-            options = repr(sorted({**point.options, **(extra or {})}.items()))
+            given = {**point.options, **(extra or {})}
+            options = tuple((name, meaning(name, given[name])) for name in sorted(given))
             if options in seen:
                 raise UserError(
                     f"{self.name}: expected different settings, found {seen[options]!r} and {point.name!r} the same; "
@@ -205,7 +206,7 @@ def read_sweep(path: Path) -> Sweep:
     for option, values in grid.items():
         if not isinstance(values, list) or not values or None in values:
             raise UserError(f"{path}: grid, {option}: expected a list of values, found {values!r}.")
-        if len({str(value) for value in values}) < len(values):
+        if len({meaning(option, value) for value in values}) < len(values):
             raise UserError(f"{path}: grid, {option}: expected different values, found {values!r}; take one out.")
     settings = math.prod([len(variants), *map(len, grid.values())])
     if settings > MOST:

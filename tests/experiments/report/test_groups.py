@@ -37,6 +37,16 @@ def test_other_values_are_another_group_whose_label_says_which(tmp_path):
     assert set(by_label(only_section(tmp_path))) == {"bp (lr 0.1)", "bp (lr 0.01)", "dtp"}
 
 
+def test_values_that_were_written_in_two_ways_are_one_group(tmp_path):
+    make_run(tmp_path / "a", limit_train_batches="0.5", precision="32")
+    # As an earlier version would have saved it.
+    config = make_run(tmp_path / "b", seed=1) / "config.yaml"
+    options = yaml.safe_load(config.read_text()) | {"limit_train_batches": "5e-1", "precision": "32-true"}
+    config.write_text(yaml.safe_dump(options))
+    (group,) = only_section(tmp_path).groups
+    assert len(group.runs) == 2
+
+
 def test_settings_that_differ_in_much_are_called_by_their_folder(tmp_path):
     for trial in range(2):
         values = {"lr": 0.1 + trial, "momentum": 0.1 * trial, "weight_decay": 0.1 * trial, "lr_min": 0.01 * trial}

@@ -1,5 +1,6 @@
 """Sweep files: what they stand for, and the mistakes that they may hold."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,31 @@ def test_a_metric_that_no_run_can_have_is_told(metric, tasks, hint):
 def test_a_variant_that_names_no_folder_is_refused(tmp_path, variant):
     with pytest.raises(UserError, match="expected variants and values that make the name of a folder"):
         sweep_of(tmp_path, f"variants: {{{variant!r}: {{}}, other: {{lr: 1}}}}\n")
+
+
+@pytest.mark.parametrize(
+    ("option", "values", "same"),
+    [
+        ("lr", "[0.1, 1e-1]", True),
+        ("lr", "[0.1, '0.10']", True),
+        ("lr", "[1, 1.0]", True),
+        ("widths", "[[8], ['8']]", True),
+        ("limit_train_batches", "['0.5', 5e-1]", True),
+        ("limit_train_batches", "[1, 1.0]", False),
+        ("precision", "[32, 32-true]", True),
+        ("optimizer", "[sgd, adam]", False),
+    ],
+)
+def test_a_value_of_the_grid_that_is_written_in_two_ways_is_one(tmp_path, option, values, same):
+    refused = pytest.raises(UserError, match="expected different values") if same else nullcontext()
+    with refused:
+        sweep_of(tmp_path, f"grid: {{{option}: {values}}}\n")
+
+
+def test_variants_that_write_a_value_in_two_ways_are_one(tmp_path):
+    sweep = sweep_of(tmp_path, "variants: {a: {lr: 0.1}, b: {lr: '1e-1'}}\n")
+    with pytest.raises(UserError, match="found 'a' and 'b' the same"):
+        sweep.jobs(tmp_path)
 
 
 def test_a_sweep_without_end_is_refused(tmp_path):
