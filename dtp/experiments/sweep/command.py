@@ -15,13 +15,22 @@ from dtp.cli.commands import CommandParser, command_line, command_words, run_com
 from dtp.cli.config import as_arguments
 from dtp.errors import UserError
 from dtp.experiments.jobs import MOST_AT_ONCE, Job, run_jobs
-from dtp.experiments.sweep.plan import SWEEPS, Sweep, read_sweep, require_metrics, require_seeds, sweep_path
+from dtp.experiments.sweep.plan import (
+    NUMBERS,
+    PLAN,
+    SWEEPS,
+    TABLE,
+    Sweep,
+    read_sweep,
+    require_metrics,
+    require_seeds,
+    sweep_path,
+)
 from dtp.fields import flag
 from dtp.run.provenance import recorded, without_places
 from dtp.system.files import write_atomically
 
 SWEPT = Path("runs") / "sweeps"
-PLAN = "sweep.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -92,7 +101,7 @@ def _sweep(argv: Sequence[str]) -> int:
     if figure is None:
         print("No run has a result: there is nothing to draw.")
     else:
-        print(f"Figure {figure}; numbers in {folder / 'results.json'} and {folder / 'results.md'}")
+        print(f"Figure {figure}; numbers in {folder / NUMBERS} and {folder / TABLE}")
     return int(broken)
 
 

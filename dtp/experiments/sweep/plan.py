@@ -42,6 +42,8 @@ from dtp.registry import did_you_mean, ended
 SWEEPS = Path(__file__).parent / "named"
 KEYS = ("title", "base", "variants", "grid", "seeds", "figure")
 KINDS = ("curves", "values", "final")
+# What a sweep writes beside the folders of its settings: its own file, and what draws it; and the figure, NAME.png.
+PLAN, NUMBERS, TABLE = WRITTEN = ("sweep.yaml", "results.json", "results.md")
 # Settings of a sweep; more would not end.
 MOST = 10_000
 # Of the name of a folder, in bytes, as file systems have it.
@@ -225,6 +227,11 @@ def read_sweep(path: Path) -> Sweep:
             raise UserError(
                 f"{path}: expected variants and values that make the name of a folder, found {folder[:100]!r}; give "
                 f"names of letters, and short ones ({MOST_LETTERS} bytes at most)."
+            )
+        if folder in (*WRITTEN, f"{path.stem}.png"):
+            raise UserError(
+                f"{path}: expected variants called otherwise than the files beside the runs, found {folder!r}; "
+                "give it another name."
             )
     if len(set(folders)) < len(folders):
         twice = next(folder for folder in folders if folders.count(folder) > 1)

@@ -12,7 +12,7 @@ from dtp.cli.config import as_arguments
 from dtp.experiments.jobs import Job
 from dtp.experiments.over_seeds import distinct, mean_curve, statistic
 from dtp.experiments.report.reading import RunRecord, read_run
-from dtp.experiments.sweep.plan import Point, Sweep
+from dtp.experiments.sweep.plan import NUMBERS, TABLE, Point, Sweep
 from dtp.run.folder import checkpoint_step, newest_checkpoint
 from dtp.run.layout import CONFIG_FILE, METRICS_FILE
 from dtp.run.provenance import recorded
@@ -123,8 +123,8 @@ def write_results(sweep: Sweep, measured: Sequence[Measured], folder: Path, comm
     Args:
         command: of the sweep, for the record.
     """
-    write_json(folder / "results.json", as_json(sweep, measured, command))
-    write_atomically(folder / "results.md", as_table(sweep, measured, command))
+    write_json(folder / NUMBERS, as_json(sweep, measured, command))
+    write_atomically(folder / TABLE, as_table(sweep, measured, command))
 
 
 def as_json(sweep: Sweep, measured: Sequence[Measured], command: str) -> dict[str, Any]:

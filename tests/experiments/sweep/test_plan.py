@@ -163,6 +163,12 @@ def test_a_sweep_without_end_is_refused(tmp_path):
         sweep_of(tmp_path, f"grid:\n{grid}")
 
 
+@pytest.mark.parametrize("variant", ["sweep.yaml", "results.json", "results.md", "tiny.png"])
+def test_a_variant_called_like_a_file_of_the_sweep_is_refused(tmp_path, variant):
+    with pytest.raises(UserError, match=f"found '{variant}'; give it another name"):
+        sweep_of(tmp_path, f"variants: {{{variant}: {{}}, other: {{lr: 1}}}}\n")
+
+
 def test_a_value_that_begins_as_an_option_does_is_refused(tmp_path):
     (job, *_) = sweep_of(tmp_path, "base: {widths: [8, --download]}\n").jobs(tmp_path).values()
     with pytest.raises(UserError, match="widths: expected a value, found '--download'"):
