@@ -169,7 +169,9 @@ def default_of(field: dataclasses.Field) -> Any:
 
 
 def checked(options: Any) -> Any:
-    """``options``, a dataclass, with its numbers as Python's own, and lists where one value was given for a list.
+    """A copy of ``options``, a dataclass, with numbers as Python's own, and lists where one value was given for a list.
+
+    Whoever gave the options may change theirs, and lists in them, for the next.
 
     Raises:
         UserError: a value of the wrong type, none of the choices, or out of range.
@@ -185,10 +187,9 @@ def checked(options: Any) -> Any:
             changes[field.name] = found
         require_usual(cls, field, found)
         require_range(cls, field.name, found)
-    if changes:
-        options = copy.copy(options)
-        for name, value in changes.items():
-            setattr(options, name, value)
+    options = copy.deepcopy(options)
+    for name, value in changes.items():
+        setattr(options, name, value)
     return options
 
 

@@ -97,9 +97,9 @@ def test_values_become_the_types_of_their_fields():
     assert [type(v) for v in (*found.values, found.count)] == [float, int]
 
 
-def test_options_that_are_right_stay_the_same_object_and_others_are_not_changed():
+def test_options_that_are_right_stay_as_they_are_and_others_are_not_changed():
     right, wrong = Options(values=[1.0]), Options(values=2.0)
-    assert checked(right) is right
+    assert checked(right) == Options(values=[1.0])
     assert checked(wrong).values == [2.0] and wrong.values == 2.0
 
 
@@ -163,3 +163,15 @@ def test_an_option_declared_anew_as_text_is_told_with_the_numbers_that_it_must_h
 
     with pytest.raises(UserError, match="--rate: expected a number above 0 and up to 1, found a"):
         checked(Text())
+
+
+def test_the_options_of_an_owner_are_its_own():
+    options = Options(rate=0.25, values=[1.0])
+    found = [made(Options, options, {}, "it"), made(Options, options, {"count": 3}, "it"), checked(options)]
+    options.rate = 0.75
+    options.values.append(2.0)
+    assert [(own.rate, own.values) for own in found] == [(0.25, [1.0])] * 3
+    values = [1.0]
+    own = made(Options, None, {"values": values}, "it")
+    values.append(2.0)
+    assert own.values == [1.0]

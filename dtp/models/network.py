@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -53,7 +54,8 @@ class Network(nn.Module):
         self, options: ModelOptions, input_shape: Sequence[int], num_classes: int, *, task: Task | None = None
     ):
         super().__init__()
-        self.options = options
+        # Whoever gave them may change theirs for the next.
+        self.options = copy.deepcopy(options)
         require_ranges(options)
         self.input_shape = Size(input_shape)
         self.num_classes = num_classes

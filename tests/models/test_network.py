@@ -236,10 +236,17 @@ class OtherMLP(MLP):
         return nn.SiLU()
 
 
-def test_options_of_ones_own_may_be_of_other_kinds_and_stay_the_same_object():
-    options = OtherKinds()
-    network = OtherMLP(options, (1, 4, 4), 3)
-    assert network.options is options and network.depth == 3
+def test_options_of_ones_own_may_be_of_other_kinds_and_stay_as_they_are():
+    network = OtherMLP(OtherKinds(), (1, 4, 4), 3)
+    assert network.options == OtherKinds() and network.depth == 3
+
+
+def test_the_options_of_a_network_are_its_own():
+    options = MLP.Options(widths=[6], activation="tanh")
+    network = MLP(options, (1, 4, 4), 3)
+    options.activation = "relu"
+    options.widths.append(7)
+    assert network.options == MLP.Options(widths=[6], activation="tanh")
 
 
 # --- a user's network -------------------------------------------------------------------------------------------------
