@@ -187,6 +187,11 @@ def _as_before() -> Iterator[None]:
         # A run has the precision that its options say.
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         torch.set_default_dtype(torch.float32)
+        for device in ("cpu", "cuda"):
+            if torch.is_autocast_enabled(device):
+                stack.enter_context(torch.autocast(device, enabled=False))
+        # It makes tensors that no gradient goes through.
+        stack.enter_context(torch.inference_mode(False))
         for logger in map(logging.getLogger, ("lightning.pytorch", "lightning.fabric", "lightning")):
             stack.callback(logger.setLevel, logger.level)
         stack.push(_end_wandb_but(_wandb_run()))

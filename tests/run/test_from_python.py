@@ -148,6 +148,17 @@ def test_a_run_leaves_the_process_as_it_was(monkeypatch):
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.parametrize("algo", ["bp", "dtp"])
+@pytest.mark.parametrize("context", [lambda: torch.autocast("cpu", torch.bfloat16), torch.inference_mode])
+def test_a_run_trains_the_same_within_autocast_and_inference_mode(context, algo):
+    plain = load_file(dtp.train(**OPTIONS, algo=algo).run_dir / "weights.safetensors")
+    with context():
+        before = torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+        found = load_file(dtp.train(**OPTIONS, algo=algo).run_dir / "weights.safetensors")
+        assert (torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled(), torch.is_grad_enabled()) == before
+    assert all(torch.equal(value, plain[name]) for name, value in found.items())
+
+
 def test_a_run_ends_its_run_of_wandb_and_leaves_one_that_was_there_alone(tmp_path, monkeypatch):
     """Whoever logs to W&B after it would write to the same run otherwise."""
     wandb = pytest.importorskip("wandb")
