@@ -9,8 +9,9 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 # A run sets random numbers and other things that a process has once.
 _one_at_a_time = threading.Lock()
 _had_several = False
+# What of torch has a precision for products of float32.
+_PARTS = ("cudnn", "cudnn.conv", "cudnn.rnn", "cuda.matmul", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
+_FLOAT32 = ("backends", *(f"backends.{part}" for part in _PARTS))
 
 
 @dataclass(frozen=True)
@@ -168,8 +172,6 @@ def _as_before() -> Iterator[None]:
 
     flags = [
         (torch.backends.cudnn, "benchmark"),
-        (torch.backends.cudnn, "allow_tf32"),
-        (torch.backends.cuda.matmul, "allow_tf32"),
         (torch.utils.deterministic, "fill_uninitialized_memory"),
     ]
     with ExitStack() as stack:
@@ -187,6 +189,7 @@ def _as_before() -> Iterator[None]:
         # A run has the precision that its options say.
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         torch.set_default_dtype(torch.float32)
+        stack.enter_context(_full_float32())
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))
@@ -201,6 +204,35 @@ def _as_before() -> Iterator[None]:
         look_for_modules_here()
         if sys.path != before:
             stack.callback(sys.path.remove, sys.path[-1])
+        yield
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Within it products of float32 are computed in float32, unless a run asks for less; afterwards all is as it was.
+
+    Torch has an old name and a new one for most of it, and cannot read the old one where they differ; so both are kept.
+    """
+    import torch
+
+    def old(read: Callable[[], Any], usual: Any) -> Any:
+        try:
+            return read()
+        except RuntimeError:
+            return usual
+
+    products = old(torch.get_float32_matmul_precision, "highest")
+    convolutions = old(lambda: torch.backends.cudnn.allow_tf32, True)
+    with ExitStack() as stack:
+        # The new names came with torch 2.9. The first is what the others have where they have none of their own.
+        for name in _FLOAT32:
+            with suppress(AttributeError):
+                place: Any = attrgetter(name)(torch)
+                stack.callback(setattr, place, "fp32_precision", place.fp32_precision)
+                place.fp32_precision = "none"
+        stack.callback(setattr, torch.backends.cudnn, "allow_tf32", convolutions)
+        stack.callback(torch.set_float32_matmul_precision, products)
+        torch.set_float32_matmul_precision("highest")
         yield
 
 

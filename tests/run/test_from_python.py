@@ -130,6 +130,18 @@ def state_of_process():
     }
 
 
+def products_of_process():
+    """What torch says of the precision of products in float32, by its old names and by its new ones."""
+    backends = torch.backends
+    places = [getattr(backends, "mkldnn", None), backends.cuda, backends.cudnn]
+    names = ("matmul", "conv", "rnn")
+    new = [getattr(getattr(place, name, None), "fp32_precision", None) for place in places for name in names]
+    try:
+        return torch.get_float32_matmul_precision(), backends.cuda.matmul.allow_tf32, backends.cudnn.allow_tf32, *new
+    except RuntimeError as error:
+        return type(error), *new
+
+
 def test_a_run_leaves_the_process_as_it_was(monkeypatch):
     monkeypatch.setenv("PL_GLOBAL_SEED", "17")
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -157,6 +169,30 @@ def test_a_run_trains_the_same_within_autocast_and_inference_mode(context, algo)
         found = load_file(dtp.train(**OPTIONS, algo=algo).run_dir / "weights.safetensors")
         assert (torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled(), torch.is_grad_enabled()) == before
     assert all(torch.equal(value, plain[name]) for name, value in found.items())
+
+
+@pytest.mark.parametrize(
+    "less",
+    [
+        lambda: torch.set_float32_matmul_precision("medium"),
+        pytest.param(
+            lambda: setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16"),
+            marks=pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9"),
+        ),
+    ],
+)
+def test_a_run_computes_in_float32_whatever_products_the_process_has(less):
+    plain = load_file(dtp.train(**OPTIONS, algo="bp").run_dir / "weights.safetensors")
+    before = products_of_process()
+    try:
+        less()
+        own = products_of_process()
+        for tf32 in (True, False):
+            found = load_file(dtp.train(**OPTIONS, algo="bp", tf32=tf32).run_dir / "weights.safetensors")
+            assert products_of_process() == own != before
+        assert all(torch.equal(value, plain[name]) for name, value in found.items())
+    finally:
+        torch.set_float32_matmul_precision("highest")
 
 
 def test_a_run_ends_its_run_of_wandb_and_leaves_one_that_was_there_alone(tmp_path, monkeypatch):
