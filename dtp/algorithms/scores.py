@@ -39,13 +39,20 @@ class Scores(torch.nn.ModuleDict):
         """Those that a user gives, one or several by name.
 
         Raises:
-            UserError: they are something else than metrics.
+            UserError: they are something else than metrics, or have names that something else has.
         """
         # A collection is no Metric, and has names, as a dictionary does.
         given: Any = metrics
         named = dict(given.items()) if hasattr(given, "items") else {type(given).__name__: given}
         if not all(isinstance(metric, Metric) for metric in named.values()):
             raise UserError(f"metrics: expected torchmetrics, found {', '.join(map(shown, named.values()))}.")
+        for name in named:
+            # val/loss is the rule's, train/NAME_epoch its means of an epoch, and Lightning counts loaders so.
+            taken = name == "loss" or str(name).endswith("_epoch") or "dataloader_idx" in str(name)
+            # What a ModuleDict has, or takes for a path.
+            taken = taken or not isinstance(name, str) or hasattr(torch.nn.ModuleDict(), name)
+            if taken or not name or "." in name:
+                raise UserError(f"metrics: expected names that nothing else has, found {name!r}; give it another name.")
         splits = (TRAINING, "val", "test")
         return cls(
             {split: torch.nn.ModuleDict({name: metric.clone() for name, metric in named.items()}) for split in splits}

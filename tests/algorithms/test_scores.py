@@ -39,6 +39,12 @@ def test_a_users_own_have_names_and_are_of_training_too(given, names):
     assert all(set(scores.of(split)) == set(names) for split in scores)
 
 
+@pytest.mark.parametrize("name", ["loss", "loss_epoch", "dataloader_idx_0", "training", "f.1", "", 1])
+def test_a_name_that_something_else_has_is_refused(name):
+    with pytest.raises(UserError, match=f"^metrics: expected names that nothing else has, found {name!r}; give it ano"):
+        Scores.of_user({"accuracy": SumMetric(), name: MeanMetric()})
+
+
 def test_no_two_splits_or_loaders_add_to_the_same_metric():
     scores = Scores.of_user(SumMetric())
     scores.of("val")["SumMetric"].update(1.0)
