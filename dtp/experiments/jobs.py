@@ -18,8 +18,7 @@ from dtp.cli.arguments import parse
 from dtp.cli.config import Config, as_arguments
 from dtp.distributed.launcher import without_launcher
 from dtp.errors import UserError
-from dtp.fields import flag
-from dtp.run.folder import Run, recorded_options, require_same_configuration, write_failure
+from dtp.run.folder import Run, recorded_options, require_same_configuration, require_same_test, write_failure
 from dtp.run.layout import CONFIG_FILE, FAILURE_FILE
 from dtp.run.reading import has_finished
 from dtp.system.locks import try_lock
@@ -81,25 +80,8 @@ class Job:
             values = recorded_options(self.folder)
             begin = "give another folder for all runs (--output; --study of a search)"
             require_same_configuration(self.folder, values, config, "change that back", begin)
-            self._require_same_test(values, config)
+            require_same_test(self.folder, config, "give another folder for all runs")
         return config
-
-    def _require_same_test(self, saved: dict[str, Any], config: Config) -> None:
-        """Raise UserError if the finished run has been trained longer, or chosen otherwise, than is asked for."""
-        summary, run = Run(self.folder).summary, config.run
-        if summary is None:
-            return
-        for name in ("test_weights", "limit_val_batches"):
-            if name in saved and saved[name] != getattr(run, name):
-                raise UserError(
-                    f"{self.folder}: has finished with {flag(name)} {saved[name]}, found {getattr(run, name)}; give "
-                    "another folder for all runs."
-                )
-        if summary["epochs"] > run.max_epochs or 0 < run.max_steps < summary["steps"]:
-            raise UserError(
-                f"{self.folder}: has finished after {summary['epochs']} epochs ({summary['steps']} batches), more than "
-                "are asked for; give another folder for all runs."
-            )
 
     def is_finished(self, config: Config) -> bool:
         """Whether its run has been trained for as long as ``config`` says, and tested."""

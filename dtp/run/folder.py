@@ -36,7 +36,7 @@ from dtp.run.layout import (
     WEIGHTS_FILE,
 )
 from dtp.run.provenance import masked
-from dtp.run.reading import read_summary, read_table, require_metrics
+from dtp.run.reading import has_finished, read_summary, read_table, require_metrics
 from dtp.system.files import SUFFIX, temporary_beside, write_atomically
 from dtp.system.locks import try_lock
 
@@ -81,6 +81,17 @@ class Run:
             UserError: the file is not one of ours.
         """
         return read_summary(self.folder / SUMMARY_FILE)
+
+    def is_finished(self, config: Config) -> bool:
+        """Whether it has been trained for as long as ``config`` says, and tested.
+
+        Raises:
+            UserError: it has, and longer, or been tested otherwise; or the summary is not one of ours.
+        """
+        finished = has_finished(self.summary, config.run.max_epochs, config.run.max_steps)
+        if finished:
+            require_same_test(self.folder, config)
+        return finished
 
     def remove_leftovers(self) -> None:
         """Remove the unfinished files of processes that were killed while writing. Call it while holding the lock."""
@@ -188,6 +199,8 @@ def _holds_nothing_else(folder: Path, config: Config) -> bool:
 
 def _matches(folder: Path, config: Config) -> bool:
     try:
+        # One that has finished must be the one that is asked for.
+        Run(folder).is_finished(config)
         return not differing_options(recorded_options(folder), config)
     except UserError:
         # Somebody's damaged run is no reason not to find or start another.
@@ -315,6 +328,32 @@ def require_same_configuration(
 def called(name: str) -> str:
     """An option, or the images, in a sentence before their value."""
     return "a --data-dir of" if name == IMAGES else flag(name)
+
+
+def require_same_test(
+    folder: Path, config: Config, begin: str = "start a new run with another --run-dir, without --resume"
+) -> None:
+    """Raise UserError if the run in ``folder`` has finished longer, or been tested otherwise, than ``config`` asks for.
+
+    Args:
+        folder: of a run.
+        config: what is asked for now.
+        begin: how the user begins another.
+    """
+    summary, run = read_summary(folder / SUMMARY_FILE), config.run
+    if summary is None:
+        return
+    saved = read_yaml(folder / CONFIG_FILE)
+    for name in ("test_weights", "limit_val_batches"):
+        if name in saved and saved[name] != getattr(run, name):
+            raise UserError(
+                f"{folder}: has finished with {flag(name)} {saved[name]}, found {getattr(run, name)}; {begin}."
+            )
+    if summary["epochs"] > run.max_epochs or 0 < run.max_steps < summary["steps"]:
+        raise UserError(
+            f"{folder}: has finished after {summary['epochs']} epochs ({summary['steps']} batches), more than are "
+            f"asked for; {begin}."
+        )
 
 
 def _as_typed(value: Any) -> str:

@@ -55,7 +55,6 @@ from dtp.run.folder import (
 from dtp.run.loggers import MetricsCSV, make_wandb_logger
 from dtp.run.progress import progress_callback
 from dtp.run.provenance import cpu_name, recorded, versions
-from dtp.run.reading import has_finished
 from dtp.system.memory import keep_freed_memory
 from dtp.system.signals import Stopped, stop_request
 
@@ -114,7 +113,7 @@ def _train_in(
     tell_other_ranks(run)
     watch.set_advice(lambda: how_to_go_on(run.folder))
     checkpoints = Checkpoints(run, config, config.run.checkpoint_every)
-    if (done := run.summary) and run.checkpoint and has_finished(done, config.run.max_epochs, config.run.max_steps):
+    if run.checkpoint and run.is_finished(config) and (done := run.summary):
         if process_rank() == 0:
             print(f"This run has finished: {_result_line(done)}")
         return run

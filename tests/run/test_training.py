@@ -291,6 +291,26 @@ def test_resuming_a_finished_run_says_so_and_changes_nothing(tmp_path, capsys):
     assert contents(folder) == before
 
 
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        (["--max-epochs", "1"], "has finished after 2 epochs (20 batches), more than are asked for"),
+        (["--max-steps", "19"], "has finished after 2 epochs (20 batches), more than are asked for"),
+        (["--test-weights", "last"], "has finished with --test-weights best, found last"),
+        (["--limit-val-batches", "1"], "has finished with --limit-val-batches 1.0, found 1;"),
+    ],
+)
+def test_a_finished_run_that_was_asked_for_otherwise_is_no_answer(more, told, tmp_path, capsys):
+    command = [*SHORT, "--lr-schedule", "constant"]
+    assert main(command) == 0
+    (folder,) = (tmp_path / "runs" / "dtp_mlp_digits").iterdir()
+    before = contents(folder)
+    for place in (["--resume", str(folder)], ["--resume", "auto", "--run-dir", str(folder)]):
+        fails(capsys, [*command, *more, *place], told, "start a new run with another --run-dir")
+    assert main([*command, *more, "--resume", "auto"]) == 0
+    assert "begins anew" in capsys.readouterr().err and contents(folder) == before
+
+
 @pytest.mark.parametrize("schedule", ["constant", "step --lr-milestones 1 2 --lr-gamma 0.5"])
 def test_a_finished_run_goes_on_when_it_is_given_more_epochs(schedule, tmp_path):
     folder = tmp_path / "run"
