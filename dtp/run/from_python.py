@@ -149,11 +149,11 @@ def _value(name: str, value: Any) -> Any:
         return str(value)
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [_value(name, item) for item in value]
-    if not isinstance(value, str | bool | int | float) and value is not None:
-        # A number of numpy's, or an array.
-        value = value.tolist() if not isinstance(value, bytes) and hasattr(value, "tolist") else value
-        if not isinstance(value, bool | int | float | list):
-            raise UserError(f"{name}: expected text, a number or a list of such, found {type(value).__name__}.")
+    if not isinstance(value, str | bytes) and hasattr(value, "tolist"):
+        # A number of numpy's, some of which are Python's floats too, or an array.
+        value = value.tolist()
+    if not isinstance(value, str | bool | int | float | list) and value is not None:
+        raise UserError(f"{name}: expected text, a number or a list of such, found {type(value).__name__}.")
     return value
 
 

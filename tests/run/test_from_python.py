@@ -71,6 +71,7 @@ def test_words_are_those_of_the_command_line():
     words = "--algo bp --model mlp --widths 3 4 --lr 0.5 --tf32 false --run-dir a".split()
     assert as_words({**options, "init_weights": None, "run_dir": Path("a")}) == words
     assert as_words({"widths": []}) == ["--widths"]
+    assert as_words({"lr": np.float64(0.1), "layer_lr": [np.float64(0.2)]}) == ["--lr", "0.1", "--layer-lr", "0.2"]
     for name in ("algo", "run_dir", "resume", "init_weights"):
         with pytest.raises(UserError, match=f"{name}: expected a value, found ''"):
             as_words({name: ""})
