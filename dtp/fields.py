@@ -289,9 +289,7 @@ def _number(where: str, hint: type, value: Any) -> int | float:
     kind = numbers.Real if hint is float or is_infinite else numbers.Integral
     if isinstance(value, bool) or not isinstance(value, kind):
         raise wrong_type(where, hint.__name__, repr(value))
-    if isinstance(value, int | float):
-        return value
-    # NumPy's, which the files of a run would not know.
+    # NumPy's, some of which are Python's floats too, which the files of a run would not know.
     return int(value) if isinstance(value, numbers.Integral) else float(value)
 
 

@@ -95,6 +95,8 @@ def test_values_become_the_types_of_their_fields():
     )
     assert (found.rate, found.values, found.count, found.often) == (1, [0.5], 3, [1, math.inf, math.inf])
     assert [type(v) for v in (*found.values, found.count)] == [float, int]
+    # It is a float of Python's too.
+    assert type(made(Options, None, {"rate": np.float64(0.5)}, "Rule").rate) is float
 
 
 def test_options_that_are_right_stay_as_they_are_and_others_are_not_changed():
