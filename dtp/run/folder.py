@@ -441,10 +441,23 @@ def _new_folder(config: Config) -> Path:
         )
     stem = f"{datetime.datetime.now():%Y%m%d-%H%M%S}-seed{config.run.seed}"
     folder, again = _parent(config) / stem, 1
-    while folder.exists():
+    while not _is_mine(folder):
         again += 1
         folder = _parent(config) / f"{stem}-{again}"
     return folder
+
+
+def _is_mine(folder: Path) -> bool:
+    """Whether a new run of this process may have the folder, which is made then, for others may begin just now.
+
+    Other ranks than 0 make none. Why a folder cannot be made is told by :func:`_made`.
+    """
+    if process_rank() == 0:
+        with suppress(OSError):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir()
+            return True
+    return not folder.exists()
 
 
 def _resumed(path: Path, config: Config, check: Callable[[Path], Any]) -> Run:

@@ -18,7 +18,7 @@ from dtp.cli.arguments import parse
 from dtp.cli.train import main
 from dtp.errors import UserError
 from dtp.run.building import build
-from dtp.run.folder import newest_checkpoint
+from dtp.run.folder import _new_folder, newest_checkpoint
 from dtp.run.training import _choose_algorithms, tf32_advice
 from dtp.system.signals import stop_request
 from tests.runs import ROOT, SHORT, contents, fails, rows
@@ -280,6 +280,12 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path, capsys):
 def test_two_runs_of_one_command_have_two_folders(tmp_path):
     assert main(SHORT) == 0 and main(SHORT) == 0
     assert len(list((tmp_path / "runs" / "dtp_mlp_digits").iterdir())) == 2
+
+
+def test_runs_that_begin_at_once_have_folders_of_their_own(here):
+    """Each looks for a free name before any of the others has written into its folder."""
+    folders = [_new_folder(parse(SHORT)) for _ in range(4)]
+    assert len(set(folders)) == 4 and all(folder.is_dir() for folder in folders)
 
 
 def test_resuming_a_finished_run_says_so_and_changes_nothing(tmp_path, capsys):
