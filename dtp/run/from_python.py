@@ -43,7 +43,7 @@ class Result:
     """The result of a run, read from its folder.
 
     Attributes:
-        run_dir: the folder.
+        run_dir: the folder, an absolute path.
     """
 
     run_dir: Path
@@ -98,7 +98,7 @@ def train(**options: Any) -> Result:
             _require_one_process(config)
             run = train_run(config, words)
             watch.leave()
-            return Result(run.folder)
+            return Result(run.folder.absolute())
         except Interrupted:
             raise KeyboardInterrupt from None
         except Stopped as stopped:

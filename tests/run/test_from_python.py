@@ -53,7 +53,7 @@ def test_it_runs_what_the_command_line_runs():
 
 def test_the_result_is_what_the_folder_holds():
     result = dtp.train(**OPTIONS)
-    assert result.run_dir.parent == Path("runs/dtp_mlp_digits") and result.summary["epochs"] == 2
+    assert result.run_dir.parent == Path.cwd() / "runs/dtp_mlp_digits" and result.summary["epochs"] == 2
     assert result.figures == [result.run_dir / "training.png"]
     with (result.run_dir / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -64,6 +64,12 @@ def test_the_result_is_what_the_folder_holds():
     assert frame["test/accuracy"].dropna().tolist() == [result.summary["test_accuracy"]]
     rule = result.load()
     assert type(rule) is DTP and not rule.training
+
+
+def test_the_result_is_there_from_another_folder_too(tmp_path, monkeypatch):
+    result = dtp.train(**OPTIONS, run_dir="run")
+    monkeypatch.chdir(tmp_path.parent)
+    assert result.summary["epochs"] == 2 and len(result.metrics) and result.figures and type(result.load()) is DTP
 
 
 def test_words_are_those_of_the_command_line():
