@@ -19,7 +19,7 @@ import yaml
 from dtp.cli.commands import command_line
 from dtp.cli.config import Config, read_yaml, said_of_options, written_alike
 from dtp.data.cache import data_folder
-from dtp.data.which_images import images_in
+from dtp.data.image_files import images_in
 from dtp.distributed import launcher, watch
 from dtp.distributed.launcher import process_rank
 from dtp.errors import UserError
@@ -261,7 +261,7 @@ def images_of(config: Config) -> dict[str, str]:
 
     The place of a run's images may change, the images may not.
     """
-    found = images_in(data_folder(config.data.data_dir)) if config.run.data == "imagefolder" else ""
+    found = images_in(data_folder(config.data.data_dir).resolve()) if config.run.data == "imagefolder" else ""
     return {IMAGES: found} if found else {}
 
 
@@ -319,6 +319,8 @@ def require_same_configuration(
             if name not in saved and before is None:
                 raise UserError(f"{what} was made before {flag(name)} existed, and computed otherwise; {begin}.")
             why = ", and its learning rate follows a schedule over all of them" if name == "max_epochs" else ""
+            if name == IMAGES:
+                go_on = "give the folder of those images"
             raise UserError(
                 f"{what} was made with {called(name)} {_as_typed(before)}, not {_as_typed(now)}{why}; "
                 f"{go_on}, or {begin}."

@@ -24,8 +24,8 @@ from dtp.cli.commands import command_words
 from dtp.cli.config import Config, RunOptions, parse_limit
 from dtp.contracts import handed_back
 from dtp.data.base import ImageData
+from dtp.data.image_files import images_in
 from dtp.data.sampler import require_even_shares, require_one_each
-from dtp.data.which_images import images_in
 from dtp.diagnostics.callback import AlignmentCallback
 from dtp.diagnostics.images import PicturesCallback
 from dtp.distributed import watch

@@ -144,8 +144,8 @@ def test_a_run_goes_on_where_its_images_have_moved_and_not_with_others(here, cap
     checkpoint = newest_checkpoint(run)
     checkpoint.rename("alone.ckpt")
     shutil.copy("alone.ckpt", checkpoint)
-    fails(capsys, [*FOLDER, "--data-dir", "birds", "--run-dir", str(run)], "a --data-dir of 20 images in 2 folders")
-    fails(capsys, [*FOLDER, "--data-dir", "birds", "--resume", "alone.ckpt"], "a --data-dir of 20 images in 2 folders")
+    fails(capsys, [*FOLDER, "--data-dir", "birds", "--run-dir", str(run)], "a --data-dir of 20 images of 2 classes")
+    fails(capsys, [*FOLDER, "--data-dir", "birds", "--resume", "alone.ckpt"], "a --data-dir of 20 images of 2 classes")
 
 
 def test_a_run_that_has_not_recorded_its_images_goes_on(here, capsys):

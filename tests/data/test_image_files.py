@@ -1,12 +1,14 @@
 """Which images a folder holds: the same for a copy, another for any other."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 from PIL import Image
 from torchvision.datasets.folder import IMG_EXTENSIONS as OF_TORCHVISION
 
-from dtp.data.which_images import IMG_EXTENSIONS, images_in
+from dtp.data.image_files import IMG_EXTENSIONS, images_in
+from dtp.data.imagefolder import find_images
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +27,10 @@ def test_a_copy_elsewhere_holds_the_same_images_whatever_else_lies_there(tmp_pat
     (tmp_path / "other" / "b" / ".thumbnails").mkdir()
     (tmp_path / "other" / "b" / ".thumbnails" / "000.png").touch()
     (tmp_path / "other" / "b" / "notes.txt").touch()
+    # Beside the class folders.
+    (tmp_path / "other" / "b" / "preview.png").touch()
     found = images_in(tmp_path / "a")
-    assert found.startswith("20 images in 2 folders ") and images_in(tmp_path / "other" / "b") == found
+    assert found.startswith("20 images of 2 classes ") and images_in(tmp_path / "other" / "b") == found
 
 
 def test_another_class_name_size_or_part_is_other_images(tmp_path, write_folder):
@@ -41,17 +45,30 @@ def test_another_class_name_size_or_part_is_other_images(tmp_path, write_folder)
     found = {name: images_in(tmp_path / name) for name in ("a", "classes", "names", "sizes", "parts")}
     assert len(set(found.values())) == 5
     # Beside the parts nothing is read.
-    assert found["parts"].startswith("40 images in 4 folders ")
+    assert found["parts"].startswith("40 images of 2 classes ")
 
 
-def test_class_folders_may_be_links_and_loops_end(tmp_path, write_folder):
+def test_what_is_read_is_what_is_recorded(tmp_path, write_folder):
     write_folder(tmp_path / "a")
     (tmp_path / "b").mkdir()
     for name in ("cat", "dog"):
         (tmp_path / "b" / name).symlink_to(tmp_path / "a" / name)
     assert images_in(tmp_path / "b") == images_in(tmp_path / "a")
-    (tmp_path / "b" / "loop").symlink_to(tmp_path / "b")
-    assert images_in(tmp_path / "b") == images_in(tmp_path / "a")
+    # A hidden folder within a class is read.
+    shutil.copytree(tmp_path / "a", tmp_path / "c")
+    shutil.copytree(tmp_path / "a" / "cat", tmp_path / "c" / "cat" / ".more")
+    read = sum(len(files.names) for files in find_images(tmp_path / "c")[1].values())
+    assert read == 30 and images_in(tmp_path / "c").startswith(f"{read} images ")
+
+
+def test_links_that_would_be_refused_are_not_followed(tmp_path):
+    # Each folder has two links to the other: without end, and twice as many at each level.
+    for here, other in (("a", "b"), ("b", "a")):
+        (tmp_path / here).mkdir()
+        (tmp_path / here / "0.png").touch()
+        for link in ("x", "y"):
+            (tmp_path / here / link).symlink_to(Path("..", other))
+    assert images_in(tmp_path) == ""
 
 
 def test_a_folder_without_images_or_none_holds_nothing(tmp_path):
