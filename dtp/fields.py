@@ -187,10 +187,20 @@ def checked(options: Any) -> Any:
             changes[field.name] = found
         require_usual(cls, field, found)
         require_range(cls, field.name, found)
-    options = copy.deepcopy(options)
+    options = own(options)
     for name, value in changes.items():
         setattr(options, name, value)
     return options
+
+
+def own(options: Any) -> Any:
+    """A copy of ``options``, a dataclass, whose lists, dictionaries and sets are its own; other values are shared."""
+    copied = copy.copy(options)
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        if isinstance(value, list | dict | set):
+            object.__setattr__(copied, field.name, copy.copy(value))
+    return copied
 
 
 def require_ranges(options: Any) -> None:

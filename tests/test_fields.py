@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass
+from threading import Lock
 from typing import Literal
 
 import numpy as np
@@ -15,7 +16,7 @@ from dtp.cli.arguments import parse
 from dtp.cli.config import RunOptions
 from dtp.data import DATA
 from dtp.errors import UserError
-from dtp.fields import Iterations, Range, checked, made, option, said_of
+from dtp.fields import Iterations, Range, checked, made, option, own, said_of
 from dtp.models import MODELS
 
 
@@ -177,3 +178,15 @@ def test_the_options_of_an_owner_are_its_own():
     own = made(Options, None, {"values": values}, "it")
     values.append(2.0)
     assert own.values == [1.0]
+
+
+def test_lists_of_options_are_copied_and_other_values_shared():
+    @dataclass
+    class Given:
+        values: list = dataclasses.field(default_factory=list)
+        teacher: object = None
+
+    given = Given([1, 2], Lock())
+    copied = own(given)
+    given.values.append(3)
+    assert copied.values == [1, 2] and copied.teacher is given.teacher

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from dtp.algorithms.base import Algorithm
 from dtp.algorithms.options import CHLOptions, ContrastiveOptions, GeneRecOptions
@@ -230,6 +231,7 @@ def _parts(n: int, layer: nn.Module, last: bool) -> tuple[nn.Linear, nn.Module]:
     if (
         len(modules) != (1 if last else 2)
         or not isinstance(modules[0], nn.Linear)
+        or is_parametrized(modules[0])
         or not all(is_layer_function(module) for module in modules[1:])
     ):
         found = ", ".join(type(module).__name__ for module in modules) or "nothing"

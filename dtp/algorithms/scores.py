@@ -52,7 +52,9 @@ class Scores(torch.nn.ModuleDict):
             # What a ModuleDict has, or takes for a path.
             taken = taken or not isinstance(name, str) or hasattr(torch.nn.ModuleDict(), name)
             if taken or not name or "." in name:
-                raise UserError(f"metrics: expected names that nothing else has, found {name!r}; give it another name.")
+                raise UserError(
+                    f"metrics: expected names without dots that nothing else has, found {name!r}; give it another name."
+                )
         splits = (TRAINING, "val", "test")
         return cls(
             {split: torch.nn.ModuleDict({name: metric.clone() for name, metric in named.items()}) for split in splits}

@@ -152,6 +152,10 @@ _ONE_WAY: dict[str, Callable[[str], str]] = {
 }
 
 
+# As people write them: 007 and 1_0 are names.
+_NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)\.?\d*|\.\d+)([eE][+-]?\d+)?")
+
+
 def written_alike(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options by name with 0.5 for 0.50 and 5e-1 where they are texts; those that cannot be read stay as they are."""
     found = dict(options)
@@ -169,10 +173,8 @@ def meaning(name: str, value: Any) -> Any:
     if name in _ONE_WAY:
         # A count of 1 is no fraction of 1.0.
         return str(written_alike({name: value})[name])
-    for number in (int, float):
-        with suppress(ValueError):
-            return number(str(value))
-    return str(value)
+    text = str(value)
+    return float(text) if _NUMBER.fullmatch(text) else text
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -13,7 +12,7 @@ from torch import Size, Tensor, nn
 
 from dtp.contracts import handed_back, require_layer
 from dtp.errors import UserError, first_line
-from dtp.fields import require_ranges
+from dtp.fields import own, require_ranges
 from dtp.models.modules import LocallyConnected2d, SLReLU
 from dtp.models.options import ModelOptions
 from dtp.models.shapes import NotOneTensor, output_shape
@@ -55,7 +54,7 @@ class Network(nn.Module):
     ):
         super().__init__()
         # Whoever gave them may change theirs for the next.
-        self.options = copy.deepcopy(options)
+        self.options = own(options)
         require_ranges(options)
         self.input_shape = Size(input_shape)
         self.num_classes = num_classes

@@ -215,25 +215,32 @@ def _full_float32() -> Iterator[None]:
     """
     import torch
 
-    def old(read: Callable[[], Any], usual: Any) -> Any:
+    def old(read: Callable[[], Any]) -> Any:
         try:
             return read()
         except RuntimeError:
-            return usual
+            return None
 
-    products = old(torch.get_float32_matmul_precision, "highest")
-    convolutions = old(lambda: torch.backends.cudnn.allow_tf32, True)
-    with ExitStack() as stack:
+    products = old(torch.get_float32_matmul_precision)
+    convolutions = old(lambda: torch.backends.cudnn.allow_tf32)
+    places: list[Any] = []
+    for name in _FLOAT32:
         # The new names came with torch 2.9. The first is what the others have where they have none of their own.
-        for name in _FLOAT32:
-            with suppress(AttributeError):
-                place: Any = attrgetter(name)(torch)
-                stack.callback(setattr, place, "fp32_precision", place.fp32_precision)
-                place.fp32_precision = "none"
-        stack.callback(setattr, torch.backends.cudnn, "allow_tf32", convolutions)
-        stack.callback(torch.set_float32_matmul_precision, products)
+        with suppress(AttributeError):
+            place = attrgetter(name)(torch)
+            places.append((place, place.fp32_precision))
+    try:
+        for place, _ in places:
+            place.fp32_precision = "none"
         torch.set_float32_matmul_precision("highest")
         yield
+    finally:
+        if products is not None:
+            torch.set_float32_matmul_precision(products)
+        if convolutions is not None:
+            torch.backends.cudnn.allow_tf32 = convolutions
+        for place, precision in places:
+            place.fp32_precision = precision
 
 
 def _wandb_run() -> Any:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from dtp.cli.train import main
 from dtp.diagnostics.alignment import feedback_alignment, update_alignment
@@ -327,6 +328,7 @@ FIRST = (nn.Flatten(), nn.Linear(16, 9), nn.Sigmoid())
         ([(nn.Flatten(), nn.Linear(16, 9), nn.BatchNorm1d(9)), (nn.Linear(9, 5),)], "BatchNorm1d in layer 1"),
         ([(nn.Flatten(), nn.Linear(16, 9), nn.Dropout()), (nn.Linear(9, 5),)], "Dropout in layer 1"),
         ([(nn.Conv2d(1, 2, 3), nn.ELU()), (nn.Flatten(), nn.Linear(8, 5))], "found Conv2d, ELU in layer 1"),
+        ([FIRST, (weight_norm(nn.Linear(9, 5)),)], "found ParametrizedLinear in layer 2"),
     ],
 )
 def test_other_networks_are_refused(name, given, message):

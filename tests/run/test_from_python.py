@@ -202,6 +202,29 @@ def test_a_run_computes_in_float32_whatever_products_the_process_has(less):
         torch.set_float32_matmul_precision("highest")
 
 
+PRECISIONS = """
+import sys
+from operator import attrgetter
+import torch
+from dtp.run.from_python import _FLOAT32, _full_float32
+
+places = [attrgetter(name)(torch) for name in _FLOAT32]
+attrgetter(sys.argv[1])(torch).fp32_precision = "ieee"
+before = [place.fp32_precision for place in places]
+with _full_float32():
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
+assert [place.fp32_precision for place in places] == before, before
+"""
+
+
+@pytest.mark.usefixtures("preloaded")
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9")
+@pytest.mark.parametrize("parent", ["backends", "backends.cudnn"])
+def test_precisions_that_others_have_from_theirs_are_as_before_a_run(parent):
+    done = subprocess.run([sys.executable, "-c", PRECISIONS, parent], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_run_ends_its_run_of_wandb_and_leaves_one_that_was_there_alone(tmp_path, monkeypatch):
     """Whoever logs to W&B after it would write to the same run otherwise."""
     wandb = pytest.importorskip("wandb")
