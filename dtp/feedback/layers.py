@@ -276,10 +276,9 @@ def _derive_layer(
             # The first layer needs no feedback: nothing is asked of what cannot be its last function.
             functions = [module for module, shape in _behind_weights(below) if output_shape(module, shape) == shape]
             below = [(m, s) for m, s in below if m in functions or (is_registered(m) and not isinstance(m, Uncut))]
-        for module, _ in below:
-            if not _weight_free(module):
-                is_layer_function(module)
-        made = [_make_feedback(n - 1, module, shape, settings) for module, shape in below if _weight_free(module)]
+        # Of those with weights only a nonlinearity could be the last function, and is refused.
+        asked = [(module, shape) for module, shape in below if _weight_free(module) or is_layer_function(module)]
+        made = [_make_feedback(n - 1, module, shape, settings) for module, shape in asked]
         functions = [operation for operation in made if _kind(operation) == "elementwise"]
         steps.extend((function, None) for function in functions[-1:])
         if made and _kind(made[-1]) == "standardise":

@@ -352,7 +352,9 @@ class Study:
         before, now = described["settings"], self.settings.as_dict()
         if isinstance(before.get("options"), dict):
             # Studies of earlier versions did not record their images.
-            same = as_before(now["options"]) | {n: now["options"][n] for n in now["options"] if n == IMAGES}
+            same = as_before(now["options"])
+            if IMAGES in now["options"]:
+                same[IMAGES] = now["options"][IMAGES]
             before = {**before, "options": same | written_alike(before["options"])}
         for part in now:
             if before.get(part) == now[part]:
