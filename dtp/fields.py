@@ -100,6 +100,8 @@ def option(
               saved; reports average over runs that differ in it.
             - ``same_work=True``, of options of a network: a batch takes nearly as long with any value.
             - ``same_network=True``, of options of a network: two that differ in it are the same one to a reader.
+            - ``written``, of options of ours whose texts can be written in several ways: a function that gives the one
+              that stands for all.
             - ``unlimited=True``, of options of ours: a large number stands for never, for no limit, or for any other.
 
     Raises:

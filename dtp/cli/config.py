@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -73,7 +73,7 @@ class RunOptions:
     accelerator: Literal["auto", "cpu", "gpu", "cuda"] = option("auto", varies="resumed", watching=True)
     # Floating-point numbers: 32 (bits), 64, or bf16-mixed: bfloat16 in the forward phase, 32 bits in the feedback
     # phase.
-    precision: str = "32"
+    precision: str = option("32", written=lambda text: text.removesuffix("-true"))
     # Let matrix products and convolutions of 32 bits use TensorFloat32 on GPUs that have it: faster, 10-bit mantissa.
     tf32: bool = False
     # Use only operations that give the same numbers, bit for bit, each time: slower on a GPU, and an error where torch
@@ -98,9 +98,17 @@ class RunOptions:
     # Where metrics go besides metrics.csv; wandb is online when logged in and offline otherwise.
     logger: Literal["csv", "wandb"] = option("csv", varies="process")
     # Training batches per epoch: a count (10) or a fraction with a point (0.1).
-    limit_train_batches: str = option("1.0", budget=True, untimed=True)
+    limit_train_batches: str = option(
+        "1.0", budget=True, untimed=True, written=lambda text: str(parse_limit("limit-train-batches", text, least=1))
+    )
     # Validation batches per epoch: a count (10) or a fraction with a point (0.1); 0 for no validation.
-    limit_val_batches: str = option("1.0", varies="resumed", budget=True, untimed=True)
+    limit_val_batches: str = option(
+        "1.0",
+        varies="resumed",
+        budget=True,
+        untimed=True,
+        written=lambda text: str(parse_limit("limit-val-batches", text, least=0)),
+    )
     # Batches between two rows of training metrics, at least 1.
     log_every: int = option(50, least=1, varies="resumed", watching=True, unlimited=True)
     # Batches between two checkpoints within an epoch; 0 for one at each end of an epoch only.
@@ -144,24 +152,16 @@ def parse_limit(flag: str, text: str, least: int) -> int | float:
     )
 
 
-# Of options whose values are texts that can be written in several ways: one of them.
-_ONE_WAY: dict[str, Callable[[str], str]] = {
-    "limit_train_batches": lambda text: str(parse_limit("limit-train-batches", text, least=1)),
-    "limit_val_batches": lambda text: str(parse_limit("limit-val-batches", text, least=0)),
-    "precision": lambda text: text.removesuffix("-true"),
-}
-
-
 # As people write them: 007 and 1_0 are names.
 _NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
 def written_alike(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options by name with 0.5 for 0.50 and 5e-1 where they are texts; those that cannot be read stay as they are."""
-    found = dict(options)
-    for name in _ONE_WAY.keys() & options.keys():
+    found, written = dict(options), said_of_options("written")
+    for name in written.keys() & options.keys():
         with suppress(UserError):
-            if (text := _ONE_WAY[name](str(options[name]))) != str(options[name]):
+            if (text := written[name](str(options[name]))) != str(options[name]):
                 found[name] = text
     return found
 
@@ -170,7 +170,7 @@ def meaning(name: str, value: Any) -> Any:
     """What two values of an option must share to be the same setting: numbers may be written in several ways."""
     if isinstance(value, list | tuple):
         return tuple(meaning(name, item) for item in value)
-    if name in _ONE_WAY:
+    if name in said_of_options("written"):
         # A count of 1 is no fraction of 1.0.
         return str(written_alike({name: value})[name])
     text = str(value)
