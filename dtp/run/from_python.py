@@ -153,7 +153,11 @@ def _value(name: str, value: Any) -> Any:
         # A number of numpy's, some of which are Python's floats too, or an array.
         value = value.tolist()
     if not isinstance(value, str | bool | int | float | list) and value is not None:
-        raise UserError(f"{name}: expected text, a number or a list of such, found {type(value).__name__}.")
+        made = "; what is made already, a network or data, goes to a rule and a lightning.Trainer (docs/python.md)"
+        hint = "" if type(value).__module__ == "builtins" else made
+        raise UserError(
+            f"{name}: expected a class, text, a number or a list of such, found {type(value).__name__}{hint}."
+        )
     return value
 
 
