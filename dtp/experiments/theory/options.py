@@ -72,12 +72,17 @@ class StudyOptions:
 
     def __post_init__(self) -> None:
         vars(self).update(vars(fields.checked(self)))
-        if len(set(self.seeds)) < len(self.seeds):
-            raise UserError(f"--seeds: expected different seeds, found {' '.join(map(str, self.seeds))}.")
+        self._require_different("seeds", "seeds", str)
         self.check()
 
     def check(self) -> None:
         """Raise UserError where options of this study do not fit together."""
+
+    def _require_different(self, name: str, of: str = "values", written: Callable[[Any], str] = "{:g}".format) -> None:
+        """Raise UserError where two values are written alike: in the results they would count as two seeds."""
+        values = [written(value) for value in getattr(self, name)]
+        if len(set(values)) < len(values):
+            raise UserError(f"{fields.flag(name)}: expected different {of}, found {' '.join(values)}.")
 
     def _require_count(self, name: str, counts: Sequence[int], of: str) -> None:
         if len(getattr(self, name)) not in counts:
@@ -169,6 +174,7 @@ class UpdateAnglesOptions(ImageOptions):
         self._require_count("channels", [2], "one for each convolution")
         self._require_count("noise", [1, 3], "one for all layers or one each")
         self._require_count("feedback_lr", [0, 1, 3], "none, one for all layers or one each")
+        self._require_different("betas")
 
 
 @study("gait", "correlation of GAIT-prop's updates with backprop's: targets, nonlinearity, precision, step, depth")
@@ -187,6 +193,10 @@ class GaitOptions(StudyOptions):
     departures: list[float] = option(
         (0.0, 0.01, 0.03, 0.1, 0.3), "sizes of Gaussian weights added to orthogonal ones", least=0
     )
+
+    def check(self) -> None:
+        self._require_different("steps")
+        self._require_different("departures")
 
 
 @study("lee", "Lee's theorems: the cone around backprop of exact inverses, and when lower targets lead to upper ones")
