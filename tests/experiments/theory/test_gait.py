@@ -5,6 +5,7 @@ import torch
 
 from dtp.experiments.theory.gait import _arrived, _correlation, _depart, measure
 from dtp.experiments.theory.options import GaitOptions
+from tests.experiments.theory.studies import SMALL, run
 
 
 @pytest.fixture(scope="module")
@@ -59,3 +60,10 @@ def test_correlation_is_pearsons_and_no_number_where_there_is_no_update():
     assert _correlation(a, b) == pytest.approx(expected, abs=1e-6)
     assert _correlation(a, 3 * a + 2) == pytest.approx(1)
     assert _correlation(torch.zeros(4, 5), b) is None
+
+
+def test_a_measurement_of_orthogonal_weights_alone_is_drawn(tmp_path):
+    # Its one departure, 0, has no place on the logarithmic axis.
+    record = run(tmp_path, "gait", *SMALL["gait"].split(), "--departures", "0")
+    assert list(record["values"]["departures"]["sl-relu"]) == ["0"]
+    assert (tmp_path / "gait.png").is_file()
