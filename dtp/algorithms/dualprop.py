@@ -14,6 +14,7 @@ from dtp.algorithms.options import DualPropOptions
 from dtp.errors import UserError
 from dtp.feedback import Context, per_sample_dot
 from dtp.feedback.backward import AffineOperation, BackwardMaps
+from dtp.feedback.context import holds_statistics
 from dtp.feedback.initial import fans, init_map
 from dtp.models.network import Network
 from dtp.models.precision import full_precision, no_autocast
@@ -121,7 +122,9 @@ class DualProp(KolenPollackSteps, LocalLosses):
             drives[n] = self._drive(n, mean[n - 1])
             mean.append(self._function(n, drives[n].output))
         plus, minus, logits = list(mean), list(mean), mean[N]
-        contexts, stale = {n: drive.context for n, drive in drives.items()}, set()
+        contexts = {n: drive.context for n, drive in drives.items()}
+        # A first pass sends gradients through the statistics of its batch too, those that follow do not.
+        stale = {n for n, context in contexts.items() if holds_statistics(context)}
 
         def drive(n: int) -> Drive:
             if n in stale:

@@ -159,6 +159,14 @@ class Context(tuple):
         return selected
 
 
+def holds_statistics(context: Context) -> bool:
+    """Whether something in the layer was normalised, within residual units too."""
+    branches = [b for item in context if isinstance(item, BranchesContext) for b in (item.branch, item.shortcut)]
+    return any(isinstance(item, AffineContext | SampleAffineContext) for item in context) or any(
+        map(holds_statistics, branches)
+    )
+
+
 def repeated(x: Tensor, samples: int) -> Tensor:
     """(B, ...) -> (samples * B, ...), sample-major, in the memory format of ``x``, which torch's own would change."""
     if channels_last(x):

@@ -1,5 +1,7 @@
 """Dual propagation against transcriptions of both papers' forms, and its limits."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -255,6 +257,36 @@ def test_statistics_are_those_of_the_forward_pass_and_counted_once():
     norm = next(m for m in network.modules() if isinstance(m, nn.BatchNorm2d))
     rule.training_batch(*make_batch(network))
     assert int(norm.num_batches_tracked) == 1
+
+
+def held(network: nn.Module) -> nn.Module:
+    """The same network, in which the statistics of the batch are numbers that no gradient goes through."""
+    network = copy.deepcopy(network)
+
+    def hold(norm, inputs):
+        over = [0, *range(2, inputs[0].dim())]
+        norm.running_mean = inputs[0].detach().mean(over)
+        norm.running_var = inputs[0].detach().var(over, unbiased=False)
+        norm.eval()
+
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
+            norm.register_forward_pre_hook(hold)
+    return network
+
+
+@pytest.mark.parametrize("order", ["bw", "fwbw", "fw"])
+def test_it_comes_near_to_backprop_with_statistics_held_in_every_layer(order):
+    layers = [
+        nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Tanh()),
+        nn.Sequential(nn.Flatten(), nn.Linear(147, 6), nn.Tanh(), nn.BatchNorm1d(6)),
+        nn.Sequential(nn.Linear(6, 5)),
+    ]
+    network = Layers(layers, (2, 9, 9)).double()
+    x, y = make_batch(network)
+    found = make("dualprop", network, nudge=1e-4, order=order, sweeps=3).forward_gradients(x, y)[1]
+    for ours, theirs in zip(found, bp_gradients(held(network), x, y), strict=True):
+        assert relative(ours, theirs) < 1e-6
 
 
 def test_the_squared_loss_of_2023_is_longer_than_backprops_gradient_by_the_factor_it_says():
