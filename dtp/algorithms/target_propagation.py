@@ -200,11 +200,20 @@ class TargetPropagation(LocalTargets):
                 "forward weights would never be trained."
             )
         alone = self.feedback_schedule.first_batch(batches)
+        if math.isinf(alone):
+            # Nobody knows how long an epoch is.
+            return
         if 0 < max_steps <= alone:
             raise UserError(
                 f"--max-steps: expected more than the {alone} batches that train the feedback weights alone before any "
                 f"other (--feedback-warmup-epochs, --schedule alternating), found {max_steps}; the "
                 "forward weights would never be trained."
+            )
+        if in_all <= alone:
+            raise UserError(
+                f"--feedback-warmup: expected less, for with --extra-feedback-epochs or --schedule alternating it "
+                f"makes the first {alone} batches those of the feedback weights alone, and the run has {in_all}, found "
+                f"{self.options.feedback_warmup}; the forward weights would never be trained."
             )
 
     # --- hooks: what rules of the family differ in --------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Properties of the rules that are made on the template of target propagation, and of its options."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -479,3 +480,8 @@ def test_tracking_with_feedback_weights_of_another_form_is_refused(mlp):
 
     with pytest.raises(UserError, match="--feedback-tracking.*layer 2"):
         Own(mlp, DTPOptions(feedback_tracking="kolen-pollack"))
+
+
+def test_a_run_whose_epochs_nobody_can_count_is_long_enough_for_all_that_is_known(mlp):
+    """Of data without a length the first epoch may well end before ``max_steps``."""
+    make("vanilla-dtp", mlp, schedule="alternating").check_length(-1, 50, math.inf)
