@@ -153,11 +153,12 @@ class KolenPollackSteps(Algorithm):
     def step(self, optimizer: Optimizer | None, parameters: list[Tensor], gradients: list[Tensor]) -> None:
         if optimizer is None or not self.mirrors_steps:
             return super().step(optimizer, parameters, gradients)
-        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-        keep = {p: 1 - rate * self.options.weight_decay for p, rate in rates.items()}
+        groups = [group for each in self._forward_optimizers for group in each.param_groups]
+        # Without those that a user's optimizers leave out, which take no steps.
+        keep = {id(p): 1 - group["lr"] * self.options.weight_decay for group in groups for p in group["params"]}
         biases = {id(p) for name, p in self.network.named_parameters() if name.rpartition(".")[2] == "bias"}
         for parameter in parameters:
-            if self.biases_decay or id(parameter) not in biases:
+            if id(parameter) in keep and (self.biases_decay or id(parameter) not in biases):
                 parameter.mul_(keep[id(parameter)])
         trained = [operation for operation in self.feedback.operations if id(operation.module.weight) in keep]
         before = [operation.backward_map.transpose_of(operation.module).clone() for operation in trained]

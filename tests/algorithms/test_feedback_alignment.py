@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from dtp.algorithms import BP
+from dtp.algorithms.feedback_alignment import KolenPollack
 from dtp.algorithms.options import AlgorithmOptions
 from dtp.diagnostics.alignment import feedback_alignment, update_alignment
 from dtp.errors import UserError
@@ -378,6 +379,29 @@ def test_kolen_pollack_with_rates_for_each_layer(mlp):
     rule.training_batch(*make_batch(mlp))
     for operation, difference, old in zip(rule.feedback.operations, differences(rule), before, strict=True):
         torch.testing.assert_close(difference, (1 - rates[operation.layer - 1] * 0.5) * old, rtol=1e-10, atol=1e-14)
+
+
+def test_kolen_pollack_by_several_optimizers_is_that_by_one_with_their_groups(mlp):
+    """And weights that no optimizer has stay as they are."""
+    first, found = state(mlp), []
+
+    def of(several):
+        class Own(KolenPollack):
+            def configure_optimizers(self):
+                groups = [{"params": list(mlp[n].parameters()), "lr": 0.1 * n} for n in (3, 2)]
+                return [torch.optim.SGD([group]) for group in groups] if several else torch.optim.SGD(groups)
+
+        return Own
+
+    for several in (False, True):
+        mlp.load_state_dict(first)
+        torch.manual_seed(0)
+        rule = of(several)(mlp, weight_decay=0.1, clip_norm=0.1)
+        rule.configure_optimizers()
+        for _ in range(2):
+            rule.training_batch(*make_batch(mlp))
+        found.append(state(rule))
+    assert same(*found) and {name[:9] for name in changed(first, state(mlp))} == {"layers.1.", "layers.2."}
 
 
 def test_kolen_pollack_forward_step_is_the_optimizers_after_the_decay_of_weights_but_not_of_biases(mlp):
