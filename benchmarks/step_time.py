@@ -10,11 +10,13 @@ import json
 import platform
 import statistics
 import time
+from typing import Any
 
 import torch
 from rules import deep_rules
 
 from dtp.algorithms import ALGORITHMS
+from dtp.algorithms.feedback_schedule import FeedbackSchedule
 from dtp.cli.arguments import parse
 from dtp.models import MODELS
 
@@ -36,6 +38,10 @@ def main() -> None:
     rules = {}
     for algo in options.algos:
         config = parse(["--algo", algo, "--model", options.model, "--data", options.data])
+        if FeedbackSchedule.of(config.algo).by_epochs:
+            # Both kinds of weights in every batch: an epoch of one kind is none to be compared.
+            own: Any = config.algo
+            own.schedule, own.feedback_warmup_epochs, own.extra_feedback_epochs = "sequential", 0, 0
         torch.manual_seed(0)
         network = MODELS.resolve(options.model).load()(config.model, options.shape, 10)
         rules[algo] = ALGORITHMS.resolve(algo).load()(network, config.algo).to(device)

@@ -343,6 +343,17 @@ class TargetPropagation(LocalTargets):
         weights = self.feedback_weights() if self._tracking else {}
         return [pair for n in self._tracking for pair in weights[n]]
 
+    def _require_batch_by_hand(self, x: Any = None, y: Any = None) -> None:
+        super()._require_batch_by_hand(x, y)
+        counted = compat.trainer_of(self) is not None or type(self).current_epoch is not Algorithm.current_epoch
+        if self.feedback_schedule.by_epochs and not counted:
+            raise UserError(
+                f"{type(self).__name__} says by epochs when the forward weights learn (schedule, "
+                "feedback_warmup_epochs, extra_feedback_epochs), and nobody counts epochs without a trainer, so that "
+                'it would stay in the first; give schedule="sequential" or "parallel" and a feedback_warmup in '
+                "batches, or use a trainer."
+            )
+
     def kind_of_batch(self) -> Any:
         return self.turns()
 

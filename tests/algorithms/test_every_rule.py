@@ -428,8 +428,9 @@ def test_an_optimizer_of_ones_own_trains_the_weights_that_the_rules_own_does(nam
     learned = []
     for owner in (ALGORITHMS.resolve(name).load(), Mine):
         network = small_network(name)
+        options = make_trained(name, network).options
         torch.manual_seed(0)
-        rule = owner(network, ALGORITHMS.resolve(name).load_options()(**facts(name).options), seed=3)
+        rule = owner(network, options, seed=3)
         rule.configure_optimizers()
         before = state(rule)
         rule.training_batch(*make_batch(rule.network))
@@ -627,8 +628,9 @@ def test_a_subclass_in_a_users_file_works_as_the_rule_does(name, tmp_path, monke
     results = []
     for made in (entry, ALGORITHMS.resolve(name)):
         network.load_state_dict(first)
+        options = make_trained(name, network).options
         torch.manual_seed(0)
-        rule = made.load()(network, made.load_options()(), seed=3)
+        rule = made.load()(network, options, seed=3)
         rule.configure_optimizers()
         rule.training_batch(*batch)
         results.append(state(rule))

@@ -47,8 +47,19 @@ def test_auxiliary_outputs_refuse_a_normalised_output_layer():
 @pytest.mark.parametrize("name", ["bp", "kp", "ccl", "dfa", "dtp", "parallel-dtp", "vanilla-dtp", "tp", "drl", "dfc"])
 def test_a_rule_without_optimizers_does_not_pretend_to_learn(name, mlp):
     """Without a trainer nobody makes them; the batch went by and no weight had changed."""
-    rule = type(make(name, mlp))(mlp)
+    made = make_trained(name, mlp)
+    rule = type(made)(mlp, made.options)
     with pytest.raises(UserError, match="no optimizers yet; call its configure_optimizers"):
+        rule.training_batch(*make_batch(mlp))
+
+
+@pytest.mark.parametrize(
+    "options", [{"schedule": "alternating"}, {"feedback_warmup_epochs": 1}, {"extra_feedback_epochs": 1}]
+)
+def test_a_schedule_by_epochs_is_refused_where_nobody_counts_them(options, mlp):
+    """All batches were of the first epoch: the forward weights never learned, or always."""
+    rule = make("vanilla-dtp", mlp, **{"schedule": "sequential", **options})
+    with pytest.raises(UserError, match="nobody counts epochs without a trainer"):
         rule.training_batch(*make_batch(mlp))
 
 

@@ -84,7 +84,7 @@ def test_the_feedback_loss_of_a_layer_reaches_its_feedback_weights_alone(name, c
 @pytest.mark.parametrize("name, changes", [variant for variant in VARIANTS if not facts(variant.values[0]).not_local])
 def test_no_layer_receives_an_input_that_carries_gradients_during_training(name, changes, network, batch):
     """Watches the real training step from outside: what enters a layer must be cut from what made it."""
-    rule = make(name, network, **changes)
+    rule = make(name, network, **{"schedule": "sequential", **changes})
     entered = []
 
     def watch(n):
