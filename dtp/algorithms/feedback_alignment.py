@@ -156,11 +156,18 @@ class KolenPollackSteps(Algorithm):
         groups = [group for each in self._forward_optimizers for group in each.param_groups]
         # Without those that a user's optimizers leave out, which take no steps.
         keep = {id(p): 1 - group["lr"] * self.options.weight_decay for group in groups for p in group["params"]}
+        trained = [operation for operation in self.feedback.operations if id(operation.module.weight) in keep]
+        mirrored = {id(operation.module.weight) for operation in trained}
+        decays = [group.get("weight_decay") for group in groups if mirrored & set(map(id, group["params"]))]
+        if any(decays):
+            raise UserError(
+                f"{type(self).__name__}: expected optimizers without weight decay, in which backward weights would "
+                f"take no part, found {max(filter(None, decays)):g}; the rule's own option weight_decay is of both."
+            )
         biases = {id(p) for name, p in self.network.named_parameters() if name.rpartition(".")[2] == "bias"}
         for parameter in parameters:
             if id(parameter) in keep and (self.biases_decay or id(parameter) not in biases):
                 parameter.mul_(keep[id(parameter)])
-        trained = [operation for operation in self.feedback.operations if id(operation.module.weight) in keep]
         before = [operation.backward_map.transpose_of(operation.module).clone() for operation in trained]
         super().step(optimizer, parameters, gradients)
         for operation, old in zip(trained, before, strict=True):

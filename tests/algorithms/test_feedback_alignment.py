@@ -404,6 +404,21 @@ def test_kolen_pollack_by_several_optimizers_is_that_by_one_with_their_groups(ml
     assert same(*found) and {name[:9] for name in changed(first, state(mlp))} == {"layers.1.", "layers.2."}
 
 
+def test_kolen_pollack_refuses_an_optimizer_that_decays_weights_itself(mlp):
+    """Its decay would be a step that both take, so that their difference stays for ever."""
+
+    class Own(KolenPollack):
+        def configure_optimizers(self):
+            return torch.optim.AdamW(mlp.parameters(), lr=0.1)
+
+    rule = Own(mlp)
+    rule.configure_optimizers()
+    before = state(rule)
+    with pytest.raises(UserError, match=r"without weight decay.*found 0\.01; the rule's own option weight_decay"):
+        rule.training_batch(*make_batch(mlp))
+    assert same(before, state(rule))
+
+
 def test_kolen_pollack_forward_step_is_the_optimizers_after_the_decay_of_weights_but_not_of_biases(mlp):
     mlp.double()
     rule = make("kp", mlp, optimizer="sgd", lr=0.1, momentum=0.0, weight_decay=0.2)
