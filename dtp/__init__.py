@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from dtp.algorithms.contrastive import CHL as CHL
     from dtp.algorithms.contrastive import GeneRec as GeneRec
     from dtp.algorithms.denoising_autoencoder import DenoisingAutoencoder as DenoisingAutoencoder
+    from dtp.algorithms.dfc import DFC as DFC
+    from dtp.algorithms.dfc import DFCSS as DFCSS
+    from dtp.algorithms.dfc import DFCSSA as DFCSSA
+    from dtp.algorithms.dfc import StrongDFC as StrongDFC
     from dtp.algorithms.direct import DDTPRHL as DDTPRHL
     from dtp.algorithms.direct import DFA as DFA
     from dtp.algorithms.direct import DDTPControl as DDTPControl
@@ -29,10 +33,6 @@ if TYPE_CHECKING:
     from dtp.algorithms.feedback_alignment import USF as USF
     from dtp.algorithms.feedback_alignment import KolenPollack as KolenPollack
     from dtp.algorithms.feedback_alignment import WeightMirror as WeightMirror
-    from dtp.algorithms.feedback_control import DFC as DFC
-    from dtp.algorithms.feedback_control import DFCSS as DFCSS
-    from dtp.algorithms.feedback_control import DFCSSA as DFCSSA
-    from dtp.algorithms.feedback_control import StrongDFC as StrongDFC
     from dtp.algorithms.fw_dtp import FWDTP as FWDTP
     from dtp.algorithms.gait import GAIT as GAIT
     from dtp.algorithms.hybrid import Hybrid as Hybrid

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from dtp.algorithms.feedback_control import DFC, DFCSS, DFCSSA, StrongDFC
+from dtp.algorithms.dfc import DFC, DFCSS, DFCSSA, StrongDFC
 from dtp.algorithms.options import DFCOptions, DFCSSAOptions, DFCSSOptions, StrongDFCOptions
 from dtp.cli.train import main
 from dtp.errors import UserError

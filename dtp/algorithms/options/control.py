@@ -81,7 +81,7 @@ class DynamicControlOptions(ControlOptions):
 
 @rule(
     "dfc",
-    "feedback_control:DFC",
+    "dfc:DFC",
     "deep feedback control, learning all along the way (Meulemans et al. 2021)",
     family="Feedback control",
 )
@@ -92,7 +92,7 @@ class DFCOptions(DynamicControlOptions):
 
 @rule(
     "dfc-ss",
-    "feedback_control:DFCSS",
+    "dfc:DFCSS",
     "the same, learning from its steady state (Meulemans et al. 2021)",
     family="Feedback control",
 )
@@ -108,7 +108,7 @@ class DFCSSOptions(DynamicControlOptions):
 
 @rule(
     "dfc-ssa",
-    "feedback_control:DFCSSA",
+    "dfc:DFCSSA",
     "the same with the steady state linearised (Meulemans et al. 2021)",
     family="Feedback control",
 )
@@ -119,7 +119,7 @@ class DFCSSAOptions(ControlOptions):
 
 @rule(
     "strong-dfc",
-    "feedback_control:StrongDFC",
+    "dfc:StrongDFC",
     "DFC with the label as target, strong control (Meulemans et al. 2022)",
     family="Feedback control",
 )
