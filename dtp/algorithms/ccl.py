@@ -39,8 +39,9 @@ class CCL(LocalLosses):
 
     G_n mirrors F_n with separate weights and without biases: linear maps, convolutions of stride 1 (after nearest
     upsampling where F_n pools or strides), and the nonlinearity that made a_{n-1}. One optimizer steps both networks;
-    each is clipped by itself. Where the user gives the optimizer of the forward weights, the feedback network has one
-    of its own, by the options.
+    each is clipped by itself. With rates (``layer_lr``) or ``eps`` by layer the feedback network has ``lr`` and the
+    first ``eps``. Where the user gives the optimizer of the forward weights, the feedback network has one of its own,
+    by the options.
 
     Where paper and code differ, this follows the code; the paper normalises all products and compares with the identity
     over the batch. The authors clip the gradient of a whole network (``clip_norm``), which couples its layers;
