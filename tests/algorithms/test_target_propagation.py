@@ -24,7 +24,7 @@ from tests.algorithms.rules import facts
 from tests.conftest import make_batch
 
 # What all rules share is in test_every_rule.py. The feedback of control learns from a simulation of the whole network,
-# not from a loss of each layer: test_feedback_control.py.
+# not from a loss of each layer: test_dfc.py.
 TRAINED = [
     name
     for name, rule in ((entry.name, entry.load()) for entry in ALGORITHMS.entries.values())
