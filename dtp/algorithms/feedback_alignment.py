@@ -153,16 +153,20 @@ class KolenPollackSteps(Algorithm):
     def step(self, optimizer: Optimizer | None, parameters: list[Tensor], gradients: list[Tensor]) -> None:
         if optimizer is None or not self.mirrors_steps:
             return super().step(optimizer, parameters, gradients)
-        groups = [group for each in self._forward_optimizers for group in each.param_groups]
-        # Without those that a user's optimizers leave out, which take no steps.
-        keep = {id(p): 1 - group["lr"] * self.options.weight_decay for group in groups for p in group["params"]}
+        stepped = set(map(id, parameters))
+        groups = [
+            (group, stepped & set(map(id, group["params"])))
+            for each in self._forward_optimizers
+            for group in each.param_groups
+        ]
+        keep = {i: 1 - group["lr"] * self.options.weight_decay for group, numbers in groups for i in numbers}
         trained = [operation for operation in self.feedback.operations if id(operation.module.weight) in keep]
         mirrored = {id(operation.module.weight) for operation in trained}
-        decays = [group.get("weight_decay") for group in groups if mirrored & set(map(id, group["params"]))]
-        if any(decays):
+        decay = max((group.get("weight_decay", 0) for group, numbers in groups if numbers & mirrored), default=0)
+        if decay:
             raise UserError(
-                f"{type(self).__name__}: expected optimizers without weight decay, in which backward weights would "
-                f"take no part, found {max(filter(None, decays)):g}; the rule's own option weight_decay is of both."
+                f"{type(self).__name__}: expected optimizers with weight_decay=0, found {decay:g}, which backward "
+                "weights would copy as a step; set it to 0, and give the rule weight_decay, which decays both."
             )
         biases = {id(p) for name, p in self.network.named_parameters() if name.rpartition(".")[2] == "bias"}
         for parameter in parameters:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dtp.algorithms.dualprop import DualProp
 from dtp.errors import UserError
 from tests.algorithms.helpers import make, relative
 from tests.algorithms.networks import Layers, linear_network, normalised_network, tanh_network
@@ -316,3 +317,23 @@ def test_options_out_of_range_are_refused(changes, message):
     with pytest.raises(UserError) as error:
         make("dualprop", tanh_network(16, 12, 5), **changes)
     assert str(error.value).startswith(message)
+
+
+def test_kolen_pollack_steps_take_several_optimizers_but_none_that_decays_weights(mlp):
+    class Own(DualProp):
+        decay = 0.0
+
+        def configure_optimizers(self):
+            return [torch.optim.SGD(layer.parameters(), lr=0.1, weight_decay=self.decay) for layer in self.network]
+
+    rule = Own(mlp, backward="kolen-pollack", weight_decay=0.5)
+    before = {o.layer: o.backward_map.transpose_of(o.module) - o.backward_map.weight for o in rule.feedback.operations}
+    rule.configure_optimizers()
+    rule.training_batch(*make_batch(mlp))
+    for o in rule.feedback.operations:
+        after = o.backward_map.transpose_of(o.module) - o.backward_map.weight
+        torch.testing.assert_close(after, 0.95 * before[o.layer])
+    rule.decay = 0.1
+    rule.configure_optimizers()
+    with pytest.raises(UserError, match="optimizers with weight_decay=0, found 0.1"):
+        rule.training_batch(*make_batch(mlp))

@@ -404,19 +404,49 @@ def test_kolen_pollack_by_several_optimizers_is_that_by_one_with_their_groups(ml
     assert same(*found) and {name[:9] for name in changed(first, state(mlp))} == {"layers.1.", "layers.2."}
 
 
-def test_kolen_pollack_refuses_an_optimizer_that_decays_weights_itself(mlp):
-    """Its decay would be a step that both take, so that their difference stays for ever."""
+def of_optimizer(network, optimizer, **options):
+    """Kolen-Pollack learning by a user's optimizer of the network."""
 
     class Own(KolenPollack):
         def configure_optimizers(self):
-            return torch.optim.AdamW(mlp.parameters(), lr=0.1)
+            return optimizer
 
-    rule = Own(mlp)
+    rule = Own(network, **options)
     rule.configure_optimizers()
+    return rule
+
+
+def test_kolen_pollack_refuses_an_optimizer_that_decays_weights_itself(mlp):
+    """Its decay would be a step that both take, which does not bring them nearer."""
+    rule = of_optimizer(mlp, torch.optim.AdamW(mlp.parameters(), lr=0.1))
     before = state(rule)
-    with pytest.raises(UserError, match=r"without weight decay.*found 0\.01; the rule's own option weight_decay"):
+    with pytest.raises(UserError, match=r"optimizers with weight_decay=0, found 0\.01"):
         rule.training_batch(*make_batch(mlp))
     assert same(before, state(rule))
+
+
+def test_kolen_pollack_takes_decays_of_what_has_no_backward_weight_or_does_not_learn(mlp):
+    """Of biases, and of frozen weights, which stay where they are, as do their backward weights."""
+    mlp[2].requires_grad_(False)
+    biases = [p for p in mlp.parameters() if p.dim() == 1 and p.requires_grad]
+    others = [p for p in mlp.parameters() if p.dim() > 1 and p.requires_grad]
+    groups = [{"params": others, "weight_decay": 0}, {"params": [*biases, *mlp[2].parameters()]}]
+    rule = of_optimizer(mlp, torch.optim.SGD(groups, lr=0.1, weight_decay=0.5), weight_decay=0.5)
+    maps = {operation.layer: operation.backward_map.weight.clone() for operation in rule.feedback.operations}
+    before = state(mlp)
+    rule.training_batch(*make_batch(mlp))
+    assert {name[:9] for name in changed(before, state(mlp))} == {"layers.0.", "layers.2.", "layers.3."}
+    now = {operation.layer: operation.backward_map.weight for operation in rule.feedback.operations}
+    assert torch.equal(maps[2], now[2]) and not torch.equal(maps[3], now[3])
+
+
+def test_backward_weights_do_not_decay_in_the_step_of_another_optimizer(mlp):
+    rule = make("kp", mlp, weight_decay=0.5)
+    rule.configure_optimizers()
+    other = nn.Parameter(torch.ones(3))
+    before = state(rule)
+    rule.step(torch.optim.SGD([other], lr=0.1), [other], [torch.ones(3)])
+    assert same(before, state(rule)) and torch.equal(other, torch.full((3,), 0.9))
 
 
 def test_kolen_pollack_forward_step_is_the_optimizers_after_the_decay_of_weights_but_not_of_biases(mlp):
