@@ -460,10 +460,7 @@ def test_a_closed_output_pipe_is_no_defect(tmp_path):
         ("--feedback-warmup -1", "--feedback-warmup: expected 0 or more"),
         ("--feedback-warmup-epochs 2 --max-epochs 2", "--max-epochs: expected more than the 2 epochs that train the"),
         ("--schedule alternating --max-epochs 1", "--max-epochs: expected more than the 1 epochs that train the"),
-        (
-            "--extra-feedback-epochs 1 --feedback-warmup 12",
-            "--feedback-warmup: expected less, for with",
-        ),
+        ("--extra-feedback-epochs 1 --feedback-warmup 12", "--max-epochs: expected a run of more than the 20 batches"),
         ("--layer-lr 0.1 1e-6", "--lr-min: expected at most the lowest of --layer-lr, 1e-06"),
         ("--layer-lr 0.1 0.1 0.1", "--layer-lr: expected 2 values, one for each layer with"),
         ("--eps 0", "--eps: expected values above 0"),

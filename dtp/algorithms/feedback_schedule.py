@@ -47,7 +47,7 @@ class FeedbackSchedule:
 
     @property
     def by_epochs(self) -> bool:
-        """Whether it says of some epochs other than of the rest."""
+        """Whether it treats some epochs differently."""
         return self.warmup_epochs > 0 or self.period > 1
 
     @property

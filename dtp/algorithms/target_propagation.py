@@ -203,17 +203,12 @@ class TargetPropagation(LocalTargets):
         if math.isinf(alone):
             # Nobody knows how long an epoch is.
             return
-        if 0 < max_steps <= alone:
-            raise UserError(
-                f"--max-steps: expected more than the {alone} batches that train the feedback weights alone before any "
-                f"other (--feedback-warmup-epochs, --schedule alternating), found {max_steps}; the "
-                "forward weights would never be trained."
-            )
         if in_all <= alone:
+            flag = "--max-steps" if in_all == max_steps else "--max-epochs"
             raise UserError(
-                f"--feedback-warmup: expected less, for with --extra-feedback-epochs or --schedule alternating it "
-                f"makes the first {alone} batches those of the feedback weights alone, and the run has {in_all}, found "
-                f"{self.options.feedback_warmup}; the forward weights would never be trained."
+                f"{flag}: expected a run of more than the {alone} batches that train the feedback weights alone before "
+                "any other (--feedback-warmup, --feedback-warmup-epochs, --extra-feedback-epochs, --schedule), found "
+                f"{in_all}; the forward weights would never be trained."
             )
 
     # --- hooks: what rules of the family differ in --------------------------------------------------------------------
@@ -287,8 +282,21 @@ class TargetPropagation(LocalTargets):
         return 0.0
 
     def turns(self) -> tuple[bool, bool]:
-        """Whether this batch trains the feedback weights, and whether it trains the forward weights."""
-        return self.feedback_schedule.turns(self.current_epoch, self.batches_done)
+        """Whether this batch trains the feedback weights, and whether it trains the forward weights.
+
+        Raises:
+            UserError: that depends on the epoch, and nobody counts epochs: neither a trainer, nor a subclass with a
+                ``current_epoch`` of its own.
+        """
+        schedule = self.feedback_schedule
+        counted = compat.trainer_of(self) is not None or type(self).current_epoch is not Algorithm.current_epoch
+        if schedule.by_epochs and not counted:
+            raise UserError(
+                f"{type(self).__name__}: its schedule counts epochs, and without a trainer nobody counts them; give "
+                "feedback_warmup_epochs=0, extra_feedback_epochs=0 and another schedule than alternating "
+                "(feedback_warmup counts batches), or use a trainer."
+            )
+        return schedule.turns(self.current_epoch, self.batches_done)
 
     @property
     def feedback_schedule(self) -> FeedbackSchedule:
@@ -342,17 +350,6 @@ class TargetPropagation(LocalTargets):
     def _tracked_weights(self) -> list[tuple[Tensor, Tensor]]:
         weights = self.feedback_weights() if self._tracking else {}
         return [pair for n in self._tracking for pair in weights[n]]
-
-    def _require_batch_by_hand(self, x: Any = None, y: Any = None) -> None:
-        super()._require_batch_by_hand(x, y)
-        counted = compat.trainer_of(self) is not None or type(self).current_epoch is not Algorithm.current_epoch
-        if self.feedback_schedule.by_epochs and not counted:
-            raise UserError(
-                f"{type(self).__name__} says by epochs when the forward weights learn (schedule, "
-                "feedback_warmup_epochs, extra_feedback_epochs), and nobody counts epochs without a trainer, so that "
-                'it would stay in the first; give schedule="sequential" or "parallel" and a feedback_warmup in '
-                "batches, or use a trainer."
-            )
 
     def kind_of_batch(self) -> Any:
         return self.turns()

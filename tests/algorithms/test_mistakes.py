@@ -8,7 +8,7 @@ from lightning import Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from dtp.algorithms import BP, FA, PEPITA, SDTP
+from dtp.algorithms import BP, FA, PEPITA, SDTP, VanillaDTP
 from dtp.algorithms.base import Algorithm
 from dtp.cli.train import main
 from dtp.diagnostics.alignment import feedback_alignment, update_alignment
@@ -59,8 +59,32 @@ def test_a_rule_without_optimizers_does_not_pretend_to_learn(name, mlp):
 def test_a_schedule_by_epochs_is_refused_where_nobody_counts_them(options, mlp):
     """All batches were of the first epoch: the forward weights never learned, or always."""
     rule = make("vanilla-dtp", mlp, **{"schedule": "sequential", **options})
-    with pytest.raises(UserError, match="nobody counts epochs without a trainer"):
+    with pytest.raises(UserError, match="without a trainer nobody counts them"):
         rule.training_batch(*make_batch(mlp))
+
+
+def test_a_schedule_by_epochs_is_followed_where_a_subclass_says_itself_what_time_it_is(mlp):
+    """By a count of epochs of its own, or of batches in the hook."""
+
+    class Counted(VanillaDTP):
+        current_epoch = 0
+
+    class ByBatches(VanillaDTP):
+        def turns(self):
+            return self.batches_done % 2 == 0, self.batches_done % 2 == 1
+
+    first = state(mlp)
+    for cls in (Counted, ByBatches):
+        mlp.load_state_dict(first)
+        rule, moved = cls(mlp, schedule="alternating"), []
+        rule.configure_optimizers()
+        for batch in range(2):
+            if cls is Counted:
+                rule.current_epoch = batch
+            before = state(mlp)
+            rule.training_batch(*make_batch(mlp))
+            moved.append(not same(before, state(mlp)))
+        assert moved == [False, True]
 
 
 @pytest.mark.parametrize("name", ["sdtp", "ao-sdtp"])
@@ -264,10 +288,10 @@ def test_within_inference_mode_no_rule_pretends_to_learn(name):
 @pytest.mark.parametrize(
     "words, message",
     [
-        ("--algo sdtp --max-steps 8", "--max-steps: expected more than the 10 batches"),
+        ("--algo sdtp --max-steps 8", "--max-steps: expected a run of more than the 10 batches"),
         (
             "--algo drl --feedback-warmup-epochs 2 --max-epochs 10 --max-steps 6",
-            "--max-steps: expected more than the 20",
+            "--max-steps: expected a run of more than the 20",
         ),
         ("--algo gait --model square --gait-step 1e-30", "--gait-step: 1e-30"),
         ("--algo gait --model square --gait-targets original --widths 64 64 64 64 64", "--precision 64"),
