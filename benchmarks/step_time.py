@@ -10,6 +10,7 @@ import json
 import platform
 import statistics
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -38,13 +39,14 @@ def main() -> None:
     rules = {}
     for algo in options.algos:
         config = parse(["--algo", algo, "--model", options.model, "--data", options.data])
-        if FeedbackSchedule.of(config.algo).by_epochs:
+        algo_options: Any = config.algo
+        if FeedbackSchedule.of(algo_options).by_epochs:
             # Both kinds of weights in every batch: an epoch of one kind is none to be compared.
-            own: Any = config.algo
-            own.schedule, own.feedback_warmup_epochs, own.extra_feedback_epochs = "sequential", 0, 0
+            both = {"schedule": "sequential", "feedback_warmup_epochs": 0, "extra_feedback_epochs": 0}
+            algo_options = replace(algo_options, **both)
         torch.manual_seed(0)
         network = MODELS.resolve(options.model).load()(config.model, options.shape, 10)
-        rules[algo] = ALGORITHMS.resolve(algo).load()(network, config.algo).to(device)
+        rules[algo] = ALGORITHMS.resolve(algo).load()(network, algo_options).to(device)
         rules[algo].configure_optimizers()
     seconds: dict[str, list[float]] = {algo: [] for algo in rules}
     for _ in range(options.rounds + 1):

@@ -153,11 +153,11 @@ def _value(name: str, value: Any) -> Any:
         # A number of numpy's, some of which are Python's floats too, or an array.
         value = value.tolist()
     if not isinstance(value, str | bool | int | float | list) and value is not None:
-        made = "; what is made already, a network or data, goes to a rule and a lightning.Trainer (docs/python.md)"
-        hint = "" if type(value).__module__ == "builtins" else made
-        raise UserError(
-            f"{name}: expected a class, text, a number or a list of such, found {type(value).__name__}{hint}."
-        )
+        # Such as a network, a dataset or a loader.
+        made = type(value).__module__ != "builtins" and (hasattr(value, "forward") or hasattr(value, "__getitem__"))
+        made = made or hasattr(value, "dataset")
+        hint = "; what is made already goes to a rule and a lightning.Trainer (docs/python.md)" if made else ""
+        raise UserError(f"{name}: expected text, a number or a list of such, found {type(value).__name__}{hint}.")
     return value
 
 

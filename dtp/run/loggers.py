@@ -221,8 +221,9 @@ def make_wandb_logger(run_dir: Path, config: dict[str, Any], name: str) -> Wandb
     """A started W&B run that lies in ``run_dir`` and goes on with the same id when the run is resumed.
 
     W&B's own variables hold: ``WANDB_PROJECT`` (else dtp), ``WANDB_NAME`` (else ``name``), ``WANDB_ENTITY``,
-    ``WANDB_MODE`` and the rest, but for the folder and the id of the run. Falls back to offline when the server does
-    not answer within ten seconds, or refuses the login. On ranks other than zero the logger does nothing.
+    ``WANDB_MODE`` and the rest, but for those of the folder, the id, the console and the time limit. Falls back to
+    offline when the server does not answer within ten seconds, or refuses the login. On ranks other than zero the
+    logger does nothing.
 
     Raises:
         UserError: the wandb package is missing, or W&B does not take a name that one of its variables gives.

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils.data import DataLoader
 
 import dtp
 from dtp.algorithms import BP, DTP
@@ -98,9 +99,10 @@ def test_classes_of_the_users_own_are_given_as_they_are():
         ({"algo": "dpt"}, "did you mean dtp"),
         ({"bta": 0.5}, "Unknown option --bta"),
         ({"lr": -1}, "--lr: expected a number above 0"),
-        ({"lr": {}}, r"lr: expected a class, text, a number or a list of such, found dict\."),
-        ({"run_dir": b"run"}, r"run_dir: expected a class, text, a number or a list of such, found bytes\."),
-        ({"model": nn.Linear(2, 2)}, r"found Linear; what is made already, .* goes to a rule and a lightning\.Trainer"),
+        ({"lr": {}}, r"lr: expected text, a number or a list of such, found dict\."),
+        ({"run_dir": b"run"}, r"run_dir: expected text, a number or a list of such, found bytes\."),
+        ({"model": nn.Linear(2, 2)}, r"found Linear; what is made already goes to a rule and a lightning\.Trainer"),
+        ({"data": DataLoader([1])}, r"found DataLoader; what is made already goes"),
         ({"help": True}, "dtp train --help lists them"),
         ({"data": "mnist", "data_dir": "nowhere"}, "no such file"),
         ({"resume": "nothing"}, "no such file or folder"),

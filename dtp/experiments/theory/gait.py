@@ -148,7 +148,7 @@ def draw(values: dict[str, Any], path: Path) -> None:
     by_step.set_title("Normalised targets, by step", loc="left")
     by_step.set_xlabel("length of the step")
     legend_beside(by_step)
-    # None but 0 has no place on the axis, and matplotlib fails to draw one without values.
+    # 0 has no place on a logarithmic axis, and matplotlib fails to draw one without values.
     by_departure.set_visible(any(float(size) > 0 for found in values["departures"].values() for size in found))
     by_departure.set_title("Weights that are not orthogonal", loc="left")
     by_departure.set_xlabel("size of what is added to them (relative)")

@@ -72,17 +72,19 @@ class StudyOptions:
 
     def __post_init__(self) -> None:
         vars(self).update(vars(fields.checked(self)))
-        self._require_different("seeds", "seeds", str)
+        if len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"--seeds: expected different seeds, found {' '.join(map(str, self.seeds))}.")
         self.check()
 
     def check(self) -> None:
         """Raise UserError where options of this study do not fit together."""
 
-    def _require_different(self, name: str, of: str = "values", written: Callable[[Any], str] = "{:g}".format) -> None:
+    def _require_different(self, name: str) -> None:
         """Raise UserError where two values are written alike: in the results they would count as two seeds."""
-        values = [written(value) for value in getattr(self, name)]
-        if len(set(values)) < len(values):
-            raise UserError(f"{fields.flag(name)}: expected different {of}, found {' '.join(values)}.")
+        values = getattr(self, name)
+        if len({f"{value:g}" for value in values}) < len(values):
+            found = " ".join(map(str, values))
+            raise UserError(f"{fields.flag(name)}: expected values that differ in six digits, found {found}.")
 
     def _require_count(self, name: str, counts: Sequence[int], of: str) -> None:
         if len(getattr(self, name)) not in counts:

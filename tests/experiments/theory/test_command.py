@@ -95,9 +95,18 @@ def test_folders_do_not_get_into_the_record(tmp_path):
         ("gait --seeds 1.5", "--seeds: expected a whole number, found '1.5'"),
         ("gait --seeds 1 1", "--seeds: expected different seeds, found 1 1"),
         # Each would be measured twice for one seed, and counted as two.
-        ("gait --steps 1e-3 0.001", "--steps: expected different values, found 0.001 0.001"),
-        ("gait --departures 0 .1 0.0", "--departures: expected different values, found 0 0.1 0"),
-        ("update-angles --betas 0.1 0.1", "--betas: expected different values, found 0.1 0.1"),
+        (
+            "gait --steps 1e-3 0.001",
+            "--steps: expected values that differ in six digits, found 0.001 0.001",
+        ),
+        (
+            "gait --departures 0 .1 0.0",
+            "--departures: expected values that differ in six digits, found 0.0",
+        ),
+        (
+            "update-angles --betas 0.1 0.1",
+            "--betas: expected values that differ in six digits, found 0.1 0.1",
+        ),
         ("gait --seeds -1", "--seeds: expected values from 0 to 4294967295, found -1"),
         ("gait --seeds", "--seeds: expected at least one argument"),
         ("gait --steps 0", "--steps: expected values above 0, found 0"),
