@@ -113,10 +113,15 @@ def _train_in(
     tell_other_ranks(run)
     watch.set_advice(lambda: how_to_go_on(run.folder))
     checkpoints = Checkpoints(run, config, config.run.checkpoint_every)
-    if run.checkpoint and run.is_finished(config) and (done := run.summary):
+    if run.is_finished(config) and (done := run.summary):
         if process_rank() == 0:
             print(f"This run has finished: {_result_line(done)}")
         return run
+    if run.checkpoint is None and (done := run.summary):
+        raise UserError(
+            f"{run.folder}: has finished after {done['steps']} batches, and no checkpoint is left to go on from; put "
+            "its checkpoints back, or start a new run with another --run-dir."
+        )
     if process_rank() == 0:
         write_config(run, config, command)
         write_failure(run.folder, "")

@@ -26,7 +26,7 @@ from dtp.run.checkpoints import CheckpointFiles
 from dtp.run.folder import newest_checkpoint
 from dtp.system.signals import Interrupted, stop_request
 from tests.data.files import write_folder
-from tests.runs import fails, rows
+from tests.runs import contents, fails, rows
 from tests.system.test_signals import during_batch
 
 ROOT = Path(__file__).parent.parent.parent
@@ -109,6 +109,19 @@ def test_resuming_where_there_is_nothing_says_so(here, capsys):
         assert told in capsys.readouterr().err
         assert main([*words, *more]) == 0
         assert "nothing to resume" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("how", [["--resume", "auto", "--run-dir", "run"], ["--resume", "run"]])
+def test_a_finished_run_whose_checkpoints_are_gone_keeps_its_results(how, here, capsys):
+    words = [*COMMAND, "--lr-schedule", "constant", "--diagnostics-every", "0", "--limit-val-batches", "1"]
+    assert main([*words, "--max-steps", "1", "--run-dir", "run"]) == 0
+    shutil.rmtree("run/checkpoints")
+    before = contents(Path("run"))
+    assert main([*words, "--max-steps", "1", *how]) == 0
+    assert "This run has finished" in capsys.readouterr().out
+    fails(capsys, [*words, "--max-steps", "2", *how], "run: has finished after 1 batches, and no checkpoint is left")
+    after = contents(Path("run"))
+    assert {path: after[path] for path in before} == before
 
 
 def test_the_command_that_is_printed_goes_on_whatever_the_folder_is_called(tmp_path, monkeypatch, capsys):
