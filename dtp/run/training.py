@@ -123,6 +123,8 @@ def _train_in(
             "its checkpoints back, or start a new run with another --run-dir."
         )
     if process_rank() == 0:
+        # A run that goes on from the beginning may have lost it.
+        run.checkpoints.mkdir(exist_ok=True)
         write_config(run, config, command)
         write_failure(run.folder, "")
         _print_header(config, run, data, algorithm, resumed_at)

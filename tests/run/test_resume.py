@@ -124,6 +124,15 @@ def test_a_finished_run_whose_checkpoints_are_gone_keeps_its_results(how, here, 
     assert {path: after[path] for path in before} == before
 
 
+def test_an_unfinished_run_whose_checkpoints_are_gone_begins_anew(here):
+    words = [*COMMAND, "--diagnostics-every", "0", "--limit-val-batches", "1", "--max-steps", "1"]
+    assert main([*words, "--run-dir", "run"]) == 0
+    shutil.rmtree("run/checkpoints")
+    Path("run/summary.json").unlink()
+    assert main(["--resume", "run"]) == 0
+    assert newest_checkpoint(Path("run")) and Path("run/summary.json").is_file()
+
+
 def test_the_command_that_is_printed_goes_on_whatever_the_folder_is_called(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "Anna's runs"
     with monkeypatch.context() as patch:
