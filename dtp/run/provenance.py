@@ -96,14 +96,14 @@ def cpu_name() -> str:
 
 def commit() -> str:
     """Commit of the source tree; empty when it is not a checkout."""
+    # Installed within another project, in its virtual environment say, we would be told that one's commit.
+    return _git("describe", "--always", "--dirty", "--abbrev=12") if _git("ls-files", Path(__file__).name) else ""
+
+
+def _git(*words: str) -> str:
+    """What git says in the folder of this file; empty where it fails."""
     try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=5,
-        )
+        done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()

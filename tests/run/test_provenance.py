@@ -41,6 +41,18 @@ def test_commit_is_that_of_the_source_tree_and_says_whether_files_differ(changed
     assert commit() == hashed[:12] + ("-dirty" if changed else "")
 
 
+def test_the_commit_of_a_project_that_dtp_is_installed_in_is_none_of_ours(tmp_path, monkeypatch):
+    git = ["git", "-c", "user.name=n", "-c", "user.email=e", "-C", str(tmp_path)]
+    package = tmp_path / ".venv" / "site-packages" / "dtp" / "run"
+    package.mkdir(parents=True)
+    (package / "provenance.py").write_text("")
+    (tmp_path / ".gitignore").write_text(".venv\n")
+    for words in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "Theirs"]):
+        subprocess.run([*git, *words], check=True)
+    monkeypatch.setattr(provenance, "__file__", str(package / "provenance.py"))
+    assert commit() == ""
+
+
 def test_without_git_there_is_no_commit(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert commit() == ""
