@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from typing import Any
 
@@ -127,9 +129,7 @@ class Group:
         """The finished ones, of each seed the newest, for another is no further sample; all where none has finished."""
         test = self.measure.test
         # One without a result takes no other's place.
-        dated = [
-            (run.summary.get(test) is not None, str(run.summary.get("finished", "")), run) for run in self.finished
-        ]
+        dated = [(run.summary.get(test) is not None, _moment(run), run) for run in self.finished]
         newest = {run.seed: run for *_, run in sorted(dated, key=lambda each: each[:2])}
         return [run for run in self.finished if run is newest[run.seed]] or self.runs
 
@@ -289,6 +289,14 @@ def place(rule: str) -> tuple[int, str]:
     """A key that sorts rules by family, and those of none to the end."""
     rules = [rule for rules in FAMILIES.values() for rule in rules]
     return rules.index(rule) if rule in rules else len(rules), rule
+
+
+def _moment(run: RunRecord) -> float:
+    """When a run finished, wherever its machine stands; before all others where it does not say so."""
+    try:
+        return datetime.fromisoformat(run.summary.get("finished", "")).timestamp()
+    except (ValueError, OverflowError, OSError):
+        return -math.inf
 
 
 def _key(value: Any) -> str:

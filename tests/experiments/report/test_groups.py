@@ -290,6 +290,14 @@ def test_of_runs_of_one_seed_the_newest_counts(tmp_path):
     assert group.costs["batch"].n == 3
 
 
+def test_the_newest_run_of_a_seed_is_that_of_the_latest_moment_whatever_the_clock_of_its_machine_shows(tmp_path):
+    # Half past nine in Vancouver is half past five in the evening in London.
+    make_run(tmp_path / "a", accuracy=0.9, summary={"finished": "2026-02-01T09:30:00-0800"})
+    make_run(tmp_path / "b", accuracy=0.5, summary={"finished": "2026-02-01T16:00:00+0000"})
+    (group,) = only_section(tmp_path).groups
+    assert group.test.values == (0.9,)
+
+
 def test_unfinished_and_failed_runs_do_not_count_in_results_or_times(tmp_path):
     make_run(tmp_path / "bp" / "0")
     make_run(tmp_path / "bp" / "1", seed=1, finished=False, trained=1, accuracy=0.1)
