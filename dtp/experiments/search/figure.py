@@ -88,8 +88,9 @@ def draw_studies(paths: Sequence[Path], figure: Path) -> str:
     points.set_ylim(len(studies) - 0.5, -0.5)
     try:
         figure.parent.mkdir(parents=True, exist_ok=True)
-        save_figure(drawing, figure)
+        # The numbers first: they say whose the figure is.
         write_atomically(numbers, json.dumps({"studies": [_numbers(study) for study in studies]}, indent=1) + "\n")
+        save_figure(drawing, figure)
     except OSError as error:
         raise UserError(f"{figure}: cannot be written ({error.strerror}).") from error
     return "\n".join([*(_row(study) for study in studies), f"Figure in {figure}, numbers in {numbers}"])

@@ -1,6 +1,8 @@
 """The distribution of results over configurations: figure and numbers of finished studies."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,21 @@ def test_a_figure_is_replaced_by_one_of_the_same_studies_alone():
         draw_studies([one], Path("b.png"))
     with pytest.raises(UserError, match="ends in .png"):
         draw_studies([one], Path("b.pdf"))
+
+
+def test_a_figure_that_was_cut_short_by_a_full_disk_is_drawn_the_next_time(monkeypatch):
+    path = study("one", [0.6, 0.9])
+    for function in ("write_atomically", "save_figure"):
+        with monkeypatch.context() as patch:
+            full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            patch.setattr(f"dtp.experiments.search.figure.{function}", lambda *_, error=full: _raise(error))
+            with pytest.raises(UserError, match="cannot be written"):
+                draw_studies([path], Path(f"{function}.png"))
+        draw_studies([path], Path(f"{function}.png"))
+
+
+def _raise(error):
+    raise error
 
 
 def test_what_cannot_be_drawn_is_told():
