@@ -269,14 +269,20 @@ def _figure(path: Path, content: Any, variants: list[str], grid: Mapping[str, li
             if value not in allowed:
                 names = ", ".join(filter(None, allowed)) or f"none for kind {part.kind}"
                 raise UserError(f"{path}: figure, {name}: expected {names}; found {value or 'none'!r}.")
+        placed: dict[float, Any] = {}
         for value in grid[swept_by(part.x)] if part.x else ():
             try:
-                place_on_axis(part.x, value)
+                other = placed.setdefault(place_on_axis(part.x, value), value)
             except (TypeError, ValueError, IndexError) as error:
                 kind = "lists" if part.x == "depth" else "numbers"
                 raise UserError(
                     f"{path}: figure, x: expected {kind} for {part.x}, found {value!r}; give another option of grid."
                 ) from error
+            if other is not value and part.panels != swept_by(part.x):
+                raise UserError(
+                    f"{path}: figure, x: expected values of {swept_by(part.x)} that differ in {part.x}, found "
+                    f"{other!r} and {value!r}, of which one would hide the other; give another option of grid."
+                )
         if not part.metric or not all(isinstance(name, str) and "/" in name for name in part.metric):
             raise UserError(
                 f"{path}: figure, metric: expected columns of metrics.csv, such as val/accuracy, found "

@@ -99,6 +99,11 @@ def test_the_figure_is_a_part_or_several(tmp_path):
         ),
         ("figure: {range: [1, 0]}", "figure, range: expected two numbers, the smaller first"),
         ("figure: {against: hours}", "figure, against: expected epochs, batches"),
+        (
+            "grid: {widths: [[8], [8, 8], [16, 16]]}\nfigure: {kind: values, x: depth}",
+            "figure, x: expected values of widths that differ in depth, found [8, 8] and [16, 16], of which one would "
+            "hide the other; give another option of grid.",
+        ),
         ("grid: {lr: [1, 2]}\nfigure: {x: lr}", "figure, x: expected none for kind curves; found 'lr'"),
     ],
 )
