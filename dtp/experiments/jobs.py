@@ -175,7 +175,7 @@ class _Pool:
                 self.more = False
                 return
             config = self.configs[job.folder] if job.folder in self.configs else job.config()
-            claim = _claim(job)
+            claim = try_claim(job)
             if claim is None:
                 self._end(job, "elsewhere")
                 continue
@@ -339,7 +339,7 @@ def _stop(processes: Iterable[_Process]) -> list[_Process]:
     return [process for process in processes if process.status in (0, 1, 2)]
 
 
-def _claim(job: Job) -> IO[str] | None:
+def try_claim(job: Job) -> IO[str] | None:
     """Keep other processes from starting ``job`` until the returned file is closed; None if one has."""
     try:
         job.folder.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dtp.cli.config import as_arguments, written_alike
 from dtp.errors import UserError, user_path
-from dtp.experiments.jobs import FAILURE_FILE, Job, State, last_line
+from dtp.experiments.jobs import FAILURE_FILE, Job, State, last_line, try_claim
 from dtp.experiments.search.space import Space
 from dtp.fields import flag
 from dtp.run.folder import IMAGES, Run, as_before, called
@@ -228,9 +228,11 @@ class Study:
                         continue
                     trial = self._study.get_trials(deepcopy=False)[trial.number]
             job = self._job(trial)
-            if job.failure:
-                self._again.add(trial.number)
-                (job.folder / FAILURE_FILE).unlink(missing_ok=True)
+            # Whoever is at it has yet to read why it failed.
+            if job.failure and (claim := try_claim(job)):
+                with claim:
+                    self._again.add(trial.number)
+                    (job.folder / FAILURE_FILE).unlink(missing_ok=True)
             self._taken.add(trial.number)
             if job.folder.is_dir():
                 self._tell(f"{job.folder.name} is taken up again")

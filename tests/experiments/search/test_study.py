@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dtp.errors import UserError
-from dtp.experiments.jobs import FAILURE_FILE
+from dtp.experiments.jobs import FAILURE_FILE, try_claim
 from dtp.experiments.search.space import Parameter, Space
 from dtp.experiments.search.study import best_trial, best_value, described_trials, read_study
 from dtp.run.folder import IMAGES
@@ -165,6 +165,18 @@ def test_what_another_process_runs_is_left_to_it_until_the_end():
     assert list(jobs) == [] and states(second) == ["running", "finished"]
     train(first, running)
     assert list(open_study().jobs(2)) == []
+
+
+def test_a_trial_that_diverges_elsewhere_is_left_to_the_process_that_runs_it():
+    first, second = open_study(), open_study()
+    job = next(first.jobs(1))
+    job.folder.mkdir(parents=True)
+    claim = try_claim(job)
+    (job.folder / FAILURE_FILE).write_text(DIVERGED)
+    assert next(second.jobs(1)) == job
+    second.ended(job, "elsewhere")
+    assert job.failure == DIVERGED
+    claim.close()
 
 
 def test_two_that_end_one_trial_are_no_error():
