@@ -220,6 +220,10 @@ class Study:
         for trial in self._study.get_trials(deepcopy=False):
             if trial.state.name != "RUNNING" or trial.number in self._taken:
                 continue
+            # As it is now: those before it may have taken hours.
+            trial = self._study.get_trials(deepcopy=False)[trial.number]
+            if trial.state.name != "RUNNING":
+                continue
             if not self._is_whole(trial):
                 # Being drawn at this moment? Not while we hold the lock.
                 with self.locked():

@@ -1,5 +1,6 @@
 """A study: what is drawn, what becomes of trials, and that several processes share it without loss."""
 
+import itertools
 import json
 import multiprocessing
 import os
@@ -177,6 +178,15 @@ def test_a_trial_that_diverges_elsewhere_is_left_to_the_process_that_runs_it():
     second.ended(job, "elsewhere")
     assert job.failure == DIVERGED
     claim.close()
+
+
+def test_a_trial_that_has_ended_elsewhere_meanwhile_is_not_taken_up():
+    first, second = open_study(), open_study()
+    one, other = itertools.islice(first.jobs(2), 2)
+    jobs = second.jobs(2)
+    assert next(jobs) == one
+    fail(first, other, DIVERGED)
+    assert list(jobs) == []
 
 
 def test_two_that_end_one_trial_are_no_error():
