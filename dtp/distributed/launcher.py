@@ -89,7 +89,9 @@ def uses_slurm() -> bool:
 
 def began_together() -> bool:
     """Whether several processes were started at once, as WORLD_SIZE says or, where that is not there, SLURM_NTASKS."""
-    return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1
+    # A shell of salloc knows how many tasks it may start, and is none of them.
+    of_slurm = os.environ.get("SLURM_NTASKS", "1") if "SLURM_PROCID" in os.environ else "1"
+    return int(os.environ.get("WORLD_SIZE", of_slurm)) > 1
 
 
 def processes() -> int | None:

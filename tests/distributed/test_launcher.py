@@ -36,6 +36,8 @@ SRUN = MEETING | {
 SBATCH = {name: value for name, value in SRUN.items() if name != "SLURM_STEP_NUM_NODES"} | {"SLURM_PROCID": "0"}
 # A shell in that job, of which Lightning knows by its name that it is no task.
 SHELL = SRUN | {"SLURM_JOB_NAME": "bash", "SLURM_PROCID": "0"}
+# The shell of salloc, which is no task at all.
+SALLOC = {"SLURM_JOB_ID": "123", "SLURM_JOB_NAME": "interactive", "SLURM_NTASKS": "8"}
 # A further process of dtp train --devices 2, as Lightning sets it.
 LIGHTNING = MEETING | {"LOCAL_RANK": "1", "NODE_RANK": "0", "WORLD_SIZE": "2"}
 # The process that started that one.
@@ -61,12 +63,13 @@ def launched(monkeypatch):
         (SRUN, True, 5, True, False, True, 8, (4, 2)),
         (SBATCH, True, 0, True, False, True, 8, None),
         (SHELL, True, 0, True, False, True, None, None),
+        (SALLOC, False, 0, False, False, False, None, None),
         (LIGHTNING, True, 1, False, True, True, 2, None),
         (FIRST, True, 0, False, False, True, 2, None),
         # What is no number says nothing, and the next is asked.
         ({"RANK": "", "SLURM_PROCID": "x", "LOCAL_RANK": "3"}, True, 3, True, False, False, None, None),
     ],
-    ids=["alone", "torchrun", "srun", "sbatch", "shell", "lightning", "first", "garbled"],
+    ids=["alone", "torchrun", "srun", "sbatch", "shell", "salloc", "lightning", "first", "garbled"],
 )
 def test_what_each_launcher_says(
     environ, has_rank, rank, has_launcher, by_lightning, together, processes, layout, launched
