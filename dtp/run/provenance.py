@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +95,12 @@ def cpu_name() -> str:
     return f"{name}, {os.cpu_count()} cores"
 
 
+@cache
 def commit() -> str:
-    """Commit of the source tree; empty when it is not a checkout."""
+    """Commit of the source tree when it was first asked for; empty when it is not a checkout.
+
+    Ask as a run begins: the files may change before it ends, and its results are of the code that it began with.
+    """
     # Installed within another project, in its virtual environment say, we would be told that one's commit.
     return _git("describe", "--always", "--dirty", "--abbrev=12") if _git("ls-files", Path(__file__).name) else ""
 

@@ -54,7 +54,7 @@ from dtp.run.folder import (
 )
 from dtp.run.loggers import MetricsCSV, make_wandb_logger
 from dtp.run.progress import progress_callback
-from dtp.run.provenance import cpu_name, recorded, versions
+from dtp.run.provenance import commit, cpu_name, recorded, versions
 from dtp.system.memory import keep_freed_memory
 from dtp.system.signals import Stopped, stop_request
 
@@ -71,6 +71,8 @@ def train(config: Config, argv: Sequence[str]) -> Run:
     images_in.cache_clear()
     _quiet_libraries()
     keep_freed_memory()
+    # For the summary: by the time that it is written the files may have changed.
+    commit()
     command = recorded([*command_words("train"), *argv])
     accelerator, devices, nodes = choose_devices(config.run)
     _choose_algorithms(accelerator, config.run.deterministic)

@@ -11,6 +11,8 @@ import torch
 from dtp import __version__
 from dtp.algorithms.options import DTPOptions
 from dtp.cli.arguments import parse
+from dtp.cli.train import main
+from dtp.errors import UserError
 from dtp.fields import option
 from dtp.run import provenance
 from dtp.run.folder import Run, differing_options, may_vary, saved_options, write_config
@@ -24,7 +26,7 @@ def test_versions_and_hardware_are_those_of_this_process():
     assert provenance.cpu_name().endswith(" cores")
 
 
-# The tests' own remembers what it found.
+# Without what it remembers.
 commit = provenance.commit.__wrapped__
 
 
@@ -39,6 +41,23 @@ def test_commit_is_that_of_the_source_tree_and_says_whether_files_differ(changed
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "provenance.py"))
     hashed = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout
     assert commit() == hashed[:12] + ("-dirty" if changed else "")
+
+
+def test_the_commit_is_that_of_the_code_that_a_process_has_begun_with(monkeypatch):
+    def ends(config):
+        # After hours, in which the files have changed.
+        said["describe"] = "second"
+        raise UserError("done")
+
+    said = {"ls-files": "provenance.py", "describe": "first"}
+    monkeypatch.setattr(provenance, "_git", lambda command, *words: said[command])
+    monkeypatch.setattr("dtp.run.training.build", ends)
+    provenance.commit.cache_clear()
+    try:
+        assert main(["--algo", "bp"]) == 2
+        assert provenance.versions()["commit"] == "first"
+    finally:
+        provenance.commit.cache_clear()
 
 
 def test_the_commit_of_a_project_that_dtp_is_installed_in_is_none_of_ours(tmp_path, monkeypatch):

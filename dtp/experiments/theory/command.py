@@ -47,10 +47,12 @@ def _theory(argv: Sequence[str]) -> int:
 
 def _measure(study: Study, options: StudyOptions, argv: Sequence[str]) -> dict[str, Any]:
     with importing_torch():
-        from dtp.run.provenance import hardware, recorded, versions, without_places
+        from dtp.run.provenance import commit, hardware, recorded, versions, without_places
 
         measure = study.load("measure")
     keep_freed_memory()
+    # For the record: by the time that it is written the files may have changed.
+    commit()
     values = measure(options)
     settings = dataclasses.asdict(options)
     if "data_dir" in settings:
