@@ -199,12 +199,10 @@ class Checkpoints(Checkpoint):
                         )
                     _link(path, self.best)
                 return
+        lost = f"{self.best}: the best weights so far, of epoch {self.best_epoch + 1}, are not there any more"
         if damaged:
-            print(
-                f"warning: {damaged[0]}: is damaged or cannot be read, and with it the best weights so far; the best "
-                "of the epochs to come are tested, or the last.",
-                file=sys.stderr,
-            )
+            lost = f"{damaged[0]}: is damaged or cannot be read, and with it the best weights so far"
+        print(f"warning: {lost}; the best of the epochs to come are tested, or the last.", file=sys.stderr)
         # Nothing to go back to: from here on the best of the epochs to come.
         self.best_accuracy, self.best_loss, self.best_epoch, self.best_step = float("-inf"), float("inf"), -1, -1
 

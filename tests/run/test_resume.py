@@ -133,6 +133,20 @@ def test_an_unfinished_run_whose_checkpoints_are_gone_begins_anew(here):
     assert newest_checkpoint(Path("run")) and Path("run/summary.json").is_file()
 
 
+def test_a_run_goes_on_without_the_best_weights_so_far_and_says_so(here, capsys):
+    words = [*COMMAND, "--diagnostics-every", "0", "--limit-train-batches", "1"]
+    assert main([*words, "--max-epochs", "1", "--run-dir", "run", "--lr-schedule", "constant"]) == 0
+    # As where an earlier epoch was the best, and its file has been removed, or has been replaced since by a later one.
+    path = newest_checkpoint(Path("run"))
+    saved = torch.load(path, weights_only=True)
+    saved["callbacks"]["Checkpoints"]["best_step"] -= 1
+    torch.save(saved, path)
+    Path("run/checkpoints/best.ckpt").unlink()
+    assert main(["--resume", "run", "--max-epochs", "2"]) == 0
+    told = "run/checkpoints/best.ckpt: the best weights so far, of epoch 1, are not there any more; the best of the"
+    assert capsys.readouterr().err.count(told) == 1
+
+
 def test_the_command_that_is_printed_goes_on_whatever_the_folder_is_called(tmp_path, monkeypatch, capsys):
     folder = tmp_path / "Anna's runs"
     with monkeypatch.context() as patch:
