@@ -300,7 +300,14 @@ class Algorithm(TaskModule, metaclass=RuleType):
 
     def forward_groups(self) -> list[Any]:
         """What the forward optimizer steps: weights, or groups of them with rates and epsilons of their own."""
-        return layer_groups(self._trained_layers(), self.options.layer_lr, self.options.eps)
+        o, layers = self.options, self._trained_layers()
+        groups: list[Any] = [*layer_groups(layers, o.layer_lr, o.eps)]
+        of_layers = {id(p) for parameters in layers.values() for p in parameters}
+        # Those of a network with a pass of its own, which may have weights beside its layers.
+        beside = [p for p in self.forward_parameters if id(p) not in of_layers]
+        if beside and groups and isinstance(groups[0], dict):
+            beside = [{"params": beside, "lr": o.lr, "name": "beside"}]
+        return groups + beside
 
     def _trained_layers(self) -> dict[int, list[Tensor]]:
         """The trained forward weights by layer, where there are any."""

@@ -10,6 +10,8 @@ from dtp.algorithms.optimizers import LeeRMSprop, check_rates, make_optimizer, m
 from dtp.algorithms.options import AlgorithmOptions
 from dtp.cli.arguments import parse
 from dtp.errors import UserError
+from dtp.models import MLP
+from dtp.models.options import MLPOptions
 from tests.algorithms.helpers import make, state
 from tests.conftest import make_batch
 
@@ -166,6 +168,31 @@ def rates(options, epochs, groups):
         optimizer.step()
         schedule.step()
     return found
+
+
+class Scaled(MLP):
+    """With a weight that is in none of its layers."""
+
+    def __init__(self, *given, **kwargs):
+        super().__init__(*given, **kwargs)
+        self.scale = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, x):
+        return self.scale * super().forward(x)
+
+
+@pytest.mark.parametrize("name", ["bp", "fa"])
+@pytest.mark.parametrize("rates", [[], [0.1, 0.2]])
+def test_weights_beside_the_layers_take_the_steps_of_their_gradients(name, rates):
+    network = Scaled(MLPOptions(widths=[6]), (1, 4, 4), 5)
+    rule = make(name, network, lr=0.3, layer_lr=rates, momentum=0.0, weight_decay=0.0)
+    x, y = make_batch(network)
+    output = MLP.forward(network, x).detach()
+    scale = torch.ones((), requires_grad=True)
+    (gradient,) = torch.autograd.grad(torch.nn.functional.cross_entropy(scale * output, y), scale)
+    rule.training_batch(x, y)
+    assert gradient != 0
+    torch.testing.assert_close(network.scale.detach(), 1 - 0.3 * gradient)
 
 
 def test_schedules_scale_every_group_from_its_own_rate():
