@@ -67,6 +67,26 @@ def test_measuring_changes_nothing_and_knows_backprop_from_others():
     assert fa[1].angle > 5 and fa[2].angle < 1e-4
 
 
+def test_measuring_leaves_the_mode_of_the_users_own_model():
+    """Its containers are no modules of the network of layers; a functional dropout asks them."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.last(nn.functional.dropout(self.first(x).tanh(), 0.5, training=self.training))
+
+    model = Model()
+    rule = dtp.BP(model).eval()
+    dtp.alignment(rule, clusters(20))
+    assert not any(module.training for module in model.modules())
+    rule.train()
+    dtp.linear_probes(rule, [clusters(20)], [clusters(20)])
+    assert all(module.training for module in model.modules())
+
+
 def test_measures_of_no_images_are_refused():
     rule, (x, y) = dtp.BP(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))), clusters(20)
     with pytest.raises(dtp.UserError, match="alignment: expected a batch with images"):

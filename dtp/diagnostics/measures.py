@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dtp.algorithms.base import Algorithm
 from dtp.contracts import shown
@@ -134,7 +134,10 @@ class _mode:
         self.rule, self.training = rule, training
 
     def __enter__(self) -> None:
-        self.before = {module: module.training for module in self.rule.modules()}
+        # Containers of a user's model are no modules of the network, but follow its mode.
+        model = getattr(self.rule.network, "model", None)
+        parts = [self.rule, *([model] if isinstance(model, nn.Module) else [])]
+        self.before = {module: module.training for part in parts for module in part.modules()}
         self.rule.train(self.training)
 
     def __exit__(self, *error: object) -> None:
