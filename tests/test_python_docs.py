@@ -87,6 +87,21 @@ def test_measuring_leaves_the_mode_of_the_users_own_model():
     assert all(module.training for module in model.modules())
 
 
+@pytest.mark.parametrize("kind", ["ridge", "logistic"])
+def test_probes_do_not_listen_to_what_is_the_same_in_all_images_they_are_fitted_to(kind):
+    """A pixel at the border of normalised images; its deviation in float32 is rounding, not 0."""
+    rule = dtp.BP(nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 2)))
+
+    def images(n: int, constant: float) -> tuple[torch.Tensor, torch.Tensor]:
+        x, y = clusters(n)
+        x[:, 0] += 3 * y
+        return torch.cat([torch.full((n, 1), constant), x], 1), y
+
+    train = images(2000, -0.4242129623889923)
+    found = [dtp.linear_probes(rule, [train], [images(300, c)], kind=kind)[0] for c in (train[0][0, 0].item(), 2.8)]
+    assert found[0] == found[1] > 0.6
+
+
 def test_measures_of_no_images_are_refused():
     rule, (x, y) = dtp.BP(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))), clusters(20)
     with pytest.raises(dtp.UserError, match="alignment: expected a batch with images"):
