@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from dtp.algorithms.base import Algorithm
 from dtp.algorithms.options import FeedbackAlignmentOptions, WeightMirrorOptions
-from dtp.contracts import require_loss_value
+from dtp.contracts import gradients, require_loss_value
 from dtp.errors import UserError
 from dtp.feedback import is_elementwise, layer_operations
 from dtp.feedback.backward import AffineOperation, BackwardMaps
@@ -49,12 +49,12 @@ class FA(Algorithm):
         with self.feedback.in_place(self.backward_weight, self.options.error_clamp):
             logits = self.network(x)
             loss = require_loss_value(self, "task_loss", self.task_loss(full_precision(logits), y))
-            gradients = torch.autograd.grad(loss, self.forward_parameters)
+            found = gradients(self, self.network, [loss], self.forward_parameters)
         if clamp := self.options.error_clamp:
             affine = {id(p) for m in self.network.modules() if _has_own_matrix(m) for p in m.parameters(recurse=False)}
-            pairs = zip(self.forward_parameters, gradients, strict=True)
-            gradients = [g.clamp(-clamp, clamp) if id(p) in affine else g for p, g in pairs]
-        return logits.detach(), list(gradients)
+            pairs = zip(self.forward_parameters, found, strict=True)
+            found = [g.clamp(-clamp, clamp) if id(p) in affine else g for p, g in pairs]
+        return logits.detach(), found
 
     def backward_weight(self, operation: AffineOperation) -> Tensor:
         """B of one operation for this batch, in the shape of the weight of its backward map; must change nothing."""

@@ -246,6 +246,19 @@ def test_a_batch_given_by_hand_is_as_strictly_looked_at_as_a_trainers(name, batc
     assert same(before, rule.state_dict())
 
 
+@pytest.mark.parametrize("name", ["bp", "fa", "kp"])
+def test_a_layer_that_the_networks_own_pass_leaves_out_is_told(name):
+    class LeavesOut(Layers):
+        def forward(self, x):
+            return self[2](self[1](x))
+
+    layers = [nn.Sequential(nn.Flatten(), nn.Linear(16, 5)), nn.Sequential(nn.Linear(5, 5)), nn.Linear(5, 5)]
+    network = LeavesOut(layers, (1, 4, 4))
+    rule = make(name, network)
+    with pytest.raises(UserError, match=f"The loss of {type(rule).__name__} does not depend on all weights of Leaves"):
+        rule.training_batch(*make_batch(network))
+
+
 def test_a_batch_after_a_fit_is_looked_at_too(mlp):
     rule, (x, y) = make("dtp", mlp), make_batch(mlp)
     trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, barebones=False, accelerator="cpu")
