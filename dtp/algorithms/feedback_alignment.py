@@ -212,6 +212,7 @@ class WeightMirror(FA):
     def __init__(self, network: Network, options: WeightMirrorOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
         require_known_functions(network, network.shapes, with_weights=True)
+        self.mirror_optimizer: Optimizer | None = None
 
     def training_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         with self.feedback_timer.measure(self.device), no_autocast(x):

@@ -44,7 +44,9 @@ def test_auxiliary_outputs_refuse_a_normalised_output_layer():
         make("ao-sdtp", _normalised_output())
 
 
-@pytest.mark.parametrize("name", ["bp", "kp", "ccl", "dfa", "dtp", "parallel-dtp", "vanilla-dtp", "tp", "drl", "dfc"])
+@pytest.mark.parametrize(
+    "name", ["bp", "kp", "wm", "ccl", "dfa", "dtp", "parallel-dtp", "vanilla-dtp", "tp", "drl", "dfc"]
+)
 def test_a_rule_without_optimizers_does_not_pretend_to_learn(name, mlp):
     """Without a trainer nobody makes them; the batch went by and no weight had changed."""
     made = make_trained(name, mlp)
