@@ -212,6 +212,14 @@ def test_a_rule_follows_the_loss_it_is_given(name):
     assert any(not torch.equal(one, other) for one, other in zip(*found[1:], strict=True))
 
 
+@pytest.mark.parametrize("name", ["drtp", "ccl"])
+@pytest.mark.parametrize("goals", [torch.rand(6, 5), torch.full((6,), 5)])
+def test_goals_without_a_class_are_refused_by_rules_that_send_the_class_down(name, goals):
+    rule = ALGORITHMS.resolve(name).load()(plain(), loss=lambda outputs, goals: (outputs.t() * goals.t()).mean())
+    with pytest.raises(UserError, match="loss: expected labels from 0 to 4 for goals, .* found a tensor"):
+        rule.forward_gradients(batch()[0], goals)
+
+
 def test_a_loss_of_each_sample_is_refused():
     rule = dtp.BP(plain(), loss=nn.CrossEntropyLoss(reduction="none"))
     with pytest.raises(UserError, match=r"loss: expected a function .* found the shape \(6,\)"):

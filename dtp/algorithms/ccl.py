@@ -6,7 +6,6 @@ import copy
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Size, Tensor, nn
 from torch.optim import Optimizer
 
@@ -76,7 +75,7 @@ class CCL(LocalLosses):
         for layer in self.network:
             a.append(full_precision(layer(a[-1].detach())))
         b = self.class_signals(like=a[0])
-        match = F.one_hot(y, self.network.num_classes).to(a[N])
+        match = self.task.wanted(y, like=a[N])
         heard = torch.ones_like(match[:, :1])
         if self.options.flooding:
             certain = (a[N].detach().softmax(1) * match).sum(1, keepdim=True) > 0.9

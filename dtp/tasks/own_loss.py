@@ -7,7 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from dtp.contracts import shown
 from dtp.errors import UserError
+from dtp.tasks.base import require_labels
 from dtp.tasks.classification import Classification
 
 
@@ -30,6 +32,17 @@ class OwnLoss(Classification):
 
     def require_goals(self, x: Tensor, y: Tensor) -> None:
         """The function says what it takes."""
+
+    def wanted(self, goal: Tensor, like: Tensor) -> Tensor:
+        """One-hot labels, for rules that send the class itself to hidden layers, whatever the loss."""
+        try:
+            require_labels(like, goal, self.outputs)
+        except UserError as error:
+            raise UserError(
+                f"loss: expected labels from 0 to {self.outputs - 1} for goals, which this rule sends to hidden layers "
+                f"itself, found {shown(goal)}; use another rule, such as bp or dfa."
+            ) from error
+        return super().wanted(goal, like)
 
     def has_linear_units(self, kind: str) -> bool:
         return False
