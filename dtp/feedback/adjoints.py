@@ -42,6 +42,7 @@ from dtp.models.modules import (
     Uncut,
     standardised,
 )
+from dtp.models.shapes import output_shape
 
 
 class LocallyConnectedFeedback(LinearMap):
@@ -130,6 +131,12 @@ class ResidualFeedback(FeedbackOperation):
 
     def __init__(self, unit: Residual, in_shape: Size, settings: FeedbackSettings):
         super().__init__()
+        shapes = ["x".join(map(str, output_shape(chain, in_shape))) for chain in (unit.branch, unit.shortcut)]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"A sum has feedback for branches of one shape, found {' and '.join(shapes)}, of which one is "
+                "repeated; rules without feedback layers (fa, dfa, bp) take it."
+            )
         self.branch = feedback_of_operations(unit.branch, in_shape, settings)
         self.shortcut = feedback_of_operations(unit.shortcut, in_shape, settings)
 

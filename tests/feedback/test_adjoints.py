@@ -7,10 +7,19 @@ from torch import nn
 from dtp.algorithms import ALGORITHMS, DTP
 from dtp.algorithms.options import DTPOptions
 from dtp.diagnostics.alignment import feedback_alignment, update_alignment
+from dtp.errors import UserError
 from dtp.feedback import FeedbackSettings, derive_feedback, forward_with_context, ldrl_loss
 from dtp.feedback.adjoints import ResidualFeedback
 from dtp.models import ConvNet, LocallyConnected, ResNet18, ResNet20, Square
-from dtp.models.modules import FirstUnits, InnerFunction, LocallyConnected2d, ResidualUnit, SameConv2d, Standardise
+from dtp.models.modules import (
+    FirstUnits,
+    InnerFunction,
+    LocallyConnected2d,
+    Residual,
+    ResidualUnit,
+    SameConv2d,
+    Standardise,
+)
 from tests.feedback.helpers import storages, undo
 
 
@@ -64,6 +73,13 @@ def test_a_noisy_pass_uses_the_clean_statistics_and_leaves_the_running_ones():
     noisy, _ = forward_with_context(layer, x + 1, given=context)
     assert torch.allclose(same, y, atol=1e-5) and not torch.allclose(noisy, y, atol=0.1)
     assert all(torch.equal(buffers[name], b) for name, b in unit.named_buffers())
+
+
+def test_a_sum_that_repeats_one_branch_over_space_is_refused():
+    """Its adjoint is no sum of those of the branches; targets of such a layer ended in a traceback."""
+    context = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 3, 1))
+    with pytest.raises(UserError, match="Layer 1: .*branches of one shape, found 3x1x1 and 3x6x6"):
+        undo(nn.Sequential(Residual(context, nn.Sequential())), (3, 6, 6))
 
 
 @pytest.mark.parametrize("shortcut", ["projection", "padding"])
