@@ -177,7 +177,8 @@ class CCL(LocalLosses):
         for n, mirror in enumerate(self.feedback, 1):
             forward, back = (_affine(part) for part in (self.network[n], mirror))
             if len(forward) == len(back) == 1:
-                weight = forward[0].weight.transpose(0, 1)
+                groups = getattr(forward[0], "groups", 1)
+                weight = forward[0].weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
                 # A convolution is undone by one with its kernels turned round.
                 pairs[n] = [(back[0].weight, weight.flip(list(range(2, weight.dim()))))]
         return pairs

@@ -9,6 +9,7 @@ from torch import nn
 
 from dtp.algorithms import CCL
 from dtp.cli.train import main
+from dtp.diagnostics.alignment import feedback_alignment
 from dtp.errors import UserError
 from tests.algorithms.helpers import changed, make, of_network, state
 from tests.algorithms.networks import Layers, shipped_network
@@ -135,6 +136,23 @@ def test_the_mirror_of_a_pooled_convolution_is_that_of_the_authors():
     expected = F.elu(F.conv2d(F.interpolate(b, scale_factor=2, mode="nearest"), conv.weight, padding=1))
     torch.testing.assert_close(mirror(b), expected)
     assert conv.weight.shape[:2] == network[2][0].weight.shape[:2][::-1] and conv.bias is None
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_a_mirror_that_is_the_adjoint_is_at_no_angle(groups):
+    conv = nn.Conv2d(4, 8, 3, padding=1, groups=groups, bias=False)
+    layers = [nn.Sequential(nn.Conv2d(2, 4, 1), nn.ELU()), nn.Sequential(conv, nn.ELU())]
+    rule = make("ccl", Layers([*layers, nn.Sequential(nn.Flatten(), nn.Linear(8 * 36, 5))], (2, 6, 6)).double())
+    mirror = rule.feedback[1][0]
+    # By autograd, one weight at a time: the mirror is linear in its own.
+    x, y = torch.randn(2, 4, 6, 6, dtype=torch.float64, requires_grad=True), torch.randn(2, 8, 6, 6).double()
+    (wanted,) = torch.autograd.grad(conv(x), x, y)
+    columns = torch.func.jacrev(lambda w: torch.func.functional_call(mirror, {"weight": w}, y))(mirror.weight)
+    found = torch.linalg.lstsq(columns.reshape(wanted.numel(), -1).detach(), wanted.flatten()[:, None]).solution
+    with torch.no_grad():
+        mirror.weight.copy_(found.view_as(mirror.weight))
+    torch.testing.assert_close(mirror(y), wanted)
+    assert feedback_alignment(rule)[2].distance < 1e-8
 
 
 def test_gradients_are_centred_over_all_but_the_output_dimension():
