@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from dtp.algorithms.local_targets import Activations, LocalTargets
 from dtp.algorithms.options import FWDTPOptions
 from dtp.feedback import FeedbackSettings, derive_feedback
-from dtp.models.modules import Standardise, standardised
+from dtp.models.modules import LocallyConnected2d, Standardise, standardised
 from dtp.models.network import Network
 
 
@@ -34,8 +34,10 @@ class FWDTP(LocalTargets):
         settings = FeedbackSettings(nonlinearity="after", bias=False)
         self.feedback = derive_feedback(list(network), network.shapes, range(2, network.depth + 1), settings)
         self.feedback.requires_grad_(False)
-        for weight in self.feedback.parameters():
-            _draw(weight, o.feedback_distribution, o.feedback_scale)
+        for module in self.feedback.modules():
+            for weight in module.parameters(recurse=False):
+                # Locally connected weights are one matrix for each position.
+                _draw(weight, o.feedback_distribution, o.feedback_scale, isinstance(module, LocallyConnected2d))
         has = any(isinstance(module, Standardise) for module in network.modules())
         if not has and o.feedback_scale < 0.05:
             warnings.warn(
@@ -52,12 +54,12 @@ class FWDTP(LocalTargets):
 
 
 @torch.no_grad()
-def _draw(weight: Tensor, distribution: str, scale: float) -> None:
+def _draw(weight: Tensor, distribution: str, scale: float, each: bool) -> None:
+    """Fill a weight; orthogonal is ``each`` of the matrices that it holds, or the whole."""
     if distribution == "uniform":
         weight.uniform_(-scale, scale)
     elif distribution == "normal":
         weight.normal_(0, scale)
     else:
-        # Locally connected weights are one matrix for each position.
-        for matrix in weight if weight.dim() == 3 else [weight]:
+        for matrix in weight if each else [weight]:
             nn.init.orthogonal_(matrix, gain=scale)

@@ -1,14 +1,17 @@
 """Fixed-weight DTP against a transcription of its equations."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from dtp.cli.arguments import parse
 from dtp.errors import UserError
 from dtp.models import MODELS
 from tests.algorithms.helpers import make, same, state
-from tests.algorithms.networks import tanh_network
+from tests.algorithms.networks import Layers, tanh_network
 from tests.conftest import make_batch
 
 
@@ -93,6 +96,16 @@ def test_feedback_weights_have_the_distribution_asked_for(distribution):
         bound = 0.03 / 3**0.5 if distribution == "uniform" else 0.03
         assert abs(b.mean()) < 1e-3 and b.std().item() == pytest.approx(bound, rel=0.02)
         assert (b.abs().max() <= 0.03) == (distribution == "uniform")
+
+
+@pytest.mark.parametrize("kind, size", [(nn.Conv1d, (10,)), (nn.Conv2d, (5, 5))])
+def test_orthogonal_feedback_of_a_convolution_has_orthogonal_kernels(kind, size):
+    first = nn.Sequential(kind(2, 8, 3, padding=1), nn.Tanh())
+    second = nn.Sequential(kind(8, 6, 3, padding=1), nn.Tanh())
+    last = nn.Sequential(nn.Flatten(), nn.Linear(6 * math.prod(size), 5))
+    rule = make("fw-dtp", Layers([first, second, last], (2, *size)), feedback_distribution="orthogonal")
+    kernels = next(rule.feedback[2].parameters()).flatten(1)
+    torch.testing.assert_close(kernels @ kernels.T, 1e-6 * torch.eye(6), rtol=1e-4, atol=1e-12)
 
 
 @pytest.mark.parametrize(
