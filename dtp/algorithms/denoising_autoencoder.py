@@ -55,6 +55,11 @@ class DenoisingAutoencoder(LocalTargets):
                 f"dtp-dae: expected a network of two layers with one weight matrix, found {type(network).__name__}; "
                 "use --model tied-autoencoder, or --algo dtp for others."
             )
+        if not isinstance(self.task, Autoencoder):
+            raise UserError(
+                f"dtp-dae: expected a network of --task autoencoder, found one of {self.task.name}; make it with "
+                "task=dtp.tasks.Autoencoder(input_shape)."
+            )
 
     def activations(self, x: Tensor, gradients: bool = True) -> Activations:
         o, x = self.options, full_precision(x.detach())

@@ -125,3 +125,10 @@ def test_other_networks_are_refused():
     network = MLP.for_task(MLPOptions(widths=[7]), SHAPE, Autoencoder(SHAPE))
     with pytest.raises(UserError, match="dtp-dae: expected .* one weight matrix, found MLP; use --model tied-auto"):
         make("dtp-dae", network)
+
+
+def test_a_network_of_another_task_is_refused():
+    """Its first target was a one-hot label, and then an assertion failed."""
+    network = TiedAutoencoder(TiedAutoencoderOptions(hidden=7), SHAPE, PIXELS)
+    with pytest.raises(UserError, match="dtp-dae: expected a network of --task autoencoder, found one of classific"):
+        make("dtp-dae", network)
