@@ -6,10 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from dtp.algorithms.direct import DFA, say
-from dtp.algorithms.local_losses import function_place
 from dtp.algorithms.local_targets import Activations
 from dtp.algorithms.options import DRTPOptions
-from dtp.feedback import layer_operations
+from dtp.feedback import is_elementwise, layer_operations
 from dtp.models.precision import no_autocast
 
 
@@ -63,5 +62,8 @@ class DRTP(DFA):
 
 
 def _saturates(layer: nn.Module) -> bool:
-    place, ends = function_place(layer), torch.tensor([-1e6, 1e6])
-    return place is not None and bool(layer_operations(layer)[place](ends).abs().max() < 1e3)
+    function = next((module for module in reversed(layer_operations(layer)) if is_elementwise(module)), None)
+    if function is None or next(function.parameters(), None) is not None:
+        # One with weights, as PReLU, may become anything.
+        return False
+    return bool(function(torch.tensor([-1e6, 1e6])).abs().max() < 1e3)

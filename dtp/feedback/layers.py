@@ -377,7 +377,7 @@ def is_layer_function(module: nn.Module) -> bool:
 def _has_weights(module: nn.Module) -> UserError:
     return UserError(
         f"{type(module).__name__}: expected a nonlinearity without weights of its own, which this rule cannot tell "
-        "from those of the layer; use one without, or a rule such as bp, dtp, fa or dualprop."
+        "from those of the layer; use one without, or a rule such as bp, dtp, fa or dfa."
     )
 
 

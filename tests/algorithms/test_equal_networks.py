@@ -170,6 +170,21 @@ def test_rules_that_ask_for_the_nonlinearity_refuse_one_that_is_not_registered(n
             make_trained(name, network()).training_batch(torch.randn(4, 16), torch.arange(4))
 
 
+def test_rules_that_a_refusal_names_take_the_nonlinearity_with_weights():
+    def network():
+        return as_network(
+            nn.Sequential(nn.Linear(16, 7), nn.PReLU(7), nn.Linear(7, 6), nn.Tanh(), nn.Linear(6, 5)), [16]
+        )
+
+    with registered(nn.PReLU):
+        with pytest.raises(UserError, match="without weights") as refused:
+            make_trained("dualprop", network())
+        named = str(refused.value).rpartition("such as ")[2].strip(".").replace(" or", ",").split(", ")
+        assert len(named) > 1
+        for name in [*named, "drtp"]:
+            make_trained(name, network()).training_batch(torch.randn(4, 16), torch.arange(4))
+
+
 @pytest.mark.parametrize("name", OF_LAYERS)
 def test_a_nonlinearity_with_weights_is_refused_or_gives_what_one_without_gives(name):
     x, found = torch.randn(6, 16, generator=torch.Generator().manual_seed(1)).double(), []
