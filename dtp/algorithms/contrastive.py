@@ -56,6 +56,12 @@ class Contrastive(Algorithm):
         super().__init__(network, options, seed)
         # The linear map and the nonlinearity of each layer, by its number.
         self._maps = {n: _parts(n, network[n], last=n == network.depth) for n in range(1, network.depth + 1)}
+        for n, shape in enumerate(network.shapes[:-1], 1):
+            if self._linear(n).in_features != shape.numel():
+                raise UserError(
+                    "Networks that settle are made of linear layers that see the whole of what is below, found one in "
+                    f"layer {n} for {self._linear(n).in_features} of {shape.numel()} values; use --model mlp."
+                )
 
     # --- hooks --------------------------------------------------------------------------------------------------------
 

@@ -56,6 +56,11 @@ class GAIT(LocalTargets):
         self.gait_step = self.options.gait_step or _STEPS[self.options.gait_targets]
         for n in range(2, network.depth + 1):
             _parts(n, network[n])
+            if len(network.shapes[n]) > 1:
+                raise UserError(
+                    f"gait: expected vectors from layer {n}, found values of shape {tuple(network.shapes[n])}, to each "
+                    "position of which its matrix goes; use --model square."
+                )
 
     def on_fit_start(self) -> None:
         super().on_fit_start()

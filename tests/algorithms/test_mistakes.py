@@ -261,6 +261,14 @@ def test_a_layer_that_the_networks_own_pass_leaves_out_is_told(name):
         rule.training_batch(*make_batch(network))
 
 
+@pytest.mark.parametrize("name", ["chl", "generec", "gait"])
+def test_a_matrix_for_each_position_is_refused_by_rules_of_whole_layers(name):
+    layers = [nn.Sequential(nn.Linear(6, 6), nn.LeakyReLU()) for _ in range(2)]
+    network = Layers([*layers, nn.Sequential(nn.Flatten(), nn.Linear(24, 24))], (4, 6), 24)
+    with pytest.raises(UserError, match="layer 1 for 6 of 24 values|vectors from layer 2, found .* shape .4, 6."):
+        make(name, network)
+
+
 def test_a_batch_after_a_fit_is_looked_at_too(mlp):
     rule, (x, y) = make("dtp", mlp), make_batch(mlp)
     trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, barebones=False, accelerator="cpu")
