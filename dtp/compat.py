@@ -8,12 +8,19 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.overrides.distributed import _sync_module_states
 from lightning.pytorch.strategies.launchers import subprocess_script
+from lightning.pytorch.trainer.states import TrainerStatus
 
 
 def trainer_of(module: LightningModule) -> Trainer | None:
     """The trainer of a module; None outside of one, where ``module.trainer`` raises."""
     trainer: Any = module._trainer
     return trainer
+
+
+def trains(module: LightningModule) -> bool:
+    """Whether a trainer is at work on the module; one that has come to its end stays with it."""
+    trainer = trainer_of(module)
+    return trainer is not None and trainer.state.status == TrainerStatus.RUNNING
 
 
 def batches_of_an_epoch(trainer: Trainer) -> int | float:

@@ -54,6 +54,23 @@ def test_lightning_asks_whether_training_is_one_of_so_many_steps(trainer):
     assert "self._iteration_based_training()" in inspect.getsource(fit_loop)
 
 
+def test_a_trainer_is_at_work_until_it_ends(trainer):
+    class Module(LightningModule):
+        automatic_optimization = False
+
+        def training_step(self, batch, index):
+            asked.append(compat.trains(self))
+            compat.count_step(self.trainer)
+
+        def configure_optimizers(self):
+            return torch.optim.SGD([torch.nn.Parameter(torch.ones(1))])
+
+    module, asked = Module(), []
+    assert not compat.trains(module)
+    trainer.fit(module, DataLoader(torch.ones(3, 1)))
+    assert asked == [True] * 3 and compat.trainer_of(module) is trainer and not compat.trains(module)
+
+
 def test_a_module_knows_its_trainer_or_that_it_has_none(trainer):
     module = LightningModule()
     assert compat.trainer_of(module) is None

@@ -322,7 +322,11 @@ class Algorithm(TaskModule, metaclass=RuleType):
     @property
     def batches_done(self) -> int:
         """How many batches were learned from before this one."""
-        return self._batches_alone if compat.trainer_of(self) is None else self.global_step
+        return self.global_step if compat.trains(self) else self._batches_alone
+
+    @batches_done.setter
+    def batches_done(self, batches: int) -> None:
+        self._batches_alone = batches
 
     def _no_optimizers(self) -> UserError:
         """The mistake of learning without a trainer before the optimizers are made."""
@@ -468,6 +472,8 @@ class Algorithm(TaskModule, metaclass=RuleType):
             self._within_step = False
         self._totals.add(names, values, len(x), self._shares)
         self._count_batch()
+        # From where a loop of the user's own goes on after the trainer.
+        self.batches_done = self.global_step
         # Here, not in a hook after the batch: a checkpoint of this batch is written by such a hook, and the row at its
         # step must be there before it.
         every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] (its connectors set it)
@@ -702,6 +708,7 @@ class Algorithm(TaskModule, metaclass=RuleType):
         else:
             self.noise_streams.restart(checkpoint["global_step"], states[0])
         self.feedback_timer.seconds = checkpoint["feedback_seconds"]
+        self.batches_done = checkpoint["global_step"]
         # Checkpoints of earlier versions have none; at the end of an epoch the next one's start forgets it.
         self._begun = checkpoint.get("within_epoch")
         # Those stepped schedules at the end of an epoch, which a trainer that goes on from its validation runs again.

@@ -289,7 +289,7 @@ class TargetPropagation(LocalTargets):
                 ``current_epoch`` of its own.
         """
         schedule = self.feedback_schedule
-        counted = compat.trainer_of(self) is not None or type(self).current_epoch is not Algorithm.current_epoch
+        counted = compat.trains(self) or type(self).current_epoch is not Algorithm.current_epoch
         if schedule.by_epochs and not counted:
             raise UserError(
                 f"{type(self).__name__}: its schedule counts epochs, and without a trainer nobody counts them; give "

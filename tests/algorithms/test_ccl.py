@@ -199,7 +199,7 @@ def test_losses_rise_over_the_first_batches():
     plain.feedback = rule.feedback
     x, y = make_batch(network)
     for done in range(6):
-        rule._batches_alone = done
+        rule.batches_done = done
         factor = min((done + 1) / 4, 1.0)
         assert rule.gradient_scale(1) == factor
         for ours, whole in zip(rule.forward_gradients(x, y)[1], plain.forward_gradients(x, y)[1], strict=True):

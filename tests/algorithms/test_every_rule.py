@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning import Trainer
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from dtp.algorithms import ALGORITHMS, BP
 from dtp.algorithms.base import Algorithm
@@ -153,6 +155,22 @@ def test_a_batch_that_failed_does_not_count():
         rule.training_batch(x * math.nan, y)
     rule.training_batch(x, y)
     assert rule.batches_done == 1
+
+
+def test_batches_after_a_trainer_are_counted_from_where_it_ended(tmp_path):
+    """Also by a rule that is loaded: brsf would draw the same signs for each batch."""
+    network = small_network("bp")
+    loader = DataLoader(TensorDataset(*make_batch(network)), batch_size=2)
+    rule = BP(network)
+    trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.fit(rule, loader)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    loaded = BP.load_from_checkpoint(tmp_path / "a.ckpt", network=network)
+    loaded.configure_optimizers()
+    for made in (rule, loaded):
+        assert made.batches_done == len(loader)
+        made.training_batch(*make_batch(network))
+        assert made.batches_done == len(loader) + 1
 
 
 def on_meta(rule, network):
