@@ -180,8 +180,8 @@ class _Pool:
                 self._end(job, "elsewhere")
                 continue
             if state := self._state_before(job, config):
-                claim.close()
-                self._end(job, state)
+                with claim:
+                    self._end(job, state)
                 continue
             self.states[job.folder] = "waiting"
             self.running[job.folder] = _Process(job, claim, self.free.pop(), self.threads)
@@ -226,9 +226,11 @@ class _Pool:
         )
 
     def _tell_of(self, process: _Process) -> None:
-        state, text = process.outcome()
-        self.tell(f"{_place(process.job, self.listed)} {text}")
-        self._end(process.job, state)
+        # Nobody else may begin it before all know how it ended.
+        with process.claim:
+            state, text = process.outcome()
+            self.tell(f"{_place(process.job, self.listed)} {text}")
+            self._end(process.job, state)
 
     def _end(self, job: Job, state: State) -> None:
         self.states[job.folder] = state
@@ -308,7 +310,6 @@ class _Process:
             if not self.job.failure:
                 self.job.folder.mkdir(parents=True, exist_ok=True)
                 write_failure(self.job.folder, said.removeprefix("error: "))
-        self.claim.close()
         return state, text
 
     def ask_to_stop(self) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from dtp.errors import UserError
-from dtp.experiments.jobs import FAILURE_FILE, Job, run_jobs, visible_gpus
+from dtp.experiments.jobs import FAILURE_FILE, Job, run_jobs, try_claim, visible_gpus
 from dtp.system.locks import try_lock
 from tests.data.files import write_folder
 from tests.runs import ROOT, contents
@@ -50,6 +50,18 @@ def test_what_fails_by_its_own_fault_is_remembered_and_leaves_the_others_alone(h
     said = []
     run_jobs(jobs, 1, again=True, tell=said.append)
     assert any("bad begins" in line for line in said) and (jobs[0].folder / FAILURE_FILE).is_file()
+
+
+def test_nobody_else_begins_a_run_before_its_end_has_been_told(here):
+    jobs, held = [Job(Path("bad"), {**SMALL, "lr": 1e30}), Job(Path("good"), SMALL)], []
+    for _ in range(2):
+        # The second time both have ended before.
+        run_jobs(jobs, 1, tell=lambda text: None, ended=lambda job, state: held.append(try_claim(job) is None))
+    assert held == [True] * 4
+    for job in jobs:
+        claim = try_claim(job)
+        assert claim is not None
+        claim.close()
 
 
 def test_a_disk_or_a_lock_in_the_way_is_not_the_runs_own_fault(here):

@@ -214,30 +214,34 @@ class Study:
         """Whether all its values are drawn; else its process was killed while it drew them."""
         return set(trial.params) == set(self._distributions)
 
+    def _trial(self, number: int) -> Any:
+        """A trial of the store, as it is now."""
+        return self._study.get_trials(deepcopy=False)[number]
+
     def _interrupted(self) -> Iterator[Job]:
         from optuna.trial import TrialState as Told
 
-        for trial in self._study.get_trials(deepcopy=False):
-            if trial.state.name != "RUNNING" or trial.number in self._taken:
-                continue
+        for number in range(len(self._study.get_trials(deepcopy=False))):
             # As it is now: those before it may have taken hours.
-            trial = self._study.get_trials(deepcopy=False)[trial.number]
-            if trial.state.name != "RUNNING":
+            trial = self._trial(number)
+            if trial.state.name != "RUNNING" or number in self._taken:
                 continue
             if not self._is_whole(trial):
                 # Being drawn at this moment? Not while we hold the lock.
                 with self.locked():
-                    if not self._is_whole(self._study.get_trials(deepcopy=False)[trial.number]):
-                        self._study.tell(trial.number, state=Told.FAIL, skip_if_finished=True)
+                    trial = self._trial(number)
+                    if not self._is_whole(trial):
+                        self._study.tell(number, state=Told.FAIL, skip_if_finished=True)
                         continue
-                    trial = self._study.get_trials(deepcopy=False)[trial.number]
             job = self._job(trial)
-            # Whoever is at it has yet to read why it failed.
+            # Whoever is at it has yet to tell why it failed.
             if job.failure and (claim := try_claim(job)):
                 with claim:
-                    self._again.add(trial.number)
+                    if self._trial(number).state.name != "RUNNING":
+                        continue
+                    self._again.add(number)
                     (job.folder / FAILURE_FILE).unlink(missing_ok=True)
-            self._taken.add(trial.number)
+            self._taken.add(number)
             if job.folder.is_dir():
                 self._tell(f"{job.folder.name} is taken up again")
             yield job
