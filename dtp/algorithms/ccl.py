@@ -17,7 +17,7 @@ from dtp.errors import UserError
 from dtp.feedback import FeedbackSettings, LinearMap, layer_operations
 from dtp.feedback.layers import require_known_functions
 from dtp.feedback.operations import operation_of
-from dtp.models.modules import InnerFunction, PaddedShortcut, ResidualUnit, SameConv2d
+from dtp.models.modules import InnerFunction, PaddedShortcut, Residual, ResidualUnit, SameConv2d
 from dtp.models.network import Network
 from dtp.models.precision import full_precision
 from dtp.models.shapes import output_shape
@@ -170,7 +170,9 @@ class CCL(LocalLosses):
             torch.nn.utils.clip_grad_norm_(self.feedback.parameters(), o.clip_norm)
         if o.layer_clip > 0:
             for layer in (*self.network, *self.feedback):
-                torch.nn.utils.clip_grad_norm_(layer.parameters(), o.layer_clip)
+                # Of none torch warns.
+                if parameters := list(layer.parameters()):
+                    torch.nn.utils.clip_grad_norm_(parameters, o.layer_clip)
 
     def feedback_weights(self) -> dict[int, list[tuple[Tensor, Tensor]]]:
         pairs = {}
@@ -235,9 +237,11 @@ def _mirror(module: nn.Module, below: Size, above: Size) -> list[nn.Module]:
         wider = [] if below[1:] == above[1:] else [nn.Upsample(tuple(below[1:]))]
         return [*wider, kind(*sizes, padding="same", dilation=conv.dilation, groups=conv.groups, bias=False)]
     if next(module.parameters(), None) is not None:
-        made = operation_of(module).make_feedback(module, below, FeedbackSettings())
-        if isinstance(made, LinearMap):
-            return [made]
+        if not isinstance(module, Residual):
+            # A sum has no mirror, nor need its branches have feedback.
+            made = operation_of(module).make_feedback(module, below, FeedbackSettings())
+            if isinstance(made, LinearMap):
+                return [made]
         if below != above:
             raise UserError(f"ccl knows no mirror of the layer type {type(module).__name__}; use another network.")
     if below == above:

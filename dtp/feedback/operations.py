@@ -32,6 +32,7 @@ from dtp.feedback.context import (
     SlopeContext,
     SwitchesContext,
 )
+from dtp.models.modules import Residual
 from dtp.models.precision import full_precision
 from dtp.models.shapes import ELEMENTWISE, channels_last
 
@@ -702,7 +703,8 @@ def elementwise_feedback(module: nn.Module, in_shape: Size, settings: FeedbackSe
 
 def is_elementwise(module: nn.Module) -> bool:
     """Whether a module is known as an elementwise nonlinearity."""
-    if any(p.dim() > 1 for p in module.parameters()):
+    # A sum is not asked for feedback of a single value, which its branches may not take.
+    if isinstance(module, Residual) or any(p.dim() > 1 for p in module.parameters()):
         return False
     try:
         return isinstance(operation_of(module).make_feedback(module, Size([1]), FeedbackSettings()), Elementwise)

@@ -11,6 +11,7 @@ from dtp.algorithms import CCL
 from dtp.cli.train import main
 from dtp.diagnostics.alignment import feedback_alignment
 from dtp.errors import UserError
+from dtp.models import as_network
 from tests.algorithms.helpers import changed, make, of_network, state
 from tests.algorithms.networks import Layers, shipped_network
 from tests.conftest import make_batch
@@ -199,7 +200,7 @@ def test_losses_rise_over_the_first_batches():
     plain.feedback = rule.feedback
     x, y = make_batch(network)
     for done in range(6):
-        rule.batches_done = done
+        rule.batches_by_hand = done
         factor = min((done + 1) / 4, 1.0)
         assert rule.gradient_scale(1) == factor
         for ours, whole in zip(rule.forward_gradients(x, y)[1], plain.forward_gradients(x, y)[1], strict=True):
@@ -257,3 +258,22 @@ def test_options_out_of_range_are_refused(changes, message):
     with pytest.raises(UserError) as error:
         make("ccl", elu_network(16, 12, 5), **changes)
     assert str(error.value) == message
+
+
+def test_a_sum_that_repeats_a_branch_has_no_mirror_and_needs_none():
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.context, self.last = nn.Conv2d(1, 3, 3), nn.Conv2d(3, 3, 1), nn.Linear(108, 5)
+
+        def forward(self, x):
+            h = self.first(x).relu()
+            h = (h + self.context(F.adaptive_avg_pool2d(h, 1))).tanh()
+            return self.last(h.flatten(1))
+
+    network = as_network(Pooled(), (1, 8, 8))
+    rule = CCL(network)
+    rule.configure_optimizers()
+    before = state(network)
+    rule.training_batch(*make_batch(network))
+    assert {name[:8] for name in changed(before, state(network))} == {"layers.0", "layers.1", "layers.2"}

@@ -8,7 +8,7 @@ from dtp.algorithms import ALGORITHMS, DTP
 from dtp.algorithms.options import DTPOptions
 from dtp.diagnostics.alignment import feedback_alignment, update_alignment
 from dtp.errors import UserError
-from dtp.feedback import FeedbackSettings, derive_feedback, forward_with_context, ldrl_loss
+from dtp.feedback import FeedbackSettings, derive_feedback, forward_with_context, is_elementwise, ldrl_loss
 from dtp.feedback.adjoints import ResidualFeedback
 from dtp.models import ConvNet, LocallyConnected, ResNet18, ResNet20, Square
 from dtp.models.modules import (
@@ -80,6 +80,10 @@ def test_a_sum_that_repeats_one_branch_over_space_is_refused():
     context = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(3, 3, 1))
     with pytest.raises(UserError, match="Layer 1: .*branches of one shape, found 3x1x1 and 3x6x6"):
         undo(nn.Sequential(Residual(context, nn.Sequential())), (3, 6, 6))
+
+
+def test_a_sum_is_no_elementwise_nonlinearity_whatever_its_branches_take():
+    assert not is_elementwise(Residual(nn.Sequential(nn.BatchNorm2d(3)), nn.Sequential()))
 
 
 @pytest.mark.parametrize("shortcut", ["projection", "padding"])
