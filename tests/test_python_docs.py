@@ -102,6 +102,16 @@ def test_probes_do_not_listen_to_what_is_the_same_in_all_images_they_are_fitted_
     assert found[0] == found[1] > 0.6
 
 
+@pytest.mark.parametrize("kind", ["ridge", "logistic"])
+def test_probes_do_without_a_unit_whose_deviation_is_too_small_for_its_type(kind):
+    """A saturated unit, whose values differ by less than float32 can square."""
+    rule, (x, y) = dtp.BP(nn.Sequential(nn.Linear(4, 4), nn.Sigmoid(), nn.Linear(4, 2))), clusters(40)
+    assert rule.network.model is not None
+    with torch.no_grad():
+        rule.network.model[0].bias[0] = -60.0
+    assert len(dtp.linear_probes(rule, [(x, y)], [(x, y)], kind=kind)) == 3
+
+
 def test_measures_of_no_images_are_refused():
     rule, (x, y) = dtp.BP(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))), clusters(20)
     with pytest.raises(dtp.UserError, match="alignment: expected a batch with images"):

@@ -72,7 +72,7 @@ def _counted(learn: _Method) -> _Method:
             found = learn(self, *args, **kwargs)
         finally:
             self._within_batch = False
-        self._batches_alone += 1
+        self.batches_by_hand += 1
         return found
 
     cast(Any, counted).counts = True
@@ -149,7 +149,8 @@ class Algorithm(TaskModule, metaclass=RuleType):
         # Ranks, and how many parts of every batch they have.
         self._ranks = self._shares = 1
         # Without a trainer nobody else counts them (:func:`_counted`).
-        self._batches_alone = 0
+        # Where the count stands of batches that no trainer counts.
+        self.batches_by_hand = 0
         # The last epoch after which the schedules that watch no metric were stepped.
         self._stepped_epoch = -1
         # Of a checkpoint within an epoch, what was added up in it until then.
@@ -322,11 +323,7 @@ class Algorithm(TaskModule, metaclass=RuleType):
     @property
     def batches_done(self) -> int:
         """How many batches were learned from before this one."""
-        return self.global_step if compat.trains(self) else self._batches_alone
-
-    @batches_done.setter
-    def batches_done(self, batches: int) -> None:
-        self._batches_alone = batches
+        return self.global_step if compat.trains(self) else self.batches_by_hand
 
     def _no_optimizers(self) -> UserError:
         """The mistake of learning without a trainer before the optimizers are made."""
@@ -473,7 +470,7 @@ class Algorithm(TaskModule, metaclass=RuleType):
         self._totals.add(names, values, len(x), self._shares)
         self._count_batch()
         # From where a loop of the user's own goes on after the trainer.
-        self.batches_done = self.global_step
+        self.batches_by_hand = self.global_step
         # Here, not in a hook after the batch: a checkpoint of this batch is written by such a hook, and the row at its
         # step must be there before it.
         every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue] (its connectors set it)
@@ -708,7 +705,7 @@ class Algorithm(TaskModule, metaclass=RuleType):
         else:
             self.noise_streams.restart(checkpoint["global_step"], states[0])
         self.feedback_timer.seconds = checkpoint["feedback_seconds"]
-        self.batches_done = checkpoint["global_step"]
+        self.batches_by_hand = checkpoint["global_step"]
         # Checkpoints of earlier versions have none; at the end of an epoch the next one's start forgets it.
         self._begun = checkpoint.get("within_epoch")
         # Those stepped schedules at the end of an epoch, which a trainer that goes on from its validation runs again.

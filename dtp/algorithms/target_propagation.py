@@ -288,15 +288,15 @@ class TargetPropagation(LocalTargets):
             UserError: that depends on the epoch, and nobody counts epochs: neither a trainer, nor a subclass with a
                 ``current_epoch`` of its own.
         """
-        schedule = self.feedback_schedule
+        schedule, epoch = self.feedback_schedule, self.current_epoch
         counted = compat.trains(self) or type(self).current_epoch is not Algorithm.current_epoch
-        if schedule.by_epochs and not counted:
+        if not counted and (schedule.period > 1 or epoch < schedule.warmup_epochs):
             raise UserError(
                 f"{type(self).__name__}: its schedule counts epochs, and without a trainer nobody counts them; give "
                 "feedback_warmup_epochs=0, extra_feedback_epochs=0 and another schedule than alternating "
                 "(feedback_warmup counts batches), or use a trainer."
             )
-        return schedule.turns(self.current_epoch, self.batches_done)
+        return schedule.turns(epoch, self.batches_done)
 
     @property
     def feedback_schedule(self) -> FeedbackSchedule:

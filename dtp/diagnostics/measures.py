@@ -85,7 +85,7 @@ def linear_probes(
     for n, (features, others) in enumerate(zip(fitted, tested, strict=True)):
         mean, std = features.mean(0), features.std(0)
         # A unit that is the same for all images says nothing, and has no deviation to divide by but that of rounding.
-        scale = np.where(features.max(0) > features.min(0), std, 1)
+        scale = np.where((features.max(0) > features.min(0)) & (std > 0), std, 1)
         if kind == "ridge":
             probe = RidgeClassifier(alpha=penalty)
         else:

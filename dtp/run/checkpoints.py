@@ -199,7 +199,7 @@ class Checkpoints(Checkpoint):
                         )
                     _link(path, self.best)
                 return
-        lost = f"{self.best}: the best weights so far, of epoch {self.best_epoch + 1}, are not there any more"
+        lost = f"{places[-1] / self.best.name}: the best weights so far, of epoch {self.best_epoch + 1}, are not there"
         if damaged:
             lost = f"{damaged[0]}: is damaged or cannot be read, and with it the best weights so far"
         print(f"warning: {lost}; the best of the epochs to come are tested, or the last.", file=sys.stderr)

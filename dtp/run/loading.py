@@ -114,7 +114,7 @@ def _made_of(
         ) from error
     if noise := checkpoint.get("noise"):
         made.noise_streams.load_state_dict(noise[0])
-    made.batches_done = checkpoint.get("global_step", 0)
+    made.batches_by_hand = checkpoint.get("global_step", 0)
     return made
 
 

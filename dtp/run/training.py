@@ -122,11 +122,14 @@ def _train_in(
     if run.checkpoint is None and (done := run.summary):
         raise UserError(
             f"{run.folder}: has finished after {done['steps']} batches, and no checkpoint is left to go on from; put "
-            "its checkpoints back, or start a new run with another --run-dir."
+            "its checkpoints back, or move it away, or give another --run-dir."
         )
     if process_rank() == 0:
         # A run that goes on from the beginning may have lost it.
-        run.checkpoints.mkdir(exist_ok=True)
+        try:
+            run.checkpoints.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{run.checkpoints}: cannot be made ({error.strerror}); make this folder.") from error
         write_config(run, config, command)
         write_failure(run.folder, "")
         _print_header(config, run, data, algorithm, resumed_at)

@@ -34,13 +34,15 @@ class OwnLoss(Classification):
         """The function says what it takes."""
 
     def wanted(self, goal: Tensor, like: Tensor) -> Tensor:
-        """One-hot labels, for rules that send the class itself to hidden layers, whatever the loss."""
+        """One-hot labels, for rules that themselves make use of the class, whatever the loss."""
         try:
             require_labels(like, goal, self.outputs)
         except UserError as error:
+            whole = goal.dtype == torch.int64 and len(goal) > 0
+            found = f"values from {int(goal.min())} to {int(goal.max())}" if whole else shown(goal)
             raise UserError(
-                f"loss: expected labels from 0 to {self.outputs - 1} for goals, which this rule sends to hidden layers "
-                f"itself, found {shown(goal)}; use another rule, such as bp or dfa."
+                f"loss: expected labels from 0 to {self.outputs - 1} for goals, of which this rule itself makes use, "
+                f"found {found}; use another rule, such as bp or dfa."
             ) from error
         return super().wanted(goal, like)
 

@@ -158,19 +158,23 @@ def test_a_batch_that_failed_does_not_count():
 
 
 def test_batches_after_a_trainer_are_counted_from_where_it_ended(tmp_path):
-    """Also by a rule that is loaded: brsf would draw the same signs for each batch."""
-    network = small_network("bp")
+    """Also by a rule that is loaded: it would draw the same weights for each batch."""
+    network = small_network("brsf")
     loader = DataLoader(TensorDataset(*make_batch(network)), batch_size=2)
-    rule = BP(network)
+    cls = ALGORITHMS.resolve("brsf").load()
+    rule = cls(network)
     trainer = Trainer(max_epochs=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
     trainer.fit(rule, loader)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
-    loaded = BP.load_from_checkpoint(tmp_path / "a.ckpt", network=network)
+    loaded = cls.load_from_checkpoint(tmp_path / "a.ckpt", network=network)
     loaded.configure_optimizers()
     for made in (rule, loaded):
-        assert made.batches_done == len(loader)
-        made.training_batch(*make_batch(network))
-        assert made.batches_done == len(loader) + 1
+        drawn = []
+        for batch in range(2):
+            assert made.batches_done == len(loader) + batch
+            made.training_batch(*make_batch(network))
+            drawn.append([operation.backward_map.weight.clone() for operation in made.feedback.operations])
+        assert not any(torch.equal(one, other) for one, other in zip(*drawn, strict=True))
 
 
 def on_meta(rule, network):

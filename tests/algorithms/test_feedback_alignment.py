@@ -606,7 +606,7 @@ def test_hooks_are_gone_after_a_pass_and_after_one_that_failed(lenet):
         # Too small for the linear layer: it fails in the middle of the network.
         rule.forward_gradients(x[:, :, :6, :6], y)
     assert hooks(lenet) == 0
-    with pytest.raises(RuntimeError):
+    with pytest.raises(UserError, match="does not depend on all weights"):
         rule.task_loss = lambda *_: torch.full((), math.nan).requires_grad_()
         rule.forward_gradients(x, y)
     assert hooks(lenet) == 0

@@ -143,7 +143,7 @@ def test_a_run_goes_on_without_the_best_weights_so_far_and_says_so(here, capsys)
     torch.save(saved, path)
     Path("run/checkpoints/best.ckpt").unlink()
     assert main(["--resume", "run", "--max-epochs", "2"]) == 0
-    told = "run/checkpoints/best.ckpt: the best weights so far, of epoch 1, are not there any more; the best of the"
+    told = "run/checkpoints/best.ckpt: the best weights so far, of epoch 1, are not there; the best of the"
     assert capsys.readouterr().err.count(told) == 1
 
 
