@@ -148,8 +148,7 @@ class Algorithm(TaskModule, metaclass=RuleType):
         self._totals = EpochTotals(self.feedback_timer)
         # Ranks, and how many parts of every batch they have.
         self._ranks = self._shares = 1
-        # Without a trainer nobody else counts them (:func:`_counted`).
-        # Where the count stands of batches that no trainer counts.
+        # How many batches were learned from, where no trainer is at work to count them (:func:`_counted`).
         self.batches_by_hand = 0
         # The last epoch after which the schedules that watch no metric were stepped.
         self._stepped_epoch = -1
