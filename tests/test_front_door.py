@@ -213,10 +213,12 @@ def test_a_rule_follows_the_loss_it_is_given(name):
 
 
 @pytest.mark.parametrize("name", ["drtp", "ccl"])
-@pytest.mark.parametrize("goals", [torch.rand(6, 5), torch.full((6,), 5)])
-def test_goals_without_a_class_are_refused_by_rules_that_send_the_class_down(name, goals):
+@pytest.mark.parametrize(
+    ("goals", "found"), [(torch.rand(6, 5), "a tensor"), (torch.full((6,), 5), "values from 5 to 5")]
+)
+def test_goals_without_a_class_are_refused_by_rules_that_send_the_class_down(name, goals, found):
     rule = ALGORITHMS.resolve(name).load()(plain(), loss=lambda outputs, goals: (outputs.t() * goals.t()).mean())
-    with pytest.raises(UserError, match="loss: expected labels from 0 to 4 for goals, .* found a tensor"):
+    with pytest.raises(UserError, match=f"loss: expected labels from 0 to 4 for goals, .* found {found}"):
         rule.forward_gradients(batch()[0], goals)
 
 
