@@ -463,7 +463,7 @@ class FeedbackControl(TargetPropagation):
     def _train_feedback(self, phase: ControlPhase) -> dict[str, Tensor]:
         rates = self.warmup_feedback_lr if self.warming_up else self.feedback_lr
         for n, optimizer in self.feedback_optimizers.items():
-            optimizer.param_groups[0]["lr"] = rates[n]
+            optimizer.param_groups[0]["lr"] = self._rate_factor * rates[n]
         return {f"feedback_loss_{n}": loss for n, loss in self._train_layers(phase).losses.items()}
 
     @torch.no_grad()

@@ -100,6 +100,7 @@ class TargetPropagation(LocalTargets):
         self.engine = FeedbackEngine(o.engine, o.feedback_memory << 20, stops_early=self.stop_distance > 0)
         self.engine.choose(self.device, self._steps_directly())
         self._check_probes()
+        self._rate_factor = 1.0
         self._tracking = numbers if o.feedback_tracking == "kolen-pollack" else []
         weights = self.feedback_weights() if self._tracking else {}
         for n in self._tracking:
@@ -387,12 +388,13 @@ class TargetPropagation(LocalTargets):
         usual, groups = self.feedback_iterations, {n: o.param_groups[0] for n, o in self.feedback_optimizers.items()}
         rates = {n: group["lr"] for n, group in groups.items()}
         self.feedback_iterations = {n: iterations.get(n, 0) for n in self.trained_feedback}
+        self._rate_factor = rate_factor
         for n, group in groups.items():
             group["lr"] = rate_factor * self.feedback_lr[n]
         try:
             return self.feedback_phase(activations)
         finally:
-            self.feedback_iterations = usual
+            self.feedback_iterations, self._rate_factor = usual, 1.0
             for n, group in groups.items():
                 group["lr"] = rates[n]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import sys
 import time
 import warnings
@@ -162,6 +163,11 @@ def _train_in(
     return run
 
 
+def _title(folder: Path) -> str:
+    """The name of a run where many are listed: that of its folder, in a sweep with the setting before the seed."""
+    return f"{folder.parent.name}/{folder.name}" if re.fullmatch(r"seed\d+", folder.name) else folder.name
+
+
 def _make_trainer(
     run: Run, config: Config, checkpoints: Checkpoints, limits: dict[str, int | float], resumed_at: int
 ) -> pl.Trainer:
@@ -171,7 +177,7 @@ def _make_trainer(
     metrics_csv.resume_at(resumed_at)
     loggers: list[Any] = [metrics_csv]
     if config.run.logger == "wandb":
-        loggers.append(make_wandb_logger(run.folder, config.as_dict(), name=run.folder.name))
+        loggers.append(make_wandb_logger(run.folder, config.as_dict(), name=_title(run.folder)))
     progress = progress_callback()
     callbacks: list[Any] = [progress, checkpoints, PicturesCallback(run.folder)]
     if config.run.diagnostics_every:

@@ -1,5 +1,6 @@
 """Deep feedback control: its dynamics, its steady state, what is learned from them, and how the feedback learns."""
 
+import copy
 import json
 import math
 
@@ -460,6 +461,21 @@ def test_the_warm_up_has_rates_and_noise_of_its_own(tanh, monkeypatch):
         rule.training_batch(x, y)
         assert rule.noise_scale(2) == noise
         assert all(o.param_groups[0]["lr"] == rate for o in rule.feedback_optimizers.values())
+
+
+@pytest.mark.parametrize("warm", [0, 1])
+def test_a_phase_of_other_rates_is_that_of_a_rule_with_these_rates(tanh, warm):
+    options = {"feedback_warmup_epochs": warm, "feedback_time_steps": 5}
+    rule = make(DFCSSA, tanh, feedback_lr=[1e-2], warmup_feedback_lr=[1e-1], **options)
+    other = make(DFCSSA, copy.deepcopy(tanh), feedback_lr=[1e-3], warmup_feedback_lr=[1e-2], **options)
+    other.load_state_dict(rule.state_dict())
+    x, _ = batch(tanh)
+    before = state(rule)
+    rule.train_feedback_for(rule.activations(x, gradients=False), rule.feedback_iterations, 0.1)
+    other.feedback_phase(other.activations(x, gradients=False))
+    assert changed(before, rule.state_dict())
+    for value, expected in zip(rule.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(value, expected)
 
 
 def test_each_weights_own_gradient_is_clipped(tanh):

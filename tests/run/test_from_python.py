@@ -233,7 +233,17 @@ def test_a_run_ends_its_run_of_wandb_and_leaves_one_that_was_there_alone(tmp_pat
     wandb = pytest.importorskip("wandb")
     for name, value in (("HOME", str(tmp_path)), ("WANDB_MODE", "offline"), ("WANDB_SILENT", "true")):
         monkeypatch.setenv(name, value)
-    assert dtp.train(**OPTIONS, logger="wandb").summary["epochs"] == 2
+    original, names = wandb.init, []
+
+    def init(**given):
+        names.append(given["name"])
+        return original(**given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(wandb, "init", init)
+        run = dtp.train(**OPTIONS, logger="wandb", run_dir=tmp_path / "published-K" / "seed1")
+    # All runs of a sweep would have the same name otherwise.
+    assert run.summary["epochs"] == 2 and names == ["published-K/seed1"]
     assert wandb.run is None
     own = wandb.init(project="own", mode="disabled")
     try:

@@ -196,7 +196,7 @@ def as_table(sweep: Sweep, measured: Sequence[Measured], command: str) -> str:
     for m in measured:
         epochs = _distinct(float(run.passes) for run in m.runs.values())
         cells = [_mean_and_deviation(metric, m.last(metric)) for metric in metrics]
-        first = [m.point.name, ", ".join(map(str, m.runs)) or "none", _words(epochs)]
+        first = [m.point.name.replace("|", r"\|"), ", ".join(map(str, m.runs)) or "none", _words(epochs)]
         lines.append("| " + " | ".join([*first, *cells]) + " |")
     absent = [f"- {m.point.name}, seed {seed}: {why}" for m in measured for seed, why in m.missing.items()]
     if absent:

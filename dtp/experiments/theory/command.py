@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -54,6 +55,11 @@ def _measure(study: Study, options: StudyOptions, argv: Sequence[str]) -> dict[s
     # For the record: by the time that it is written the files may have changed.
     commit()
     values = measure(options)
+    if not _is_finite(values):
+        raise UserError(
+            f"dtp theory {study.name}: expected finite measurements, found some that are not, as of feedback that "
+            "diverges; lower its learning rates."
+        )
     settings = dataclasses.asdict(options)
     if "data_dir" in settings:
         settings["data_dir"] = "DIR"
@@ -66,6 +72,13 @@ def _measure(study: Study, options: StudyOptions, argv: Sequence[str]) -> dict[s
         **hardware(),
         "versions": versions(),
     }
+
+
+def _is_finite(values: Any) -> bool:
+    """Whether all numbers in ``values`` are; None is no number."""
+    if isinstance(values, dict | list):
+        return all(map(_is_finite, values.values() if isinstance(values, dict) else values))
+    return not isinstance(values, float) or math.isfinite(values)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------

@@ -110,6 +110,11 @@ class ImageOptions(StudyOptions):
 
     def check(self) -> None:
         self._require_count("image_shape", [3], "channels, height and width")
+        field = next(field for field in dataclasses.fields(self) if field.name == "image_shape")
+        usual = [*field.metadata.get("sizes", {}).values(), fields.default_of(field)]
+        if self.data != "random" and self.image_shape not in usual:
+            shape = " ".join(map(str, self.image_shape))
+            raise UserError(f"--image-shape {shape}: expected random images, found --data {self.data}; leave it out.")
 
 
 @study("transpose", "feedback weights on their way to the transposes of frozen forward weights (L-DRL)")

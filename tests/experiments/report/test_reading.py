@@ -16,6 +16,15 @@ def test_finds_runs_in_any_depth_each_once_in_the_order_of_their_numbers(tmp_pat
     assert [run.name for run in read_runs([tmp_path / "alone"])] == ["alone"]
 
 
+def test_finds_runs_behind_links_each_once(tmp_path):
+    make_run(tmp_path / "elsewhere" / "campaign" / "seed0")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "mine").symlink_to(tmp_path / "elsewhere" / "campaign")
+    (tmp_path / "runs" / "again").symlink_to(tmp_path / "elsewhere" / "campaign" / "seed0")
+    (tmp_path / "elsewhere" / "campaign" / "back").symlink_to(tmp_path / "runs")
+    assert [record.name for record in read_runs([tmp_path / "runs"])] == ["again"]
+
+
 def test_looks_for_no_runs_within_a_run(tmp_path):
     run = make_run(tmp_path / "run")
     make_run(run / "wandb" / "copy")

@@ -155,6 +155,13 @@ def test_a_table_without_deviations_for_a_single_seed(here):
     assert "| all | 0 | 2 | 25.00 |" in as_table(sweep, collect(sweep, jobs), "c")
 
 
+def test_a_setting_with_a_bar_in_its_name_stays_one_cell(here):
+    sweep = sweep_of(here, "base: {algo: bp, max_epochs: 2}\nvariants: {a|b: {}}\n")
+    jobs = sweep.jobs(here / "out")
+    made_up(jobs["a|b", 0], {"val/accuracy": {20: 0.25}})
+    assert "| a\\|b | 0 | 2 | 25.00 |" in as_table(sweep, collect(sweep, jobs), "c")
+
+
 @pytest.mark.parametrize(
     "metric, name",
     [

@@ -124,6 +124,14 @@ def test_folders_do_not_get_into_the_record(tmp_path):
         ("transpose --channels 4", "--channels: expected at least 2 convolutions, found 1"),
         ("transpose --image-shape 3 2 2", "use larger images or fewer layers"),
         ("transpose --data digits --batch-size 5000", "--batch-size: expected at most the 1293 training images"),
+        (
+            "transpose --data digits --image-shape 3 8 8",
+            "--image-shape 3 8 8: expected random images, found --data digits",
+        ),
+        (
+            "transpose --seeds 0 --iterations 5 --channels 3 4 --image-shape 2 8 8 --batch-size 4 --feedback-lr 1e30",
+            "dtp theory transpose: expected finite measurements",
+        ),
         ("transpose --data mnist --data-dir nowhere", "expected nowhere"),
         ("update-angles --channels 4 5 6", "--channels: expected 2 values, one for each convolution; found 3"),
         ("update-angles --seeds -1", "--seeds: expected values from 0 to 4294967295, found -1"),
