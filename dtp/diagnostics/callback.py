@@ -102,14 +102,17 @@ class AlignmentCallback(Callback):
         self.draw(trainer)
 
     def draw(self, trainer: pl.Trainer) -> None:
-        """Draw what has been measured, unless this process has."""
+        """Draw what has been measured, unless this process has; all ranks call it, and the first draws."""
         dry = trainer.fast_dev_run  # pyright: ignore[reportAttributeAccessIssue] (Lightning's connectors set it)
-        if self._drawn or not trainer.is_global_zero or dry:
+        if self._drawn or dry:
             return
         self._drawn = True
+        # By all ranks: Lightning's log_dir is sent by the first and waits for the others.
+        folder = self.run_dir or Path(trainer.log_dir or trainer.default_root_dir)
+        if not trainer.is_global_zero:
+            return
         for logger in trainer.loggers:
             logger.save()
-        folder = self.run_dir or Path(trainer.log_dir or trainer.default_root_dir)
         # A file in the run folder knows what was measured before a resume, too.
         metrics = self._metrics if self.run_dir is None else read_metrics(folder / "metrics.csv")
         figure = folder / self.FIGURE

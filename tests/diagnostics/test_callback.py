@@ -15,6 +15,7 @@ from dtp.errors import UserError
 from dtp.models import MLP, Network
 from dtp.models.options import MLPOptions
 from dtp.run.loggers import MetricsCSV
+from tests.distributed.ranks import Shares, batches_of, train_on_ranks
 
 pytestmark = pytest.mark.drawn
 
@@ -115,6 +116,19 @@ def test_the_figure_is_given_to_loggers_that_take_images(tmp_path):
 def test_without_metrics_on_disk_training_ends_without_a_figure(tmp_path):
     train(tmp_path, BP(small_network()), epochs=1, every=1, loggers=[])
     assert not (tmp_path / "training.png").exists()
+
+
+def test_several_devices_end_together_where_lightning_says_the_folder(tmp_path):
+    def ended(trainer) -> str:
+        trainer._default_root_dir = str(tmp_path)
+        trainer.callbacks.append(AlignmentCallback())
+        network = small_network()
+        rank = trainer.strategy.global_rank
+        trainer.fit(BP(network), DataLoader(Shares(batches_of(network), rank, 2), batch_size=None))
+        return trainer.state.status
+
+    assert train_on_ranks(ended, tmp_path, ranks=2) == ["finished", "finished"]
+    assert (tmp_path / "training.png").exists()
 
 
 def test_a_run_that_ends_within_an_epoch_is_not_measured(tmp_path):
