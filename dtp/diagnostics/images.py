@@ -80,7 +80,7 @@ def first_filters(network: Network) -> Tensor | None:
     if not affine or network.input_shape[0] not in (1, 3):
         return None
     first = affine[0]
-    if isinstance(first, nn.Linear):
+    if isinstance(first, nn.Linear) and first.in_features == network.input_shape.numel():
         return first.weight.detach().unflatten(1, network.input_shape)
     if isinstance(first, nn.Conv2d) and first.weight.shape[1] == network.input_shape[0]:
         return first.weight.detach()

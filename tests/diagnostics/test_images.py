@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from dtp.cli.train import main
 from dtp.diagnostics.images import draw_filters, draw_reconstructions, draw_rows, first_filters
-from dtp.models import MLP, LeNet, LocallyConnected
+from dtp.models import MLP, LeNet, LocallyConnected, as_network
 from dtp.models.options import LeNetOptions, LocallyConnectedOptions, MLPOptions
 
 pytestmark = pytest.mark.drawn
@@ -94,6 +95,11 @@ def test_filters_are_those_of_a_first_layer_that_sees_images():
     # Components, and weights that differ from place to place, are no images.
     assert first_filters(MLP(MLPOptions(), (100, 1, 1), 2)) is None
     assert first_filters(LocallyConnected(LocallyConnectedOptions(channels=[2, 3]), (1, 16, 16), 2)) is None
+
+
+def test_weights_of_a_linear_layer_on_something_else_than_all_pixels_are_no_images():
+    pooled = nn.Sequential(nn.AvgPool2d(2), nn.Flatten(), nn.Linear(16, 10))
+    assert first_filters(as_network(pooled, (1, 8, 8))) is None
 
 
 SHORT = "--data digits --batch-size 32 --max-epochs 1 --limit-train-batches 2 --diagnostics-every 0".split()
