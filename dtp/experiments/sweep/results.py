@@ -52,8 +52,11 @@ class Measured:
         Returns:
             Where on the horizontal axis, means, and standard deviations (0 for a single run).
         """
-        curves = [curve for run in self.runs.values() if (curve := thinned(run.course(metric, against), CURVE_POINTS))]
-        mean = mean_curve(curves)
+        courses = [course for run in self.runs.values() if (course := run.course(metric, against))]
+        shared = set(courses[0]).intersection(*courses[1:]) if courses else set()
+        # Neighbours are put together among these alone, so that they are the same of each run.
+        curves = [{where: value for where, value in course.items() if where in shared} for course in courses]
+        mean = mean_curve([thinned(curve, CURVE_POINTS) for curve in curves])
         return mean.index.tolist(), mean["mean"].tolist(), mean["deviation"].tolist()
 
     def angles(self, kind: str) -> dict[int, list[float]]:

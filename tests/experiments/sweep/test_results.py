@@ -40,6 +40,20 @@ def test_values_mean_and_deviation_over_seeds(here):
     )
 
 
+def test_a_curve_goes_on_where_a_seed_lacks_a_value(here):
+    sweep = sweep_of(here)
+    jobs = sweep.jobs(here / "out")
+    for seed, lacking in ((0, None), (1, 5)):
+        values = {step: 0.001 * step + 0.2 * seed for step in range(1, 82) if step != lacking}
+        made_up(jobs["bp, widths 8", seed], {"train/loss": values, "test/accuracy": {100: 0.5}}, per_epoch=50)
+    bp = collect(sweep, jobs)[2]
+    where, means, deviations = bp.curve("train/loss", "batches")
+    # Two neighbours each of the 80 that both have.
+    assert where == [2, 4, 7, *range(9, 82, 2)]
+    assert means[:3] == pytest.approx([0.1015, 0.1035, 0.1065])
+    assert deviations == pytest.approx([0.2 / 2**0.5] * 40)
+
+
 def test_why_a_run_has_no_result(here):
     sweep, jobs = finished(here)
     failed, stopped = jobs["bp, widths 8", 0], jobs["bp, widths 8", 1]
