@@ -58,6 +58,7 @@ from dtp.run.progress import progress_callback
 from dtp.run.provenance import commit, cpu_name, recorded, versions
 from dtp.system.memory import keep_freed_memory
 from dtp.system.signals import Stopped, stop_request
+from dtp.tasks import Task
 
 
 def train(config: Config, argv: Sequence[str]) -> Run:
@@ -295,7 +296,7 @@ def _finish(
         "task": algorithm.task.name,
         **_scores(algorithm, val, test),
         "test_loss": test.get("test/loss"),
-        "result": algorithm.task.describe({name[5:]: value for name, value in test.items()}),
+        "result": _in_words(algorithm.task, {name[5:]: value for name, value in test.items()}),
         "tested_weights": tested,
         "train_images": data.sizes["train"],
         "val_images": data.sizes["val"],
@@ -348,6 +349,14 @@ def _scores(algorithm: Algorithm, val: dict[str, float], test: dict[str, float])
         f"val_{first}": val.get(f"val/{first}"),
         **{f"test_{name}": test.get(f"test/{name}") for name in tested},
     }
+
+
+def _in_words(task: Task, scores: dict[str, float]) -> str:
+    """The scores of the test: as the task puts them, or by their names where a rule of a user's has others."""
+    usual = set(task.scores())
+    if usual and usual <= set(scores):
+        return task.describe(scores)
+    return ", ".join(f"test {name} {value:.4g}" for name, value in scores.items())
 
 
 def _result_line(summary: dict[str, Any]) -> str:

@@ -266,6 +266,29 @@ def test_a_users_rule_network_and_dataset_train(tmp_path, monkeypatch, capsys):
     assert summary["test_accuracy"] > 0.95 and "test_top5" not in summary
 
 
+@pytest.mark.parametrize(
+    ("own", "result"),
+    [
+        ("metrics={'f1': F1Score('multiclass', num_classes=10)}", "test loss {test_loss:.4g}, test f1 {test_f1:.4g}"),
+        ("loss=multi_margin_loss", "test loss {test_loss:.4g}"),
+    ],
+)
+def test_a_users_rule_with_metrics_or_a_loss_of_its_own_has_a_summary(own, result, tmp_path, here):
+    name = f"judged_by_{own.partition('=')[0]}"
+    (here / f"{name}.py").write_text(
+        "from torch.nn.functional import multi_margin_loss\n"
+        "from torchmetrics import F1Score\n"
+        "from dtp.algorithms import BP\n"
+        "class Rule(BP):\n"
+        "    def __init__(self, *args, **options):\n"
+        "        super().__init__(*args, **options)\n"
+        f"        self.use({own})\n"
+    )
+    assert main(["--algo", f"{name}:Rule", *SHORT, "--run-dir", str(tmp_path / "run")]) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["result"] == result.format(**summary)
+
+
 # --- what exists is never overwritten ---------------------------------------------------------------------------------
 
 
