@@ -57,9 +57,11 @@ class Drawing:
 
 def drawings(section: Section) -> list[Drawing]:
     """The figures that there is data for. Nothing is drawn before they are asked to."""
-    groups = [group for group in section.groups if len(group.curve)]
+    # Axes are of one measure.
+    alike, others = ([g for g in section.groups if (g.measure == section.measure) == own] for own in (True, False))
+    groups = [group for group in alike if len(group.curve)]
     timed = [group for group in groups if "epoch" in group.costs]
-    priced = [group for group in section.groups if group.test and "epoch" in group.costs]
+    priced = [group for group in alike if group.test and "epoch" in group.costs]
     angles = [group for group in section.groups if group.rule != "bp" and group.angles(ANGLES[0])]
     by_time = any(group.rule != "bp" for group in timed)
     by_cost = len({group.costs["epoch"].mean for group in priced}) > 1
@@ -70,7 +72,7 @@ def drawings(section: Section) -> list[Drawing]:
         "angles": (angles, MOST_ROWS, lambda path: _draw_angles(_best(angles, MOST_ROWS), path)),
     }
     return [
-        Drawing(kind, rendered("captions.md.jinja", kind=kind, groups=shown, most=most), draw)
+        Drawing(kind, rendered("captions.md.jinja", kind=kind, groups=shown, others=others, most=most), draw)
         for kind, (shown, most, draw) in found.items()
         if shown
     ]

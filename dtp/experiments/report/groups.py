@@ -242,6 +242,11 @@ class Section:
         return f"{self.data}{task}"
 
     @property
+    def measure(self) -> Measure:
+        """What most of its groups are judged by."""
+        return statistics.mode(group.measure for group in self.groups)
+
+    @property
     def shared(self) -> dict[str, Any]:
         """The options that say how much was trained, where all groups have the same."""
         values = {name: distinct(group.options.get(name) for group in self.groups) for name in BUDGET}
@@ -259,7 +264,7 @@ class Section:
         for head, measure in (TOP5 if self.task == "classification" else FURTHER).items():
             means = [value.mean for group in self.groups if (value := group.over_seeds(measure.test))]
             # Of few classes the top five say nothing.
-            if means and measure != self.groups[0].measure and (measure.name != "top5" or min(means) < 0.97):
+            if means and measure != self.measure and (measure.name != "top5" or min(means) < 0.97):
                 found[head] = measure
         return found
 

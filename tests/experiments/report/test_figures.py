@@ -101,6 +101,22 @@ def test_angles_have_a_row_for_each_rule_but_backprop(drawn):
     assert len(points) == 3 * len(rows)
 
 
+def test_groups_judged_by_something_else_than_most_are_not_drawn_on_their_axes(tmp_path, saved):
+    make_run(tmp_path / "a", "mine:Rule", summary={"test_accuracy": None, "test_f1": 0.9})
+    make_run(tmp_path / "b", "bp")
+    make_run(tmp_path / "c", "dtp", seconds=2)
+    section = only_section(tmp_path)
+    section.groups.sort(key=lambda group: group.rule != "mine:Rule")
+    kinds = {drawing.kind: drawing for drawing in figures.drawings(section)}
+    for kind in ("curves", "cost"):
+        kinds[kind].draw(tmp_path / "figure.png")
+        assert "Left out, judged by something else: `mine:Rule`." in kinds[kind].caption
+    assert len(saved) == 2
+    for figure in saved:
+        shown = " ".join(text.get_text() for axes in figure.axes for text in axes.texts)
+        assert "dtp" in shown and "mine" not in shown and "accuracy" in figure.axes[0].get_ylabel()
+
+
 def test_curves_show_means_over_seeds_at_epochs_of_the_forward_weights(tmp_path, saved):
     for seed, accuracy in enumerate((0.9, 0.94)):
         make_run(tmp_path / f"bp{seed}", "bp", seed, accuracy, epochs=3)
