@@ -57,6 +57,11 @@ def test_a_damaged_run_among_others_is_left_out_and_told(runs, tmp_path, capsys)
     assert error.startswith("warning: ") and "bp1" in error and error.count("\n") == 1
 
 
+def test_runs_without_an_accuracy_are_not_on_the_board(runs, tmp_path):
+    make_run(runs / "f1", "mine:Rule", summary={"test_accuracy": None, "test_f1": 0.9, "test_loss": 0.4})
+    assert {row["rule"] for row in ours(added(runs, to=tmp_path / "board.json"))} == {"vanilla-dtp", "bp"}
+
+
 def test_runs_become_rows_with_their_means_beside_the_published_figures(runs, tmp_path):
     rows = added(runs, "--note", "quiet machine", to=tmp_path / "board.json")
     assert all(set(row) == set(board.FIELDS) for row in rows)
