@@ -271,10 +271,15 @@ def recorded_options(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: its configuration cannot be read.
     """
-    saved, head = read_yaml(folder / CONFIG_FILE), f"# {IMAGES}: "
-    lines = (folder / CONFIG_FILE).read_text(encoding="utf-8").splitlines()
-    images = [line.removeprefix(head) for line in lines if line.startswith(head)]
-    return {**saved, IMAGES: images[0]} if images else saved
+    saved = read_yaml(folder / CONFIG_FILE)
+    images = recorded_images((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    return {**saved, IMAGES: images} if images else saved
+
+
+def recorded_images(text: str) -> str:
+    """Which images a run reads, in words, as its configuration of this text says; empty where it does not say."""
+    head = f"# {IMAGES}: "
+    return next((line.removeprefix(head) for line in text.splitlines() if line.startswith(head)), "")
 
 
 def differing_options(saved: dict[str, Any], config: Config) -> dict[str, tuple[Any, Any]]:

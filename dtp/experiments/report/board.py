@@ -23,7 +23,7 @@ from dtp.experiments.report import WRITER
 from dtp.experiments.report.groups import NOT_COMPARED, Group, Section, add_costs, place, sections
 from dtp.experiments.report.published import PublishedFigure, matches, published
 from dtp.experiments.report.reading import RunRecord, read_runs
-from dtp.experiments.report.words import RECOMPRESSED, describe_data, is_whole, rendered
+from dtp.experiments.report.words import RECOMPRESSED, is_whole, rendered
 from dtp.run.folder import saved_options
 from dtp.run.provenance import portable
 from dtp.run.reading import has_kinds
@@ -197,11 +197,17 @@ def rows_of_group(section: Section, group: Group, date: str = "", note: str = ""
     # Where there is none, they are judged by something else.
     if not found and (accuracy := group.over_seeds("test_accuracy")):
         found = [(None, accuracy.scaled(100), ())]
-    return [_row(group, figure, ours, said, date, note) for figure, ours, said in found]
+    return [_row(section, group, figure, ours, said, date, note) for figure, ours, said in found]
 
 
 def _row(
-    group: Group, figure: PublishedFigure | None, ours: Statistic, said: Sequence[str], date: str, note: str
+    section: Section,
+    group: Group,
+    figure: PublishedFigure | None,
+    ours: Statistic,
+    said: Sequence[str],
+    date: str,
+    note: str,
 ) -> Row:
     runs, options = group.finished, group.options
     data, remark = group.dataset
@@ -217,7 +223,7 @@ def _row(
     costs = [group.costs["epoch"].mean] if "epoch" in group.costs else []
     costs += [run.summary["cost"] for run in runs if run.summary.get("cost")]
     passes = sorted(set(group.passes))
-    theirs = {"network": group.network, "data": data or describe_data(options), "source": ""}
+    theirs = {"network": group.network, "data": data or section.data, "source": ""}
     if figure:
         theirs = _of_figure(figure)
     ours_alone = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -274,20 +274,33 @@ class Section:
 
 def sections(runs: Sequence[RunRecord]) -> list[Section]:
     """Runs that have a configuration, grouped and sorted: sections by name, groups by family, rule and label."""
-    groups: dict[str, Group] = {}
-    for run in runs:
-        if run.options:
-            groups.setdefault(_key(Group([run]).compared), Group([])).runs.append(run)
+    groups: dict[tuple[str, str], Group] = {}
+    for data, run in _with_data([run for run in runs if run.options]):
+        groups.setdefault((data, _key(Group([run]).compared)), Group([])).runs.append(run)
     found: dict[tuple[str, str], Section] = {}
-    for group in groups.values():
+    for (data, _), group in groups.items():
         # Sorting keeps the order of names among runs of one seed.
         group.runs.sort(key=lambda run: run.seed or 0)
-        data = describe_data(group.options)
         found.setdefault((data, group.task), Section(data, group.task)).groups.append(group)
     for section in found.values():
         _label(section.groups)
         section.groups.sort(key=lambda group: (place(group.rule), len(group.label), group.label))
     return [found[key] for key in sorted(found)]
+
+
+def _with_data(runs: Sequence[RunRecord]) -> list[tuple[str, RunRecord]]:
+    """Runs with their datasets in words, and with their images where folders of one name held several.
+
+    Earlier versions did not record them.
+    """
+    found = [(describe_data(run.options), run) for run in runs]
+    images: defaultdict[str, set[str]] = defaultdict(set)
+    for data, run in found:
+        images[data] |= {run.images} - {""}
+    return [
+        (f"{data}, {run.images or 'images not recorded'}" if len(images[data]) > 1 else data, run)
+        for data, run in found
+    ]
 
 
 def place(rule: str) -> tuple[int, str]:

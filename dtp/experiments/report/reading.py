@@ -22,7 +22,7 @@ from dtp.errors import UserError
 from dtp.experiments.jobs import FAILURE_FILE
 from dtp.fields import default_of, said_of
 from dtp.models import MODELS
-from dtp.run.folder import recorded_commands
+from dtp.run.folder import recorded_commands, recorded_images
 from dtp.run.layout import CHECKPOINTS, CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
 from dtp.run.provenance import portable
 from dtp.run.reading import Row, has_finished, read_rows, read_summary
@@ -48,6 +48,7 @@ class RunRecord:
         rows: its metrics, one dictionary of the finite numbers for each step that has any.
         summary: what it wrote at its end; empty if it has not finished.
         failure: why it failed, or what is damaged, in one sentence.
+        images: which images its folder of images held, in words; empty where it does not say.
     """
 
     folder: Path
@@ -58,6 +59,7 @@ class RunRecord:
     rows: tuple[Row, ...]
     summary: dict[str, Any]
     failure: str
+    images: str = ""
 
     @property
     def seed(self) -> int | None:
@@ -275,7 +277,8 @@ def read_run(folder: Path, name: str | None = None, finished: bool | None = None
     """
     config = folder / CONFIG_FILE
     options = read_yaml(config) if config.is_file() or finished else {}
-    commands = tuple(map(portable, recorded_commands(_text(config)))) if config.is_file() else ()
+    text = _text(config) if config.is_file() else ""
+    commands, images = tuple(map(portable, recorded_commands(text))), recorded_images(text)
     for flag in ("algo", "model", "data", "seed") if config.is_file() else ():
         if flag not in options:
             raise UserError(f"{config}: expected the configuration of a run, found none of its {flag!r}; move it away.")
@@ -299,7 +302,7 @@ def read_run(folder: Path, name: str | None = None, finished: bool | None = None
             where = f"{folder / METRICS_FILE}: expected the epoch of step {row['step']:g}"
             raise UserError(f"{where}, found none; fix or remove that line.")
     options = with_defaults(options) if options else {}
-    return RunRecord(folder, name or folder.name, state, options, commands, tuple(rows), summary, failure)
+    return RunRecord(folder, name or folder.name, state, options, commands, tuple(rows), summary, failure, images)
 
 
 def with_defaults(options: dict[str, Any]) -> dict[str, Any]:

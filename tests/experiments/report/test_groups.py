@@ -94,6 +94,18 @@ def test_datasets_and_tasks_are_studies_of_their_own(tmp_path):
     }
 
 
+def test_folders_of_one_name_with_other_images_are_datasets_of_their_own(tmp_path):
+    for run, place, images in (("a", "/x", "9 images"), ("b", "/y", "9 images"), ("c", "/z", "8 images")):
+        folder = make_run(tmp_path / run, data="imagefolder", data_dir=f"{place}/flowers", image_size=32)
+        config = folder / "config.yaml"
+        config.write_text(f"# --data-dir holds: {images}\n{config.read_text()}")
+    found = {s.title: [run.name for run in s.groups[0].runs] for s in sections(read_runs([tmp_path]))}
+    assert found == {
+        "flowers (imagefolder), 32 pixels, 8 images": ["c"],
+        "flowers (imagefolder), 32 pixels, 9 images": ["a", "b"],
+    }
+
+
 def test_runs_without_accuracy_are_judged_by_what_they_have(tmp_path):
     make_run(tmp_path / "a", task="autoencoder", summary={"test_mse": 0.02, "test_accuracy": None})
     make_run(tmp_path / "b", task="clustering", summary={"test_purity": 0.7, "test_accuracy": None})
