@@ -384,14 +384,15 @@ def compare_costs(section: Section) -> None:
     for group in (group for group in section.groups if group.finished):
         found, unlike = [], []
         for run in group.finished:
-            same = [(bp, other.costs) for bp, other, needs in baselines if needs == group.needs(run)]
+            same = [(bp, _comparable(other)) for bp, other, needs in baselines if needs == group.needs(run)]
             unlike += [[name for name, value in group.needs(run).items() if value != n[name]] for *_, n in baselines]
             if same:
                 nearest = max((bp for bp, _ in same), key=lambda bp: (bp is group, _likeness(group, bp)))
                 theirs = [costs for bp, costs in same if bp is nearest]
                 # Metrics without a rate of training, or cut off, have no time.
                 known = {name: [costs[name] for costs in theirs if costs[name] > 0] for name in COSTS}
-                found.append((nearest, run.costs, {n: statistics.fmean(t) if t else 0.0 for n, t in known.items()}))
+                means = {name: statistics.fmean(costs) if costs else 0.0 for name, costs in known.items()}
+                found.append((nearest, _comparable(run), means))
         if not found:
             why = f"`bp` run of the same {', '.join(min(unlike, key=len))}" if unlike else NO_BASELINE
             group.notes.append(f"time not comparable: no {why}")
@@ -410,6 +411,11 @@ def compare_costs(section: Section) -> None:
         group.notes.extend(_differences(group, found[0][0]))
 
 
+def _comparable(run: RunRecord) -> dict[str, float]:
+    """The costs of a run, that of an epoch by its batches: one that is cut short takes less time for that alone."""
+    return {**run.costs, "epoch": run.costs["epoch"] / (run.batches_per_epoch or 1)}
+
+
 def _likeness(group: Group, other: Group) -> int:
     return sum(group.compared.get(name) == value for name, value in other.compared.items())
 
@@ -423,9 +429,13 @@ def _differences(group: Group, baseline: Group) -> list[str]:
         if ours.get(name) != theirs.get(name)
     ]
     notes = [f"time against `bp` with {', '.join(other)}"] if other else []
-    counts = [" or ".join(map(str, sorted(set(g.passes)))) for g in (group, baseline)]
+    both = (group, baseline)
+    counts = [" or ".join(map(str, sorted(set(g.passes)))) for g in both]
     if counts[0] != counts[1]:
         notes.append(f"wall time of {counts[0]} epochs of forward training against {counts[1]} of `bp`")
+    lengths = [" or ".join(f"{n:g}" for n in sorted({run.batches_per_epoch for run in g.counted})) for g in both]
+    if lengths[0] != lengths[1]:
+        notes.append(f"wall time of epochs of {lengths[0]} batches against {lengths[1]} of `bp`")
     return notes
 
 

@@ -106,6 +106,14 @@ def test_folders_of_one_name_with_other_images_are_datasets_of_their_own(tmp_pat
     }
 
 
+def test_an_epoch_that_is_cut_short_costs_what_a_whole_one_would(tmp_path):
+    make_run(tmp_path / "bp", "bp", seconds=1.0, batches=550)
+    make_run(tmp_path / "dtp", "dtp", seconds=1.0, batches=110, limit_train_batches="110")
+    group = by_label(only_section(tmp_path))["dtp"]
+    assert group.costs["batch"].mean == group.costs["epoch"].mean == pytest.approx(5)
+    assert group.notes == ["wall time of epochs of 110 batches against 550 of `bp`"]
+
+
 def test_runs_without_accuracy_are_judged_by_what_they_have(tmp_path):
     make_run(tmp_path / "a", task="autoencoder", summary={"test_mse": 0.02, "test_accuracy": None})
     make_run(tmp_path / "b", task="clustering", summary={"test_purity": 0.7, "test_accuracy": None})
