@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from dtp.algorithms.base import Algorithm
@@ -70,6 +71,11 @@ class AlignmentCallback(Callback):
         if not trainer.sanity_checking:
             self._keep("val", pl_module, batch)
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Algorithm) -> None:
+        # Here, for Lightning keeps the numbers of the last validation in epochs that have none.
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
+            self._remember_all(trainer, "val/")
+
     def measure(self, trainer: pl.Trainer, algorithm: Algorithm, x: Tensor, y: Tensor) -> None:
         """Log the alignment of every layer on images ``x`` (B, C, H, W) and goals ``y`` (B, ...)."""
         metrics = {}
@@ -94,9 +100,7 @@ class AlignmentCallback(Callback):
                 warnings.warn("Linear probes need validation images to be tested on; there are none.", stacklevel=2)
         train.clear()
         val.clear()
-        for name, value in trainer.callback_metrics.items():
-            if name.startswith(("train/", "val/")):
-                self._remember(trainer, name, float(value))
+        self._remember_all(trainer, "train/")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Algorithm) -> None:
         self.draw(trainer)
@@ -140,6 +144,11 @@ class AlignmentCallback(Callback):
         for name, value in metrics.items():
             self._remember(trainer, name, value)
         algorithm.report({"epoch": float(trainer.current_epoch), **metrics})
+
+    def _remember_all(self, trainer: pl.Trainer, split: str) -> None:
+        for name, value in trainer.callback_metrics.items():
+            if name.startswith(split):
+                self._remember(trainer, name, float(value))
 
     def _remember(self, trainer: pl.Trainer, name: str, value: float) -> None:
         if math.isfinite(value):

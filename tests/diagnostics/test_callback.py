@@ -118,6 +118,27 @@ def test_without_metrics_on_disk_training_ends_without_a_figure(tmp_path):
     assert not (tmp_path / "training.png").exists()
 
 
+def test_epochs_without_validation_have_no_values_of_one(tmp_path):
+    callback, rule = AlignmentCallback(), BP(small_network())
+    trainer = pl.Trainer(
+        max_epochs=5,
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        callbacks=[callback],
+        default_root_dir=tmp_path,
+        check_val_every_n_epoch=2,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(rule, loader(shuffle=True), loader(shuffle=False))
+    trainer.validate(rule, dataloaders=loader(shuffle=False), verbose=False)
+    metrics = callback.state_dict()["metrics"]
+    assert list(metrics["val/loss"]) == list(metrics["val/accuracy"]) == [2 * BATCHES, 4 * BATCHES]
+    assert list(metrics["train/loss"]) == [BATCHES * epoch for epoch in range(1, 6)]
+
+
 def test_several_devices_end_together_where_lightning_says_the_folder(tmp_path):
     def ended(trainer) -> str:
         trainer._default_root_dir = str(tmp_path)
