@@ -133,11 +133,7 @@ class ImageData(LightningDataModule):
             return
         train = self._checked(self.load_train(), "training", "load_train")
         test = self._checked(self.load_test(), "test", "load_test")
-        if train[0].shape[1:] != test[0].shape[1:]:
-            raise UserError(
-                f"{self.name}: expected test images of the shape of the training images, {tuple(train[0].shape[1:])}, "
-                f"found {tuple(test[0].shape[1:])}."
-            )
+        self._require_shape_of(train, test, "test")
         channels, height, width = train[0].shape[1:]
         self._input_shape = (channels, height, width)
         own = self.own_statistics(train[0])
@@ -226,7 +222,9 @@ class ImageData(LightningDataModule):
         everything = np.arange(len(train[1]))
         own = self.load_val() if self.options.val_size is None else None
         if own is not None:
-            return everything, (self._checked(own, "validation", "load_val"), np.arange(len(own[1])))
+            val = self._checked(own, "validation", "load_val")
+            self._require_shape_of(train, val, "validation")
+            return everything, (val, np.arange(len(val[1])))
         size = self.options.val_size
         if size is None:
             # The usual count is one for the whole dataset; of a small part of it, a tenth.
@@ -274,6 +272,13 @@ class ImageData(LightningDataModule):
                 f"{labels.min()} to {labels.max()}; these are not the files of {self.name}."
             )
         return images, labels
+
+    def _require_shape_of(self, train: Part, other: Part, role: str) -> None:
+        expected, found = (tuple(images.shape[1:]) for images, _ in (train, other))
+        if found != expected:
+            raise UserError(
+                f"{self.name}: expected {role} images of the shape of the training images, {expected}, found {found}."
+            )
 
     def _checked_labels(self, labels: Any, role: str, method: str) -> np.ndarray:
         expected = f"{type(self).__name__}: expected {role} labels, one whole number for each"

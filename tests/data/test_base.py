@@ -236,3 +236,16 @@ def test_a_class_derived_from_one_of_ours_keeps_its_statistics_where_it_keeps_th
         found[data.channels] = data.statistics
     assert found[1] == ((0.3054,), (0.3761,))
     assert found[3][0] == pytest.approx((0.3054,) * 3, abs=1e-4)
+
+
+@pytest.mark.parametrize("pca", [0, 5])
+def test_validation_images_of_another_shape_are_refused(pca):
+    class Odd(Digits):
+        def load_val(self):
+            images, labels = self.load_test()
+            return images[:, :, 1:7, 1:7], labels
+
+    with pytest.raises(
+        UserError, match=r"validation images of the shape of the training.*\(1, 8, 8\), found \(1, 6, 6\)"
+    ):
+        Odd(DataOptions(pca=pca)).setup()
