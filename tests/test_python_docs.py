@@ -122,6 +122,20 @@ def test_measures_of_no_images_are_refused():
         dtp.linear_probes(rule, [(x, y)], [(x[:0], y[:0])])
 
 
+@pytest.mark.parametrize("kind", ["ridge", "logistic"])
+def test_probes_of_one_class_or_of_numbers_that_are_not_finite_are_refused(kind):
+    rule = dtp.algorithms.BP(nn.Sequential(nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2)))
+    x, y = torch.randn(6, 4), torch.tensor([0, 1, 0, 1, 1, 0])
+    with pytest.raises(dtp.UserError, match="two classes or more, found the first 6 all of class 1; shuffle"):
+        dtp.linear_probes(rule, [(x, torch.ones_like(y)), (x, y)], [(x, y)], kind=kind, images=6)
+    with pytest.raises(dtp.UserError, match="expected finite numbers, found others in the data"):
+        dtp.linear_probes(rule, [(x, y)], [(x / 0, y)], kind=kind)
+    with torch.no_grad():
+        rule.network[2][0].weight.fill_(torch.nan)
+    with pytest.raises(dtp.UserError, match="found others put out by layer 2"):
+        dtp.linear_probes(rule, [(x, y)], [(x, y)], kind=kind)
+
+
 @pytest.mark.parametrize("measure", [dtp.alignment, lambda found, batch: dtp.linear_probes(found, [batch], [batch])])
 def test_a_network_alone_is_no_rule(measure):
     with pytest.raises(dtp.UserError, match="expected a rule, found a value of type Linear; make one of a network"):

@@ -69,7 +69,8 @@ def linear_probes(
         By layer number, 0 to N, the share of test images that the probe names right, from 0 to 1.
 
     Raises:
-        UserError: no rule, no labels, another kind, or no batches.
+        UserError: no rule, no labels or those of one class alone, another kind, no batches, or numbers that are not
+            finite.
     """
     # A second that importing dtp need not wait for.
     from sklearn.linear_model import LogisticRegression, RidgeClassifier
@@ -81,8 +82,16 @@ def linear_probes(
         raise UserError(f"linear_probes: expected a penalty above 0, found {penalty}.")
     with _mode(rule, training=False):
         (fitted, labels), (tested, wanted) = _features(rule, train, images), _features(rule, test, images)
+    if (labels == labels[0]).all():
+        raise UserError(
+            f"linear_probes: expected training images of two classes or more, found the first {len(labels)} all of "
+            f"class {labels[0]}; shuffle the batches, or give more images."
+        )
     found = {}
     for n, (features, others) in enumerate(zip(fitted, tested, strict=True)):
+        if not (np.isfinite(features).all() and np.isfinite(others).all()):
+            where = f"put out by layer {n}" if n else "in the data"
+            raise UserError(f"linear_probes: expected finite numbers, found others {where}.")
         mean, std = features.mean(0), features.std(0)
         # A unit that is the same for all images says nothing, and has no deviation to divide by but that of rounding.
         scale = np.where((features.max(0) > features.min(0)) & (std > 0), std, 1)
