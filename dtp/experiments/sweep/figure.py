@@ -94,7 +94,8 @@ def draw(sweep: Sweep, measured: Sequence[Measured], png: Path) -> None:
             legend_beside(axes, panel.legend_title)
     _share_limits(list(zip(all_axes, panels, strict=True)))
     lines = textwrap.wrap(footnote(measured), int(size[0] * CHARACTERS_PER_INCH))
-    figure.supxlabel("\n".join(lines), fontsize=8, x=0.01, ha="left", color="0.35")
+    # What runs failed of may have dollar signs, as of "$DATA_$SET", which are no formula.
+    figure.supxlabel("\n".join(lines), fontsize=8, x=0.01, ha="left", color="0.35", parse_math=False)
     save_figure(figure, png)
 
 

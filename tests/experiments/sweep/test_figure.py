@@ -47,6 +47,16 @@ def lines(axes):
     return {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axes.lines}
 
 
+def test_why_a_run_failed_is_no_formula(here, drawn):
+    sweep, jobs = filled(here, leave=[("bp, widths 8", 0)])
+    folder = jobs["bp, widths 8", 0].folder
+    folder.mkdir(parents=True)
+    why = "--data-dir $DATA_$SET: found no such folder."
+    (folder / "failed.txt").write_text(why)
+    _, figure = drawn(sweep, jobs)
+    assert why in " ".join(figure.get_supxlabel().split())
+
+
 def test_curves_have_a_panel_for_each_variant_and_a_line_for_each_value(here, drawn):
     panels, _ = drawn(*filled(here))
     dtp, bp = panels[:2]
