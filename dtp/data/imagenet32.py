@@ -74,14 +74,25 @@ class ImageNet32(ImageData):
         key = fingerprint(self.data_dir, names)
         folder = cache_folder(self.data_dir)
         images, labels = folder / f"dtp-{part}-{key}-images.npy", folder / f"dtp-{part}-{key}-labels.npy"
-        if not (images.is_file() and labels.is_file()):
+        found = _converted_part(images, labels)
+        if found is None:
             rank_zero_info(f"imagenet32: converting {len(names)} files to {images}, once")
             with written_atomically(images) as pixels_path, written_atomically(labels) as labels_path:
                 _convert([self.data_dir / name for name in names], pixels_path, labels_path)
             for old in folder.glob(f"dtp-{part}-*-*.npy"):
                 if old not in (images, labels):
                     old.unlink(missing_ok=True)
-        return MappedImages(images), np.load(labels)
+            found = MappedImages(images), np.load(labels)
+        return found
+
+
+def _converted_part(images: Path, labels: Path) -> Part | None:
+    """What has been converted before; None where there is none, or it has been damaged since."""
+    try:
+        found = MappedImages(images), np.load(labels)
+    except (OSError, ValueError, EOFError):
+        return None
+    return found if found[0].shape == (len(found[1]), 3, 32, 32) else None
 
 
 def _inside(folder: str, names: list[str]) -> list[str]:

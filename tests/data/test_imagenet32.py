@@ -76,6 +76,17 @@ def test_files_are_converted_once_and_again_when_they_change(tmp_path, write_ima
     assert len(again) == 4 and len(set(again) & set(converted)) == 2
 
 
+@pytest.mark.parametrize("kind", ["images", "labels"])
+def test_converted_files_that_have_been_cut_off_are_converted_again(tmp_path, write_imagenet32, kind):
+    images, labels = write_imagenet32(tmp_path)
+    imagenet32(tmp_path)
+    (path,) = tmp_path.glob(f"dtp-train-*-{kind}.npy")
+    for size in (path.stat().st_size // 2, 0):
+        os.truncate(path, size)
+        read, read_labels = imagenet32(tmp_path).load_train()
+        assert np.array_equal(read[np.arange(200)], images) and np.array_equal(read_labels, labels)
+
+
 def test_a_read_only_folder_is_converted_elsewhere(tmp_path, write_imagenet32, monkeypatch):
     write_imagenet32(tmp_path / "data")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
