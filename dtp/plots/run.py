@@ -55,12 +55,12 @@ def draw_metrics(metrics: Mapping[str, Series], figure: Path) -> bool:
 def _panels(metrics: Mapping[str, Series]) -> list[Callable[[Axes], None]]:
     """What draws each panel that has data."""
     panels: list[Callable[[Axes], None]] = []
-    classifies = any(name.endswith("/accuracy") for name in metrics)
     for name, title, unit, scale in (
         ("accuracy", "Accuracy", "%", 100.0),
         ("mse", "Reconstruction error", "mean square of a pixel", 1.0),
         ("purity", "Purity of clusters", "%", 100.0),
-        ("loss", *(("Cross-entropy", "nats") if classifies else ("Loss", "mean over images")), 1.0),
+        # Metrics do not say which loss it is.
+        ("loss", "Loss", "mean over images", 1.0),
     ):
         # The means of whole epochs; those of a few batches are fainter behind them, or stand in for them.
         windows = metrics.get(f"train/{name}", {})

@@ -62,7 +62,9 @@ def test_a_long_run_of_many_layers_gives_a_small_png(tmp_path):
 def test_there_are_panels_only_for_what_was_measured(tmp_path, drawn):
     metrics = write(tmp_path, "0,10,2.0,,,", "0,20,1.5,0.5,,")
     assert draw_run(metrics, tmp_path / "a.png")
-    assert [axes.get_title(loc="left") for axes in drawn] == ["Accuracy", "Cross-entropy"]
+    assert [axes.get_title(loc="left") for axes in drawn] == ["Accuracy", "Loss"]
+    # Of any kind: it may be squared.
+    assert drawn[1].get_ylabel() == "mean over images"
 
 
 def test_empty_cells_and_numbers_that_are_not_finite_are_gaps(tmp_path, drawn):

@@ -83,7 +83,7 @@ MEASURES = {
     "autoencoder": Measure("mse", "mean square error of a pixel", "", 5),
     "clustering": Measure("purity", "purity of clusters", "%", 2, higher=True),
 }
-LOSS = Measure("loss", "loss", "nats", 4)
+LOSS = Measure("loss", "loss", "", 4)
 # Further results, by the head of their column: of classifiers, and of others, where the loss is not beside an accuracy.
 TOP5 = {"top 5, %": Measure("top5", "top 5", "%", 2, higher=True)}
 FURTHER = {"normalised mutual information": Measure("nmi", "mutual information", "", 3, higher=True), "test loss": LOSS}
