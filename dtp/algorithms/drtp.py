@@ -57,7 +57,7 @@ class DRTP(DFA):
         if self.options.projected == "label":
             return label
         if self.options.projected == "error-sign":
-            return (self.task.view(output) - label).sign()
+            return (self.task.units(self.options.loss, output) - label).sign()
         return torch.zeros_like(label)
 
 

@@ -48,6 +48,18 @@ def test_hidden_gradients_equal_those_written_by_hand(projected):
         torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-14)
 
 
+def test_the_sign_of_the_error_is_that_of_the_losss_own_units():
+    """The squared loss compares the output itself with the label, which it may overshoot; a probability never does."""
+    output, y = torch.tensor([[1.5, -0.2, 0.3], [0.4, 1.2, -0.1]], dtype=torch.float64), torch.tensor([0, 0])
+    for loss, units in {
+        "squared": output,
+        "cross-entropy": output.softmax(1),
+        "binary-cross-entropy": output.sigmoid(),
+    }.items():
+        rule = make("drtp", tanh_network(16, 12, 3), projected="error-sign", loss=loss)
+        assert torch.equal(rule.projected(output, y), (units - F.one_hot(y, 3)).sign())
+
+
 def test_hidden_gradients_are_those_of_dfa_with_the_label_for_the_error(monkeypatch):
     network = tanh_network(16, 12, 11, 5)
     rule, dfa = make("drtp", network), make("dfa", network)
