@@ -301,6 +301,8 @@ class Algorithm(TaskModule, metaclass=RuleType):
     def forward_groups(self) -> list[Any]:
         """What the forward optimizer steps: weights, or groups of them with rates and epsilons of their own."""
         o, layers = self.options, self._trained_layers()
+        # Layers may have been frozen since the rule was made, and values by layer would go to others.
+        check_rates(o, list(layers))
         groups: list[Any] = [*layer_groups(layers, o.layer_lr, o.eps)]
         of_layers = {id(p) for parameters in layers.values() for p in parameters}
         # Those of a network with a pass of its own, which may have weights beside its layers.

@@ -151,7 +151,8 @@ def check_rates(options: AlgorithmOptions, layers: list[int]) -> None:
     for flag, values in (("layer-lr", o.layer_lr), ("eps", o.eps)):
         if len(values) not in ((0, len(layers)) if flag == "layer-lr" else (0, 1, len(layers))):
             raise UserError(
-                f"--{flag}: expected {len(layers)} values, one for each layer with weights, found {len(values)}."
+                f"--{flag}: expected {len(layers)} values, one for each layer with trained weights, found "
+                f"{len(values)}."
             )
     lowest, whose = (min(o.layer_lr), "the lowest of --layer-lr") if o.layer_lr else (o.lr, "--lr")
     if o.lr_schedule == "cosine" and lowest < o.lr_min:

@@ -141,6 +141,14 @@ def test_frozen_layers_have_no_rate(mlp):
         make("bp", mlp, layer_lr=[0.1, 0.2, 0.3, 0.4])
 
 
+@pytest.mark.parametrize("option", ["layer_lr", "eps"])
+def test_layers_that_are_frozen_after_the_rule_was_made_do_not_pass_their_values_on(mlp, option):
+    rule = make("bp", mlp, optimizer="adam", **{option: [0.1, 0.2, 0.3, 0.4]})
+    mlp[1].requires_grad_(False)
+    with pytest.raises(UserError, match="expected 3 values, one for each layer with trained weights"):
+        rule.configure_optimizers()
+
+
 @pytest.mark.parametrize(
     "changes, flag",
     [
