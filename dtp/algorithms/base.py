@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Optimizer
 
 from dtp import compat
-from dtp.algorithms.captured import Capture, CapturedBatches, repeats
+from dtp.algorithms.captured import Capture, CapturedBatches, Replay, repeats
 from dtp.algorithms.epoch import EpochTotals
 from dtp.algorithms.making import RuleType
 from dtp.algorithms.metrics import as_vector
@@ -534,7 +534,25 @@ class Algorithm(TaskModule, metaclass=RuleType):
         Args:
             capture: as for :class:`~dtp.algorithms.captured.CapturedBatches`; left out, CUDA graphs.
         """
-        return CapturedBatches(self._learn, capture, self.noise_streams.generators)
+        batches = CapturedBatches(self._learn, capture, self.noise_streams.generators)
+        record = batches.capture
+
+        def counted(function: Replay, generators: Sequence[torch.Generator]) -> Replay:
+            done = self.batches_by_hand
+            replay = record(function, generators)
+            # It was recorded, not learned from.
+            self.batches_by_hand = done
+
+            def again() -> None:
+                done = self.batches_by_hand
+                replay()
+                # Nothing in a replay counts.
+                self.batches_by_hand = done + 1
+
+            return again
+
+        batches.capture = counted
+        return batches
 
     def _may_capture(self) -> bool:
         """Whether a batch is a fixed sequence of operations on a GPU, which can be captured."""

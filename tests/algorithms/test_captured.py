@@ -98,6 +98,18 @@ def test_replays_learn_what_plain_batches_do(kind, options):
         assert (capture.captures, capture.replays) == (2, 7 - PLAIN)
 
 
+def test_replays_by_hand_are_counted_as_batches():
+    """Else a warm-up that is longer than the plain batches would never end."""
+    rule = made(DTP, **EXPECTED, feedback_warmup=PLAIN + 3)
+    captured, before = rule.captured(Recorder()), [p.clone() for p in rule.network.parameters()]
+    x, y = next(batches())
+    for i in range(1, PLAIN + 6):
+        captured(x, y, rule.kind_of_batch(), rule.fixed_numbers())
+        assert rule.batches_done == i
+        still = all(torch.equal(a, b) for a, b in zip(before, rule.network.parameters(), strict=True))
+        assert still == (i <= PLAIN + 3)
+
+
 def test_another_rate_and_weights_at_other_addresses_are_captured_anew():
     rule, capture = made(DTP, **EXPECTED), Recorder()
     captured = CapturedBatches(rule._learn, capture)
