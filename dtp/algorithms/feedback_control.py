@@ -24,7 +24,7 @@ from dtp.feedback.losses import per_sample_dot
 from dtp.feedback.operations import operation_of
 from dtp.models.network import Network
 from dtp.models.precision import no_autocast
-from dtp.models.shapes import output_shape
+from dtp.models.shapes import meta_batch, output_shape
 
 # The error (B, K) that the controller sees, of the output (B, K).
 Error = Callable[[Tensor], Tensor]
@@ -197,7 +197,10 @@ class FeedbackControl(TargetPropagation):
         modes = [(module, module.training) for module in network.modules()]
         for module, _ in modes:
             module.training = False
-        x, contexts, inputs = next(network.parameters()).new_zeros(1, *network.input_shape), [Context()], []
+        # Whole numbers for an embedding.
+        dtype = meta_batch(network, network.input_shape).dtype
+        x = next(network.parameters()).new_zeros(1, *network.input_shape, dtype=dtype)
+        contexts, inputs = [Context()], []
         for n, layer in enumerate(network, 1):
             contexts.append(forward_with_context(layer, x)[1])
             inputs.append(_run(self.blocks[n].affine, x, contexts[n]))

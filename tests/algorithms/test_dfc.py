@@ -405,6 +405,13 @@ def test_first_feedback_is_random_or_the_product_of_the_weights_above_and_the_ou
         torch.testing.assert_close(found, expected.double())
 
 
+def test_first_feedback_of_a_network_that_reads_words_is_the_product_of_the_weights_above():
+    words = nn.Sequential(nn.Embedding(20, 4), nn.Flatten(), nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, 3))
+    rule = DFCSSA(words, input_shape=(3,), feedback_init="symmetric")
+    for n, product in {1: words[4].weight @ words[2].weight, 2: words[4].weight}.items():
+        torch.testing.assert_close(rule.map(n).linear.weight, product.t())
+
+
 def test_fixed_feedback_from_the_weights_learns_digits_faster_than_random_feedback(here):
     for seed in "01":
         accuracies = {}
