@@ -309,7 +309,8 @@ class Competitive(SingleLayer):
 
     def _revived(self) -> Tensor:
         """Which prototypes are to be put onto an image of this batch, (K,) bool."""
-        if self.batches_done == 0 and self.options.first_prototypes == "images":
+        # Those that have won images before, of an earlier training, are not the first.
+        if self.batches_done == 0 and self.options.first_prototypes == "images" and not self.won.any():
             return torch.ones_like(self.share, dtype=torch.bool)
         return self.share * len(self.share) < self.options.revive_below
 

@@ -315,6 +315,15 @@ def test_first_prototypes_are_images_of_the_first_batch():
     assert not torch.equal(weights(rule), weights(other))
 
 
+def test_prototypes_that_have_learned_stay_where_another_training_begins():
+    x, _ = blobs()
+    rule, again = make("competitive", clustering()), make("competitive", clustering(), lr=1e-6)
+    train(rule, x, 20)
+    again.load_state_dict(rule.state_dict())
+    train(again, x[:20], 20)
+    torch.testing.assert_close(weights(again), weights(rule), rtol=0, atol=1e-4)
+
+
 def test_a_rate_of_nothing_moves_nothing():
     """Where a schedule has ended at 0."""
     rule = make("competitive", clustering())
