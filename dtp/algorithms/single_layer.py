@@ -126,8 +126,9 @@ class Hebb(SingleLayer):
         return h.t() @ x / len(x), h.mean(0), seen
 
     def remember(self, seen: Seen) -> dict[str, Tensor]:
-        # The first batch has nothing to be weighed against. Over ranks the means are averaged after the batch.
-        rate = self.options.mean_rate if self.batches_done else 1.0
+        # The first batch, of no earlier training, has nothing to be weighed against. Over ranks the means are averaged
+        # after the batch.
+        rate = self.options.mean_rate if self.batches_done or self.mean_input.any() else 1.0
         self.mean_input.lerp_(seen["input"], rate)
         self.mean_unit.lerp_(seen["unit"], rate)
         return {"weight_norm": self.linear.weight.norm(dim=1).mean()}

@@ -102,6 +102,15 @@ def test_running_means_follow_the_batches():
     torch.testing.assert_close(rule.mean_input, expected)
 
 
+def test_running_means_go_on_where_another_training_begins():
+    rule, again = (make("hebb", one_layer(), mean_rate=0.25) for _ in range(2))
+    first, second = (make_batch(rule.network) for _ in range(2))
+    rule.training_batch(*first)
+    again.load_state_dict(rule.state_dict())
+    again.training_batch(*second)
+    torch.testing.assert_close(again.mean_input, torch.lerp(rule.mean_input, second[0].flatten(1).mean(0), 0.25))
+
+
 def test_one_linear_unit_of_length_one_finds_the_first_principal_component():
     generator = torch.Generator().manual_seed(0)
     axes = torch.linalg.qr(torch.randn(12, 12, generator=generator, dtype=torch.float64)).Q
