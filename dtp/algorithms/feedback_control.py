@@ -148,7 +148,8 @@ class FeedbackControl(TargetPropagation):
             )
         self._require_steps("feedback_time_step", "feedback_voltage_time")
         numbers = self.trained_feedback
-        self.warmup_feedback_lr = per_layer("warmup-feedback-lr", o.warmup_feedback_lr or o.feedback_lr, numbers)
+        warm = o.warmup_feedback_lr or list(self.feedback_lr.values())
+        self.warmup_feedback_lr = per_layer("warmup-feedback-lr", warm, numbers)
         self.warmup_noise = per_layer("warmup-noise", o.warmup_noise or o.noise, numbers)
 
     # --- hooks --------------------------------------------------------------------------------------------------------

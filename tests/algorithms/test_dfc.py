@@ -470,6 +470,12 @@ def test_the_warm_up_has_rates_and_noise_of_its_own(tanh, monkeypatch):
         assert all(o.param_groups[0]["lr"] == rate for o in rule.feedback_optimizers.values())
 
 
+def test_without_rates_the_feedback_has_the_usual_ones_in_its_warm_up_too(tanh):
+    """As the options say: 3e-4 for Adam."""
+    rule = make(DFCSSA, tanh, feedback_lr=[])
+    assert rule.feedback_lr == rule.warmup_feedback_lr == dict.fromkeys((1, 2, 3), 3e-4)
+
+
 @pytest.mark.parametrize("warm", [0, 1])
 def test_a_phase_of_other_rates_is_that_of_a_rule_with_these_rates(tanh, warm):
     options = {"feedback_warmup_epochs": warm, "feedback_time_steps": 5}
