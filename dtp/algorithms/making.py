@@ -70,7 +70,9 @@ class RuleType(ABCMeta):
         rule = super().__call__(as_network(network, input_shape), options, seed=seed)
         if own_loss is not None or metrics is not None or batch is not None:
             rule.use(own_loss, metrics, batch)
-        return rule
+        # What the rule has beside the network goes where that is, unless it is divided over devices.
+        devices = {parameter.device for parameter in rule.network.parameters()}
+        return rule.to(*devices) if len(devices) == 1 else rule
 
     @property
     def __signature__(cls) -> Signature:

@@ -78,7 +78,8 @@ class AOSDTP(SDTP):
                 f"what the output sees, found {', '.join(type(module).__name__ for module in before)}; put them into "
                 "the layer below, or use sdtp."
             )
-        self.auxiliary = nn.Linear(output.in_features, self.options.auxiliary, dtype=output.weight.dtype)
+        made = nn.Linear(output.in_features, self.options.auxiliary, dtype=output.weight.dtype)
+        self.auxiliary = made.to(output.weight.device)
         self.auxiliary.requires_grad_(False)
         return super().make_feedback()
 

@@ -82,6 +82,14 @@ def test_its_class_takes_the_options_that_it_is_registered_with(name):
     assert issubclass(entry.load(), Algorithm)
 
 
+@every_network
+def test_it_is_made_where_its_network_is(name, kind):
+    """As by ``DTP(model.cuda())`` in a loop of one's own; meta stands for a device that tests may lack."""
+    entry = ALGORITHMS.resolve(name)
+    rule = entry.load()(small_network(name, kind).to("meta"), **facts(name).options)
+    assert {t.device.type for t in [*rule.parameters(), *rule.buffers()]} == {"meta"} == {rule.device.type}
+
+
 # --- one batch --------------------------------------------------------------------------------------------------------
 
 
