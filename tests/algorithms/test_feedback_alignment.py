@@ -231,6 +231,17 @@ def test_errors_that_go_down_and_gradients_of_weights_and_biases_are_clamped(of)
     assert relative(errors_alone[0], ByHand(maps_of(rule)).batch(network, x, y)[0]) > 0.01
 
 
+@pytest.mark.parametrize("shape", [(4,), (2, 4)])
+def test_gradients_of_a_layer_normalisation_are_not_clamped_whatever_its_shape(shape):
+    norm = nn.LayerNorm(shape)
+    layers = [nn.Sequential(nn.Linear(3, 4), norm), nn.Sequential(nn.Flatten(), nn.Linear(8, 5))]
+    rule = make("fa", Layers(layers, (2, 3)), error_clamp=1e-6)
+    found = rule.forward_gradients(torch.randn(20, 2, 3), torch.randint(5, (20,)))[1]
+    # Sums over images of errors that are clamped.
+    for p, gradient in zip(rule.forward_parameters, found, strict=True):
+        assert (gradient.abs().max() > 1.1e-6) == any(p is own for own in norm.parameters())
+
+
 def test_the_bias_of_a_layer_whose_weight_is_computed_is_clamped_too():
     network = small_network("fa")
     weight_norm(network[2][0])
