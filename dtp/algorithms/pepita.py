@@ -95,4 +95,6 @@ class PEPITA(LocalLosses):
                 # Other layers, or units that are not read.
                 return {}
             product = linear.weight @ product
-        return {1: [(self.feedback.linear.weight, product.t())]} if len(product) else {}
+        fixed = self.feedback.linear.weight
+        # Maps of each position are none of the whole image.
+        return {1: [(fixed, product.t())]} if product.dim() == 2 and product.t().shape == fixed.shape else {}

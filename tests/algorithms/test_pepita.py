@@ -190,6 +190,9 @@ def test_the_angle_is_of_linear_layers_alone(lenet):
     (w1, w2, w3), fixed = [p.detach() for p in network.parameters()], rule.feedback.linear.weight
     assert feedback_alignment(rule)[1].angle == pytest.approx(angle(fixed, (w3 @ w2 @ w1).T))
     assert make("pepita", lenet).feedback_weights() == {}
+    # A map of each row of an image, of which the next layer sees the mean, is none of the whole image.
+    rows = nn.Sequential(nn.Linear(8, 6), nn.Tanh(), nn.AdaptiveAvgPool2d((1, 6)), nn.Flatten())
+    assert make("pepita", Layers([rows, nn.Sequential(nn.Linear(6, 5))], (1, 8, 8))).feedback_weights() == {}
 
 
 def test_a_scale_out_of_range_is_refused():
