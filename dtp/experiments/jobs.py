@@ -269,6 +269,8 @@ class _Process:
         self.job, self.claim, self.gpu = job, claim, gpu
         write_failure(job.folder, "")
         environment = {"OMP_NUM_THREADS": str(threads), **without_launcher(os.environ)}
+        # python -m looks into the current folder first, where another dtp may lie: a checkout, a file of the user's.
+        environment["PYTHONSAFEPATH"] = "1"
         if gpu:
             environment["CUDA_VISIBLE_DEVICES"] = gpu
         environment["PYTHONPATH"] = os.pathsep.join(

@@ -127,3 +127,13 @@ def test_no_library_is_imported_from_the_run_folder_that_is_read(start, tmp_path
     done = run(".", cwd=tmp_path / "run", command=start)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "report.md").is_file() and not (tmp_path / "run" / "ran").exists()
+
+
+def test_a_file_called_dtp_beside_the_command_takes_no_place_in_the_runs_of_a_sweep(tmp_path):
+    (tmp_path / "dtp.py").write_text("open('ran', 'w')")
+    (tmp_path / "small.yaml").write_text("base: {algo: bp, data: digits, max_epochs: 1}")
+    # As the installed command, which does not look here first.
+    start = [sys.executable, "-P", *PYTHON[1:]]
+    done = run("sweep", "small.yaml", "--output", "swept", cwd=tmp_path, command=start)
+    assert done.returncode == 0 and (tmp_path / "swept/all/seed0/summary.json").is_file(), done.stdout + done.stderr
+    assert not (tmp_path / "ran").exists()
