@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import reduce
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -164,6 +165,14 @@ def _value(name: str, value: Any) -> Any:
 def _class_name(cls: type) -> str:
     if "<locals>" in cls.__qualname__:
         raise UserError(f"{cls.__qualname__}: expected a class of a module or notebook, found one within a function.")
+    names: Any = cls.__qualname__.split(".")
+    found = reduce(lambda owner, name: getattr(owner, name, None), names, sys.modules.get(cls.__module__))
+    # Modules may be loaded again while a class of before is at hand, and the new one is meant.
+    if cls.__module__ == "__main__" and found is not cls:
+        raise UserError(
+            f"{cls.__qualname__}: expected a class that is found by this name, found that another one, defined later, "
+            "or nothing has it; give each class a name of its own."
+        )
     # Ours have a name in one of them.
     return min((registry.name_of(cls) for registry in REGISTRIES), key=lambda name: ":" in name)
 

@@ -93,6 +93,15 @@ def test_classes_of_the_users_own_are_given_as_they_are():
     assert type(rule.network) is Deep and result.summary["algo"] == "bp"
 
 
+def test_a_class_whose_name_another_one_has_by_now_is_refused(monkeypatch):
+    """As in a notebook where a cell was run again: by its name, the later one would be trained."""
+    first, second = (type("Again", (Deep,), {"__module__": "__main__"}) for _ in range(2))
+    monkeypatch.setattr(sys.modules["__main__"], "Again", second, raising=False)
+    assert as_words({"model": second}) == ["--model", "__main__:Again"]
+    with pytest.raises(UserError, match="Again: expected a class that is found by this name"):
+        as_words({"model": first})
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
