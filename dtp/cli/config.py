@@ -256,8 +256,9 @@ def preset_names() -> list[str]:
 
 def preset_choices(name: str) -> dict[str, str]:
     """The rule, network and dataset that the name of a shipped preset stands for; empty for any other name."""
-    stem = name.removesuffix(".yaml")
-    if "/" in name or Path(name).exists() or find_preset(stem) is None:
+    stem, path = name.removesuffix(".yaml"), Path(name)
+    # Folders of runs are called as presets are, and mean nothing here unless they are run folders.
+    if "/" in name or path.is_file() or (path / "config.yaml").is_file() or find_preset(stem) is None:
         return {}
     return dict(zip(("algo", "model", "data"), stem.split("_"), strict=False))
 

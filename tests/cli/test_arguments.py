@@ -89,6 +89,14 @@ def test_name_of_a_preset_is_a_config():
     assert config.run.data == "imagefolder" and config.algo.noise == [0.4, 0.4, 0.2, 0.2, 0.08]
 
 
+def test_a_folder_of_runs_that_is_called_as_a_preset_is_not_taken_for_it(tmp_path, monkeypatch):
+    expected = parse(["--config", "bp_mlp_mnist"])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bp_mlp_mnist").mkdir()
+    assert (expected.run.algo, expected.run.data) == ("bp", "mnist")
+    assert parse(["--config", "bp_mlp_mnist"]).as_dict() == expected.as_dict()
+
+
 @pytest.mark.parametrize("spelling", ["--max-epochs", "--max_epochs"])
 def test_dashes_and_underscores_mean_the_same(spelling):
     assert parse([spelling, "7"]).run.max_epochs == 7
