@@ -337,7 +337,15 @@ def _parser_of(chosen: tuple[tuple[str, str, type], ...]) -> _Parser:
             f"Two options are called {flag(called[1]) if called else '--'} ({fields}): a dataclass within the "
             "options of a class of your own has a name that is taken; rename that field."
         ) from error
+    for action in parser._actions:
+        if action.choices and not {"yes", "no"}.isdisjoint(action.choices):
+            action.type = _yes_or_no
     return parser
+
+
+def _yes_or_no(word: str) -> str:
+    """A word as it was written: to YAML a bare yes is true, and no false."""
+    return {"true": "yes", "false": "no"}.get(word.lower(), word)
 
 
 def _parse_checked(parser: _Parser, words: list[str], entries: dict[str, Entry]) -> argparse.Namespace:

@@ -97,6 +97,16 @@ def test_a_folder_of_runs_that_is_called_as_a_preset_is_not_taken_for_it(tmp_pat
     assert parse(["--config", "bp_mlp_mnist"]).as_dict() == expected.as_dict()
 
 
+def test_yes_and_no_are_words_in_a_file_too(tmp_path):
+    (tmp_path / "words.yaml").write_text("capture: no\ndata_on_device: yes\nfeedback_tracking: no\ntf32: no\n")
+    config = parse(["--config", str(tmp_path / "words.yaml")])
+    assert (config.run.capture, config.data.data_on_device, config.algo.feedback_tracking) == ("no", "yes", "no")
+    assert config.run.tf32 is False and saved_options(config)["capture"] == "no"
+    assert parse(as_arguments({"data_on_device": True})).data.data_on_device == "yes"
+    with pytest.raises(UserError, match="--capture: expected one of auto, no; found 'yes'"):
+        parse(as_arguments({"capture": True}))
+
+
 @pytest.mark.parametrize("spelling", ["--max-epochs", "--max_epochs"])
 def test_dashes_and_underscores_mean_the_same(spelling):
     assert parse([spelling, "7"]).run.max_epochs == 7
