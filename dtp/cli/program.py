@@ -111,6 +111,7 @@ def _end(status: int, ignored: Iterable[int]) -> None:
 
 def _to_the_end(command: Callable[[], int]) -> int:
     """What ``command`` returns or exits with, after all its output; quietly where nobody reads that (head, less)."""
+    _open_streams()
     status = 0
     try:
         try:
@@ -125,6 +126,15 @@ def _to_the_end(command: Callable[[], int]) -> int:
         # Elsewhere with the rest, so that the end of the interpreter does not complain.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return status
+
+
+def _open_streams() -> None:
+    """Open to nowhere the streams that are closed (2>&-); a file would get the number of one, and its output."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, "r" if name == "stdin" else "w", encoding="utf-8")
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 def _print_version() -> int:

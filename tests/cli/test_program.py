@@ -20,9 +20,13 @@ def run(*words, cwd, command=PYTHON, **environ):
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]]), **environ},
+        env=environment(**environ),
         timeout=120,
     )
+
+
+def environment(**environ):
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path[1:]]), **environ}
 
 
 def test_version_and_help_are_told_without_torch(tmp_path):
@@ -137,3 +141,13 @@ def test_a_file_called_dtp_beside_the_command_takes_no_place_in_the_runs_of_a_sw
     done = run("sweep", "small.yaml", "--output", "swept", cwd=tmp_path, command=start)
     assert done.returncode == 0 and (tmp_path / "swept/all/seed0/summary.json").is_file(), done.stdout + done.stderr
     assert not (tmp_path / "ran").exists()
+
+
+def test_closed_streams_are_as_good_as_none(tmp_path):
+    words = [*PYTHON, "train", *SHORT, "--run-dir", "run"]
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *words], cwd=tmp_path, env=environment(), timeout=120
+    )
+    assert done.returncode == 0 and (tmp_path / "run/summary.json").is_file()
+    done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *PYTHON, "--version"], cwd=tmp_path, env=environment())
+    assert done.returncode == 0
