@@ -1,8 +1,10 @@
 """The command dtp: its commands, where they come from, and how they end."""
 
+import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +48,25 @@ def test_every_command_has_a_help_that_says_how_it_is_called(name, capsys):
         return
     assert console([name, "--help"]) == 0
     assert f"usage: dtp {name} " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("sweep", ["x", "--output=~/x"]),
+        ("search", ["--study=~/x", "--write-preset=~/x", "--wandb-sweep=~/x", "--draw=~/x", "--output=~/x"]),
+        ("report", ["--output=~/x", "--json=~/x", "--times=~/x"]),
+        ("theory", ["gait", "--output=~/x"]),
+    ],
+)
+def test_a_home_folder_that_the_shell_has_left_alone_is_filled_in(name, words, monkeypatch):
+    """As after an equals sign, where bash does not."""
+    monkeypatch.setenv("HOME", "/home/nobody")
+    options = vars(importlib.import_module(COMMANDS[name][0]).make_parser().parse_args(words))
+    for word in words:
+        if word.startswith("--"):
+            found = options[word[2:].partition("=")[0].replace("-", "_")]
+            assert found in (Path("/home/nobody/x"), [Path("/home/nobody/x")])
 
 
 def test_an_unknown_command_is_one_sentence(capsys):

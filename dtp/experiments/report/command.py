@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtp.cli.commands import CommandParser, command_line, run_command
-from dtp.errors import UserError
+from dtp.errors import UserError, user_path
 from dtp.experiments.report import FORMER_WRITER, WRITER
 
 if TYPE_CHECKING:
@@ -39,15 +39,17 @@ def make_parser() -> argparse.ArgumentParser:
         "run again; nothing else is overwritten.",
     )
     parser.add_argument(
-        "runs", nargs="*", type=Path, help="run folders, or folders that hold some: of a sweep, a search"
+        "runs", nargs="*", type=user_path, help="run folders, or folders that hold some: of a sweep, a search"
     )
-    parser.add_argument("--output", type=Path, help="the page (default: report.md in the folder given, or in this one)")
+    parser.add_argument(
+        "--output", type=user_path, help="the page (default: report.md in the folder given, or in this one)"
+    )
     parser.add_argument("--title", help="of the page (default: the name of the folder)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there as well")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write the numbers there as well")
     parser.add_argument(
         "--times",
         nargs="+",
-        type=Path,
+        type=user_path,
         metavar="RUNS",
         help="take times from these runs of the same settings, short ones on a quiet machine, say",
     )

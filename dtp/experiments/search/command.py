@@ -12,7 +12,7 @@ from typing import Any, get_args
 from dtp.cli.arguments import parse
 from dtp.cli.commands import CommandParser, command_line, command_words, run_command
 from dtp.cli.config import Config, as_arguments, parse_limit, said_of_options
-from dtp.errors import UserError
+from dtp.errors import UserError, user_path
 from dtp.experiments.jobs import MOST_AT_ONCE, run_jobs
 from dtp.experiments.search.preset import WATCHED, write_preset
 from dtp.experiments.search.space import Space, domain
@@ -71,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--space", default="", metavar="FILE", help="domain, a YAML file or one of our rules (default: the rule's own)"
     )
     parser.add_argument(
-        "--study", type=Path, metavar="DIR", help="folder of the trials (default: runs/search/ALGO_MODEL_DATA)"
+        "--study", type=user_path, metavar="DIR", help="folder of the trials (default: runs/search/ALGO_MODEL_DATA)"
     )
     parser.add_argument(
         "--store",
@@ -82,16 +82,19 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--jobs", type=int, default=0, help="trials at once (default: one for each GPU, or core)")
     parser.add_argument(
-        "--write-preset", type=Path, metavar="FILE", help="write the best configuration, for dtp train --config FILE"
+        "--write-preset",
+        type=user_path,
+        metavar="FILE",
+        help="write the best configuration, for dtp train --config FILE",
     )
     parser.add_argument(
-        "--wandb-sweep", type=Path, metavar="FILE", help="write the search as a W&B sweep and run nothing"
+        "--wandb-sweep", type=user_path, metavar="FILE", help="write the search as a W&B sweep and run nothing"
     )
     parser.add_argument(
-        "--draw", type=Path, nargs="+", metavar="STUDY", help="draw these studies side by side and run nothing"
+        "--draw", type=user_path, nargs="+", metavar="STUDY", help="draw these studies side by side and run nothing"
     )
     parser.add_argument(
-        "--output", type=Path, metavar="PNG", help="with --draw: the figure; the numbers go beside it, as JSON"
+        "--output", type=user_path, metavar="PNG", help="with --draw: the figure; the numbers go beside it, as JSON"
     )
     return parser
 

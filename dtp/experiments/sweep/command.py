@@ -13,7 +13,7 @@ from dtp.algorithms import ALGORITHMS
 from dtp.cli.arguments import parse
 from dtp.cli.commands import CommandParser, command_line, command_words, run_command
 from dtp.cli.config import as_arguments
-from dtp.errors import UserError
+from dtp.errors import UserError, user_path
 from dtp.experiments.jobs import MOST_AT_ONCE, Job, run_jobs
 from dtp.experiments.sweep.plan import (
     NUMBERS,
@@ -47,7 +47,9 @@ def make_parser() -> argparse.ArgumentParser:
         "of dtp train, for all runs, and beat the file: --data-dir DIR --max-epochs 1.",
     )
     parser.add_argument("sweep", help="name of one of ours, or a YAML file")
-    parser.add_argument("--output", type=Path, help="folder of the runs and the figure (default: runs/sweeps/NAME)")
+    parser.add_argument(
+        "--output", type=user_path, help="folder of the runs and the figure (default: runs/sweeps/NAME)"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", help="seeds, in place of the file's")
     parser.add_argument("--jobs", type=int, default=0, help="runs at once (default: one for each GPU, or core)")
     parser.add_argument("--again", action="store_true", help="try again what failed in training by its own fault")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dtp.cli.commands import CommandParser, command_line, command_words, run_command
-from dtp.errors import UserError
+from dtp.errors import UserError, user_path
 from dtp.experiments.theory.options import STUDIES, Study, StudyOptions
 from dtp.fields import flag
 from dtp.registry import did_you_mean
@@ -140,7 +140,9 @@ def make_parser() -> argparse.ArgumentParser:
     for study in STUDIES.values():
         described = (study.options.__doc__ or "").partition("\n")[0]
         one = studies.add_parser(study.name, help=study.summary, description=described)
-        one.add_argument("--output", type=Path, default=MEASURED, metavar="DIR", help=f"folder (default: {MEASURED})")
+        one.add_argument(
+            "--output", type=user_path, default=MEASURED, metavar="DIR", help=f"folder (default: {MEASURED})"
+        )
         one.add_argument("--draw", action="store_true", help="measure nothing, draw NAME.json in that folder again")
         _add_options(one, study.options)
     return parser
