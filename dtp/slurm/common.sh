@@ -147,6 +147,8 @@ dtp_supervise() {
         case $word in "$flag"=* | "$other"=*) run_dir=${word#*=} ;; esac
         before=$word
     done
+    # As the run does; a shell leaves it after an equals sign or in quotes.
+    case $run_dir in "~" | "~/"*) run_dir=$HOME${run_dir#"~"} ;; esac
     mkdir -p -- "$run_dir" 2>/dev/null ||
         dtp_fail "the run's folder $run_dir cannot be made; set DTP_RUN_DIR to one that can"
     local log=$run_dir/slurm-$job.out

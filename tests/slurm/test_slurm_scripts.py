@@ -174,6 +174,12 @@ def test_what_a_run_prints_lies_beside_it_over_all_starts(cluster, arguments, en
     ]
 
 
+@pytest.mark.parametrize("arguments, environ", [(("--run-dir=~/mine",), {}), ((), {"DTP_RUN_DIR": "~/mine"})])
+def test_the_log_lies_in_the_home_folder_where_the_run_does(cluster, arguments, environ):
+    assert cluster.run(*arguments, **environ).returncode == 0
+    assert (cluster.spool / "mine/slurm-17.out").is_file() and not (cluster.root / "~").exists()
+
+
 def test_a_folder_with_nothing_but_a_log_is_one_for_a_new_run(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "slurm-17_5.out").touch()
