@@ -38,7 +38,7 @@ from dtp.errors import UserError, user_path
 from dtp.fields import checked, flag
 from dtp.models import MODELS
 from dtp.registry import Entry, did_you_mean
-from dtp.run.folder import saved_config_of
+from dtp.run.folder import IMAGES, saved_config_of
 from dtp.run.provenance import masked
 
 REGISTRIES = (ALGORITHMS, MODELS, DATA)
@@ -152,14 +152,28 @@ def _files(first: dict[str, str | None]) -> list[_File]:
     files = []
     resume, config = first["resume"], first["config"]
     if resume is not None and resume != "auto":
-        saved = saved_config_of(str(user_path(resume)))
+        path = user_path(resume)
+        saved = saved_config_of(str(path))
         if saved is not None:
             files.append(_File(str(saved), read_yaml(saved), saved.parent))
-            _require_same_names(first, files[0])
+        elif path.is_file():
+            files.append(_File(str(path), _of_checkpoint(path), None))
+        for file in files:
+            _require_same_names(first, file)
     if config:
         values, run_folder = config_values(config)
         files.append(_File(f"--config {config}", values, run_folder))
     return files
+
+
+def _of_checkpoint(path: Path) -> dict[str, Any]:
+    """The options in a checkpoint that lies in no run folder; none in one that is not of a run. Imports torch."""
+    from dtp.run.checkpoints import read_checkpoint
+
+    found = read_checkpoint(path, mmap=True).get("config")
+    if not isinstance(found, dict):
+        return {}
+    return written_alike({name: value for name, value in found.items() if name != IMAGES})
 
 
 def _of_files(files: Sequence[_File], name: str) -> Any:

@@ -319,7 +319,8 @@ def _link(source: Path, target: Path) -> None:
     try:
         temporary.unlink(missing_ok=True)
         try:
-            os.link(source, temporary)
+            # Of the file itself: a link to it may be relative to another folder.
+            os.link(source.resolve(), temporary)
         except OSError:
             # Some file systems have no hard links.
             temporary.write_bytes(source.read_bytes())

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 import dtp.run.training
 from dtp.algorithms.base import Algorithm
@@ -165,6 +166,21 @@ FOLDER += ["--diagnostics-every", "0", "--resume", "auto"]
 
 def summaries():
     return sorted(Path("runs").glob("*/*/summary.json"))
+
+
+@pytest.mark.parametrize("make", [shutil.copy, os.symlink])
+def test_a_checkpoint_outside_its_run_goes_on_with_its_own_configuration(make, here, capsys):
+    words = ["--algo", "bp", "--widths", "8", "--batch-size", "128", "--max-epochs", "1"]
+    assert main([*words, "--run-dir", "run"]) == 0
+    make(newest_checkpoint(Path("run")), "alone.ckpt")
+    assert main(["--resume", "alone.ckpt", "--run-dir", "again"]) == 0
+    of_both = [yaml.safe_load((Path(place) / "config.yaml").read_text()) for place in ("run", "again")]
+    assert of_both[0] == of_both[1]
+    fails(
+        capsys,
+        ["--resume", "alone.ckpt", "--algo", "dtp"],
+        "alone.ckpt was made with --algo bp, not dtp; leave --algo out",
+    )
 
 
 def test_a_run_goes_on_where_its_images_have_moved_and_not_with_others(here, capsys):
