@@ -203,6 +203,9 @@ def _as_before() -> Iterator[None]:
         stack.callback(torch.set_default_dtype, torch.get_default_dtype())
         torch.set_default_dtype(torch.float32)
         stack.enter_context(_full_float32())
+        if torch.get_default_device().type != "cpu":
+            # A run says itself what it makes on its device; what it says nothing of is for the CPU.
+            stack.enter_context(torch.device("cpu"))
         for device in ("cpu", "cuda"):
             if torch.is_autocast_enabled(device):
                 stack.enter_context(torch.autocast(device, enabled=False))

@@ -329,3 +329,13 @@ def test_the_functions_are_found_in_the_package():
     assert {"load", "train"} <= set(dir(dtp))
     with pytest.raises(AttributeError, match="no attribute 'trian'"):
         dtp.trian  # noqa: B018
+
+
+def test_a_run_trains_on_its_own_device_whatever_the_default_is():
+    torch.set_default_device("meta")
+    try:
+        result = dtp.train(**OPTIONS, run_dir="other")
+        assert torch.get_default_device().type == "meta"
+    finally:
+        torch.set_default_device(None)
+    assert result.summary["test_accuracy"] == dtp.train(**OPTIONS, run_dir="usual").summary["test_accuracy"]
