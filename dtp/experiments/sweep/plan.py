@@ -354,6 +354,12 @@ def _mapping(path: Path, part: str, content: Any) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise UserError(f"{path}: {part}: expected lines of the form 'name: value', found {_kind(content)}.")
+    for name in content:
+        if isinstance(name, bool | None):
+            raise UserError(
+                f"{path}: {part}: expected names, found {name!r}, which YAML reads in on and yes, off and no, null "
+                "and ~; put the name in quotes."
+            )
     return {str(name): value for name, value in content.items()}
 
 

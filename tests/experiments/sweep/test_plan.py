@@ -67,6 +67,10 @@ def test_the_figure_is_a_part_or_several(tmp_path):
         ("base: [", "is not valid YAML"),
         ("variants: {a: {lr: 1}, b: {lr: 2},\n  a: {lr: 3}}", "'a' stands there twice, again in line 2"),
         ("base: {max-epochs: 1, max_epochs: 2}", "base, max_epochs: expected once, found with dashes and"),
+        (
+            "variants: {on: {tf32: true}, off: {}}",
+            "variants: expected names, found True, which YAML reads in on and yes",
+        ),
         ("variant: {a: {}}", "unknown part 'variant'; did you mean variants?"),
         ("base: 3", "base: expected lines of the form 'name: value', found 3"),
         ("base: {seed: 3}", "base: expected no 'seed'; give seeds as a list"),
