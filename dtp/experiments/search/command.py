@@ -116,11 +116,13 @@ def _search(argv: Sequence[str]) -> int:
         if not least <= (found := getattr(options, name)) <= most:
             expected = f"at least {least}" if found < least else f"at most {most}"
             raise UserError(f"{flag(name)}: expected a whole number of {expected}, found {found}.")
-    # Where something must not be overwritten, say so before hours are spent.
+    # Where something must not be overwritten, or has no place, say so before hours are spent.
     for name in ("write_preset", "wandb_sweep"):
         path = getattr(options, name)
         if path is not None and path.exists():
             raise UserError(f"{flag(name)} {path}: exists already, and nothing is overwritten; give another name.")
+        if path is not None and not path.parent.is_dir():
+            raise UserError(f"{flag(name)} {path}: expected a folder {path.parent}, found none; make it.")
     config, given = _given(words)
     space = _space(options.space, config, given, words)
     objective = options.objective or USUAL_OBJECTIVE.get(config.run.task, "val/accuracy")

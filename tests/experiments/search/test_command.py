@@ -223,6 +223,7 @@ def test_a_mistake_that_only_training_finds_stops_the_search_at_the_first_trial(
         ("--draw a b", "--draw: expected --output PNG with it"),
         ("--study noisy.yaml", "noisy.yaml"),
         ("--write-preset noisy.yaml", "--write-preset noisy.yaml: exists already, and nothing is overwritten"),
+        ("--write-preset no/a.yaml", "--write-preset no/a.yaml: expected a folder no, found none; make it"),
         ("--wandb-sweep noisy.yaml", "--wandb-sweep noisy.yaml: exists already"),
         ("--store nosuch://a", "--store nosuch://a: cannot be opened"),
     ],
