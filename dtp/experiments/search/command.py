@@ -190,12 +190,14 @@ def _conclude(study: Study, preset: Path | None) -> int:
     running = sum(trial.state == "running" for trial in trials) - len(study.broken)
     if running:
         print(f"{running} of {len(trials)} trials are run elsewhere.")
+        if preset is not None:
+            print(f"{preset} is not written, for one of these may be the best; the same command writes it after them.")
     if study.broken:
         print(f"{len(study.broken)} broke off; the same command goes on with them: {study.broken[0].log}")
     if best is not None:
         # Looked at for this one alone, after it was chosen.
         print(f"Best: {study.folder / best.folder}, {result_of(study.folder / best.folder).get('result', '')}")
-        if preset is not None:
+        if preset is not None and not running:
             write_preset(preset, study, best)
             train = shlex.join([*command_words("train"), "--config", str(preset), *trust_words(study.given)])
             print(f"{preset} written; train with: {train}")
@@ -204,7 +206,7 @@ def _conclude(study: Study, preset: Path | None) -> int:
         with study.locked():
             draw_studies([study.folder / STUDY_FILE], study.folder / "distribution.png")
         print(f"Results in {study.folder}")
-    elif preset is not None:
+    elif preset is not None and not running:
         raise UserError(f"--write-preset {preset}: none of {len(trials)} trials has finished.")
     return int(bool(study.broken))
 

@@ -1,5 +1,6 @@
 """``python -m dtp.search`` from its words to run folders, figure and preset, with trials that are trained."""
 
+import itertools
 import json
 import os
 import signal
@@ -14,8 +15,10 @@ import yaml
 from dtp.cli.arguments import parse
 from dtp.cli.config import read_yaml
 from dtp.cli.train import main as train
-from dtp.experiments.search.command import main
+from dtp.experiments.search.command import _conclude, main
 from dtp.experiments.search.study import read_study
+from tests.experiments.search.helpers import open_study
+from tests.experiments.search.helpers import train as write
 from tests.runs import ROOT, contents
 
 pytestmark = pytest.mark.usefixtures("preloaded", "here")
@@ -187,6 +190,16 @@ def test_a_search_that_is_killed_goes_on_where_its_trial_was():
         end(*{search, second, third})
         for process in trainers("study/trial-0000"):
             os.kill(process, signal.SIGKILL)
+
+
+def test_the_preset_is_written_by_the_process_that_ends_last(capsys):
+    first, second, preset = open_study(), open_study(), Path("best.yaml")
+    jobs = list(itertools.islice(first.jobs(2), 2))
+    write(second, jobs[0], 0.5)
+    assert _conclude(second, preset) == 0 and not preset.exists()
+    assert "best.yaml is not written, for one of these may be the best" in capsys.readouterr().out
+    write(first, jobs[1], 0.8)
+    assert _conclude(first, preset) == 0 and read_yaml(preset)["lr"] == jobs[1].options["lr"]
 
 
 @pytest.mark.slow
