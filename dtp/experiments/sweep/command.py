@@ -113,14 +113,22 @@ def _require_configurations(path: Path, sweep: Sweep, jobs: Mapping[tuple[str, i
     Also if no run can have a metric that the figure is to show, as far as it is known.
     """
     options = {point.name: point.options for point in sweep.points}
-    runs = []
+    runs, validate = [], False
     for (name, _), job in jobs.items():
         try:
-            runs.append(job.config().run)
+            config = job.config()
+            runs.append(config.run)
+            validate |= config.run.limit_val_batches != "0" and getattr(config.data, "val_size", None) != 0
         except UserError as error:
             if _mistake(options[name]) != str(error):
                 raise
             raise UserError(f"{path}{f', {name}' if len(options) > 1 else ''}: {error}") from error
+    metrics = [metric for part in sweep.figure for metric in part.metric]
+    if not validate and all(metric.startswith("val/") for metric in metrics):
+        raise UserError(
+            f"{path}: figure, metric: expected one that its runs measure, found {', '.join(metrics)}, and none of them "
+            "validates; give another, such as test/accuracy."
+        )
     # What a rule of the user's own measures, it alone knows.
     if all(run.algo in ALGORITHMS.entries for run in runs):
         require_metrics(path, sweep.figure, {run.task for run in runs})

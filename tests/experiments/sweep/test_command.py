@@ -22,6 +22,9 @@ base: {algo: bp, data: digits, widths: [8], max_epochs: 1, lr_schedule: constant
 grid: {lr: [0.01, 0.1]}
 figure: {kind: final, metric: test/accuracy}
 """
+NOT_VALIDATED = (
+    "tiny.yaml: figure, metric: expected one that its runs measure, found val/accuracy, and none of them validates"
+)
 
 
 def command(*words):
@@ -134,6 +137,8 @@ def test_mistakes_are_one_sentence_and_nothing_begins(here, capsys, words, expec
 @pytest.mark.parametrize(
     "text, words, expected",
     [
+        ("base: {algo: bp}", ["--val-size", "0"], NOT_VALIDATED),
+        ("base: {algo: bp}", ["--limit-val-batches", "0"], NOT_VALIDATED),
         ("base: {max_epoch: 3}", [], "tiny.yaml: Unknown option --max-epoch; did you mean --max-epochs?"),
         ("grid: {lr: [0.1, fast]}", [], "tiny.yaml, lr fast: --lr: expected a number, found 'fast'"),
         ("variants: {a: {algo: bp}, b: {algo: bbp}}", [], "tiny.yaml, b: --algo bbp: no such choice"),
