@@ -228,10 +228,11 @@ def _number(value: Any, whole: bool) -> Any:
         return None
     try:
         number = int(value) if whole else float(value)
+        is_finite = math.isfinite(number)
     except (ValueError, OverflowError):
         # The second of inf as a whole number, and of a whole one that no float holds.
         return None
-    return number if math.isfinite(number) and (not whole or isinstance(value, int | str)) else None
+    return number if is_finite and (not whole or isinstance(value, int | str)) else None
 
 
 def _label(value: Any) -> Any:
