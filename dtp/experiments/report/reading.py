@@ -245,19 +245,20 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
 
 def _run_folders(folder: Path) -> list[Path]:
     """Run folders in ``folder``, itself included, and behind links; nothing is looked for within a run."""
-    found, seen = [], set()
-    for path, below, files in os.walk(folder, followlinks=True):
-        # A link may lead back to where it stands.
-        place = os.path.realpath(path)
-        if place in seen:
-            below.clear()
-            continue
-        seen.add(place)
-        is_run = CONFIG_FILE in files and (METRICS_FILE in files or SUMMARY_FILE in files or CHECKPOINTS in below)
-        if is_run or FAILURE_FILE in files:
-            found.append(Path(path))
-            below.clear()
-        below.sort()
+    found, seen, places = [], set(), [folder]
+    # Links last: a run that lies here is called by its own place. One may lead back to where it stands.
+    for place in places:
+        for path, below, files in os.walk(place):
+            if (real := os.path.realpath(path)) in seen:
+                below.clear()
+                continue
+            seen.add(real)
+            is_run = CONFIG_FILE in files and (METRICS_FILE in files or SUMMARY_FILE in files or CHECKPOINTS in below)
+            if is_run or FAILURE_FILE in files:
+                found.append(Path(path))
+                below.clear()
+            below.sort()
+            places += [link for name in below if (link := Path(path) / name).is_symlink()]
     return found
 
 

@@ -25,6 +25,14 @@ def test_finds_runs_behind_links_each_once(tmp_path):
     assert [record.name for record in read_runs([tmp_path / "runs"])] == ["again"]
 
 
+def test_a_run_that_lies_here_is_called_by_its_own_place_whatever_links_to_it(tmp_path):
+    make_run(tmp_path / "published" / "seed0")
+    (tmp_path / "latest").symlink_to(tmp_path / "published" / "seed0")
+    (tmp_path / "all").mkdir()
+    (tmp_path / "all" / "first").symlink_to(tmp_path / "published")
+    assert [record.name for record in read_runs([tmp_path])] == ["published/seed0"]
+
+
 def test_looks_for_no_runs_within_a_run(tmp_path):
     run = make_run(tmp_path / "run")
     make_run(run / "wandb" / "copy")
