@@ -166,7 +166,9 @@ def _train_in(
 
 def _title(folder: Path) -> str:
     """The name of a run where many are listed: that of its folder, in a sweep with the setting before the seed."""
-    return f"{folder.parent.name}/{folder.name}" if re.fullmatch(r"seed\d+", folder.name) else folder.name
+    # Of a relative path, too, which may end above the setting.
+    parent = Path(os.path.abspath(folder)).parent
+    return f"{parent.name}/{folder.name}" if re.fullmatch(r"seed\d+", folder.name) else folder.name
 
 
 def _make_trainer(

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from dtp.cli.train import main
 from dtp.errors import UserError
 from dtp.run.building import build
 from dtp.run.folder import _new_folder, newest_checkpoint
-from dtp.run.training import _choose_algorithms, tf32_advice
+from dtp.run.training import _choose_algorithms, _title, tf32_advice
 from dtp.system.signals import stop_request
 from tests.runs import ROOT, SHORT, contents, fails, rows
 
@@ -287,6 +288,14 @@ def test_a_users_rule_with_metrics_or_a_loss_of_its_own_has_a_summary(own, resul
     assert main(["--algo", f"{name}:Rule", *SHORT, "--run-dir", str(tmp_path / "run")]) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["result"] == result.format(**summary)
+
+
+def test_a_run_named_by_its_seed_has_its_setting_in_its_title_from_wherever_it_is_begun(tmp_path, monkeypatch):
+    (tmp_path / "no-lag").mkdir()
+    monkeypatch.chdir(tmp_path / "no-lag")
+    for folder in ("seed1", "../no-lag/seed1", "./seed1", str(tmp_path / "no-lag" / "seed1")):
+        assert _title(Path(folder)) == "no-lag/seed1"
+    assert _title(Path("mine")) == "mine"
 
 
 # --- what exists is never overwritten ---------------------------------------------------------------------------------
