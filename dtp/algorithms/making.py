@@ -72,7 +72,8 @@ class RuleType(ABCMeta):
             rule.use(own_loss, metrics, batch)
         # What the rule has beside the network goes where that is, unless it is divided over devices.
         devices = {parameter.device for parameter in rule.network.parameters()}
-        return rule.to(*devices) if len(devices) == 1 else rule
+        found = {rule.device, *(tensor.device for tensor in (*rule.parameters(), *rule.buffers()))}
+        return rule.to(*devices) if len(devices) == 1 and found != devices else rule
 
     @property
     def __signature__(cls) -> Signature:

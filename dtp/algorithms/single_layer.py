@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -126,9 +128,11 @@ class Hebb(SingleLayer):
         return h.t() @ x / len(x), h.mean(0), seen
 
     def remember(self, seen: Seen) -> dict[str, Tensor]:
-        # The first batch, of no earlier training, has nothing to be weighed against. Over ranks the means are averaged
-        # after the batch.
-        rate = self.options.mean_rate if self.batches_done or self.mean_input.any() else 1.0
+        rate: Any = self.options.mean_rate
+        if not self.batches_done:
+            # The first batch, of no earlier training, has nothing to be weighed against. Over ranks the means are
+            # averaged after the batch.
+            rate = self.mean_input.new_tensor(1.0).where(~self.mean_input.any(), rate)
         self.mean_input.lerp_(seen["input"], rate)
         self.mean_unit.lerp_(seen["unit"], rate)
         return {"weight_norm": self.linear.weight.norm(dim=1).mean()}
@@ -310,10 +314,11 @@ class Competitive(SingleLayer):
 
     def _revived(self) -> Tensor:
         """Which prototypes are to be put onto an image of this batch, (K,) bool."""
-        # Those that have won images before, of an earlier training, are not the first.
-        if self.batches_done == 0 and self.options.first_prototypes == "images" and not self.won.any():
-            return torch.ones_like(self.share, dtype=torch.bool)
-        return self.share * len(self.share) < self.options.revive_below
+        rare = self.share * len(self.share) < self.options.revive_below
+        if self.batches_done == 0 and self.options.first_prototypes == "images":
+            # Those that have won images before, of an earlier training, are not the first.
+            return rare | ~self.won.any()
+        return rare
 
     def _put_onto_images(self, direction: Tensor, rows: Tensor, x: Tensor) -> None:
         """Make ``direction`` lead the prototypes ``rows`` onto random images, whichever rank has them."""
