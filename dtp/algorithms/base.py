@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Optimizer
 
 from dtp import compat
-from dtp.algorithms.captured import Capture, CapturedBatches, Replay, repeats
+from dtp.algorithms.captured import Capture, CapturedBatches, repeats
 from dtp.algorithms.epoch import EpochTotals
 from dtp.algorithms.making import RuleType
 from dtp.algorithms.metrics import as_vector
@@ -534,25 +534,7 @@ class Algorithm(TaskModule, metaclass=RuleType):
         Args:
             capture: as for :class:`~dtp.algorithms.captured.CapturedBatches`; left out, CUDA graphs.
         """
-        batches = CapturedBatches(self._learn, capture, self.noise_streams.generators)
-        record = batches.capture
-
-        def counted(function: Replay, generators: Sequence[torch.Generator]) -> Replay:
-            done = self.batches_by_hand
-            replay = record(function, generators)
-            # It was recorded, not learned from.
-            self.batches_by_hand = done
-
-            def again() -> None:
-                done = self.batches_by_hand
-                replay()
-                # Nothing in a replay counts.
-                self.batches_by_hand = done + 1
-
-            return again
-
-        batches.capture = counted
-        return batches
+        return _CountedBatches(self, capture)
 
     def _may_capture(self) -> bool:
         """Whether a batch is a fixed sequence of operations on a GPU, which can be captured."""
@@ -739,3 +721,17 @@ def _completed(configure: Callable[..., Any]) -> Callable[..., Any]:
         return self._complete(configure(self))
 
     return completed
+
+
+class _CountedBatches(CapturedBatches):
+    """Captured batches of a loop of the user's own, counted by the rule: a replay runs no Python that would."""
+
+    def __init__(self, rule: Algorithm, capture: Capture | None):
+        super().__init__(rule._learn, capture, rule.noise_streams.generators)
+        self._rule = rule
+
+    def __call__(self, x: Tensor, y: Tensor, kind: Any, values: Any) -> tuple[tuple[str, ...], Tensor]:
+        done = self._rule.batches_by_hand
+        found = super().__call__(x, y, kind, values)
+        self._rule.batches_by_hand = done + 1
+        return found

@@ -65,10 +65,8 @@ class FA(Algorithm):
 
 
 def _has_own_matrix(module: nn.Module) -> bool:
-    if isinstance(module, nn.LayerNorm | nn.RMSNorm):
-        return False
     # A weight that is computed (weight_norm, ...) is that of a module within.
-    return any(p.dim() > 1 for p in module.parameters(recurse=is_parametrized(module)))
+    return has_matrix(module, recurse=is_parametrized(module))
 
 
 class USF(FA):

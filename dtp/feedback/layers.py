@@ -381,10 +381,10 @@ def _has_weights(module: nn.Module) -> UserError:
     )
 
 
-def has_matrix(module: nn.Module) -> bool:
-    """Whether a module has weights that mix values, and not scales and shifts alone."""
+def has_matrix(module: nn.Module, recurse: bool = True) -> bool:
+    """Whether a module, or with ``recurse`` one within, has weights that mix values, not scales and shifts alone."""
     norm = isinstance(module, nn.LayerNorm | nn.RMSNorm)
-    return not norm and any(p.dim() > 1 for p in module.parameters())
+    return not norm and any(p.dim() > 1 for p in module.parameters(recurse))
 
 
 def _behind_weights(operations: Iterable[tuple[nn.Module, Size]]) -> list[tuple[nn.Module, Size]]:
