@@ -65,7 +65,7 @@ from dtp.feedback.operations import (
 from dtp.feedback.reduced import ReducedLDRL
 from dtp.feedback.steppers import is_plain, prepare_state, steps_of
 from dtp.models.modules import LocallyConnected2d, SameConv2d
-from dtp.models.precision import full_precision, has_float64
+from dtp.models.precision import full_precision
 from dtp.models.shapes import has_hooks
 
 
@@ -99,6 +99,37 @@ class Moments:
     first: Tensor
     second: Tensor
     drawn: bool
+
+
+@dataclass(frozen=True)
+class Quadratic:
+    """A loss whose gradient is h * V + g, elementwise.
+
+    Attributes:
+        weight: V, the weights themselves.
+        curvature: h, broadcastable to V, at least 0.
+        at_zero: g, the gradient at V = 0, (*V).
+    """
+
+    weight: Tensor
+    curvature: Tensor
+    at_zero: Tensor
+
+    def gradient(self) -> Tensor:
+        """At the present V, (*V)."""
+        return torch.addcmul(self.at_zero, self.curvature, self.weight)
+
+    def loss(self) -> Tensor:
+        """At the present V, a scalar; 0 at V = 0."""
+        return torch.addcmul(self.at_zero, self.curvature, self.weight, value=0.5).mul_(self.weight).sum()
+
+    def minimiser(self) -> Tensor:
+        """V of the least loss, (*V), and the present V where the loss does not depend on it."""
+        return torch.where(self.curvature > 0, -self.at_zero / self.curvature, self.weight)
+
+    def decaying(self, decay: float) -> Quadratic:
+        """This and a penalty ``decay`` / 2 |V|^2."""
+        return Quadratic(self.weight, self.curvature + decay, self.at_zero) if decay else self
 
 
 class ExpectedLDRL:
@@ -229,34 +260,17 @@ class ExpectedLDRL:
                 a = module(a)
         return Moments(self._first(full_precision(a), context), second, False)
 
-    def curvature(self, moments: Moments, decay: float = 0.0) -> Tensor:
-        """h, broadcastable to V: second derivative of the loss with a penalty ``decay`` / 2 |V|^2, at least 0."""
-        return (2 * self.factor * self.sigma**2 * moments.second).add_(decay)
-
-    def pull(self, moments: Moments) -> Tensor:
-        """The gradient's constant part, negative, (*V): the gradient is h * V minus this."""
+    @torch.no_grad()
+    def quadratic(self, moments: Moments) -> Quadratic:
+        """The mean loss as a function of V."""
+        scale = 2 * self.factor * self.sigma**2
         if moments.drawn:
-            return -moments.first
-        # Laid out as V, not as W: what lies across V in memory costs a CPU several times as much in all that follows.
-        pull = torch.empty_like(self.weight).copy_(self.transpose)
-        return pull.mul_((2 * self.factor * self.sigma**2 * moments.first).to(pull.dtype))
-
-    def minimiser(self, moments: Moments, decay: float = 0.0) -> tuple[Tensor, Tensor]:
-        """``(V*, h)``: the loss with a penalty ``decay`` / 2 |V|^2 has the gradient h * (V - V*), elementwise.
-
-        V* is 0 where h is.
-        """
-        h = self.curvature(moments, decay)
-        return torch.where(h > 0, self.pull(moments) / h, 0.0), h
-
-    def gradient(self, moments: Moments, pull: Tensor | None = None) -> Tensor:
-        """Mean gradient at the present V, (*V); ``pull`` where it is known."""
-        return (self.curvature(moments) * self.weight).sub_(self.pull(moments) if pull is None else pull)
-
-    def loss(self, moments: Moments, pull: Tensor | None = None) -> Tensor:
-        """Mean loss at the present V, a scalar; ``pull`` where it is known."""
-        pull, v = self.pull(moments) if pull is None else pull, self.weight
-        return torch.addcmul(pull, self.curvature(moments), v, value=-0.5).mul_(v).sum().neg_()
+            at_zero = moments.first
+        else:
+            # Laid out as V, not as W: what lies across V costs a CPU several times as much in all that follows.
+            at_zero = torch.empty_like(self.weight).copy_(self.transpose)
+            at_zero.mul_((-scale * moments.first).to(at_zero.dtype))
+        return Quadratic(self.weight, scale * moments.second, at_zero)
 
     def _first(self, a: Tensor, context: Context) -> Tensor:
         """D: means of h' around ``a``, the value of the affine map."""
@@ -420,16 +434,13 @@ def train_in_expectation(
     if average is not None:
         means = iter(average.mean([t for m in moments.values() for t in (m.first, m.second)]))
         moments = {n: Moments(next(means), next(means), m.drawn) for n, m in moments.items()}
+    losses = {n: form.quadratic(moments[n]) for n, form in forms.items()}
     apart = step is None and not shared_weights(problems)
     at_once = [p for p in problems if apart and _in_closed_form(p, optimizers[p.layer])]
+    _leap(at_once, losses, optimizers)
+    _walk([p for p in problems if p not in at_once], losses, optimizers, step)
     with torch.no_grad():
-        pulls = {n: form.pull(moments[n]) for n, form in forms.items()}
-    _leap(at_once, moments, pulls, optimizers)
-    one_by_one = [p for p in problems if p not in at_once]
-    _walk(one_by_one, moments, pulls, optimizers, step)
-    with torch.no_grad():
-        losses = {n: form.loss(moments[n], pulls[n]) for n, form in forms.items()}
-    return FeedbackResult(losses, {p.layer: p.iterations for p in problems})
+        return FeedbackResult({n: loss.loss() for n, loss in losses.items()}, {p.layer: p.iterations for p in problems})
 
 
 def _form(problem: FeedbackProblem) -> ExpectedLDRL:
@@ -448,52 +459,36 @@ def _in_closed_form(problem: FeedbackProblem, optimizer: Optimizer) -> bool:
 
 
 @torch.no_grad()
-def _leap(
-    problems: Sequence[FeedbackProblem],
-    moments: dict[int, Moments],
-    pulls: dict[int, Tensor],
-    optimizers: dict[int, Optimizer],
-) -> None:
-    """All steps of some layers in closed form.
-
-    From a gradient g and a velocity m, V moves by ``-(1 - T^K_11) / h g + T^K_12 m``. No minimum enters, for it may lie
-    far away, or nowhere, where the curvature is small.
-    """
+def _leap(problems: Sequence[FeedbackProblem], losses: dict[int, Quadratic], optimizers: dict[int, Optimizer]) -> None:
+    """All steps of some layers in closed form."""
     by_momentum: dict[float, list[FeedbackProblem]] = {}
     for problem in problems:
         by_momentum.setdefault(optimizers[problem.layer].param_groups[0]["momentum"], []).append(problem)
     for momentum, alike in by_momentum.items():
         groups = [optimizers[p.layer].param_groups[0] for p in alike]
-        curvatures = [
-            _form(p).curvature(moments[p.layer], g["weight_decay"]) for p, g in zip(alike, groups, strict=True)
-        ]
-        sizes = tuple(h.numel() for h in curvatures)
-        flat = torch.cat([h.flatten() for h in curvatures])
-        if not has_float64(flat.device):
-            # Small next to the batch; without so many digits powers of nearly 1 have none left.
-            flat = flat.cpu()
-        rates = _repeated(tuple(g["lr"] for g in groups), sizes, flat.device)
-        steps = _repeated(tuple(float(p.iterations) for p in alike), sizes, flat.device)
-        moves = torch.stack(momentum_moves(flat, rates, momentum, steps))
-        for problem, group, h, part in zip(alike, groups, curvatures, moves.split(sizes, 1), strict=True):
-            form = _form(problem)
-            v = form.weight
-            by_g, by_m, g_to_m, m_to_m = part.to(v.dtype).to(v.device).view(4, *h.shape)
-            gradient = form.gradient(moments[problem.layer], pulls[problem.layer])
-            if group["weight_decay"]:
-                gradient.add_(v, alpha=group["weight_decay"])
+        decaying = [losses[p.layer].decaying(g["weight_decay"]) for p, g in zip(alike, groups, strict=True)]
+        moves = momentum_moves(
+            [loss.curvature for loss in decaying],
+            [g["lr"] for g in groups],
+            momentum,
+            [p.iterations for p in alike],
+        )
+        for problem, loss, factors in zip(alike, decaying, moves, strict=True):
+            v, optimizer = loss.weight, optimizers[problem.layer]
+            by_g, by_m, g_to_m, m_to_m = factors.to(v.dtype).to(v.device)
+            gradient = loss.gradient()
             v.addcmul_(gradient, by_g)
             if momentum:
-                prepare_state(optimizers[problem.layer], [v])
-                velocity = optimizers[problem.layer].state[v]["momentum_buffer"]
+                prepare_state(optimizer, [v])
+                velocity = optimizer.state[v]["momentum_buffer"]
                 v.addcmul_(velocity, by_m)
                 velocity.mul_(m_to_m).addcmul_(gradient, g_to_m)
 
 
+@torch.no_grad()
 def _walk(
     problems: Sequence[FeedbackProblem],
-    moments: dict[int, Moments],
-    pulls: dict[int, Tensor],
+    losses: dict[int, Quadratic],
     optimizers: dict[int, Optimizer],
     step: Step | None,
 ) -> None:
@@ -501,32 +496,22 @@ def _walk(
     step = step or steps_of(optimizers)
     for problem in problems:
         if math.isinf(problem.iterations):
-            form, optimizer = _form(problem), optimizers[problem.layer]
-            aim, h = form.minimiser(moments[problem.layer], _decay(optimizer, form.weight))
-            with torch.no_grad():
-                form.weight.copy_(torch.where(h > 0, aim, form.weight))
+            loss, optimizer = losses[problem.layer], optimizers[problem.layer]
+            loss.weight.copy_(loss.decaying(_decay(optimizer, loss.weight)).minimiser())
             # At the minimum nothing is left of the way there, such as a velocity.
-            optimizer.state.pop(form.weight, None)
+            optimizer.state.pop(loss.weight, None)
     finite = [p for p in problems if not math.isinf(p.iterations)]
     for k in range(max((int(p.iterations) for p in finite), default=0)):
-        gradients = {}
-        with torch.no_grad():
-            for p in finite:
-                if k < p.iterations:
-                    form = _form(p)
-                    gradient = form.gradient(moments[p.layer], pulls[p.layer])
-                    gradients[p.layer] = form.reduced.gradients(p.parameters, gradient)
-        step(gradients)
+        step(
+            {
+                p.layer: _form(p).reduced.gradients(p.parameters, losses[p.layer].gradient())
+                for p in finite
+                if k < p.iterations
+            }
+        )
 
 
 def _decay(optimizer: Optimizer, weight: Tensor) -> float:
     """That of the weight's own group; 0 where it is in none, as a user's own optimizer may leave it out."""
     own = (g["weight_decay"] for g in optimizer.param_groups if any(p is weight for p in g["params"]))
     return next(own, 0.0)
-
-
-@lru_cache(maxsize=64)
-def _repeated(values: tuple[float, ...], sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """Each value as many times as its size says, float64."""
-    parts = [torch.full((size,), value, dtype=torch.float64) for value, size in zip(values, sizes, strict=True)]
-    return torch.cat(parts).to(device)

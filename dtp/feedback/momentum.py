@@ -1,47 +1,61 @@
-"""K steps of SGD with momentum on a gradient that is linear in the weights, in closed form."""
+"""K steps of SGD with momentum on a gradient that is linear in the weights, at once."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-# On a CPU numpy takes half of torch's time for 500 values and two thirds for 2,000, since torch takes longer to begin
-# each of some sixty operations. From 8,000 on nothing is gained, and torch has threads.
-_FEW = 1 << 12
+from dtp.models.precision import has_float64
+
+# On a CPU numpy takes a third of torch's time for some hundred values, since torch takes longer to begin each
+# operation. With many more nothing is gained, and torch has threads.
+_FEW = 1 << 14
 
 
 def momentum_moves(
-    curvature: Tensor, rate: Tensor | float, momentum: float, steps: Tensor | float
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    curvatures: Sequence[Tensor], rates: Sequence[float], momentum: float, steps: Sequence[int | float]
+) -> list[Tensor]:
     """What K steps of SGD with momentum make of a first gradient g and velocity m, where the gradient is linear in V.
 
-    On a gradient h e the steps m <- mu m + h e, e <- e - lr m are linear: (e, m)_K = T^K (e, m)_0 with
-    T = [[1 - lr h, -lr mu], [h, mu]], whose determinant is mu. Its powers are T^K = U_K T - mu U_{K-1}, U_K a Chebyshev
-    polynomial of the trace. With g = h e::
+    With the curvature h and the way s = V - V_0, one step is ``m <- mu m + g + h s``, ``s <- s - lr m``: an affine map
+    of (s, m), the same for all steps. Its K-th power, by repeated squaring, takes some log K products, and no minimum
+    enters, for that may lie far away, or nowhere, where the curvature is small::
 
-        V <- V - (1 - T^K_11) / h g + T^K_12 m,    m <- U_K g + T^K_22 m
+        V <- V + f_0 g + f_1 m,    m <- f_2 g + f_3 m
 
     Args:
-        curvature: h, at least 0.
-        rate: lr, above 0, a number or one for each value of h.
+        curvatures: h of some weights, at least 0, of any shapes.
+        rates: lr of each of them, above 0.
         momentum: mu, from 0 to below 1.
-        steps: K, likewise; ``inf`` is the minimum itself, with no velocity, and no move where h is 0.
+        steps: K of each, likewise; ``inf`` is the minimum itself, with no velocity, and no move where h is 0.
 
     Returns:
-        The factors of g and of m in V, and of g and of m in the velocity, float64, in the shape of ``curvature``.
+        The factors f of each, (4, *h), float64 (on the CPU, where the device of h has no such numbers).
     """
-    h = curvature.double()
-    rate, steps = torch.as_tensor(rate, dtype=h.dtype), torch.as_tensor(steps, dtype=h.dtype)
-    if h.numel() <= _FEW and all(map(_has_numbers, (h, rate, steps))):
+    sizes = tuple(h.numel() for h in curvatures)
+    h = torch.cat([h.flatten() for h in curvatures])
+    # Small next to the batch; without so many digits powers of nearly 1 have none left.
+    h = (h if has_float64(h.device) else h.cpu()).double()
+    rate = _repeated(tuple(rates), sizes, h.device)
+    masks = _digits(tuple(0 if math.isinf(k) else int(k) for k in steps), sizes, h.device)
+    if h.numel() <= _FEW and _has_numbers(h):
         with np.errstate(all="ignore"):
-            moves = _moves(np, h.numpy(), rate.numpy(), momentum, steps.numpy())
-        by_g, by_m, g_to_m, m_to_m = map(torch.as_tensor, moves)
-        return by_g, by_m, g_to_m, m_to_m
-    return _moves(torch, h, rate.to(h.device, non_blocking=True), momentum, steps.to(h.device, non_blocking=True))
+            arrays = [mask.numpy() if isinstance(mask, Tensor) else mask for mask in masks]
+            factors = torch.from_numpy(_power(np, _step(np, h.numpy(), rate.numpy(), momentum), arrays))
+    else:
+        factors = _power(torch, _step(torch, h, rate, momentum), masks)
+    parts = list(factors.split(sizes, 1))
+    for n, k in enumerate(steps):
+        if math.isinf(k):
+            its, nothing = h.split(sizes)[n], torch.zeros_like(parts[n][0])
+            parts[n] = torch.stack([torch.where(its > 0, -1 / its, 0.0), nothing, nothing, nothing])
+    return [part.view(4, *curvature.shape) for part, curvature in zip(parts, curvatures, strict=True)]
 
 
 def _has_numbers(x: Tensor) -> bool:
@@ -49,60 +63,49 @@ def _has_numbers(x: Tensor) -> bool:
     return type(x) is Tensor and x.device.type == "cpu" and not x.requires_grad
 
 
-# Below, ``xp`` is numpy or torch, and h, rate and steps are its arrays.
+@lru_cache(maxsize=64)
+def _repeated(values: tuple[float | bool, ...], sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Each value as many times as its size says: float64, or bool."""
+    dtype = torch.bool if isinstance(values[0], bool) else torch.float64
+    return torch.cat([torch.full((n,), value, dtype=dtype) for value, n in zip(values, sizes, strict=True)]).to(device)
 
 
-def _moves(xp: Any, h: Any, rate: Any, momentum: float, steps: Any) -> tuple[Any, Any, Any, Any]:
-    """As :func:`momentum_moves`."""
-    forever = xp.isinf(steps)
-    steps = xp.where(forever, 1.0, steps)
-    factor = 1 - rate * h
-    if momentum == 0:
-        # The velocity is the last gradient, and no state.
-        this = xp.abs(factor) ** (steps - 1) * xp.where((steps % 2 == 0) & (factor < 0), -1.0, 1.0)
-        left, of_m, m_to_m = this * factor, xp.zeros_like(h), xp.zeros_like(h)
-    else:
-        root = math.sqrt(momentum)
-        half = (factor + momentum) / (2 * root)
-        this, before = _chebyshev(xp, half, root, steps)
-        left, of_m, m_to_m = this * factor - momentum * before, -rate * momentum * this, momentum * (this - before)
-    # Where a step is small, what is left of a distance is as good as 1, and its difference to 1 has no digits.
-    small = rate * h < 0.5 * (1 - math.sqrt(momentum)) ** 2
-    of_g = xp.where(small, _gone_over_curvature(xp, xp.where(small, h, 0.0), rate, momentum, steps), (1 - left) / h)
-    of_g = xp.where(forever, xp.where(h > 0, 1 / h, 0.0), of_g)
-    of_m, g_to_m, m_to_m = (xp.where(forever, 0.0, entry) for entry in (of_m, this, m_to_m))
-    return -of_g, of_m, g_to_m, m_to_m
+@lru_cache(maxsize=64)
+def _digits(steps: tuple[int, ...], sizes: tuple[int, ...], device: torch.device) -> list[bool | Tensor]:
+    """By binary digit of the numbers of steps, lowest first, where it is 1: a mask, or one answer for all."""
+    digits = [tuple(bool(k >> n & 1) for k in steps) for n in range(max(steps).bit_length())]
+    return [_repeated(digit, sizes, device) if len({*digit}) > 1 else digit[0] for digit in digits]
 
 
-def _gone_over_curvature(xp: Any, h: Any, rate: Any, momentum: float, steps: Any) -> Any:
-    """(1 - T^K_11) / h of overdamped steps, to all digits for small h, and for h = 0, from the eigenvalues of T."""
-    x = rate * h
-    gap = xp.sqrt((1 - momentum + x) ** 2 - 4 * x)
-    # The larger eigenvalue is 1 - x per_x, the smaller one less by the gap, and their product is the momentum.
-    per_x = 2 / (1 - momentum + x + gap)
-    away = x * per_x
-    larger = 1 - away
-    smaller = momentum / larger
-    slow = xp.where(away > 0, -xp.expm1(steps * xp.log1p(-away)) / away, steps)
-    return rate * per_x * ((larger - momentum) * slow - smaller * (1 - smaller**steps)) / gap
+# Below, ``xp`` is numpy or torch, and the others are its arrays. An affine map of (s, m) is (2, 3, values): what s and
+# m become, of s, of m, and of g.
 
 
-def _chebyshev(xp: Any, c: Any, root: float, n: Any) -> tuple[Any, Any]:
-    """U_n and U_{n-1}; U_n = root^(n-1) sin(n theta) / sin(theta), c = cos(theta), continued to |c| > 1.
+def _step(xp: Any, h: Any, rate: Any, momentum: float) -> Any:
+    new_s, new_m = (1 - rate * h, -momentum * rate, -rate), (h, xp.full_like(h, momentum), xp.ones_like(h))
+    return xp.stack(new_s + new_m).reshape(2, 3, len(h))
 
-    Nothing of it overflows.
+
+def _then(first: Any, second: Any) -> Any:
+    """The map that is one after the other."""
+    both = second[:, 0, None] * first[0]
+    both += second[:, 1, None] * first[1]
+    both[:, 2] += second[:, 2]
+    return both
+
+
+def _power(xp: Any, step: Any, masks: Sequence[Any]) -> Any:
+    """The factors of powers of a map, (4, values).
+
+    Args:
+        xp, step: the map, and whose arrays they are.
+        masks: of :func:`_digits`, for the exponents.
     """
-    size, negative, even = xp.abs(c), c < 0, n % 2 == 0
-    inner = xp.arccos(xp.clip(size, None, 1.0))
-    outer = xp.arccosh(xp.clip(size, 1.0, None))
-    near, swings = size == 1, size <= 1
-    sine, growth, log_root = xp.sin(inner), xp.expm1(-2 * outer), math.log(root)
-    found = []
-    for k, same_parity in ((n, even), (n - 1, ~even)):
-        power = (k - 1) * log_root
-        scale = xp.exp(power)
-        swinging = scale * xp.sin(k * inner) / sine
-        sliding = xp.exp(power + (k - 1) * outer) * xp.expm1(-2 * k * outer) / growth
-        value = xp.where(near, scale * k, xp.where(swings, swinging, sliding))
-        found.append(xp.where(negative & same_parity, -value, value))
-    return found[0], found[1]
+    one, zero = xp.ones_like(step[0, 0]), xp.zeros_like(step[0, 0])
+    power, begun = xp.stack((one, zero, zero, zero, one, zero)).reshape(step.shape), False
+    for n, mask in enumerate(masks):
+        step = _then(step, step) if n else step
+        if mask is not False:
+            longer = _then(power, step) if begun else step
+            power, begun = longer if mask is True else xp.where(mask, longer, power), True
+    return xp.stack((power[0, 2], power[0, 1], power[1, 2], power[1, 1]))

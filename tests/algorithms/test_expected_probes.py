@@ -68,7 +68,7 @@ def test_unlimited_iterations_leave_the_weights_at_the_minimum_of_the_batch(opti
     for n in rule.trained_feedback:
         form = rule.expected_form(n)
         moments = form.moments((activations.s[n - 1], activations.s[n], activations.contexts[n]))
-        gradient = form.gradient(moments) + 1e-4 * form.weight
+        gradient = form.quadratic(moments).gradient() + 1e-4 * form.weight
         assert gradient.norm() < 1e-12 * (moments.second * form.weight).norm()
 
 
@@ -118,7 +118,7 @@ def test_each_layer_steps_on_its_own_noise_with_the_nodes_and_the_scale_that_wer
         sigma = given / decay
         paper = sigma if scale == "paper" else None
         form = ExpectedLDRL(network[n], rule.feedback[n], sigma, routing="fixed", paper_scale=paper, nodes=nodes)
-        gradient = form.gradient(form.moments((a.s[n - 1], a.s[n], a.contexts[n])))
+        gradient = form.quadratic(form.moments((a.s[n - 1], a.s[n], a.contexts[n]))).gradient()
         aims[n] = (form, (form.weight - rate * gradient).detach(), gradient.norm())
     rule.feedback_phase(a)
     for n, (form, aim, size) in aims.items():
@@ -480,12 +480,12 @@ def test_layers_that_share_weights_take_their_steps_together(momentum):
     x, _ = make_batch(network)
     a = rule.activations(x)
     forms = {n: rule.expected_form(n) for n in (2, 3)}
-    moments = {n: forms[n].moments((a.s[n - 1], a.s[n], a.contexts[n])) for n in forms}
+    losses = {n: form.quadratic(form.moments((a.s[n - 1], a.s[n], a.contexts[n]))) for n, form in forms.items()}
     v = forms[2].weight
     assert forms[3].weight is v
     expected, velocities = v.detach().clone(), {n: torch.zeros_like(v) for n in forms}
     for _ in range(4):
-        gradients = {n: forms[n].curvature(moments[n]) * expected - forms[n].pull(moments[n]) for n in forms}
+        gradients = {n: loss.curvature * expected + loss.at_zero for n, loss in losses.items()}
         for n, gradient in gradients.items():
             velocities[n] = momentum * velocities[n] + gradient
             expected = expected - 0.5 * velocities[n]

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import dtp.algorithms.metrics
-import dtp.feedback.expected
+import dtp.feedback.momentum
 import dtp.feedback.noise
 import dtp.feedback.operations
 from dtp.algorithms import DTP
@@ -31,7 +31,7 @@ def fake(monkeypatch):
     monkeypatch.setattr(torch.autograd, "grad", lambda outputs, inputs, *a, **k: tuple(map(torch.empty_like, inputs)))
     monkeypatch.setattr(RecursionGraph, "stream", lambda self, device: None)
     # What was made of values on another device stays out, and so do fakes of what is kept for later.
-    kept = dtp.feedback.operations._inside, dtp.feedback.expected._repeated
+    kept = dtp.feedback.operations._inside, dtp.feedback.momentum._repeated, dtp.feedback.momentum._digits
     for cache in kept:
         cache.cache_clear()
     with FakeTensorMode() as mode:
@@ -136,7 +136,7 @@ class NoFloat64(TorchDispatchMode):
 
 @pytest.mark.parametrize("options", [{}, {"feedback_iterations": [float("inf")]}, {"feedback_momentum": 0.0}])
 def test_a_batch_in_expectation_needs_no_float64_of_its_device(fake, options, monkeypatch):
-    for module in (dtp.feedback.expected, dtp.algorithms.metrics):
+    for module in (dtp.feedback.momentum, dtp.algorithms.metrics):
         monkeypatch.setattr(module, "has_float64", lambda device: device.type == "cpu")
     rule, x, y = on_the_gpu("auto", torch.contiguous_format, **EXPECTED, **options)
     with NoFloat64():
@@ -149,7 +149,7 @@ def test_a_batch_in_expectation_needs_no_float64_of_its_device(fake, options, mo
 def test_the_closed_form_on_the_host_gives_the_same_weights(monkeypatch):
     ends = []
     for known in (True, False):
-        monkeypatch.setattr(dtp.feedback.expected, "has_float64", lambda device, known=known: known)
+        monkeypatch.setattr(dtp.feedback.momentum, "has_float64", lambda device, known=known: known)
         torch.manual_seed(0)
         network = LeNet(LeNetOptions(channels=[3, 4], hidden=8), (2, 12, 12), 5)
         rule = DTP(network, DTPOptions(**EXPECTED))

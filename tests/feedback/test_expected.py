@@ -125,7 +125,7 @@ class Clean(Task):
 
     def gradient(self, nodes: int = 5, **settings) -> Tensor:
         form = self.form(nodes, **settings)
-        return form.gradient(form.moments(self.clean))
+        return form.quadratic(form.moments(self.clean)).gradient()
 
     @property
     def weight(self) -> nn.Parameter:
@@ -379,7 +379,7 @@ def test_what_pulls_at_the_weights_is_laid_out_as_they_are():
     """Else all that follows strides across memory: the transpose of a dense map lies across the feedback's weights."""
     task = Task(nn.Sequential(nn.Linear(12, 7), nn.ELU()), (12,))
     form = ExpectedLDRL(task.layer, task.feedback, task.sigma)
-    assert form.transpose.stride() != form.weight.stride() == form.pull(form.moments(task.clean)).stride()
+    assert form.transpose.stride() != form.weight.stride() == form.quadratic(form.moments(task.clean)).at_zero.stride()
 
 
 # --- what is drawn, and what has no mean ------------------------------------------------------------------------------
@@ -409,7 +409,7 @@ def test_drawn_gradient_is_the_mean_of_many_sampled_ones(name):
     form = task.form(nodes=80, routing="noisy", noise_samples=64)
     streams = NoiseStreams(7)
     with torch.no_grad():
-        drawn = [form.gradient(form.moments(task.clean, task.draw(streams, 64))) for _ in range(200)]
+        drawn = [form.quadratic(form.moments(task.clean, task.draw(streams, 64))).gradient() for _ in range(200)]
     sampled = literal_gradients(task, replicates=50, samples=64, routing="noisy")
     mean, error = torch.stack(drawn).mean(0) + left_out(task), torch.stack(drawn).std(0) / 200**0.5
     both = (error.square() + sampled.var(0) / len(sampled)).sqrt()
@@ -506,7 +506,7 @@ def test_gates_that_multiply_by_the_slope_have_the_mean_of_many_samples():
     form = ExpectedLDRL(layer, feedback, task.sigma, routing="fixed", nodes=80)
     task.weight = form.weight
     sampled = literal_gradients(task, replicates=50, samples=500)
-    compare_with_samples(form.gradient(form.moments(task.clean)), sampled, precision=0.06)
+    compare_with_samples(form.quadratic(form.moments(task.clean)).gradient(), sampled, precision=0.06)
 
 
 @pytest.mark.parametrize("times", [1, 2])
