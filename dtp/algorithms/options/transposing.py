@@ -21,7 +21,8 @@ class DTPOptions(TargetPropagationOptions):
     # the rule in the limit of many probes: it looks at the forward weights, which sampled probes only see the effect
     # of. Layers with --routing noisy and max-pooling then draw their first term with --noise-samples once per batch.
     probes: Literal["sampled", "expected"] = option("sampled", before="sampled")
-    # Nodes of the quadrature over the noise with --probes expected, 1 to 200; 1 is the limit of small noise.
+    # Nodes of the quadrature over the noise with --probes expected, 1 to 200; 1 is the limit of small noise. Variances
+    # take all of them, means of slopes half, for the same precision.
     probe_nodes: int = option(5, least=1, most=200, before=5)
     # What a nonlinearity comes back through in the feedback: itself, at what the feedback is given (own, as published),
     # or its slope in the clean pass (clean), with which a transposed feedback layer is exactly the adjoint, but for
