@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dtp.algorithms.local_losses import LocalLosses
 from dtp.algorithms.options import TargetOptions
 from dtp.contracts import gradients, handed_back, require_loss_value, unedited
 from dtp.errors import UserError
-from dtp.feedback import Context, DrawnContext, forward_with_context, per_sample_dot
+from dtp.feedback import Context, DrawnContext, forward_with_context
 from dtp.feedback.context import BranchesContext
 from dtp.models.precision import full_precision, no_autocast
 
@@ -97,8 +98,8 @@ class LocalTargets(LocalLosses):
 
         ``output`` (B, *shape) carries gradients to the weights of layer n; ``target`` is constant.
         """
-        difference = output - target
-        return 0.5 * self.options.local_loss_scale * per_sample_dot(difference, difference)
+        total = F.mse_loss(full_precision(output), target, reduction="sum")
+        return total * (0.5 * self.options.local_loss_scale / len(output))
 
     # --- the template -------------------------------------------------------------------------------------------------
 
