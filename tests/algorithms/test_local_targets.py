@@ -35,6 +35,20 @@ def test_the_output_for_other_inputs_goes_through_the_activations_of_the_rule():
     torch.testing.assert_close(rule.output_from(1, x, activations), 2 * network[2](2 * network[1](x)))
 
 
+def test_the_size_of_updates_is_told_with_all_that_scales_the_local_losses():
+    network, y = tanh_network(4, 3, 2), torch.tensor([0, 1, 1])
+    x = torch.randn(3, 1, 1, 4, dtype=torch.float64)
+
+    class Plain(LocalTargets):
+        def lower_target(self, n, targets, activations):
+            return activations.s[n - 1]
+
+    rule = Plain(network, Plain.Options(beta=0.3, local_loss_scale=2.0, output_loss="mse"))
+    expected = torch.autograd.grad(F.cross_entropy(network(x), y), list(network[2].parameters()))
+    found = rule.forward_gradients(x, y)[1][-2:]
+    torch.testing.assert_close([gradient / rule.gradient_scale(2) for gradient in found], list(expected))
+
+
 def test_an_output_layer_above_the_first_target_learns_the_task_whatever_its_loss_is_said_to_be():
     network, y = tanh_network(4, 3, 2), torch.tensor([0, 1, 1])
     rule, x = Doubled(network, Doubled.Options(output_loss="mse")), torch.randn(3, 1, 1, 4, dtype=torch.float64)
