@@ -32,7 +32,7 @@ def test_without_noise_the_feedback_reconstructs_the_activations_themselves(name
 @pytest.mark.parametrize("name", [name for name in TRAINED if ALGORITHMS.resolve(name).load().needs_noise])
 def test_rules_that_learn_from_the_noise_refuse_to_go_without(name, mlp):
     with pytest.raises(UserError, match="--noise: expected values above 0, found 0.0"):
-        make(name, mlp, noise=[0.0])
+        make(name, mlp, noise=[0.1, 0.1, 0.0])
 
 
 def test_negative_noise_and_learning_rates_made_for_noise_are_refused(mlp):
