@@ -241,8 +241,9 @@ def test_a_batch_of_one_image_is_one_by_one_by_itself():
 def test_in_batches_winners_move_by_their_images(pull):
     network = clustering()
     rule = make("competitive", network, pull=pull, lr=0.5, first_prototypes="weights")
-    for _ in range(2):
-        x, y = make_batch(network, 20)
+    # Of few images some prototypes win one.
+    for images in (3, 20):
+        x, y = make_batch(network, images)
         w, won = weights(rule), rule.won.clone()
         winner = torch.cdist(x.flatten(1), w).argmin(1)
         expected = w.clone()
@@ -363,6 +364,8 @@ def test_a_prototype_that_never_wins_stays_dead_if_nothing_is_done():
 
 def test_a_dead_prototype_is_put_onto_an_image_and_begins_anew():
     rule, x = far_away(revive_below=0.5)
+    # It won some in an earlier training.
+    rule.won[2] = 5
     # 0.8^n / 4 falls below half of 1 / 4 after four batches.
     train(rule, x[:80], 20)
     assert (weights(rule)[2] == 100).all()
@@ -383,6 +386,16 @@ def test_conscience_lets_a_prototype_that_never_wins_win_in_the_end():
     rule, x = far_away(revive_below=0.0, conscience=3e5)
     train(rule, x, 20, passes=5)
     assert rule.won[2] > 0 and weights(rule)[2].abs().max() < 50
+
+
+def test_conscience_is_a_head_start_in_squared_distance_by_the_share_won():
+    rule = make("competitive", clustering(), first_prototypes="weights", conscience=5.0, revive_below=0.0)
+    rule.share.copy_(torch.tensor([0.7, 0.2, 0.1, 0.0]))
+    x, y = make_batch(rule.network, 200)
+    distances = torch.cdist(x.flatten(1), weights(rule)) ** 2
+    winners = (distances - 5.0 * (1 - UNITS * rule.share)).argmin(1)
+    rule.training_batch(x, y)
+    assert rule.won.tolist() == torch.bincount(winners, minlength=UNITS).tolist()
 
 
 def test_running_shares_are_those_of_the_images_won():
