@@ -329,6 +329,7 @@ FIRST = (nn.Flatten(), nn.Linear(16, 9), nn.Sigmoid())
         ([(nn.Flatten(), nn.Linear(16, 9), nn.Dropout()), (nn.Linear(9, 5),)], "Dropout in layer 1"),
         ([(nn.Conv2d(1, 2, 3), nn.ELU()), (nn.Flatten(), nn.Linear(8, 5))], "found Conv2d, ELU in layer 1"),
         ([FIRST, (weight_norm(nn.Linear(9, 5)),)], "found ParametrizedLinear in layer 2"),
+        ([(nn.Linear(4, 4), nn.ELU()), (nn.Flatten(), nn.Linear(16, 5))], "found one in layer 1 for 4 of 16 values"),
     ],
 )
 def test_other_networks_are_refused(name, given, message):
