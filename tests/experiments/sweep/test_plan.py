@@ -59,6 +59,12 @@ def test_the_figure_is_a_part_or_several(tmp_path):
     assert [part.kind for part in sweep_of(tmp_path).figure] == ["curves", "values", "final"]
 
 
+def test_values_of_one_depth_hide_nothing_where_each_has_a_panel_of_its_own(tmp_path):
+    grid = "grid: {widths: [[8, 8], [16, 16]]}\n"
+    (part,) = sweep_of(tmp_path, f"{grid}figure: {{kind: values, x: depth, panels: widths}}").figure
+    assert (part.x, part.panels) == ("depth", "widths")
+
+
 @pytest.mark.parametrize(
     "text, words",
     [
@@ -102,6 +108,8 @@ def test_the_figure_is_a_part_or_several(tmp_path):
             "figure, x: expected lists for depth, found 8; give another option of grid.",
         ),
         ("figure: {range: [1, 0]}", "figure, range: expected two numbers, the smaller first"),
+        ("figure: {range: ['0', '1']}", "figure, range: expected two numbers, the smaller first, found ['0', '1']"),
+        ("seeds: [true]", "seeds: expected a list of whole numbers from 0 to "),
         ("figure: {against: hours}", "figure, against: expected epochs, batches"),
         (
             "grid: {widths: [[8], [8, 8], [16, 16]]}\nfigure: {kind: values, x: depth}",
@@ -166,7 +174,10 @@ def test_variants_that_write_a_value_in_two_ways_are_one(tmp_path):
         sweep.jobs(tmp_path)
 
 
-def test_a_sweep_without_end_is_refused(tmp_path):
+def test_a_sweep_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("dtp.experiments.sweep.plan.MOST", 4)
+    assert len(sweep_of(tmp_path).points) == 4
+    monkeypatch.undo()
     grid = "".join(f"  {name}: [{', '.join(map(str, range(1000)))}]\n" for name in ("lr", "beta", "momentum"))
     with pytest.raises(UserError, match="expected at most 10000 settings, found 1000000000"):
         sweep_of(tmp_path, f"grid:\n{grid}")
