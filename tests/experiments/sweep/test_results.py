@@ -163,10 +163,10 @@ def test_no_folder_of_this_machine_is_written_down(here):
 
 
 def test_a_table_without_deviations_for_a_single_seed(here):
-    sweep = sweep_of(here, "base: {algo: bp, max_epochs: 2}\n")
+    sweep = sweep_of(here, "base: {algo: bp, max_epochs: 2}\nfigure: {metric: [val/accuracy, val/loss]}\n")
     jobs = sweep.jobs(here / "out")
-    made_up(jobs["all", 0], {"val/accuracy": {20: 0.25}})
-    assert "| all | 0 | 2 | 25.00 |" in as_table(sweep, collect(sweep, jobs), "c")
+    made_up(jobs["all", 0], {"val/accuracy": {20: 0.25}, "val/loss": {20: 1.5}})
+    assert "| all | 0 | 2 | 25.00 | 1.5000 |" in as_table(sweep, collect(sweep, jobs), "c")
 
 
 def test_a_setting_with_a_bar_in_its_name_stays_one_cell(here):
