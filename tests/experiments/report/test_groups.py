@@ -310,6 +310,13 @@ def test_of_runs_of_one_seed_the_newest_counts(tmp_path):
     assert group.costs["batch"].n == 3
 
 
+def test_a_newer_run_without_a_result_takes_no_other_ones_place(tmp_path):
+    make_run(tmp_path / "a", accuracy=0.9, summary={"finished": "2026-01-01T00:00:00+0000"})
+    make_run(tmp_path / "b", summary={"finished": "2026-02-01T00:00:00+0000", "test_accuracy": None})
+    (group,) = only_section(tmp_path).groups
+    assert group.test.values == (0.9,)
+
+
 def test_the_newest_run_of_a_seed_is_that_of_the_latest_moment_whatever_the_clock_of_its_machine_shows(tmp_path):
     # Half past nine in Vancouver is half past five in the evening in London.
     make_run(tmp_path / "a", accuracy=0.9, summary={"finished": "2026-02-01T09:30:00-0800"})
