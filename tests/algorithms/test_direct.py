@@ -13,9 +13,10 @@ from dtp.errors import UserError
 from dtp.feedback import direct as maps
 from dtp.feedback import forward_with_context
 from dtp.models import LeNet, Network
+from dtp.models.modules import Residual
 from dtp.models.options import LeNetOptions, ModelOptions
 from tests.algorithms.helpers import angle, make, relative, same, state
-from tests.algorithms.networks import isotropic, linear_network, minimise, tanh_network
+from tests.algorithms.networks import Layers, isotropic, linear_network, minimise, tanh_network
 from tests.conftest import make_batch
 
 DDTP = ["ddtp-linear", "ddtp-rhl", "ddtp-control"]
@@ -95,6 +96,26 @@ def test_broadcast_form_equals_the_dense_one_with_the_matrices_that_it_stands_fo
     x, y = make_batch(lenet)
     for a, b in zip(*(rule.forward_gradients(x, y)[1] for rule in (broadcast, dense)), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Flatten()),
+        nn.Sequential(
+            Residual(nn.Sequential(nn.Conv2d(3, 3, 1)), nn.Sequential()),
+            nn.Conv2d(3, 4, 2, stride=2),
+            nn.Tanh(),
+            nn.Flatten(),
+        ),
+    ],
+    ids=["smaller maps", "another operation with weights"],
+)
+def test_a_convolution_that_does_not_read_the_layers_input_has_a_dense_map(layer):
+    layers = [nn.Sequential(nn.Conv2d(1, 3, 1), nn.Tanh()), layer, nn.Sequential(nn.Linear(16, 5))]
+    rule = make("dfa", Layers(layers, (1, 4, 4)), dfa_form="broadcast")
+    assert type(rule.feedback[2]).__name__ == "DirectMap"
+    rule.training_batch(*make_batch(rule.network))
 
 
 def test_dfa_maps_have_their_distribution_and_never_change(lenet):
