@@ -226,6 +226,26 @@ def test_one_by_one_it_is_online_k_means(pull, lr, rate, batch_size):
     assert rule.won.sum() == won.sum() == len(x)
 
 
+def test_one_by_one_prototypes_have_their_length_after_each_image():
+    x, _ = blobs(each=10, spread=3.0)
+    ends = []
+    for batch_size in (1, 20):
+        torch.manual_seed(0)
+        options = {"one_by_one": True, "normalise_rows": True, "first_prototypes": "weights", "revive_below": 0.0}
+        rule = make("competitive", clustering(), lr=0.2, **options)
+        train(rule, x, batch_size)
+        ends.append(weights(rule))
+    torch.testing.assert_close(*ends)
+
+
+def test_the_rate_of_its_layer_is_known_before_there_are_optimizers():
+    network, options = clustering(), {"layer_lr": [0.1], "one_by_one": True, "first_prototypes": "weights"}
+    rule, batch = make("competitive", network, **options), make_batch(network, 20)
+    bare = type(rule)(network, rule.options)
+    (found,), (expected,) = (each.forward_gradients(*batch)[1] for each in (bare, rule))
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_batch_of_one_image_is_one_by_one_by_itself():
     x, _ = blobs(each=10, spread=3.0)
     ends = []
