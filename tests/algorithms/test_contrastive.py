@@ -1,5 +1,6 @@
 """Rules of networks that settle, against transcriptions of their equations, and against backprop."""
 
+import copy
 import csv
 
 import pytest
@@ -87,6 +88,23 @@ def test_both_phases_of_a_batch_equal_the_equations_for_each_sample(activation, 
         for k in range(5):
             torch.testing.assert_close(free.h[k][i], minus[k])
             torch.testing.assert_close(clamped.h[k][i], plus[k])
+
+
+def test_a_weight_of_two_layers_learns_the_sum_of_what_each_of_them_would():
+    def network(shared):
+        torch.manual_seed(0)
+        first, middle = nn.Linear(16, 9), nn.Linear(9, 9)
+        other = middle if shared else copy.deepcopy(middle)
+        last = nn.Linear(9, 5)
+        return layers((nn.Flatten(), first, nn.Sigmoid()), (middle, nn.Sigmoid()), (other, nn.Sigmoid()), (last,))
+
+    tied, apart = network(shared=True), network(shared=False)
+    batch = make_batch(tied)
+    weight = {id(p): g for p, g in zip(tied.parameters(), make("chl", tied).forward_gradients(*batch)[1], strict=True)}
+    each = {id(p): g for p, g in zip(apart.parameters(), make("chl", apart).forward_gradients(*batch)[1], strict=True)}
+    for name in ("weight", "bias"):
+        expected = sum(each[id(getattr(apart[k][0], name))] for k in (2, 3))
+        torch.testing.assert_close(weight[id(getattr(tied[2][0], name))], expected)
 
 
 @pytest.mark.parametrize("name", RULES)
