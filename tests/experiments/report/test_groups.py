@@ -56,6 +56,20 @@ def test_settings_that_differ_in_much_are_called_by_their_folder(tmp_path):
     assert set(by_label(only_section(tmp_path))) == expected
 
 
+def test_settings_that_differ_in_three_options_are_called_by_their_values(tmp_path):
+    for trial, values in (("a", (0.1, 0.5, 0.0)), ("b", (0.2, 0.0, 0.3))):
+        make_run(tmp_path / trial, **dict(zip(("lr", "momentum", "weight_decay"), values, strict=True)))
+    expected = {"bp (lr 0.1, momentum 0.5, weight decay 0)", "bp (lr 0.2, momentum 0, weight decay 0.3)"}
+    assert set(by_label(only_section(tmp_path))) == expected
+
+
+def test_settings_in_folders_of_one_name_are_numbered(tmp_path):
+    for trial in range(2):
+        values = {"lr": 0.1 + trial, "momentum": 0.1 * trial, "weight_decay": 0.1 * trial, "lr_min": 0.01 * trial}
+        make_run(tmp_path / f"machine{trial}" / "trial", **values)
+    assert set(by_label(only_section(tmp_path))) == {"bp (trial)", "bp (trial) #2"}
+
+
 def test_runs_made_before_an_option_existed_stay_with_those_made_after(tmp_path):
     old, new = make_run(tmp_path / "old", seed=0), make_run(tmp_path / "new", seed=1)
     config = yaml.safe_load((old / "config.yaml").read_text())
@@ -104,6 +118,23 @@ def test_folders_of_one_name_with_other_images_are_datasets_of_their_own(tmp_pat
         "flowers (imagefolder), 32 pixels, 8 images": ["c"],
         "flowers (imagefolder), 32 pixels, 9 images": ["a", "b"],
     }
+
+
+def test_images_are_not_named_where_none_of_the_folder_are_known_to_be_others(tmp_path):
+    # Earlier versions did not record them.
+    for run in ("recorded", "earlier"):
+        folder = make_run(tmp_path / run, data="imagefolder", data_dir="/x/flowers", image_size=32)
+        if run == "recorded":
+            config = folder / "config.yaml"
+            config.write_text(f"# --data-dir holds: 9 images\n{config.read_text()}")
+    section = only_section(tmp_path)
+    assert section.title == "flowers (imagefolder), 32 pixels" and len(section.groups[0].runs) == 2
+
+
+@pytest.mark.parametrize(("top5", "shown"), [(0.9, True), (0.98, False)])
+def test_the_top_five_are_shown_where_they_say_something(tmp_path, top5, shown):
+    make_run(tmp_path / "run", summary={"test_top5": top5})
+    assert ("top 5, %" in only_section(tmp_path).further) is shown
 
 
 def test_an_epoch_that_is_cut_short_costs_what_a_whole_one_would(tmp_path):
@@ -190,6 +221,12 @@ def test_batches_of_more_images_than_there_are_count_with_those_that_there_are(t
     make_run(tmp_path / "bp", seconds=2, batch_size=60000, summary={"train_images": 100})
     (run,) = by_label(only_section(tmp_path))["bp"].runs
     assert run.training_seconds == pytest.approx(8) and run.images_per_second == pytest.approx(100 * run.steps / 8)
+
+
+def test_a_run_that_trained_its_feedback_alone_has_no_time_of_an_epoch(tmp_path):
+    make_run(tmp_path / "bp")
+    make_run(tmp_path / "drl", "drl", feedback_warmup=10_000, extra_feedback_epochs=0)
+    assert set(by_label(only_section(tmp_path))["drl"].costs) == {"batch", "wall"}
 
 
 def test_wall_time_of_other_numbers_of_epochs_is_said_to_be_so(tmp_path):
