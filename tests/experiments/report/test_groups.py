@@ -7,7 +7,7 @@ import yaml
 
 from dtp.algorithms import ALGORITHMS
 from dtp.algorithms.options import FAMILIES
-from dtp.experiments.report.groups import OTHER, sections, unsteadiness
+from dtp.experiments.report.groups import OTHER, add_costs, sections, unsteadiness
 from dtp.experiments.report.page import notes_of
 from dtp.experiments.report.reading import read_runs, with_defaults
 from dtp.experiments.report.words import describe_data, describe_network
@@ -379,3 +379,33 @@ def test_uneven_times_are_found(tmp_path):
     make_run(tmp_path / "fa" / "1", "fa", seed=1, seconds=2.5)
     group, factor = unsteadiness([only_section(tmp_path)])
     assert group.label == "fa" and factor == pytest.approx(2.5)
+
+
+def test_first_epochs_and_other_machines_are_not_uneven_times(tmp_path):
+    rates = [10, 100, 100, 100]
+    rows = [{"epoch": e, "step": 550 * (e + 1), "train/images_per_second": rate} for e, rate in enumerate(rates)]
+    make_run(tmp_path / "here", rows=rows)
+    faster = [row | {"train/images_per_second": 3 * row["train/images_per_second"]} for row in rows]
+    make_run(tmp_path / "there", seed=1, rows=faster, summary={"device": "Difference engine"})
+    _, factor = unsteadiness([only_section(tmp_path)])
+    assert factor == 1
+
+
+def test_what_is_said_of_whole_runs_that_times_are_of_is_not_said_of_others(tmp_path):
+    for folder, epochs in (("real", 4), ("timed", 8)):
+        make_run(tmp_path / folder / "bp")
+        make_run(tmp_path / folder / "fa", "fa", epochs=epochs, seconds=2)
+    real, timed = (sections(read_runs([tmp_path / folder])) for folder in ("real", "timed"))
+    add_costs(real, timed)
+    assert by_label(timed[0])["fa"].notes == ["wall time of 8 epochs of forward training against 4 of `bp`"]
+    group = by_label(real[0])["fa"]
+    assert group.notes == [] and group.costs["batch"].mean == pytest.approx(2)
+
+
+def test_a_section_is_judged_by_what_most_of_its_groups_have(tmp_path):
+    make_run(tmp_path / "bp", summary={"test_accuracy": None})
+    for algo in ("fa", "kp"):
+        make_run(tmp_path / algo, algo)
+    section = only_section(tmp_path)
+    assert [group.measure.name for group in section.groups] == ["loss", "accuracy", "accuracy"]
+    assert section.measure.name == "accuracy"
