@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from dtp.algorithms.dfc import DFC, DFCSS, DFCSSA, StrongDFC
+from dtp.algorithms.feedback_control import Moment
+from dtp.algorithms.local_targets import Activations
 from dtp.algorithms.options import DFCOptions, DFCSSAOptions, DFCSSOptions, StrongDFCOptions
 from dtp.cli.train import main
 from dtp.errors import UserError
@@ -270,6 +272,38 @@ def test_strong_gain_through_any_map_of_the_jacobians_rows_is_the_pseudo_inverse
     assert relative(moved, torch.linalg.pinv(J) @ delta) < 1e-7
     # Over all layers together the change reaches the target, once.
     assert relative(J @ moved, delta) < 1e-6
+
+
+@pytest.mark.parametrize("kind", [DFCSS, StrongDFC])
+def test_an_image_settles_alike_alone_and_in_a_batch(kind, tanh):
+    x, y = batch(tanh, 16)
+    rule = make(kind, tanh, feedback_init="symmetric", settling_tolerance=1e-2, settling_steps=10)
+
+    def control(rows):
+        return rule.targets(rule.activations(x[rows], gradients=False), y[rows]).u
+
+    alone = torch.cat([control(slice(i, i + 1)) for i in range(len(x))])
+    torch.testing.assert_close(control(slice(None)), alone, rtol=0, atol=1e-12)
+
+
+def test_the_linearised_solution_is_taken_however_small_the_error_is(tanh):
+    x, y = batch(tanh)
+    found = []
+    for tolerance in (1e-12, 1e3):
+        rule = make(DFCSSA, tanh, settling_tolerance=tolerance, feedback_init="symmetric")
+        found.append(rule.targets(rule.activations(x, gradients=False), y).u)
+    assert found[0].abs().max() > 0
+    torch.testing.assert_close(*found)
+
+
+def test_settled_is_what_is_at_rest_with_less_than_a_quarter_of_the_first_error(tanh):
+    rule, ones = make(DFCSS, tanh, settling_tolerance=1e-6), torch.ones(3, 5, dtype=torch.float64)
+    error = torch.tensor([[0.24], [0.26], [0.24]]) * ones
+    # The control of the last image is not at rest.
+    u = error / torch.tensor([[0.5], [0.5], [0.6]])
+    before = Activations([ones], [], [])
+    found = rule._outcome(Moment(u, [], [], [], [error]), before, lambda output: output, 0.5)
+    assert found.settled.tolist() == [True, False, False]
 
 
 def test_images_that_have_not_settled_are_left_out_where_asked(tanh):
