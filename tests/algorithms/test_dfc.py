@@ -296,6 +296,36 @@ def test_the_linearised_solution_is_taken_however_small_the_error_is(tanh):
     torch.testing.assert_close(*found)
 
 
+@pytest.mark.parametrize("kind", [DFC, DFCSS])
+def test_functions_in_place_change_nothing(kind):
+    def gradients(inplace):
+        torch.manual_seed(0)
+        hidden = [nn.Sequential(nn.Flatten(), nn.Linear(16, 9), nn.ELU(inplace=inplace))]
+        rule = make(kind, Layers([*hidden, nn.Sequential(nn.Linear(9, 5))], (1, 4, 4)), feedback_init="symmetric")
+        return rule.forward_gradients(*batch(rule.network))[1]
+
+    torch.testing.assert_close(gradients(True), gradients(False))
+
+
+@pytest.mark.parametrize(("function", "side"), [(nn.ReLU(), 2), (nn.SiLU(), 4)], ids=["rising", "falling first"])
+def test_control_is_behind_the_maxima_of_rising_functions_alone(function, side):
+    first = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), function, nn.MaxPool2d(2))
+    rule = make(DFCSS, Layers([first, nn.Sequential(nn.Flatten(), nn.Linear(12, 5))], (1, 4, 4)))
+    assert tuple(rule.map(1).shape) == (3, side, side)
+
+
+def test_first_maps_that_are_products_see_no_dropout_and_leave_the_network_in_training():
+    def maps(*dropout):
+        torch.manual_seed(0)
+        hidden = nn.Sequential(nn.Flatten(), nn.Linear(16, 9), nn.Tanh(), *dropout)
+        network = Layers([hidden, nn.Sequential(nn.Linear(9, 5))], (1, 4, 4)).train()
+        rule = make(DFCSS, network, feedback_init="symmetric")
+        assert all(module.training for module in network.modules())
+        return matrices(rule)[2]
+
+    torch.testing.assert_close(maps(nn.Dropout(0.5)), maps())
+
+
 def test_settled_is_what_is_at_rest_with_less_than_a_quarter_of_the_first_error(tanh):
     rule, ones = make(DFCSS, tanh, settling_tolerance=1e-6), torch.ones(3, 5, dtype=torch.float64)
     error = torch.tensor([[0.24], [0.26], [0.24]]) * ones
