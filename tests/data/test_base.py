@@ -55,6 +55,21 @@ def test_normalisation_is_of_pixels_in_the_unit_interval():
         assert torch.allclose(batches(data.test_dataloader())[0][0], (plain - mean) / std, atol=1e-6)
 
 
+def test_of_fewer_images_than_are_usually_held_out_a_tenth_is():
+    class Few(ImageData):
+        name, num_classes, val_size = "few", 2, 50
+
+        def load_train(self):
+            images = np.random.default_rng(0).integers(0, 256, (40, 1, 2, 2), np.uint8)
+            return images, np.arange(40) % 2
+
+        load_test = load_train
+
+    data = Few(DataOptions())
+    data.setup()
+    assert data.sizes == {"train": 36, "val": 4, "test": 40}
+
+
 def test_shape_and_classes_are_known_after_setup_and_not_before():
     data = digits()
     assert (data.input_shape, data.num_classes) == ((1, 8, 8), 10)
@@ -156,8 +171,30 @@ def test_a_users_own_dataset_needs_two_methods():
     assert len(data.train_dataloader()) == 9 and len(data._parts["val"]) == 4
 
 
+def test_a_part_without_images_is_refused():
+    class Nothing(Stripes):
+        def load_test(self):
+            return np.empty((0, 1, 4, 4), np.uint8), np.empty(0, np.int64)
+
+    with pytest.raises(UserError, match="and at least one, found 0 images and 0 labels"):
+        Nothing(DataOptions()).setup()
+
+
+def test_the_seed_decides_which_images_are_turned_upside_down():
+    turned = []
+    for seed in (0, 1):
+        plain, found = (
+            next(iter(digits(seed, flip_vertical=flip, val_size=0.0, batch_size=1437).train_dataloader()))[0]
+            for flip in (False, True)
+        )
+        # In the same order; an image is known by its pixels.
+        turned.append({a.numpy().tobytes() for a, b in zip(plain, found, strict=True) if not torch.equal(a, b)})
+        assert all(torch.equal(b, a) or torch.equal(b, a.flip(1)) for a, b in zip(plain, found, strict=True))
+    assert turned[0] and turned[1] and turned[0] != turned[1]
+
+
 @pytest.mark.parametrize(
-    ("labels", "words"), [(np.arange(40), "from 0 to 1, found 0 to 39"), (np.zeros(3), "3 labels")]
+    ("labels", "words"), [(np.arange(40) % 3, "from 0 to 1, found 0 to 2"), (np.zeros(3), "3 labels")]
 )
 def test_labels_that_do_not_fit_are_refused(labels, words):
     data = Stripes(DataOptions())
