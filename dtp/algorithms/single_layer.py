@@ -182,9 +182,8 @@ class Delta(SingleLayer):
     def changes(self, x: Tensor, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Seen]:
         o, h = self.options, self.task.units(self.options.loss, output)
         error = self.task.wanted(y, like=output) - h
-        # The slope of linear units is 1, and a softmax has none.
-        sigmoids = not self.task.has_linear_units(o.loss) and o.loss != "cross-entropy"
-        if sigmoids and (o.slope == "yes" or (o.slope == "auto" and o.loss == "squared")):
+        # The slope of linear units is 1. A softmax has none: ``slope`` yes is refused for it.
+        if not self.task.has_linear_units(o.loss) and (o.slope == "yes" or (o.slope == "auto" and o.loss == "squared")):
             error = error * (h * (1 - h))
         return error.t() @ x / len(x), error.mean(0), {}
 
