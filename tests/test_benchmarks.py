@@ -1,0 +1,25 @@
+"""What the scripts in benchmarks/ write of what they measured, and what they say where they cannot."""
+
+import json
+import sys
+
+from tests.runs import ROOT
+
+
+def engines(monkeypatch, capsys, *words):
+    """What engines.py prints of a tiny network."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import engines as script
+
+    tiny = "--model mlp --data digits --shape 1 8 8 --batch-size 4 --rounds 1".split()
+    monkeypatch.setattr(sys, "argv", ["engines.py", *tiny, *words])
+    monkeypatch.setattr(script, "peaks", lambda device: {"matrix_product": 1.0})
+    script.main()
+    return json.loads(capsys.readouterr().out)
+
+
+def test_no_engine_is_compared_with_a_literal_form_that_was_not_measured(monkeypatch, capsys):
+    alone = engines(monkeypatch, capsys, "--engines", "reduced", "expected")
+    assert "speedup_over_literal" not in alone and alone["ratio_to_bp"].keys() == {"bp", "reduced", "expected"}
+    beside = engines(monkeypatch, capsys, "--engines", "reduced", "literal")
+    assert beside["speedup_over_literal"]["literal"] == {"step": 1.0, "feedback": 1.0}
