@@ -108,6 +108,8 @@ def main() -> None:
     for rule in ["bp", *rules[:middle], "bp", *rules[middle:], "bp"]:
         result = measure(rule, options.mnist, options.seed)
         if rule == "bp":
+            if "failed" in result:
+                sys.exit(f"bp, to which times are relative: {result['failed']}")
             baseline.append(result["seconds"])
         found[rule] = result
         print(rule, {key: result.get(key) for key in ("test_accuracy", "seconds", "angles", "failed")}, flush=True)

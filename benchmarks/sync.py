@@ -42,7 +42,9 @@ def train(way: str, seed: int, words: list[str]) -> dict[str, float]:
         launcher = [] if ranks == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
         command = [sys.executable, *launcher, str(ROOT / "main.py"), "--algo", "dtp", "--seed", str(seed)]
         command += [*words, *way.split(), "--run-dir", str(run), "--accelerator", "cpu", "--test-weights", "last"]
-        subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        if done.returncode:
+            sys.exit(done.stderr.strip())
         summary, metrics = read_summary(run / "summary.json"), read_metrics(run / "metrics.csv")
     found = {"test_accuracy": summary["test_accuracy"], "batches": summary["steps"]}
     found["val_accuracy"] = max(metrics["val/accuracy"].values())

@@ -1,6 +1,7 @@
 """What the scripts in benchmarks/ write of what they measured, and what they say where they cannot."""
 
 import json
+import subprocess
 import sys
 
 from tests.runs import ROOT
@@ -23,3 +24,19 @@ def test_no_engine_is_compared_with_a_literal_form_that_was_not_measured(monkeyp
     assert "speedup_over_literal" not in alone and alone["ratio_to_bp"].keys() == {"bp", "reduced", "expected"}
     beside = engines(monkeypatch, capsys, "--engines", "reduced", "literal")
     assert beside["speedup_over_literal"]["literal"] == {"step": 1.0, "feedback": 1.0}
+
+
+def mistaken(name, *words):
+    """What a script says that cannot go on."""
+    command = [sys.executable, ROOT / "benchmarks" / name, *words]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert ended.returncode
+    return ended.stderr.strip()
+
+
+def test_the_sentence_of_a_run_that_fails_is_shown(tmp_path):
+    for said in (
+        mistaken("sync.py", "--seeds", "0", "--data", "nosuch"),
+        mistaken("rules.py", "--rules", "bp", "--mnist", tmp_path, "--output", tmp_path / "rules.json"),
+    ):
+        assert "error: " in said and "Traceback" not in said
