@@ -70,7 +70,7 @@ def measure(rule: str, mnist: str, seed: int) -> dict:
             capture_output=True,
             text=True,
         )
-        shown = "python main.py " + " ".join("DIR" if word == mnist else word for word in words)
+        shown = " ".join(["python main.py", *command(rule, "DIR", seed)])
         if done.returncode:
             return {"command": shown, "failed": done.stderr.strip().splitlines()[-1]}
         summary, metrics = read_summary(run / "summary.json"), read_metrics(run / "metrics.csv")

@@ -40,3 +40,13 @@ def test_the_sentence_of_a_run_that_fails_is_shown(tmp_path):
         mistaken("rules.py", "--rules", "bp", "--mnist", tmp_path, "--output", tmp_path / "rules.json"),
     ):
         assert "error: " in said and "Traceback" not in said
+
+
+def test_the_command_of_a_rule_names_the_data_and_not_their_folder(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import rules
+
+    failed = subprocess.CompletedProcess([], 2, "", "error: no such folder")
+    monkeypatch.setattr(rules.subprocess, "run", lambda *words, **settings: failed)
+    found = rules.measure("bp", "mnist", seed=0)["command"]
+    assert "--data mnist" in found and "--data-dir DIR" in found
