@@ -20,6 +20,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,6 +31,8 @@ from dtp.models import MODELS
 from dtp.run.reading import read_metrics, read_summary
 
 HERE = Path(__file__).parent
+# Jobs add their results to one file.
+WRITING = threading.Lock()
 
 PUBLISHED_ITERATIONS, PUBLISHED_RATES = (20, 30, 35, 55, 20), (1e-4, 3.5e-4, 8e-3, 8e-3, 0.18)
 
@@ -122,12 +125,19 @@ def main() -> None:
     options = parser.parse_args()
     output = options.output or HERE / "results" / f"cheapest-{options.study}.json"
     settings, common = STUDIES[options.study]
+    if unknown := [name for name in options.settings or () if name not in settings]:
+        parser.error(f"--settings: expected some of {', '.join(settings)}; found {', '.join(unknown)}")
     wanted = {name: settings[name] for name in options.settings or settings}
     if not options.table:
         with ThreadPoolExecutor(options.jobs) as pool:
-            for seed in options.seeds:
-                for name, words in wanted.items():
-                    pool.submit(run, options, name, words, common, seed, output)
+            jobs = [
+                pool.submit(run, options, name, words, common, seed, output)
+                for seed in options.seeds
+                for name, words in wanted.items()
+            ]
+        for job in jobs:
+            # Raises what stopped it.
+            job.result()
     print_table(json.loads(output.read_text()))
 
 
@@ -149,9 +159,10 @@ def run(options: argparse.Namespace, name: str, words: str, common: str, seed: i
         return
     else:
         result.update(read_run(folder, argv))
-    results = json.loads(output.read_text()) if output.is_file() else []
-    results = [r for r in results if (r["setting"], r["seed"]) != (name, seed)] + [result]
-    output.write_text("[\n" + ",\n".join(json.dumps(r) for r in results) + "\n]\n")
+    with WRITING:
+        results = json.loads(output.read_text()) if output.is_file() else []
+        results = [r for r in results if (r["setting"], r["seed"]) != (name, seed)] + [result]
+        output.write_text("[\n" + ",\n".join(json.dumps(r) for r in results) + "\n]\n")
     print(name, seed, result.get("diverged") or f"{result['val_accuracy']:.2%}", flush=True)
 
 

@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from tests.runs import ROOT
 
 
@@ -50,3 +52,34 @@ def test_the_command_of_a_rule_names_the_data_and_not_their_folder(monkeypatch):
     monkeypatch.setattr(rules.subprocess, "run", lambda *words, **settings: failed)
     found = rules.measure("bp", "mnist", seed=0)["command"]
     assert "--data mnist" in found and "--data-dir DIR" in found
+
+
+def cheapest(monkeypatch, *words):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import cheapest as script
+
+    monkeypatch.setattr(sys, "argv", ["cheapest.py", "--study", "mnist", *words])
+    return script
+
+
+def test_jobs_at_a_time_keep_the_results_of_each_other(monkeypatch, tmp_path):
+    script = cheapest(monkeypatch, "--jobs", "8", "--seeds", *"01234567", "--output", str(tmp_path / "results.json"))
+    diverged = subprocess.CompletedProcess([], 2, "", "error: Training diverged")
+    monkeypatch.setattr(script.subprocess, "run", lambda *words, **settings: diverged)
+    script.main()
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert len({(r["setting"], r["seed"]) for r in found}) == 8 * len(script.MNIST)
+
+
+def test_what_stops_a_job_stops_the_script(monkeypatch, tmp_path):
+    script = cheapest(monkeypatch, "--settings", "bp", "--runs", str(tmp_path), "--output", str(tmp_path / "found"))
+    done = subprocess.CompletedProcess([], 0, "", "")
+    monkeypatch.setattr(script.subprocess, "run", lambda *words, **settings: done)
+    (tmp_path / "found").write_text("[]")
+    with pytest.raises(KeyError):
+        # The run has no metrics.
+        script.main()
+
+
+def test_a_setting_that_is_none_is_refused():
+    assert "--settings: expected some of bp, preset" in mistaken("cheapest.py", "--study", "mnist", "--settings", "no")
