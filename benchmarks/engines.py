@@ -67,7 +67,9 @@ def make(name: str, o: argparse.Namespace, part: float = 1.0) -> Algorithm:
             config.algo.probes, config.algo.routing = "expected", "fixed"
         else:
             config.algo.engine = "literal" if name == "published" else name
-        config.algo.feedback_iterations = [k and max(1, round(part * k)) for k in config.algo.feedback_iterations]
+        # All of them are what they are, also inf.
+        if part != 1:
+            config.algo.feedback_iterations = [k and max(1, round(part * k)) for k in config.algo.feedback_iterations]
     torch.manual_seed(0)
     network = MODELS.resolve(o.model).load()(config.model, o.shape, o.classes)
     kind = Published if name == "published" else ALGORITHMS.resolve(config.run.algo).load()
@@ -138,7 +140,8 @@ def arithmetic(name: str, rule: DTP, x: torch.Tensor) -> dict[str, float]:
     activations = rule.activations(x, gradients=False)
     with FlopCounterMode(display=False) as counter:
         rule.feedback_phase(activations)
-    formula = sum(UNITS[name] * rule.feedback_iterations[n] * unit for n, unit in units(rule, len(x)).items())
+    each = UNITS[name]
+    formula = sum(each and each * rule.feedback_iterations[n] * unit for n, unit in units(rule, len(x)).items())
     return {"counted_tflop": counter.get_total_flops() / 1e12, "formula_tflop": formula / 1e12}
 
 

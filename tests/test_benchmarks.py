@@ -28,6 +28,11 @@ def test_no_engine_is_compared_with_a_literal_form_that_was_not_measured(monkeyp
     assert beside["speedup_over_literal"]["literal"] == {"step": 1.0, "feedback": 1.0}
 
 
+def test_the_limit_of_many_iterations_is_measured_too(monkeypatch, capsys):
+    found = engines(monkeypatch, capsys, "--engines", "expected", "--", "--feedback-iterations", "inf")
+    assert found["arithmetic"]["expected"]["formula_tflop"] == 0.0 and found["milliseconds"]["expected"]["step"] > 0
+
+
 def mistaken(name, *words):
     """What a script says that cannot go on."""
     command = [sys.executable, ROOT / "benchmarks" / name, *words]
