@@ -32,6 +32,7 @@ from dtp.experiments.report.reading import RunRecord, read_runs  # noqa: E402
 from dtp.run.checkpoints import read_checkpoint  # noqa: E402
 from dtp.run.folder import newest_checkpoint  # noqa: E402
 from dtp.run.layout import CHECKPOINTS  # noqa: E402
+from dtp.run.provenance import portable  # noqa: E402
 
 MB = 1e6
 # Options that say where something lay on the machine of the run.
@@ -85,7 +86,8 @@ def gathered(found: list[Section], most: float) -> tuple[dict[str, bytes], int]:
             kept = {key: value for key, value in run.options.items() if key not in PLACES}
             files[f"{name}/weights.pt"] = content.getvalue()
             files[f"{name}/config.yaml"] = yaml.safe_dump(kept, sort_keys=True).encode()
-            files[f"{name}/summary.json"] = (json.dumps(run.summary, indent=1) + "\n").encode()
+            command = {key: portable(value) for key, value in run.summary.items() if key == "command" and value}
+            files[f"{name}/summary.json"] = (json.dumps(run.summary | command, indent=1) + "\n").encode()
             index.append({"folder": name, "seed": run.seed, "rows": rows})
     if not index:
         raise UserError("no finished run whose weights could be kept; nothing is written.")

@@ -33,7 +33,10 @@ def runs(trained, tmp_path):
     for seed in (0, 1):
         path = folder / f"bp{seed}" / "summary.json"
         summary = json.loads(path.read_text())
-        path.write_text(json.dumps({**summary, "val_accuracy": 0.4 + seed / 10, "test_accuracy": 0.9 - seed / 10}))
+        measured = {"val_accuracy": 0.4 + seed / 10, "test_accuracy": 0.9 - seed / 10}
+        # As a run from the command line has it.
+        command = f"dtp train --algo bp --data-dir {tmp_path}/data --run-dir {path.parent}"
+        path.write_text(json.dumps({**summary, **measured, "command": command}))
     return folder
 
 
