@@ -21,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from dtp.run.provenance import without_places
 from dtp.run.reading import read_metrics, read_summary
 
 ROOT = Path(__file__).parent.parent
@@ -62,9 +63,8 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     o, words = parser.parse_known_args()
     # Where the data lie is nobody else's business.
-    told = ["DIR" if before == "--data-dir" else word for before, word in zip(["", *words], words, strict=False)]
     result = {
-        "command": " ".join(["benchmarks/sync.py", *told]),
+        "command": " ".join(["benchmarks/sync.py", *without_places(words)]),
         "seeds": o.seeds,
         "torch": torch.__version__,
         "ways": {},

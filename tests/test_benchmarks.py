@@ -49,6 +49,19 @@ def test_the_sentence_of_a_run_that_fails_is_shown(tmp_path):
         assert "error: " in said and "Traceback" not in said
 
 
+def test_where_the_data_lie_is_not_written(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import sync
+
+    found = dict.fromkeys(("val_accuracy", "test_accuracy", "feedback_angle", "update_angle"), 0.5)
+    monkeypatch.setattr(sync, "train", lambda *words: found)
+    for words in (["--data-dir", "/at/home"], ["--data-dir=/at/home"]):
+        output = tmp_path / "sync.json"
+        monkeypatch.setattr(sys, "argv", ["sync.py", "--data", "digits", *words, "--output", str(output)])
+        sync.main()
+        assert json.loads(output.read_text())["command"] == "benchmarks/sync.py --data digits --data-dir DIR"
+
+
 def test_the_command_of_a_rule_names_the_data_and_not_their_folder(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import rules
