@@ -68,7 +68,11 @@ class LocalTargets(LocalLosses):
 
     @property
     def top(self) -> int:
-        """Number of the highest layer that has a target; the layers above it learn the task loss."""
+        """Number of the highest layer that has a target: the last one, or the one below, and the last learns the task.
+
+        Raises:
+            UserError: from :meth:`targets`, it is neither.
+        """
         return self.network.depth
 
     def activation(self, n: int, output: Tensor, s_in: Tensor) -> Tensor:
@@ -98,7 +102,7 @@ class LocalTargets(LocalLosses):
 
         ``output`` (B, *shape) carries gradients to the weights of layer n; ``target`` is constant.
         """
-        total = F.mse_loss(full_precision(output), target, reduction="sum")
+        total = F.mse_loss(output, target, reduction="sum")
         return total * (0.5 * self.options.local_loss_scale / len(output))
 
     # --- the template -------------------------------------------------------------------------------------------------
@@ -141,6 +145,12 @@ class LocalTargets(LocalLosses):
 
     def targets(self, activations: Activations, y: Tensor) -> dict[int, Tensor]:
         """Targets t_n by layer number, (B, *shape), constants."""
+        depth = self.network.depth
+        if self.top not in (depth, depth - 1):
+            raise UserError(
+                f"top: expected {depth}, the last layer, or {depth - 1}, the one below it, found {self.top}; fix "
+                f"{type(self).__name__}."
+            )
         if self.top < 1:
             return {}
         with torch.no_grad(), no_autocast(activations.s[0]):

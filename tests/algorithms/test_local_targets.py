@@ -1,10 +1,12 @@
 """What rules with local targets share."""
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from dtp.algorithms.local_targets import LocalTargets, evaluate_purely
+from dtp.errors import UserError
 from dtp.feedback import forward_with_context
 from dtp.models.modules import Residual
 from tests.algorithms.networks import tanh_network
@@ -33,6 +35,17 @@ def test_the_output_for_other_inputs_goes_through_the_activations_of_the_rule():
     activations, v = rule.activations(x), torch.randn(5, 3, dtype=torch.float64)
     torch.testing.assert_close(rule.output_from(2, v, activations), 2 * network[2](v))
     torch.testing.assert_close(rule.output_from(1, x, activations), 2 * network[2](2 * network[1](x)))
+
+
+@pytest.mark.parametrize("top", [0, 1, 4])
+def test_targets_begin_at_the_last_layer_or_the_one_below(top):
+    class Elsewhere(Doubled):
+        top = None
+
+    Elsewhere.top = top
+    rule, x = Elsewhere(tanh_network(4, 3, 3, 2)), torch.randn(3, 1, 1, 4, dtype=torch.float64)
+    with pytest.raises(UserError, match=f"top: expected 3, the last layer, or 2, .* found {top}; fix Elsewhere"):
+        rule.training_batch(x, torch.tensor([0, 1, 1]))
 
 
 def test_the_size_of_updates_is_told_with_all_that_scales_the_local_losses():
