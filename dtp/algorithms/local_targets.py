@@ -101,8 +101,8 @@ class LocalTargets(LocalLosses):
 
         ``output`` (B, *shape) carries gradients to the weights of layer n; ``target`` is constant.
         """
-        # Neither a product, whose gradient takes an operation more, nor F.mse_loss, whose gradient is laid out otherwise
-        # than maps that are channels-last, so that all below it is slower.
+        # The gradient of a product takes an operation more; that of F.mse_loss is contiguous even where maps are
+        # channels-last, so that all below it is slower.
         squares = (output - target).square().sum()
         return 0.5 * self.options.local_loss_scale * (squares / len(output))
 
