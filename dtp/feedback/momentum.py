@@ -42,7 +42,7 @@ def momentum_moves(
     h = torch.cat([h.flatten() for h in curvatures])
     # Small next to the batch; without so many digits powers of nearly 1 have none left.
     h = (h if has_float64(h.device) else h.cpu()).double()
-    rate = _repeated(tuple(rates), sizes, h.device)
+    rate = _repeated(tuple(rates), sizes, torch.float64, h.device)
     masks = _digits(tuple(0 if math.isinf(k) else int(k) for k in steps), sizes, h.device)
     if h.numel() <= _FEW and _has_numbers(h):
         with np.errstate(all="ignore"):
@@ -64,9 +64,10 @@ def _has_numbers(x: Tensor) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _repeated(values: tuple[float | bool, ...], sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """Each value as many times as its size says: float64, or bool."""
-    dtype = torch.bool if isinstance(values[0], bool) else torch.float64
+def _repeated(
+    values: tuple[float | bool, ...], sizes: tuple[int, ...], dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Each value as many times as its size says. To the cache True is 1.0: the type of numbers tells them apart."""
     return torch.cat([torch.full((n,), value, dtype=dtype) for value, n in zip(values, sizes, strict=True)]).to(device)
 
 
@@ -74,7 +75,7 @@ def _repeated(values: tuple[float | bool, ...], sizes: tuple[int, ...], device: 
 def _digits(steps: tuple[int, ...], sizes: tuple[int, ...], device: torch.device) -> list[bool | Tensor]:
     """By binary digit of the numbers of steps, lowest first, where it is 1: a mask, or one answer for all."""
     digits = [tuple(bool(k >> n & 1) for k in steps) for n in range(max(steps).bit_length())]
-    return [_repeated(digit, sizes, device) if len({*digit}) > 1 else digit[0] for digit in digits]
+    return [_repeated(digit, sizes, torch.bool, device) if len({*digit}) > 1 else digit[0] for digit in digits]
 
 
 # Below, ``xp`` is numpy or torch, and the others are its arrays. An affine map of (s, m) is (2, 3, values): what s and

@@ -200,6 +200,26 @@ def test_moves_of_several_weights_are_those_of_each(library, monkeypatch):
         assert together.shape == (4, *one.shape)
 
 
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+@pytest.mark.parametrize("digits_first", [False, True])
+def test_rates_of_1_and_0_are_not_taken_for_binary_digits(library, digits_first, monkeypatch):
+    """In a cache True is the number 1, and False 0. A rate may fall to 0."""
+    if library == "torch":
+        monkeypatch.setattr("dtp.feedback.momentum._FEW", 0)
+    # Sizes that no other case has left in the cache.
+    sizes = (3 + digits_first, 7 + (library == "torch"))
+    h = [torch.rand(size, dtype=torch.float64) for size in sizes]
+    for digits in (digits_first, not digits_first):
+        if digits:
+            # Of which the lowest digits are 1 and 0.
+            found = momentum_moves(h, [0.5, 0.25], 0.9, [1, 2])
+            torch.testing.assert_close(found[1][0], -0.25 * (2.9 - 0.25 * h[1]))
+        else:
+            first, second = momentum_moves(h, [1.0, 0.0], 0.9, [2, 2])
+            torch.testing.assert_close(first[0], h[0] - 2.9)
+            assert not second[:2].any()
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_moves_of_tensors_that_numpy_cannot_read_are_the_same(momentum):
     h = torch.tensor([0.0, 0.1, 0.5, 2.0], dtype=torch.float64)
