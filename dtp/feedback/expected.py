@@ -486,7 +486,6 @@ def _leap(problems: Sequence[FeedbackProblem], losses: dict[int, Quadratic], opt
                 velocity.mul_(m_to_m).addcmul_(gradient, g_to_m)
 
 
-@torch.no_grad()
 def _walk(
     problems: Sequence[FeedbackProblem],
     losses: dict[int, Quadratic],
@@ -498,18 +497,20 @@ def _walk(
     for problem in problems:
         if math.isinf(problem.iterations):
             loss, optimizer = losses[problem.layer], optimizers[problem.layer]
-            loss.weight.copy_(loss.decaying(_decay(optimizer, loss.weight)).minimiser())
+            with torch.no_grad():
+                loss.weight.copy_(loss.decaying(_decay(optimizer, loss.weight)).minimiser())
             # At the minimum nothing is left of the way there, such as a velocity.
             optimizer.state.pop(loss.weight, None)
     finite = [p for p in problems if not math.isinf(p.iterations)]
     for k in range(max((int(p.iterations) for p in finite), default=0)):
-        step(
-            {
+        with torch.no_grad():
+            gradients = {
                 p.layer: _form(p).reduced.gradients(p.parameters, losses[p.layer].gradient())
                 for p in finite
                 if k < p.iterations
             }
-        )
+        # Outside, as all steps are: an optimizer or a hook of the user's own may differentiate.
+        step(gradients)
 
 
 def _decay(optimizer: Optimizer, weight: Tensor) -> float:

@@ -245,6 +245,18 @@ def test_layers_may_differ_in_rate_momentum_decay_and_number_of_steps():
         torch.testing.assert_close(one.weight, other.weight, rtol=1e-12, atol=1e-14)
 
 
+def test_steps_one_by_one_may_differentiate():
+    """As those on drawn probes may: a rule's own step, or an optimizer's, is not within no_grad."""
+    task, seen = Known(0.9), []
+
+    def step(gradients):
+        seen.append(torch.is_grad_enabled())
+        assert not any(gradient.requires_grad for values in gradients.values() for gradient in values)
+
+    train_in_expectation([task.problem(2)], {2: task.optimizer}, step)
+    assert seen == [True, True]
+
+
 @pytest.mark.parametrize(
     "make",
     [
