@@ -45,6 +45,7 @@ LISTED = {
         (
             "dtp sweep lag --data imagefolder --data-dir DIR --tf32 --seeds 0",
             "dtp sweep lag-lenet --data imagefolder --data-dir DIR --seeds 0",
+            "dtp sweep lag-lenet-90 --data imagefolder --data-dir DIR --seeds 0",
             "dtp sweep lag-lenet-tracking --data imagefolder --data-dir DIR",
             "dtp sweep lag-tracking --data imagefolder --data-dir DIR",
             "dtp sweep tracking-mlp-mnist --data-dir ~/data",
