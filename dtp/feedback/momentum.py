@@ -24,8 +24,8 @@ def momentum_moves(
     """What K steps of SGD with momentum make of a first gradient g and velocity m, where the gradient is linear in V.
 
     With the curvature h and the way s = V - V_0, one step is ``m <- mu m + g + h s``, ``s <- s - lr m``: an affine map
-    of (s, m), the same for all steps. Its K-th power, by repeated squaring, takes some log K products, and no minimum
-    enters, for that may lie far away, or nowhere, where the curvature is small::
+    of (s, m), the same for all steps. Its K-th power takes some log K products, and no minimum enters, for that may
+    lie far away, or nowhere, where the curvature is small::
 
         V <- V + f_0 g + f_1 m,    m <- f_2 g + f_3 m
 
@@ -47,9 +47,9 @@ def momentum_moves(
     if h.numel() <= _FEW and _has_numbers(h):
         with np.errstate(all="ignore"):
             arrays = [mask.numpy() if isinstance(mask, Tensor) else mask for mask in masks]
-            factors = torch.from_numpy(_power(np, _step(np, h.numpy(), rate.numpy(), momentum), arrays))
+            factors = torch.from_numpy(_factors(np, h.numpy(), rate.numpy(), momentum, arrays))
     else:
-        factors = _power(torch, _step(torch, h, rate, momentum), masks)
+        factors = _factors(torch, h, rate, momentum, masks)
     parts = list(factors.split(sizes, 1))
     for n, k in enumerate(steps):
         if math.isinf(k):
@@ -78,35 +78,46 @@ def _digits(steps: tuple[int, ...], sizes: tuple[int, ...], device: torch.device
     return [_repeated(digit, sizes, torch.bool, device) if len({*digit}) > 1 else digit[0] for digit in digits]
 
 
-# Below, ``xp`` is numpy or torch, and the others are its arrays. An affine map of (s, m) is (2, 3, values): what s and
-# m become, of s, of m, and of g.
+# Below, ``xp`` is numpy or torch, and the others are its arrays.
+#
+# A step is z <- T z + b, z = (s, m). With r^2 = mu, the determinant of T, and the sign of its trace, M = sign T - r has
+# M^2 = tau (M + r), tau = |trace| - 2 r. So powers of T and their sums are a + b M, pairs (a, b). Next to critical
+# damping tau is nearly 0, and pairs keep the digits that products of matrices would lose there.
 
 
-def _step(xp: Any, h: Any, rate: Any, momentum: float) -> Any:
-    new_s, new_m = (1 - rate * h, -momentum * rate, -rate), (h, xp.full_like(h, momentum), xp.ones_like(h))
-    return xp.stack(new_s + new_m).reshape(2, 3, len(h))
-
-
-def _then(first: Any, second: Any) -> Any:
-    """The map that is one after the other."""
-    both = second[:, 0, None] * first[0]
-    both += second[:, 1, None] * first[1]
-    both[:, 2] += second[:, 2]
-    return both
-
-
-def _power(xp: Any, step: Any, masks: Sequence[Any]) -> Any:
-    """The factors of powers of a map, (4, values).
-
-    Args:
-        xp, step: the map, and whose arrays they are.
-        masks: of :func:`_digits`, for the exponents.
-    """
-    one, zero = xp.ones_like(step[0, 0]), xp.zeros_like(step[0, 0])
-    power, begun = xp.stack((one, zero, zero, zero, one, zero)).reshape(step.shape), False
+def _factors(xp: Any, h: Any, rate: Any, momentum: float, masks: Sequence[Any]) -> Any:
+    """As :func:`momentum_moves`, (4, values), from masks of :func:`_digits`."""
+    x, root = rate * h, math.sqrt(momentum)
+    one, zero = xp.ones_like(h), xp.zeros_like(h)
+    falls = x > 1 + momentum
+    sign = xp.where(falls, -one, one)
+    tau = xp.where(falls, x - (1 + root) ** 2, ((1 - momentum) / (1 + root)) ** 2 - x)
+    # T^n by n = 2^i, and the sum of T^0 to T^(n-1); what is found so far of the one and the other.
+    step, steps, power, powers = (sign * root, sign), (one, zero), (one, zero), (zero, zero)
     for n, mask in enumerate(masks):
-        step = _then(step, step) if n else step
+        if n:
+            steps = _plus(steps, _times(step, steps, root, tau))
+            step = _times(step, step, root, tau)
         if mask is not False:
-            longer = _then(power, step) if begun else step
-            power, begun = longer if mask is True else xp.where(mask, longer, power), True
-    return xp.stack((power[0, 2], power[0, 1], power[1, 2], power[1, 1]))
+            # Before the first digit both are 1 and 0, with which nothing needs to be multiplied.
+            begun, found = power[0] is not one, (*powers, *power)
+            powers = _plus(powers, _times(power, steps, root, tau)) if begun else steps
+            power = _times(power, step, root, tau) if begun else step
+            if mask is not True:
+                longer = (xp.where(mask, new, old) for new, old in zip((*powers, *power), found, strict=True))
+                powers, power = (next(longer), next(longer)), (next(longer), next(longer))
+    # M times (s, m) of a gradient of 1 and of a velocity of 1.
+    g_s, g_m = -rate * (sign * (1 + momentum - x) - root), sign * (momentum - x) - root
+    m_s, m_m = -momentum * rate * sign, sign * momentum - root
+    (a, b), (c, d) = powers, power
+    return xp.stack((b * g_s - a * rate, d * m_s, a + b * g_m, c + d * m_m))
+
+
+def _plus(one: Any, other: Any) -> Any:
+    return one[0] + other[0], one[1] + other[1]
+
+
+def _times(one: Any, other: Any, root: float, tau: Any) -> Any:
+    (a, b), (c, d) = one, other
+    bd = tau * b * d
+    return a * c + root * bd, a * d + b * c + bd

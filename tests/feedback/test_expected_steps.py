@@ -81,9 +81,9 @@ def twins(momentum: float, **options) -> tuple[Known, Known]:
 def test_closed_form_is_that_many_steps_of_sgd(momentum, steps, drawn, decay):
     """From a velocity that is not 0, at every rate; 1e-12 of the largest weight or velocity on the way.
 
-    With a momentum of .99 powers next to critical damping lose some more digits.
+    With a momentum of .99 the critical rate is 2.5e-5, of whose digits 1 - lr h keeps eleven.
     """
-    tolerance = 1e-12 if momentum < 0.95 else 1e-9
+    tolerance = 1e-12 if momentum < 0.95 else 3e-11
     leaping, walking = twins(momentum, drawn=drawn, decay=decay)
     first = leaping.weight.detach().clone()
     result = train_in_expectation([leaping.problem(steps)], {2: leaping.optimizer})
@@ -118,7 +118,7 @@ def test_very_many_steps_are_finite_and_end_at_the_minimum(momentum):
     assert task.weight.isfinite().all() and task.velocity.isfinite().all()
     # Above 1e-3 the rates are far enough from both ends.
     fast = h * task.LR >= min(1e-3, (1 - momentum**0.5) ** 2)
-    assert (task.weight - aim)[:, fast].abs().max() < (1e-10 if momentum < 0.95 else 1e-8)
+    assert (task.weight - aim)[:, fast].abs().max() < 1e-10
     # Nothing pulls: the velocity runs out.
     still = h == 0
     gone = task.LR * momentum / (1 - momentum) if momentum else 0.0
