@@ -9,6 +9,7 @@ import argparse
 import json
 import platform
 import statistics
+import sys
 import time
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ from rules import deep_rules
 from dtp.algorithms import ALGORITHMS
 from dtp.algorithms.feedback_schedule import FeedbackSchedule
 from dtp.cli.arguments import parse
+from dtp.errors import UserError
 from dtp.models import MODELS
 
 
@@ -28,7 +30,7 @@ def main() -> None:
     parser.add_argument("--shape", type=int, nargs=3, default=[1, 28, 28], help="channels, height, width of the images")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--algos", nargs="*", default=deep_rules())
+    parser.add_argument("--algos", nargs="*", help="default: all rules that take the network")
     parser.add_argument("--data", default="cifar10", help="whose preset is used, where there is one")
     parser.add_argument("--cpu-time", action="store_true", help="least CPU time of the thread, for a busy machine")
     options = parser.parse_args()
@@ -37,7 +39,7 @@ def main() -> None:
     x = torch.randn(options.batch_size, *options.shape, device=device)
     y = torch.randint(10, (options.batch_size,), device=device)
     rules = {}
-    for algo in options.algos:
+    for algo in options.algos or deep_rules():
         config = parse(["--algo", algo, "--model", options.model, "--data", options.data])
         algo_options: Any = config.algo
         if FeedbackSchedule.of(algo_options).by_epochs:
@@ -46,7 +48,13 @@ def main() -> None:
             algo_options = replace(algo_options, **both)
         torch.manual_seed(0)
         network = MODELS.resolve(options.model).load()(config.model, options.shape, 10)
-        rules[algo] = ALGORITHMS.resolve(algo).load()(network, algo_options).to(device)
+        try:
+            rules[algo] = ALGORITHMS.resolve(algo).load()(network, algo_options).to(device)
+        except UserError as error:
+            if options.algos:
+                sys.exit(f"{algo}: {error}")
+            print(f"Left out {algo}: {error}", file=sys.stderr)
+            continue
         rules[algo].configure_optimizers()
     seconds: dict[str, list[float]] = {algo: [] for algo in rules}
     for _ in range(options.rounds + 1):

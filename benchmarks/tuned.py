@@ -43,6 +43,7 @@ from dtp.algorithms.feedback_schedule import FeedbackSchedule  # noqa: E402
 from dtp.cli.arguments import parse  # noqa: E402
 from dtp.cli.config import as_arguments  # noqa: E402
 from dtp.experiments.search.space import domain  # noqa: E402
+from dtp.run.provenance import without_places  # noqa: E402
 
 SHARED = "--batch-size 128 --val-size 5000 --normalisation standard --precision 32"
 MLP = f"--model mlp --widths 256 256 --activation tanh --init xavier --last-hidden-bias true {SHARED}"
@@ -190,10 +191,7 @@ def in_short(folder: Path, names: list[str], words: list[str]) -> dict[str, Any]
             "found": {key: best[key] for key in searched["trials"][0]["options"]},
             "trials": spread(searched["trials"]),
         }
-    command = ["python", "benchmarks/tuned.py", *words]
-    for place in {"--data-dir", "--runs"} & set(words):
-        # Where things lie on this machine says nothing.
-        command[command.index(place) + 1] = "DIR"
+    command = ["python", "benchmarks/tuned.py", "--study", folder.name, *without_places(words)]
     made_with = {key: sorted({about[key] for about in abouts}) for key in abouts[0]}
     return {"command": " ".join(command), **made_with, "rules": rules}
 

@@ -33,7 +33,7 @@ def recorded(words: Sequence[str]) -> str:
 
 # Flags whose values are places of one machine; those of the group are places that a command reads.
 _PLACE = re.compile(
-    "--(output|run[-_]dir|resume|study|store|write[-_]preset|wandb[-_]sweep|(data[-_]dir|init[-_]weights))"
+    "--(output|runs|run[-_]dir|resume|study|store|write[-_]preset|wandb[-_]sweep|(data[-_]dir|init[-_]weights))"
 )
 
 

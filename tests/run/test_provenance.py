@@ -101,6 +101,7 @@ def test_passwords_of_urls_are_masked(text, shown):
         ("--lr 1 --data-dir /a --seed 2", "--lr 1 --data-dir DIR --seed 2"),
         ("--data_dir=/a --init-weights=/b/c", "--data_dir DIR --init-weights DIR"),
         ("lee --output /a --draw", "lee --draw"),
+        ("--study /a --runs /b --jobs 2", "--jobs 2"),
         ("--run_dir=/a --resume auto --verbose", "--verbose"),
     ],
 )
