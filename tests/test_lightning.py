@@ -385,6 +385,28 @@ def test_a_forward_optimizer_of_ones_own_steps_as_it_would_alone(tmp_path):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("cls", [dtp.DTP, dtp.BP], ids=["DTP", "BP"])
+def test_a_fused_optimizer_of_ones_own_learns_as_the_unfused_one_from_images_of_either_layout(cls):
+    """Autograd gives a convolution's gradient the layout of its images, and fused steps go by memory order."""
+
+    def learned(fused, layout):
+        torch.manual_seed(0)
+        layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 5, 3), nn.Tanh(), nn.Flatten())
+        plain = nn.Sequential(*layers, nn.Linear(5 * 16, 3))
+        module = own(lambda m: torch.optim.AdamW(m.network.parameters(), lr=0.01, fused=fused), cls)(
+            plain, input_shape=(3, 8, 8), seed=0
+        )
+        module.configure_optimizers()
+        x = torch.randn(6, 3, 8, 8, generator=torch.Generator().manual_seed(1)).to(memory_format=layout)
+        for _ in range(2):
+            module.training_batch(x, torch.tensor([0, 1, 2, 0, 1, 2]))
+        return weights(module.network)
+
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for a, b in zip(learned(fused=True, layout=layout), learned(fused=False, layout=layout), strict=True):
+            torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     "configure, message",
     [

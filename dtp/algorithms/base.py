@@ -43,7 +43,7 @@ from dtp.distributed.averaging import average_tensors
 from dtp.distributed.division import Division
 from dtp.distributed.strategy import FeedbackDDPStrategy
 from dtp.errors import Diverged, UserError
-from dtp.feedback.steppers import is_plain
+from dtp.feedback.steppers import is_plain, set_gradients
 from dtp.fields import PRECISIONS, require_precision
 from dtp.models.modules import Standardise
 from dtp.models.network import Network
@@ -345,9 +345,9 @@ class Algorithm(TaskModule, metaclass=RuleType):
         if optimizer is None:
             raise self._no_optimizers()
         self._require_gradients(parameters, gradients)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        for each in self._forward_optimizers if optimizer is self.forward_optimizer else [optimizer]:
+        optimizers = self._forward_optimizers if optimizer is self.forward_optimizer else [optimizer]
+        set_gradients(optimizers, parameters, gradients)
+        for each in optimizers:
             if compat.trainer_of(self) is None:
                 self.on_before_optimizer_step(each)
                 each.step()

@@ -23,13 +23,25 @@ def stepper(optimizer: Optimizer) -> Stepper:
         return lambda gradients: _sgd_step(optimizer, parameters, gradients)
 
     def step(gradients: Sequence[Tensor]) -> None:
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
+        set_gradients([optimizer], parameters, gradients)
         optimizer.step()
         for parameter in parameters:
             parameter.grad = None
 
     return step
+
+
+def set_gradients(optimizers: Sequence[Optimizer], parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+    """Give each parameter its ``.grad``, for the steps of ``optimizers``.
+
+    Fused ones go through weight and gradient in the order in which they lie in memory, and say nothing where the two
+    differ (torch 2.14, on a CPU). Autograd lays out the gradient of a convolution as its images are.
+    """
+    fused = any(group.get("fused") for optimizer in optimizers for group in optimizer.param_groups)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if fused and gradient.stride() != parameter.stride():
+            gradient = torch.empty_like(parameter).copy_(gradient)
+        parameter.grad = gradient
 
 
 def steps_of(optimizers: dict[int, Optimizer]) -> Callable[[dict[int, tuple[Tensor, ...]]], None]:
