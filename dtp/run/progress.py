@@ -34,7 +34,8 @@ class ProgressBar(TQDMProgressBar):
     def __init__(self, seconds: float = 0.5):
         super().__init__(refresh_rate=10)
         self.seconds = seconds
-        self._refreshed = 0.0
+        # The clock may count from the start of the machine, which may be a moment ago.
+        self._refreshed = -math.inf
         self._shown: dict[str, str] = {}
 
     def init_train_tqdm(self) -> Tqdm:

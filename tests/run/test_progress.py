@@ -2,6 +2,8 @@
 
 import re
 import sys
+import time
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -116,7 +118,10 @@ def test_bar_shows_progress_on_stderr(toy, capsys):
 
 
 @pytest.mark.parametrize("seconds, reads", [(3600.0, 3), (0.0, 2 * BATCHES)])
-def test_bar_reads_only_when_it_refreshes(toy, seconds, reads):
+def test_bar_reads_only_when_it_refreshes(toy, seconds, reads, monkeypatch):
+    """Also on a machine that was started less than those seconds ago."""
+    began = time.monotonic()
+    monkeypatch.setattr("dtp.run.progress.time", SimpleNamespace(monotonic=lambda: 1 + time.monotonic() - began))
     fit(toy, ProgressBar(seconds))
     # The first batch, because nothing was shown before it, and the last of each epoch.
     assert toy.reads == reads
