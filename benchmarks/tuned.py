@@ -12,8 +12,9 @@ cifar10: LeNet, 10 trials of 2 epochs, then 10 epochs, for the rules that take c
 Epochs are those that train the forward weights: rules whose phases alternate have as many of the feedback besides.
 Domains that Bartunov et al. 2018 print end at rates of 3e-4, below their own best values; here they end at 1e-2, so
 that no rule, backprop among them, is held back by its domain. bp has the same search: of Adam's values, and as bp-sgd
-of the rate and decay that dtp has. Where a rule cannot have the very same network: chl and generec have sigmoids, gait
-square orthogonal layers, fw-dtp no biases and standardisation.
+of the rate and decay that dtp has. So have fa and dfa, as fa-sgd and dfa-sgd of those that the sign rules have. Where a
+rule cannot have the very same network: chl and generec have sigmoids, gait square orthogonal layers, fw-dtp no biases
+and standardisation.
 
 RUNS/STUDY/search/RULE are the searches, RUNS/STUDY/best/RULE.yaml what they found, RUNS/STUDY/final a sweep of the
 runs that count, RUNS/STUDY/report.md and .json the comparison: accuracy, cost, angles to backprop. tuned-STUDY.json
@@ -75,7 +76,7 @@ FIXED = (
     "--feedback-lr 0.001 --feedback-weight-decay 0 --noise 0.01"
 )
 # Entrants whose domain is that of another rule, as far as they have its options.
-DOMAIN_OF = {"bp-sgd": "dtp"}
+DOMAIN_OF = {"bp-sgd": "dtp", "fa-sgd": "usf", "dfa-sgd": "usf"}
 STUDIES = {
     "mnist": {"network": MLP, "data": "mnist", "trials": 20, "epochs": 3, "final": 20},
     "fashion-mnist": {"network": MLP, "data": "fashion-mnist", "trials": 20, "epochs": 3, "final": 20},
@@ -95,6 +96,8 @@ def entrants(study: str) -> dict[str, str]:
         found["dfc-ssa-fixed"] = f"{found['dfc-ssa']} {FIXED}"
     found["dtp-expected"] = f"{network} --algo dtp {EXPECTED}"
     found["bp-sgd"] = f"{network} --algo bp --beta2 0 --eps"
+    for name in ("fa", "dfa"):
+        found[f"{name}-sgd"] = f"{found[name]} --backward-init xavier --beta2 0 --eps"
     return found
 
 
