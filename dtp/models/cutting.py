@@ -244,11 +244,30 @@ class _Chain:
             seen.add(node)
             todo += _inputs(node)
             if node.op != "placeholder" and not _is_sum(node) and self._made(node) is None:
-                target = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", node.target)
-                what = {"call_module": f"a call of {_shown(str(target))}", "get_attr": "a tensor of its own"}
-                reasons[_owner(node)] = f"its forward has {what.get(node.op, target)}, which cannot be cut"
+                what = {"call_module": f"a call of {_shown(str(node.target))}", "get_attr": "a tensor of its own"}
+                reasons[_owner(node)] = f"its forward has {what.get(node.op, _called(node))}, which cannot be cut"
+        for node in self.graph.nodes:
+            # What is read backwards would leave it out, and with it what it does to others.
+            if node not in seen and self._may_change(node):
+                what = _shown(str(node.target)) if node.op == "call_module" else _called(node)
+                reasons.setdefault(
+                    _owner(node), f"its forward calls {what} and does not use what that returns, but what it may change"
+                )
         if reasons:
             raise _NotAChain(reasons)
+
+    def _may_change(self, node: fx.Node) -> bool:
+        """Whether a node may change in place what it is given."""
+        if node.op == "call_module":
+            path = str(node.target)
+            known = path not in self.whole and is_registered(self.modules[path])
+            return not known or getattr(self.modules[path], "inplace", False)
+        if node.op == "call_method" or getattr(node.target, "__module__", None) != operator.add.__module__:
+            named = _called(node).endswith("_") and not _called(node).endswith("__")
+        else:
+            # There the names of some that change nothing end so, such as and_.
+            named = node.target in _IN_PLACE
+        return named or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
 
     def _between(self, start: fx.Node, node: fx.Node) -> list[nn.Module]:
         """The operations from ``start`` to ``node``, the first left out."""
@@ -334,6 +353,11 @@ def _owner(node: fx.Node) -> str:
     return paths[-1] if paths else "0"
 
 
+def _called(node: fx.Node) -> str:
+    """The name of the function or method that a node calls."""
+    return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
+
+
 def _shown(path: str) -> str:
     """A path in the container of the model as one in the model."""
     return path.partition(".")[2]
@@ -377,6 +401,12 @@ def _is_over_space(node: fx.Node) -> bool:
     return len(over) == 1 and isinstance(over[0], tuple | list) and sorted(over[0]) in ([2, 3], [-2, -1])
 
 
+# x += y and the like, and x[i] = y.
+_IN_PLACE = (
+    *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow),
+    *(operator.imatmul, operator.iand, operator.ior, operator.ixor, operator.ilshift, operator.irshift),
+    operator.setitem,
+)
 _RESHAPE = ("call_function", torch.reshape)
 
 

@@ -126,6 +126,26 @@ def test_modes_are_left_as_they_were():
     assert [module.training for module in model.modules()] == before
 
 
+class FunctionalDropout(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.f, self.g = nn.Linear(6, 50), nn.Linear(50, 3)
+
+    def forward(self, x):
+        return self.g(F.dropout(self.f(x), 0.5, self.training))
+
+
+def test_what_is_computed_and_not_used_hinders_no_cut():
+    class Recording(FunctionalDropout):
+        def forward(self, x):
+            y = self.f(x)
+            torch.relu(y)
+            y.detach()
+            return self.g(y)
+
+    assert kinds(as_network(Recording())) == [["Linear"], ["Linear"]]
+
+
 def test_our_own_networks_are_returned_unchanged():
     network = MLP(MLPOptions(), (1, 8, 8), 10)
     assert as_network(network) is network
@@ -357,6 +377,31 @@ class BeginsInPlace(Deciding):
         return self.f(F.relu(x, inplace=True)) + x
 
 
+class FunctionInPlace(Deciding):
+    def forward(self, x):
+        y = self.f(x)
+        F.relu(y, inplace=True)
+        return y
+
+
+class MethodInPlace(Deciding):
+    def forward(self, x):
+        y = self.f(x)
+        y.mul_(torch.tanh(y))
+        return y
+
+
+class ModuleInPlace(Deciding):
+    def __init__(self):
+        super().__init__()
+        self.g = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        y = self.f(x)
+        self.g(y)
+        return y
+
+
 UNCUT = {
     Concatenating: "cat",
     Crossing: "cross",
@@ -365,6 +410,9 @@ UNCUT = {
     AlwaysDropping: "dropout",
     OwnTensor: "a tensor of its own|mul",
     BeginsInPlace: "in place",
+    FunctionInPlace: "calls relu and does not use what that returns",
+    MethodInPlace: "calls mul_ and does not use what that returns",
+    ModuleInPlace: "calls 0.2.g and does not use what that returns",
 }
 
 
