@@ -312,7 +312,8 @@ class _Chain:
         if node.op not in ("call_method", "call_function") or (function is F.dropout and not self.dropouts[node.name]):
             return None
         made = _module_of(function, node)
-        return None if made is None else [made]
+        # In the mode of the module that calls it, as the others are in theirs.
+        return None if made is None else [made.train(self.modules[_owner(node)].training)]
 
 
 def _trace(root: nn.Module, whole: dict[str, str]) -> tuple[fx.Graph, dict[str, bool]]:

@@ -135,6 +135,16 @@ class FunctionalDropout(nn.Module):
         return self.g(F.dropout(self.f(x), 0.5, self.training))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_dropout_that_is_a_function_is_in_the_mode_of_its_model(training):
+    model, x = FunctionalDropout().train(training), torch.randn(4, 6)
+    network = as_network(model)
+    torch.manual_seed(1)
+    expected = model(x)
+    torch.manual_seed(1)
+    assert torch.equal(network(x), expected)
+
+
 def test_what_is_computed_and_not_used_hinders_no_cut():
     class Recording(FunctionalDropout):
         def forward(self, x):
