@@ -69,9 +69,11 @@ def color(i: int) -> Any:
 
 
 def layer_color(n: int, depth: int) -> Any:
-    """Colour of layer n of ``depth``, counted from 1: dark at the bottom, light at the top."""
+    """Colour of layer n of ``depth``, counted from 1: dark at the bottom, light at the top; of 0, the input, grey."""
     from matplotlib import colormaps
 
+    if n < 1:
+        return "0.6"
     # Without the palest end, which would vanish on white.
     return colormaps["viridis"](0.9 * (n - 1) / max(depth - 1, 1))
 

@@ -99,6 +99,13 @@ def test_colours_differ():
     assert layer_color(1, 1) == layer_color(1, 5)
 
 
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_the_input_has_a_colour_that_no_layer_has(depth):
+    from matplotlib.colors import to_rgba
+
+    assert len({to_rgba(layer_color(n, depth)) for n in range(depth + 1)}) == depth + 1
+
+
 def test_a_legend_beside_hides_nothing():
     figure, (panel,) = new_figure(1, 1)
     plot_line(panel, [0, 1], [0, 1], "red", "a long name of a line")
