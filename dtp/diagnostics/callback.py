@@ -57,6 +57,12 @@ class AlignmentCallback(Callback):
         self._metrics: dict[str, Series] = {}
         self._batches: dict[str, list[Any]] = {"train": [], "val": []}
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Algorithm) -> None:
+        # A training before this one has drawn its own.
+        self._drawn = False
+        if trainer.global_step == 0:
+            self._metrics = {}
+
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Algorithm, batch, batch_idx) -> None:
         if trainer.global_step == 0:
             # Where everything starts from: row 0 of the metrics.
@@ -118,7 +124,7 @@ class AlignmentCallback(Callback):
         for logger in trainer.loggers:
             logger.save()
         # A file in the run folder knows what was measured before a resume, too.
-        metrics = self._metrics if self.run_dir is None else read_metrics(folder / "metrics.csv")
+        metrics = read_metrics(self._file) if self._file else self._metrics
         figure = folder / self.FIGURE
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -130,10 +136,16 @@ class AlignmentCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         # A run folder has it in its metrics.csv.
-        return {"metrics": self._metrics} if self.run_dir is None else {}
+        return {} if self._file else {"metrics": self._metrics}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._metrics = state_dict.get("metrics", {})
+
+    @property
+    def _file(self) -> Path | None:
+        """The metrics file in the folder that was given, if any."""
+        path = None if self.run_dir is None else self.run_dir / "metrics.csv"
+        return path if path and path.is_file() else None
 
     def _keep(self, split: str, algorithm: Algorithm, batch: Any) -> None:
         kept = self._batches[split]

@@ -113,25 +113,41 @@ def test_the_figure_is_given_to_loggers_that_take_images(tmp_path):
     assert Images.given == [("training", [str(tmp_path / "training.png")])]
 
 
-def test_without_metrics_on_disk_training_ends_without_a_figure(tmp_path):
-    train(tmp_path, BP(small_network()), epochs=1, every=1, loggers=[])
-    assert not (tmp_path / "training.png").exists()
-
-
-def test_epochs_without_validation_have_no_values_of_one(tmp_path):
-    callback, rule = AlignmentCallback(), BP(small_network())
-    trainer = pl.Trainer(
-        max_epochs=5,
+def plain_trainer(folder, callback, epochs: int, **options) -> pl.Trainer:
+    return pl.Trainer(
+        max_epochs=epochs,
         accelerator="cpu",
         devices=1,
         logger=False,
         callbacks=[callback],
-        default_root_dir=tmp_path,
-        check_val_every_n_epoch=2,
+        default_root_dir=folder,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        **options,
     )
+
+
+def test_without_metrics_on_disk_the_figure_shows_what_this_process_measured(tmp_path):
+    """A folder of its own for the figure, beside another one of the logger's."""
+    callback = AlignmentCallback(tmp_path / "figures")
+    plain_trainer(tmp_path, callback, 1).fit(BP(small_network()), loader(shuffle=True))
+    assert (tmp_path / "figures" / "training.png").exists()
+    assert list(callback.state_dict()["metrics"]["update_angle/layer1"]) == [0, BATCHES]
+
+
+def test_a_second_training_is_measured_and_drawn_by_itself(tmp_path):
+    callback, figure = AlignmentCallback(), tmp_path / "training.png"
+    plain_trainer(tmp_path, callback, 3).fit(BP(small_network()), loader(shuffle=True))
+    figure.unlink()
+    plain_trainer(tmp_path, callback, 1).fit(BP(small_network()), loader(shuffle=True))
+    assert figure.exists()
+    assert list(callback.state_dict()["metrics"]["update_angle/layer1"]) == [0, BATCHES]
+
+
+def test_epochs_without_validation_have_no_values_of_one(tmp_path):
+    callback, rule = AlignmentCallback(), BP(small_network())
+    trainer = plain_trainer(tmp_path, callback, 5, check_val_every_n_epoch=2)
     trainer.fit(rule, loader(shuffle=True), loader(shuffle=False))
     trainer.validate(rule, dataloaders=loader(shuffle=False), verbose=False)
     metrics = callback.state_dict()["metrics"]
