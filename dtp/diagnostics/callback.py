@@ -56,10 +56,13 @@ class AlignmentCallback(Callback):
         self._drawn = False
         self._metrics: dict[str, Series] = {}
         self._batches: dict[str, list[Any]] = {"train": [], "val": []}
+        self._from_first_batch = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Algorithm) -> None:
-        # A training before this one has drawn its own.
-        self._drawn = False
+        # A training before this one has drawn its own, or broke off.
+        self._drawn = self._from_first_batch = False
+        for kept in self._batches.values():
+            kept.clear()
         if trainer.global_step == 0:
             self._metrics = {}
 
@@ -69,12 +72,13 @@ class AlignmentCallback(Callback):
             self.measure(trainer, pl_module, *pl_module.taken(batch))
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Algorithm, outputs, batch, batch_idx) -> None:
+        self._from_first_batch = self._from_first_batch or batch_idx == 0
         self._keep("train", pl_module, batch)
         if trainer.is_last_batch and (trainer.current_epoch + 1) % self.every == 0:
             self.measure(trainer, pl_module, *pl_module.taken(batch))
 
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: Algorithm, outputs, batch, *place) -> None:
-        if not trainer.sanity_checking:
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking:
             self._keep("val", pl_module, batch)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Algorithm) -> None:
@@ -97,8 +101,12 @@ class AlignmentCallback(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Algorithm) -> None:
         train, val = self._batches["train"], self._batches["val"]
-        if self.probes and (trainer.current_epoch + 1) % self.every == 0 and trainer.is_global_zero:
-            if val:
+        due = (trainer.current_epoch + 1) % self.every == 0 and trainer.is_last_batch
+        if self.probes and due and trainer.is_global_zero:
+            if not self._from_first_batch:
+                why = "training went on within it, after images that they are fitted to"
+                warnings.warn(f"The linear probes of this epoch are left out: {why}.", stacklevel=2)
+            elif val:
                 found = linear_probes(pl_module, train, val, images=self.probe_images)
                 metrics = {f"probe_accuracy/layer{n}": accuracy for n, accuracy in found.items()}
                 self._report(trainer, pl_module, metrics)
@@ -106,6 +114,7 @@ class AlignmentCallback(Callback):
                 warnings.warn("Linear probes need validation images to be tested on; there are none.", stacklevel=2)
         train.clear()
         val.clear()
+        self._from_first_batch = False
         self._remember_all(trainer, "train/")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Algorithm) -> None:

@@ -145,6 +145,44 @@ def test_a_second_training_is_measured_and_drawn_by_itself(tmp_path):
     assert list(callback.state_dict()["metrics"]["update_angle/layer1"]) == [0, BATCHES]
 
 
+def probe_accuracies(callback: AlignmentCallback) -> dict[str, dict[int, float]]:
+    return {name: found for name, found in callback.state_dict()["metrics"].items() if name.startswith("probe")}
+
+
+def test_probes_are_tested_on_the_validation_of_the_epoch_alone(tmp_path):
+    """Not on what was looked at before the training."""
+    found = []
+    for others in (False, True):
+        callback, rule = AlignmentCallback(probes=True), BP(small_network())
+        trainer = plain_trainer(tmp_path, callback, 1)
+        if others:
+            elsewhere = TensorDataset(torch.randn(16, 1, 4, 4), torch.randint(4, (16,)))
+            trainer.validate(rule, DataLoader(elsewhere, batch_size=8), verbose=False)
+        trainer.fit(rule, loader(shuffle=True), loader(shuffle=False))
+        found.append(probe_accuracies(callback))
+    assert found[0] and found[0] == found[1]
+
+
+def test_probes_are_not_fitted_to_the_rest_of_an_epoch(tmp_path):
+    """Of a training that goes on within it: one batch might have a single class, and all other runs have seen more."""
+    path = tmp_path / "within.ckpt"
+
+    class Saving(pl.Callback):
+        def on_train_batch_end(self, trainer, *args) -> None:
+            if trainer.global_step == 2 * BATCHES - 1:
+                trainer.save_checkpoint(path)
+
+    trainer = plain_trainer(tmp_path, AlignmentCallback(probes=True), 2)
+    trainer.callbacks.append(Saving())
+    trainer.fit(BP(small_network()), loader(shuffle=True), loader(shuffle=False))
+    callback = AlignmentCallback(probes=True)
+    trainer = plain_trainer(tmp_path, callback, 3)
+    with pytest.warns(UserWarning, match="linear probes of this epoch are left out"):
+        trainer.fit(BP(small_network()), loader(shuffle=True), loader(shuffle=False), ckpt_path=path)
+    assert 2 * BATCHES not in probe_accuracies(callback)["probe_accuracy/layer0"]
+    assert 3 * BATCHES in probe_accuracies(callback)["probe_accuracy/layer0"]
+
+
 def test_epochs_without_validation_have_no_values_of_one(tmp_path):
     callback, rule = AlignmentCallback(), BP(small_network())
     trainer = plain_trainer(tmp_path, callback, 5, check_val_every_n_epoch=2)
@@ -169,7 +207,8 @@ def test_several_devices_end_together_where_lightning_says_the_folder(tmp_path):
 
 
 def test_a_run_that_ends_within_an_epoch_is_not_measured(tmp_path):
-    train(tmp_path, BP(small_network()), epochs=5, every=1, max_steps=BATCHES + 1)
+    callbacks = [AlignmentCallback(tmp_path, probes=True)]
+    train(tmp_path, BP(small_network()), epochs=5, callbacks=callbacks, max_steps=BATCHES + 1)
     assert [row["step"] for row in measurements(tmp_path)] == [0, BATCHES]
 
 
