@@ -71,11 +71,12 @@ def update_alignment(algorithm: Algorithm, x: Tensor, y: Tensor) -> dict[int, Al
         y: labels (B,).
     """
     network, parameters = algorithm.network, algorithm.forward_parameters
-    with _untouched(algorithm), torch.enable_grad():
-        # Both from the same random state: a layer that draws (dropout) draws the same for both.
-        with algorithm.randomness("alignment", algorithm.batches_done):
+    # Both from the same random state and buffers: a layer that draws (dropout) draws the same for both, and one whose
+    # weights are of buffers that each pass changes (spectral normalisation) has the same.
+    with torch.enable_grad():
+        with _untouched(algorithm), algorithm.randomness("alignment", algorithm.batches_done):
             _, rule = algorithm.checked_gradients(x, y)
-        with algorithm.randomness("alignment", algorithm.batches_done):
+        with _untouched(algorithm), algorithm.randomness("alignment", algorithm.batches_done):
             backprop = torch.autograd.grad(algorithm.task_loss(full_precision(network(x)), y), parameters)
     by_parameter = {id(p): (g, b) for p, g, b in zip(parameters, rule, backprop, strict=True)}
     found = {}

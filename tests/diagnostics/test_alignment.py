@@ -10,6 +10,7 @@ from dtp.algorithms import ALGORITHMS, BP, DTP
 from dtp.algorithms.options import DTPOptions
 from dtp.diagnostics.alignment import alignment, feedback_alignment, update_alignment
 from dtp.models import MLP, LeNet, Network
+from dtp.models.cutting import as_network
 from dtp.models.options import LeNetOptions, MLPOptions, ModelOptions
 from tests.algorithms.rules import facts
 from tests.conftest import make_batch
@@ -110,7 +111,17 @@ def test_random_feedback_is_at_about_90_degrees():
 # --- updates ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("network", [elu_mlp, lambda: Dropped(ModelOptions(), (2, 6, 6), 5)], ids=["mlp", "dropout"])
+def spectral_mlp() -> Network:
+    """Weights that change with each pass in training."""
+    normalised = torch.nn.utils.parametrizations.spectral_norm(nn.Linear(7, 6))
+    return as_network(nn.Sequential(nn.Linear(5, 7), nn.Tanh(), normalised, nn.Tanh(), nn.Linear(6, 4)))
+
+
+@pytest.mark.parametrize(
+    "network",
+    [elu_mlp, lambda: Dropped(ModelOptions(), (2, 6, 6), 5), spectral_mlp],
+    ids=["mlp", "dropout", "spectral"],
+)
 def test_updates_of_backprop_are_those_of_backprop(network):
     network = network()
     found = update_alignment(BP(network), *make_batch(network))
