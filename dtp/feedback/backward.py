@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from dtp.contracts import shown
 from dtp.errors import UserError
 from dtp.feedback.operations import FeedbackSettings, LinearMap, operation_of
-from dtp.models.shapes import meta_batch, meta_state
+from dtp.models.shapes import meta_pass
 
 if TYPE_CHECKING:
     from dtp.models.network import Network
@@ -150,8 +150,7 @@ def _operations_with_errors(network: Network) -> dict[str, tuple[nn.Module, Size
             handles.append(module.register_forward_pre_hook(note))
     try:
         with torch.enable_grad():
-            sample = meta_batch(network, network.input_shape)
-            torch.func.functional_call(network, meta_state(network), (sample,), tie_weights=False)
+            meta_pass(network, network.input_shape)
     finally:
         for handle in handles:
             handle.remove()

@@ -55,14 +55,27 @@ def output_shape(module: nn.Module, in_shape: Iterable[int]) -> Size:
     else:
         return shape
     whole = nn.Sequential(*changing)
-    sample, state = meta_batch(whole, in_shape), meta_state(whole)
-    # Without ties: torch would leave a submodule that is used twice on the meta device.
     checks = [one.register_forward_hook(_require_tensor) for part in changing for one in _in_order(part)]
     try:
-        return torch.func.functional_call(whole, state, (sample,), tie_weights=False).shape[1:]
+        return meta_pass(whole, in_shape).shape[1:]
     finally:
         for check in checks:
             check.remove()
+
+
+def meta_pass(module: nn.Module, in_shape: Iterable[int]) -> Tensor:
+    """What ``module`` makes of a :func:`meta_batch`; its own tensors stay as they are, also those that are no buffers.
+
+    Such as the weight that ``torch.nn.utils.weight_norm`` makes of its parameters before each pass.
+    """
+    kept = [(part, {n: t for n, t in vars(part).items() if isinstance(t, Tensor)}) for part in module.modules()]
+    try:
+        # Without ties: torch would leave a submodule that is used twice on the meta device.
+        sample = meta_batch(module, in_shape)
+        return torch.func.functional_call(module, meta_state(module), (sample,), tie_weights=False)
+    finally:
+        for part, tensors in kept:
+            vars(part).update(tensors)
 
 
 def _is_plain(module: nn.Module, kinds: Container[type[nn.Module]]) -> bool:

@@ -4,6 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from dtp.algorithms import DTP, FA
+from dtp.models.cutting import as_network
 from dtp.models.shapes import SHAPE_KEEPING, NotOneTensor, output_shape
 
 
@@ -69,6 +71,16 @@ def test_module_and_random_state_stay_as_they_are():
     assert module.training
     for name, tensor in module.state_dict().items():
         assert tensor.device.type == "cpu" and torch.equal(tensor, before[name])
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+def test_weights_that_are_made_before_each_pass_stay_as_they_are():
+    layer = torch.nn.utils.weight_norm(nn.Linear(4, 4))
+    weight = layer.weight
+    network = as_network(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), layer, nn.Tanh(), nn.Linear(4, 2)))
+    for rule in (DTP, FA):
+        rule(network)
+        assert layer.weight is weight
 
 
 @pytest.mark.parametrize(
