@@ -30,7 +30,7 @@ from dtp.models.inputs import DoesNotFit, kinds, shape_text, shapes_through
 from dtp.models.modules import InnerFunction, Residual, Uncut
 from dtp.models.network import Network
 from dtp.models.options import ModelOptions
-from dtp.models.shapes import has_hooks
+from dtp.models.shapes import NotOneTensor, has_hooks
 
 # Sides of square images that are tried where the network leaves the size open.
 _SIDES = (8, 28, 32, 64, 96, 224)
@@ -482,6 +482,11 @@ def _shapes(layers: Sequence[nn.Module], input_shape: Sequence[int], name: str) 
     try:
         return shapes_through(layers, input_shape)
     except DoesNotFit as error:
+        if isinstance(error.__cause__, NotOneTensor):
+            raise UserError(
+                f"Samples do not fit {name}: {error}; have it return one, in training too, or put a module around it "
+                "that picks one."
+            ) from error
         raise UserError(
             f"Samples of shape {shape_text(input_shape)} do not fit {name}: {error}; give the shape of one sample as "
             "input_shape."

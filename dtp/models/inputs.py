@@ -28,7 +28,9 @@ def shapes_through(layers: Iterable[nn.Module], input_shape: Sequence[int]) -> l
     for number, layer in enumerate(layers, 1):
         try:
             shapes.append(output_shape(layer, shapes[-1]))
-        except (RuntimeError, ValueError, TypeError, NotOneTensor) as error:
+        except NotOneTensor as error:
+            raise DoesNotFit(f"layer {number} ({kinds(layer)}) must put out one tensor, found {error}") from error
+        except (RuntimeError, ValueError, TypeError) as error:
             raise DoesNotFit(
                 f"layer {number} ({kinds(layer)}) receives {shape_text(shapes[-1])} and cannot take it "
                 f"({str(error).strip().partition(chr(10))[0]})"

@@ -495,7 +495,7 @@ def test_a_model_that_does_not_give_one_tensor_is_refused():
         def forward(self, x):
             return super().forward(x), x
 
-    with pytest.raises(UserError, match="do not fit Two"):
+    with pytest.raises(UserError, match="do not fit Two: .* must put out one tensor, found tuple .* return one"):
         as_network(Two(3, 4), (3,))
 
 
