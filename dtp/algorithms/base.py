@@ -8,6 +8,7 @@ import json
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, Self, TypeVar, cast
@@ -347,12 +348,16 @@ class Algorithm(TaskModule, metaclass=RuleType):
         self._require_gradients(parameters, gradients)
         optimizers = self._forward_optimizers if optimizer is self.forward_optimizer else [optimizer]
         set_gradients(optimizers, parameters, gradients)
-        for each in optimizers:
-            if compat.trainer_of(self) is None:
-                self.on_before_optimizer_step(each)
-                each.step()
-            else:
-                self.trainer.strategy.optimizer_step(each, lambda: None)
+        strategy = getattr(compat.trainer_of(self), "strategy", None)
+        # Clipping looks at the gradients of all optimizers before the first one's step.
+        averages = len(optimizers) > 1 and isinstance(strategy, FeedbackDDPStrategy)
+        with cast(FeedbackDDPStrategy, strategy).averaged(optimizers) if averages else nullcontext():
+            for each in optimizers:
+                if strategy is None:
+                    self.on_before_optimizer_step(each)
+                    each.step()
+                else:
+                    strategy.optimizer_step(each, lambda: None)
         for parameter in parameters:
             parameter.grad = None
 

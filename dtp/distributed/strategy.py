@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -63,10 +63,17 @@ class FeedbackDDPStrategy(DDPStrategy):
         def closure_then_average() -> Any:
             result = closure()
             if self._averages:
-                average_gradients([p for group in optimizer.param_groups for p in group["params"]])
+                _average([optimizer])
             return result
 
         return super().optimizer_step(optimizer, closure_then_average, model, **kwargs)
+
+    @contextmanager
+    def averaged(self, optimizers: Sequence[Optimizer]) -> Iterator[None]:
+        """Within, ``optimizers`` step on the averages of all of them, which hooks see before the first one's step."""
+        _average(optimizers)
+        with self.without_averaging():
+            yield
 
     @contextmanager
     def without_averaging(self) -> Iterator[None]:
@@ -76,6 +83,10 @@ class FeedbackDDPStrategy(DDPStrategy):
             yield
         finally:
             self._averages = True
+
+
+def _average(optimizers: Sequence[Optimizer]) -> None:
+    average_gradients([p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]])
 
 
 StrategyRegistry.register(

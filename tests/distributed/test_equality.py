@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from dtp.algorithms import BP
 from dtp.feedback.noise import NoiseStreams
 from tests.algorithms.helpers import make_trained, small_network, state
 from tests.algorithms.networks import normalised_network, shipped_network
@@ -87,6 +88,26 @@ def test_two_ranks_equal_one_process_on_the_whole_batch(name, tmp_path):
     """The noise given, whatever the rule; and the ranks are bit-identical after every batch."""
     (alone,) = _trained(name, tmp_path, 1, _noise)
     first, second = _trained(name, tmp_path, 2, _noise)
+    assert _furthest(first, second) == 0
+    assert _furthest(first, alone) < 1e-9
+
+
+class Several(BP):
+    """An optimizer for each of the weights."""
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD([parameter], lr=0.1) for parameter in self.network.parameters()]
+
+
+def test_gradients_of_several_optimizers_are_clipped_on_two_ranks_as_in_one_process(tmp_path):
+    def train(trainer):
+        torch.manual_seed(0)
+        rule = Several(small_network("bp").double(), BP.Options(clip_norm=0.01)).double()
+        fit(trainer, rule, batches_of(rule.network))
+        return state(rule)
+
+    (alone,) = train_on_ranks(train, tmp_path, 1)
+    first, second = train_on_ranks(train, tmp_path, 2)
     assert _furthest(first, second) == 0
     assert _furthest(first, alone) < 1e-9
 
