@@ -427,6 +427,37 @@ def test_what_configure_optimizers_may_not_return_is_told(configure, message, tm
         trainer(tmp_path).fit(rule(own(configure)), loader())
 
 
+def inheriting(change):
+    """Takes what the class above configures, with ``change`` to the dictionary of its schedule."""
+
+    def configure(module):
+        optimizers, schedules = super(type(module), module).configure_optimizers()
+        return optimizers, [{**schedule, **change} for schedule in schedules]
+
+    return configure
+
+
+@row("`ReduceLROnPlateau`")
+def test_a_class_goes_on_with_the_metric_that_the_class_above_watches(tmp_path):
+    def configure(module):
+        o = torch.optim.SGD(module.network.parameters(), lr=1e-12)
+        schedule = lr_scheduler.ReduceLROnPlateau(o, factor=0.1, patience=0, threshold=0.5, eps=0)
+        return {"optimizer": o, "lr_scheduler": schedule, "monitor": "train/loss"}
+
+    run = trainer(tmp_path, max_epochs=3)
+    run.fit(rule(own(inheriting({}), own(configure))), loader())
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-14)
+
+
+@row("schedules with `interval: step`")
+@pytest.mark.parametrize("change, steps", [({}, 3), ({"interval": "step"}, 3 * BATCHES), ({"frequency": 2}, 1)])
+def test_a_class_may_step_the_schedule_of_the_class_above_at_other_times(change, steps, tmp_path):
+    module = rule(own(inheriting(change), dtp.BP), lr=0.1, lr_schedule="step", lr_period=1, lr_gamma=0.9)
+    run = trainer(tmp_path, max_epochs=3)
+    run.fit(module, loader())
+    assert run.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.1 * 0.9**steps)
+
+
 @row("`ReduceLROnPlateau`")
 @pytest.mark.parametrize("monitor", ["val/loss", "train/loss"])
 def test_the_rate_falls_where_a_metric_stays(monitor, tmp_path):

@@ -280,12 +280,11 @@ class Algorithm(TaskModule, metaclass=RuleType):
 
     def _complete(self, found: Any) -> tuple[list[Optimizer], list[dict]]:
         """What a user's ``configure_optimizers`` returned, with the optimizers that the rule itself needs."""
-        optimizers, schedules = parsed(type(self).__name__, found)
+        optimizers, schedules = parsed(type(self).__name__, found, self._schedules)
         made = [optimizer for optimizer in optimizers if any(optimizer is known for known in self._made_optimizers)]
         if made and len(made) == len(self._made_optimizers) == len(optimizers):
-            # Ours, perhaps with changed groups or another schedule. Ours keeps its name.
-            kept = {id(known.scheduler): known for known in self._schedules}
-            self._schedules = [kept.get(id(schedule.scheduler), schedule) for schedule in schedules]
+            # Ours, perhaps with changed groups or another schedule.
+            self._schedules = schedules
             return optimizers, [schedule.for_lightning() for schedule in self._schedules]
         trained = {id(parameter) for parameter in self.forward_parameters}
         for optimizer in optimizers:

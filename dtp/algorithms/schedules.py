@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,8 +80,13 @@ def epochs_to_come(trainer: Trainer | None, options: AlgorithmOptions) -> int:
     return 0
 
 
-def parsed(owner: str, found: Any) -> tuple[list[Optimizer], list[Schedule]]:
+def parsed(owner: str, found: Any, known: Sequence[Schedule] = ()) -> tuple[list[Optimizer], list[Schedule]]:
     """Optimizers and schedules of what ``configure_optimizers`` of the class ``owner`` has returned.
+
+    Args:
+        owner: the class.
+        found: what was returned.
+        known: schedules that the class above has configured; what is not said anew of one of them holds.
 
     Raises:
         UserError: it is none of the forms that Lightning documents, or an optimizer that no rule can step.
@@ -94,7 +99,7 @@ def parsed(owner: str, found: Any) -> tuple[list[Optimizer], list[Schedule]]:
             f"configure_optimizers of {owner} returns LBFGS, which evaluates a loss several times in a step, and the "
             "rules have no loss whose gradient they follow; use another optimizer."
         )
-    return optimizers, [_schedule(owner, scheduler, monitor) for scheduler in schedulers]
+    return optimizers, [_schedule(owner, scheduler, monitor, known) for scheduler in schedulers]
 
 
 def _taken_apart(found: Any) -> tuple[list[Any], list[Any], str | None]:
@@ -114,7 +119,7 @@ def _taken_apart(found: Any) -> tuple[list[Any], list[Any], str | None]:
     return list(found), [], None
 
 
-def _schedule(owner: str, scheduler: Any, monitor: str | None) -> Schedule:
+def _schedule(owner: str, scheduler: Any, monitor: str | None, above: Sequence[Schedule]) -> Schedule:
     given = scheduler if isinstance(scheduler, dict) else {"scheduler": scheduler}
     known = {name: given[name] for name in Schedule.__dataclass_fields__ if name in given}
     # Lightning's own name for what we see by ourselves.
@@ -125,7 +130,8 @@ def _schedule(owner: str, scheduler: Any, monitor: str | None) -> Schedule:
             f"{', '.join(Schedule.__dataclass_fields__)}, found {', '.join(odd) or _shown(known.get('scheduler'))}; "
             f"fix {owner}."
         )
-    schedule = Schedule(**{"monitor": monitor, **known})
+    before = next((vars(schedule) for schedule in above if schedule.scheduler is known["scheduler"]), {})
+    schedule = Schedule(**{**before, **({"monitor": monitor} if monitor else {}), **known})
     if schedule.interval not in ("epoch", "step"):
         raise UserError(
             f"configure_optimizers of {owner}: expected epoch or step as interval of a schedule, found "
