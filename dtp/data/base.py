@@ -208,7 +208,8 @@ class ImageData(LightningDataModule):
 
     def _batches_done(self) -> int:
         assert self.trainer is not None
-        return batches_done(self.trainer)
+        # Epochs that are to overfit have the same batches.
+        return 0 if self.trainer.overfit_batches else batches_done(self.trainer)  # pyright: ignore[reportAttributeAccessIssue] (its connectors set it)
 
     def _is_known(self, train: Images) -> bool:
         """Whether these may be the images of :data:`STATISTICS`: a class of the user's may have a name of ours."""

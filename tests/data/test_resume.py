@@ -85,6 +85,11 @@ def check(root, save, after: int, total: int, workers: int = 0, **settings) -> N
     assert torch.equal(resumed.weight, whole.weight)
 
 
+def test_epochs_that_are_to_overfit_have_the_same_batches(tmp_path):
+    seen = fit(tmp_path, overfit_batches=2).seen
+    assert seen == 3 * seen[:2] and seen[0] != seen[1]
+
+
 @pytest.mark.parametrize("after", [1, 2, BATCHES, BATCHES + 3, 3 * BATCHES - 1])
 def test_resumed_from_a_batch(tmp_path, after):
     check(tmp_path, SaveAtBatch, after, 3 * BATCHES)
