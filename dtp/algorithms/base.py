@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.parsing import AttributeDict
 from torch import Size, Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import SGD, Optimizer
+from torch.utils.data import DistributedSampler
 
 from dtp import compat
 from dtp.algorithms.captured import Capture, CapturedBatches, repeats
@@ -431,6 +432,12 @@ class Algorithm(TaskModule, metaclass=RuleType):
     def on_train_start(self) -> None:
         # Before the first batch, which diagnostics see first.
         batches = getattr(self.trainer.train_dataloader, "batch_sampler", None)
+        sampler = getattr(self.trainer.train_dataloader, "sampler", None)
+        if self._ranks > self._shares and isinstance(sampler, DistributedSampler) and sampler.num_replicas > 1:
+            raise UserError(
+                "--feedback-parallel: expected all images on every rank, found a DistributedSampler, which gives each "
+                "its share; give Trainer(use_distributed_sampler=False)."
+            )
         normalises = any(isinstance(module, _BatchNorm | Standardise) for module in self.modules())
         if normalises and isinstance(batches, TrainingBatches) and batches.batch_size == batches.ranks:
             raise UserError(

@@ -189,6 +189,21 @@ def test_what_cannot_be_divided_is_refused(name, options, strategy, message, tmp
     train_on_ranks(train, tmp_path, 2, **strategy)
 
 
+@pytest.mark.parametrize("mode", ["layer", "hybrid"])
+def test_a_loader_that_gives_each_rank_its_share_is_refused_where_all_are_to_have_all_images(mode, tmp_path):
+    """As Lightning makes of a user's own loader."""
+
+    def train(trainer):
+        rule = _rule()
+        x, y = (torch.cat(parts) for parts in zip(*batches_of(rule.network), strict=True))
+        images = torch.utils.data.TensorDataset(x, y)
+        sampler = torch.utils.data.DistributedSampler(images, trainer.world_size, trainer.global_rank)
+        with pytest.raises(UserError, match="expected all images on every rank.*use_distributed_sampler=False"):
+            trainer.fit(rule, torch.utils.data.DataLoader(images, 12, sampler=sampler))
+
+    train_on_ranks(train, tmp_path, 2, feedback_parallel=mode)
+
+
 @pytest.mark.parametrize("distance, init", [(0.9, "random"), (0.3, "symmetric")])
 def test_layers_on_ranks_may_stop_early_as_one_process_does(distance, init, tmp_path):
     """Also before the first step, when there is no momentum yet."""
