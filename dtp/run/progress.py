@@ -56,7 +56,7 @@ class ProgressBar(TQDMProgressBar):
         if self.is_disabled or (now - self._refreshed < self.seconds and not trainer.is_last_batch):
             return
         self._refreshed = now
-        self._shown |= _formatted(pl_module.progress())
+        self._shown |= _formatted(_progress(trainer, pl_module))
         self.train_progress_bar.n = batch_idx + 1
         self.train_progress_bar.set_postfix(self.get_metrics(trainer, pl_module))
 
@@ -109,7 +109,7 @@ class EpochLines(Callback):
             return
         if trainer.is_last_batch:
             # Before validation, whose time is not training's.
-            self._final = _formatted(pl_module.progress())
+            self._final = _formatted(_progress(trainer, pl_module))
         elif time.monotonic() - self._printed >= self.seconds:
             self._printed = time.monotonic()
             total = trainer.num_training_batches
@@ -134,6 +134,14 @@ class EpochLines(Callback):
         words += [f"feedback {shown['feedback']}"] if "feedback" in shown else []
         seconds = f"{time.monotonic() - self._began:.1f} s"
         print("  ".join([_epoch(trainer), where, *words, seconds]), flush=True)
+
+
+def _progress(trainer: pl.Trainer, pl_module: Algorithm) -> dict[str, float]:
+    """After the last batch of an epoch that of all ranks, which have met to log it; before, that of this rank."""
+    found, known = pl_module.progress(), trainer.callback_metrics
+    if trainer.world_size > 1 and trainer.is_last_batch:
+        found |= {name: float(known[f"train/{name}"]) for name in found if f"train/{name}" in known}
+    return found
 
 
 def _validated(trainer: pl.Trainer) -> dict[str, str]:

@@ -8,6 +8,7 @@ import torch.distributed as dist
 
 from dtp.algorithms import BP
 from dtp.feedback.noise import NoiseStreams
+from dtp.run.progress import EpochLines
 from tests.algorithms.helpers import make_trained, small_network, state
 from tests.algorithms.networks import normalised_network, shipped_network
 from tests.algorithms.rules import NAMES
@@ -162,6 +163,24 @@ def test_running_statistics_of_batch_normalisation_are_the_same_on_all_ranks(tmp
     first, second = train_on_ranks(train, tmp_path, 2)
     assert any("running_mean" in name for name in first)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_line_of_an_epoch_says_on_two_ranks_what_it_says_in_one_process(tmp_path, monkeypatch):
+    """Each rank has seen other images."""
+    lines = []
+    monkeypatch.setattr(EpochLines, "_print", lambda self, trainer, where, shown: lines.append(shown))
+
+    def train(trainer):
+        trainer.callbacks.append(EpochLines())
+        torch.manual_seed(0)
+        rule = make_trained("bp", small_network("bp").double()).double()
+        fit(trainer, rule, batches_of(rule.network))
+        return [(line["loss"], line["acc"]) for line in lines]
+
+    (alone,) = train_on_ranks(train, tmp_path, 1)
+    lines.clear()
+    first, _ = train_on_ranks(train, tmp_path, 2)
+    assert len(alone) == 1 and first == alone
 
 
 @pytest.mark.parametrize("name", ["bp", "dtp-dae", "competitive"])
