@@ -71,18 +71,19 @@ class FeedbackDDPStrategy(DDPStrategy):
     @contextmanager
     def averaged(self, optimizers: Sequence[Optimizer]) -> Iterator[None]:
         """Within, ``optimizers`` step on the averages of all of them, which hooks see before the first one's step."""
-        _average(optimizers)
+        if self._averages:
+            _average(optimizers)
         with self.without_averaging():
             yield
 
     @contextmanager
     def without_averaging(self) -> Iterator[None]:
         """Within, steps take the gradients as they are: averaged already, or another rank's business."""
-        self._averages = False
+        before, self._averages = self._averages, False
         try:
             yield
         finally:
-            self._averages = True
+            self._averages = before
 
 
 def _average(optimizers: Sequence[Optimizer]) -> None:
