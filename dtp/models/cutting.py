@@ -164,12 +164,19 @@ class _NotAChain(Exception):
         self.reasons = reasons
 
 
+class _Proxy(fx.Proxy):
+    """A proxy that tells ``x += y`` from ``x + y``, as those of torch.fx do not: what else reads x sees the sum."""
+
+
 class _Tracer(fx.Tracer):
     """Goes into modules down to torch's own, those with registered feedback, and the ``whole`` ones, by path."""
 
     def __init__(self, whole: dict[str, str]):
         super().__init__()
         self.whole = whole
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, module: nn.Module, path: str) -> bool:
         known = super().is_leaf_module(module, path) or is_registered(module)
@@ -211,6 +218,8 @@ class _Chain:
         self.modules = dict(root.named_modules(remove_duplicate=False))
         self.graph, self.dropouts = _trace(root, whole)
         self.used: set[fx.Node] = set()
+        # Sums that are written over what they begin with, as by x += f(x).
+        self.overwriting: set[nn.Module] = set()
 
     def operations(self) -> list[nn.Module]:
         order = {node: place for place, node in enumerate(self.graph.nodes)}
@@ -279,11 +288,14 @@ class _Chain:
             if _is_sum(node):
                 fork = self.before[node]
                 branches = [self._between(fork, end) for end in node.all_input_nodes]
-                if any(getattr(_first_of(branch), "inplace", False) for branch in branches):
+                begins = [_first_of(branch) for branch in branches]
+                if any(getattr(one, "inplace", False) or one in self.overwriting for one in begins):
                     raise _NotAChain({_owner(node): "a branch begins in place and changes what the other one sees"})
                 branches.sort(key=lambda branch: sum(map(has_matrix, branch)), reverse=True)
                 parts = [nn.Sequential(*(_inner(operation) for operation in branch)) for branch in branches]
                 found.insert(0, Residual(*parts))
+                if begins[0] is None and node.target in _SUMS_IN_PLACE:
+                    self.overwriting.add(found[0])
                 node = fork
             else:
                 made = self._made(node)
@@ -408,6 +420,13 @@ _IN_PLACE = (
     *(operator.imatmul, operator.iand, operator.ior, operator.ixor, operator.ilshift, operator.irshift),
     operator.setitem,
 )
+for _function in _IN_PLACE[:-1]:
+    setattr(
+        _Proxy,
+        f"__{_function.__name__}__",
+        lambda self, other, function=_function: self.tracer.create_proxy("call_function", function, (self, other), {}),
+    )
+_SUMS_IN_PLACE = (operator.iadd, "add_")
 _RESHAPE = ("call_function", torch.reshape)
 
 

@@ -387,6 +387,13 @@ class BeginsInPlace(Deciding):
         return self.f(F.relu(x, inplace=True)) + x
 
 
+class SumInPlace(Deciding):
+    def forward(self, x):
+        y = before = self.f(x)
+        y += self.f(torch.tanh(y))
+        return self.f(y) + before
+
+
 class FunctionInPlace(Deciding):
     def forward(self, x):
         y = self.f(x)
@@ -398,6 +405,13 @@ class MethodInPlace(Deciding):
     def forward(self, x):
         y = self.f(x)
         y.mul_(torch.tanh(y))
+        return y
+
+
+class OperatorInPlace(Deciding):
+    def forward(self, x):
+        y = z = self.f(x)
+        z *= torch.tanh(x)
         return y
 
 
@@ -420,8 +434,10 @@ UNCUT = {
     AlwaysDropping: "dropout",
     OwnTensor: "a tensor of its own|mul",
     BeginsInPlace: "in place",
+    SumInPlace: "in place",
     FunctionInPlace: "calls relu and does not use what that returns",
     MethodInPlace: "calls mul_ and does not use what that returns",
+    OperatorInPlace: "calls imul and does not use what that returns",
     ModuleInPlace: "calls 0.2.g and does not use what that returns",
 }
 
