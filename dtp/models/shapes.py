@@ -110,9 +110,14 @@ def _require_tensor(module: nn.Module, inputs: tuple, output: Any) -> None:
 
 
 def meta_state(module: nn.Module) -> dict[str, Tensor]:
-    """Meta copies of the parameters and buffers by name; of a submodule that is used twice, by its first name."""
+    """Meta copies of the parameters and buffers by name; of a submodule that is used twice, by its first name.
+
+    The count of batches alone keeps its value, which a batch normalisation with ``momentum=None`` divides by.
+    """
     return {
-        f"{prefix}.{name}".lstrip("."): tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
+        f"{prefix}.{name}".lstrip("."): tensor.detach().clone()
+        if name == "num_batches_tracked"
+        else tensor.detach().to("meta").requires_grad_(tensor.requires_grad)
         for prefix, part in module.named_modules()
         for name, tensor in [*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)]
     }

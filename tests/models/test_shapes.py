@@ -24,6 +24,7 @@ def hooked(module, then):
         (nn.AdaptiveAvgPool2d((3, 2)), (4, 7, 10)),
         (nn.Sequential(nn.Conv2d(2, 3, 3).double(), nn.Flatten(2)), (2, 9, 6)),
         (nn.BatchNorm1d(4), (4,)),
+        (nn.BatchNorm1d(4, momentum=None), (4,)),
         # torch takes two samples of these for one of another shape.
         (nn.MaxPool1d(2), (32,)),
         (nn.MaxPool2d(2), (8, 6)),
