@@ -24,6 +24,7 @@ from dtp.feedback.operations import (
     Unflatten,
     is_elementwise,
     is_registered,
+    keeps_forward,
     operation_of,
     slope_of,
 )
@@ -47,8 +48,13 @@ def _definer(kind: type, method: str) -> int:
 
 
 def layer_operations(layer: nn.Module) -> list[nn.Module]:
-    """The operations of a forward layer in order: the children of an ``nn.Sequential``, or the module itself."""
-    return list(layer) if isinstance(layer, nn.Sequential) else [layer]
+    """The operations of a forward layer in order: the children of an ``nn.Sequential``, or the module itself.
+
+    A subclass with a ``forward`` of its own may do more than its children, and is one operation.
+    """
+    if isinstance(layer, nn.Sequential) and keeps_forward(layer, nn.Sequential):
+        return list(layer)
+    return [layer]
 
 
 def forward_with_context(

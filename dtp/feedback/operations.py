@@ -34,7 +34,7 @@ from dtp.feedback.context import (
 )
 from dtp.models.modules import Residual
 from dtp.models.precision import full_precision
-from dtp.models.shapes import ELEMENTWISE, channels_last
+from dtp.models.shapes import ELEMENTWISE, channels_last, has_hooks
 
 Routing = Literal["noisy", "fixed"]
 
@@ -570,6 +570,8 @@ def _max_pool_forward(
             ceil_mode=module.ceil_mode,
             return_indices=True,
         )
+    if has_hooks(module):
+        y = module(x)
     return y, SwitchesContext(indices, x.shape[1:])
 
 
@@ -653,7 +655,8 @@ def register_feedback(
     """Register the feedback of layers that contain ``operation_type``.
 
     Args:
-        operation_type: class of the forward operation; its subclasses are found too.
+        operation_type: class of the forward operation. Its subclasses are found too; but one with a ``forward`` of its
+            own is not, where the feedback goes by more than what the forward pass puts out.
         make_feedback: ``(module, in_shape, settings) -> FeedbackOperation`` (or any module called as ``(y, context)``).
             ``in_shape`` is the shape of one input sample, without the batch dimension.
         forward: ``(module, x, given, routing) -> (y, context)``; default: ``(module(x), None)``, for operations whose
@@ -672,9 +675,9 @@ def operation_of(module: nn.Module) -> _Operation:
     Raises:
         UserError: the type is not registered.
     """
-    for cls in type(module).__mro__:
-        if cls in _OPERATIONS:
-            return _OPERATIONS[cls]
+    found = _found(module)
+    if found is not None:
+        return found
     known = ", ".join(sorted(cls.__name__ for cls in _OPERATIONS))
     raise UserError(
         f"No feedback is known for the layer type {type(module).__name__}; known are {known}. "
@@ -683,8 +686,22 @@ def operation_of(module: nn.Module) -> _Operation:
 
 
 def is_registered(module: nn.Module) -> bool:
-    """Whether the type of a forward operation, or a base class, is registered."""
-    return any(cls in _OPERATIONS for cls in type(module).__mro__)
+    """Whether the type of a forward operation, or a base class that it computes the same as, is registered."""
+    return _found(module) is not None
+
+
+def _found(module: nn.Module) -> _Operation | None:
+    cls = next((cls for cls in type(module).__mro__ if cls in _OPERATIONS), None)
+    if cls is None:
+        return None
+    # What is evaluated here in the module's place, or undone by a formula, is not what a subclass makes of it.
+    own = cls is nn.Identity or not _OPERATIONS[cls].plain
+    return _OPERATIONS[cls] if not own or keeps_forward(module, cls) else None
+
+
+def keeps_forward(module: nn.Module, cls: type[nn.Module]) -> bool:
+    """Whether the forward pass of a module is that of a base class."""
+    return type(module).forward is cls.forward and "forward" not in vars(module)
 
 
 def _refuse_indices(module: nn.Module, in_shape: Size, settings: FeedbackSettings) -> FeedbackOperation:

@@ -148,7 +148,7 @@ def _layers(found: Sequence[nn.Module]) -> list[nn.Sequential]:
 
 def _one_layer(place: int, given: nn.Module) -> nn.Module:
     """A layer of the user's list: as it is where its operations are known, otherwise made of those it has."""
-    if all(is_registered(operation) for operation in layer_operations(given)):
+    if all(is_registered(operation) for operation in layer_operations(given)) and not has_hooks(given):
         return given
     return nn.Sequential(*operations(given, str(place)))
 
@@ -313,7 +313,8 @@ class _Chain:
             module = self.modules[path]
             if path not in self.whole and is_registered(module):
                 return [module]
-            reason = self.whole.get(path, "none is known for its type")
+            usual = "it has hooks" if has_hooks(module) else "none is known for its type"
+            reason = self.whole.get(path, usual)
             name = ".".join(part for part in (self.name, _shown(path)) if part)
             return [Uncut(module, name, reason, chosen=bool(self.name))]
         function = _METHODS.get(str(node.target)) if node.op == "call_method" else node.target

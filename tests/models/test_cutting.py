@@ -442,6 +442,51 @@ UNCUT = {
 }
 
 
+class Doubled(nn.Sequential):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+class DoubledPool(nn.MaxPool2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def doubled(module):
+    module.register_forward_hook(lambda module, inputs, output: 2 * output)
+    return module
+
+
+CONV = (nn.Conv2d(1, 4, 3), nn.Tanh())
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        nn.Sequential(Doubled(*CONV), nn.MaxPool2d(2)),
+        Doubled(*CONV, nn.MaxPool2d(2)),
+        doubled(nn.Sequential(*CONV, nn.MaxPool2d(2))),
+        nn.Sequential(*CONV, DoubledPool(2)),
+        nn.Sequential(*CONV, doubled(nn.MaxPool2d(2))),
+    ],
+)
+@pytest.mark.parametrize("given", [list, lambda layers: nn.Sequential(*layers)])
+def test_rules_with_feedback_compute_what_modules_with_a_forward_or_hooks_of_their_own_do(first, given):
+    network = as_network(given([copy.deepcopy(first), nn.Sequential(nn.Flatten(), nn.Linear(16, 3))]), (1, 6, 6))
+    x = torch.randn(2, 1, 6, 6)
+    expected = network(x)
+    logits, _ = make("dtp", network).training_batch(x, torch.tensor([0, 2]))
+    torch.testing.assert_close(logits, expected)
+
+
+def test_a_normalisation_over_other_dimensions_than_its_base_class_has_no_feedback():
+    """LayerNorm2d is an nn.LayerNorm of the channels, which it takes to the end and back."""
+    norm = torchvision.models.convnext.LayerNorm2d(4)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Conv2d(4, 4, 1), norm, nn.Flatten(), nn.Linear(64, 3))
+    with pytest.raises(UserError, match="3, a LayerNorm2d, has no feedback: its forward has permute"):
+        make("dtp", as_network(model, (1, 6, 6)))
+
+
 def around(module: nn.Module) -> nn.Sequential:
     """A model with the module in its middle."""
     features = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), module, nn.Tanh())
