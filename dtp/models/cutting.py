@@ -16,7 +16,7 @@ import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,7 @@ from dtp.models.inputs import DoesNotFit, kinds, shape_text, shapes_through
 from dtp.models.modules import InnerFunction, Residual, Uncut
 from dtp.models.network import Network
 from dtp.models.options import ModelOptions
-from dtp.models.shapes import NotOneTensor, has_hooks
+from dtp.models.shapes import NotOneTensor, has_hooks, meta_pass
 
 # Sides of square images that are tried where the network leaves the size open.
 _SIDES = (8, 28, 32, 64, 96, 224)
@@ -102,16 +102,57 @@ def as_network(model: nn.Module | Sequence[nn.Module], input_shape: Sequence[int
                 f"found {tuple(_given_shape(input_shape))}; leave it out, or make the network for that shape."
             )
         return model
-    whole = isinstance(model, nn.Module)
-    parts = [model] if whole else _listed(model)
+    own = model if isinstance(model, nn.Module) else None
+    whole = own is not None
+    parts = [own] if own is not None else _listed(model)
     if not parts or not all(isinstance(part, nn.Module) for part in parts):
         found = next((p for p in parts if not isinstance(p, nn.Module)), model)
         raise UserError(f"Expected a torch.nn.Module or a list of layers, each a torch.nn.Module, found {found!r}.")
     name = type(model).__name__ if whole else "The list of layers"
     _require_weights(parts, whole, name)
-    layers = _layers(operations(model)) if whole else [_one_layer(i, part) for i, part in enumerate(parts)]
-    shape = _told_shape(layers, name) if input_shape is None else _given_shape(input_shape)
-    return CutNetwork(layers, shape, model if whole else None, name)
+    given = None if input_shape is None else _given_shape(input_shape)
+
+    def cut(flattens: bool) -> CutNetwork:
+        layers: Sequence[nn.Module]
+        if own is not None:
+            layers = _layers(operations(own, flattens=flattens))
+        else:
+            layers = [_one_layer(i, part, flattens) for i, part in enumerate(parts)]
+        shape = _told_shape(layers, name) if given is None else given
+        return CutNetwork(layers, shape, own, name)
+
+    # Whether x.view(-1, features) flattens samples can be seen by their shape alone, which is known in the end.
+    try:
+        network, refused = cut(flattens=True), None
+    except UserError as error:
+        network, refused = None, error
+    if network is not None and _flattens_samples(network):
+        return network
+    try:
+        return cut(flattens=False)
+    except UserError:
+        if refused is None:
+            raise
+    raise refused
+
+
+def _flattens_samples(network: Network) -> bool:
+    """Whether each flatten that was made of ``x.view(-1, features)`` is given samples of so many values."""
+    found, hooks = [], []
+    for module in network.modules():
+        if isinstance(module, nn.Flatten) and (features := getattr(module, "of_view", None)) is not None:
+
+            def note(module: nn.Module, args: tuple, features: int = features) -> None:
+                found.append(args[0].shape[1:].numel() == features)
+
+            hooks.append(module.register_forward_pre_hook(note))
+    try:
+        if hooks:
+            meta_pass(network, network.input_shape)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return all(found)
 
 
 def _require_weights(parts: Sequence[nn.Module], whole: bool, name: str) -> None:
@@ -146,11 +187,11 @@ def _layers(found: Sequence[nn.Module]) -> list[nn.Sequential]:
     return [*layers, nn.Sequential(*current)]
 
 
-def _one_layer(place: int, given: nn.Module) -> nn.Module:
+def _one_layer(place: int, given: nn.Module, flattens: bool) -> nn.Module:
     """A layer of the user's list: as it is where its operations are known, otherwise made of those it has."""
     if all(is_registered(operation) for operation in layer_operations(given)) and not has_hooks(given):
         return given
-    return nn.Sequential(*operations(given, str(place)))
+    return nn.Sequential(*operations(given, str(place), flattens))
 
 
 # --- from a model to operations ---------------------------------------------------------------------------------------
@@ -194,18 +235,19 @@ class _Tracer(fx.Tracer):
             raise _NotAChain({path: reason}) from error
 
 
-def operations(model: nn.Module, name: str = "") -> list[nn.Module]:
+def operations(model: nn.Module, name: str = "", flattens: bool = True) -> list[nn.Module]:
     """The operations of a model in the order of its forward pass, which is that of the chain of them.
 
     Args:
         model: any module that maps one tensor to one tensor.
         name: of the model within something larger, for messages.
+        flattens: whether ``x.view(-1, features)`` is taken for a flatten.
     """
     # In a container, the model is a module like any other, which may have to stay whole.
     root, whole = nn.Sequential(model), {}
     while True:
         try:
-            return _Chain(root, whole, name).operations()
+            return _Chain(root, whole, name, flattens).operations()
         except _NotAChain as error:
             whole.update(error.reasons)
 
@@ -213,8 +255,8 @@ def operations(model: nn.Module, name: str = "") -> list[nn.Module]:
 class _Chain:
     """A traced model, read backwards from its output."""
 
-    def __init__(self, root: nn.Module, whole: dict[str, str], name: str):
-        self.whole, self.name = whole, name
+    def __init__(self, root: nn.Module, whole: dict[str, str], name: str, flattens: bool):
+        self.whole, self.name, self.flattens = whole, name, flattens
         self.modules = dict(root.named_modules(remove_duplicate=False))
         self.graph, self.dropouts = _trace(root, whole)
         self.used: set[fx.Node] = set()
@@ -319,7 +361,10 @@ class _Chain:
             return [Uncut(module, name, reason, chosen=bool(self.name))]
         function = _METHODS.get(str(node.target)) if node.op == "call_method" else node.target
         if _is_flatten(node):
-            return [nn.Flatten()]
+            flatten, features = nn.Flatten(), _features_of_view(node)
+            if features is not None:
+                cast(Any, flatten).of_view = features
+            return [flatten] if self.flattens or features is None else None
         if function is torch.mean and _is_over_space(node):
             return [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
         if node.op not in ("call_method", "call_function") or (function is F.dropout and not self.dropouts[node.name]):
@@ -407,6 +452,12 @@ def _is_flatten(node: fx.Node) -> bool:
         return False
     batch = isinstance(shape[0], fx.Node) and _is_batch_size(shape[0], node.args[0])
     return (batch and isinstance(shape[1], int)) or (shape[0] == -1 and isinstance(shape[1], int) and shape[1] > 0)
+
+
+def _features_of_view(node: fx.Node) -> int | None:
+    """Of a flatten ``x.view(-1, features)`` the features, which may be less than all of a sample's values."""
+    first, last = node.args[1] if isinstance(node.args[1], tuple | list) else node.args[1:]
+    return last if first == -1 and isinstance(last, int) else None
 
 
 def _is_over_space(node: fx.Node) -> bool:

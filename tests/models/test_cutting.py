@@ -291,6 +291,31 @@ def test_functions_become_modules(name):
     require_the_same_pass(network, twin, x)
 
 
+class Rows(nn.Module):
+    """``middle`` sees each channel by itself, as a sample would be."""
+
+    def __init__(self, middle):
+        super().__init__()
+        self.conv, self.middle, self.output = nn.Conv2d(1, 3, 3), middle, nn.Linear(48, 3)
+
+    def forward(self, x):
+        return self.output(self.middle(self.conv(x).view(-1, 16)).view(-1, 48))
+
+
+@pytest.mark.parametrize("middle", [nn.Softmax(1), nn.Linear(16, 16), nn.LayerNorm(16), nn.BatchNorm1d(16)], ids=str)
+def test_a_view_that_makes_rows_of_channels_is_no_flatten(middle):
+    model, x = Rows(middle), torch.randn(2, 1, 6, 6)
+    network = as_network(model, (1, 6, 6))
+    assert kinds(network) == [["Uncut"]]
+    require_the_same_pass(network, copy.deepcopy(model), x)
+
+
+def test_a_shape_that_does_not_fit_is_told_of_layers_where_views_flatten():
+    told = r"1x13x13 do not fit Functional: layer 3 \(Flatten, Linear, Tanh, LeakyReLU\)"
+    with pytest.raises(UserError, match=told):
+        as_network(Functional(FLATTENS["view-features"]), (1, 13, 13))
+
+
 class Mean(nn.Module):
     def __init__(self, *dims):
         super().__init__()
