@@ -1,6 +1,7 @@
 """The base of all datasets: splits, normalisation, augmentation and loaders."""
 
 import os
+from functools import partial
 from typing import Any, get_args
 
 import numpy as np
@@ -157,8 +158,9 @@ class ImageData(LightningDataModule):
         dataset = self._parts["train"]
         assert dataset is not None
         rank, ranks = training_share(self.trainer)
-        done = None if self.trainer is None else self._batches_done
-        batches = TrainingBatches(len(dataset), self.options.batch_size, self.seed, rank, ranks, done)
+        batches = TrainingBatches(len(dataset), self.options.batch_size, self.seed, rank, ranks)
+        if self.trainer is not None:
+            batches.batches_done = partial(self._batches_done, len(batches))
         return BatchLoader(self._placed("train"), batches, self.options.num_workers, self._device)
 
     def val_dataloader(self) -> BatchLoader | list:
@@ -206,10 +208,13 @@ class ImageData(LightningDataModule):
         """Where the attached trainer trains."""
         return torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
 
-    def _batches_done(self) -> int:
+    def _batches_done(self, in_a_pass: int) -> int:
         assert self.trainer is not None
-        # Epochs that are to overfit have the same batches.
-        return 0 if self.trainer.overfit_batches else batches_done(self.trainer)  # pyright: ignore[reportAttributeAccessIssue] (its connectors set it)
+        done, kept = batches_done(self.trainer), self.trainer.overfit_batches  # pyright: ignore[reportAttributeAccessIssue] (its connectors set it)
+        if not kept:
+            return done
+        # Epochs that are to overfit have the same batches; where training goes on within one, the rest of them.
+        return done % min(kept if isinstance(kept, int) else int(kept * in_a_pass), in_a_pass)
 
     def _is_known(self, train: Images) -> bool:
         """Whether these may be the images of :data:`STATISTICS`: a class of the user's may have a name of ours."""

@@ -90,6 +90,15 @@ def test_epochs_that_are_to_overfit_have_the_same_batches(tmp_path):
     assert seen == 3 * seen[:2] and seen[0] != seen[1]
 
 
+@pytest.mark.parametrize("batches", [3, 0.7])
+@pytest.mark.parametrize(("save", "after"), [(SaveAtBatch, 1), (SaveAtBatch, 5), (SaveAtEpochEnd, 3)])
+def test_resumed_where_epochs_are_to_overfit(tmp_path, save, after, batches):
+    path = tmp_path / "saved.ckpt"
+    whole = fit(tmp_path, callback=save(path, after), val_size=0.0, overfit_batches=batches)
+    assert whole.seen == 3 * whole.seen[:3]
+    assert fit(tmp_path, resume=path, val_size=0.0, overfit_batches=batches).seen == whole.seen[after:]
+
+
 @pytest.mark.parametrize("after", [1, 2, BATCHES, BATCHES + 3, 3 * BATCHES - 1])
 def test_resumed_from_a_batch(tmp_path, after):
     check(tmp_path, SaveAtBatch, after, 3 * BATCHES)
