@@ -40,6 +40,7 @@ def output_shape(module: nn.Module, in_shape: Iterable[int]) -> Size:
 
     Raises:
         RuntimeError: from torch, when the module does not accept the shape.
+        ValueError: the module makes other samples of those it is given, more of them say.
         NotOneTensor: the module, or one of an ``nn.Sequential``, puts out something else.
     """
     parts = list(module) if type(module) is nn.Sequential and not has_hooks(module) else [module]
@@ -57,10 +58,13 @@ def output_shape(module: nn.Module, in_shape: Iterable[int]) -> Size:
     whole = nn.Sequential(*changing)
     checks = [one.register_forward_hook(_require_tensor) for part in changing for one in _in_order(part)]
     try:
-        return meta_pass(whole, in_shape).shape[1:]
+        found = meta_pass(whole, in_shape).shape
     finally:
         for check in checks:
             check.remove()
+    if found[:1] != (2,):
+        raise ValueError(f"it makes values of shape {tuple(found)} of two samples")
+    return found[1:]
 
 
 def meta_pass(module: nn.Module, in_shape: Iterable[int]) -> Tensor:

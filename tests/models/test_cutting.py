@@ -316,6 +316,23 @@ def test_a_shape_that_does_not_fit_is_told_of_layers_where_views_flatten():
         as_network(Functional(FLATTENS["view-features"]), (1, 13, 13))
 
 
+@pytest.mark.parametrize("shape", [(3, 28, 28), (1, 56, 56)])
+def test_samples_that_a_view_takes_for_several_are_refused(shape):
+    """There would be more outputs than labels."""
+
+    class Viewing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.f, self.g = nn.Linear(784, 16), nn.Linear(16, 10)
+
+        def forward(self, x):
+            return self.g(torch.relu(self.f(x.view(-1, 784))))
+
+    assert kinds(as_network(Viewing(), (1, 28, 28))) == [["Flatten", "Linear", "ReLU"], ["Linear"]]
+    with pytest.raises(UserError, match=f"Samples of shape {'x'.join(map(str, shape))} do not fit Viewing"):
+        as_network(Viewing(), shape)
+
+
 class Mean(nn.Module):
     def __init__(self, *dims):
         super().__init__()
