@@ -299,7 +299,7 @@ class _Chain:
                 reasons[_owner(node)] = f"its forward has {what.get(node.op, _called(node))}, which cannot be cut"
         for node in self.graph.nodes:
             # What is read backwards would leave it out, and with it what it does to others.
-            if node not in seen and self._may_change(node):
+            if node not in seen and self._may_change(node) and self._sees(node, seen):
                 what = _shown(str(node.target)) if node.op == "call_module" else _called(node)
                 reasons.setdefault(
                     _owner(node), f"its forward calls {what} and does not use what that returns, but what it may change"
@@ -319,6 +319,18 @@ class _Chain:
             # There the names of some that change nothing end so, such as and_.
             named = node.target in _IN_PLACE
         return named or bool(node.kwargs.get("inplace")) or node.kwargs.get("out") is not None
+
+    def _sees(self, node: fx.Node, used: set[fx.Node]) -> bool:
+        """Whether what a node is given may be the memory of a ``used`` node, or of the model."""
+        todo = list(node.all_input_nodes)
+        while todo:
+            given = todo.pop()
+            if given in used or given.op == "get_attr":
+                return True
+            first = _first_of(self._made(given) or [])
+            if first is None or isinstance(first, Uncut) or getattr(first, "inplace", False):
+                todo += given.all_input_nodes
+        return False
 
     def _between(self, start: fx.Node, node: fx.Node) -> list[nn.Module]:
         """The operations from ``start`` to ``node``, the first left out."""

@@ -153,7 +153,21 @@ def test_what_is_computed_and_not_used_hinders_no_cut():
             y.detach()
             return self.g(y)
 
-    assert kinds(as_network(Recording())) == [["Linear"], ["Linear"]]
+    class InPlaceElsewhere(FunctionalDropout):
+        """As by the head of a task that is not asked for."""
+
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Sequential(nn.Linear(50, 4), nn.ReLU(inplace=True), nn.Linear(4, 2))
+
+        def forward(self, x):
+            y = self.f(x)
+            torch.tanh(y).mul_(2)
+            self.head(y)
+            return self.g(y)
+
+    for model in (Recording(), InPlaceElsewhere()):
+        assert kinds(as_network(model)) == [["Linear"], ["Linear"]]
 
 
 def test_our_own_networks_are_returned_unchanged():
@@ -450,6 +464,13 @@ class MethodInPlace(Deciding):
         return y
 
 
+class ViewInPlace(Deciding):
+    def forward(self, x):
+        y = self.f(x)
+        F.relu(y.flatten(1), inplace=True)
+        return y
+
+
 class OperatorInPlace(Deciding):
     def forward(self, x):
         y = z = self.f(x)
@@ -478,6 +499,7 @@ UNCUT = {
     BeginsInPlace: "in place",
     SumInPlace: "in place",
     FunctionInPlace: "calls relu and does not use what that returns",
+    ViewInPlace: "calls relu and does not use what that returns",
     MethodInPlace: "calls mul_ and does not use what that returns",
     OperatorInPlace: "calls imul and does not use what that returns",
     ModuleInPlace: "calls 0.2.g and does not use what that returns",
