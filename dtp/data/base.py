@@ -214,7 +214,7 @@ class ImageData(LightningDataModule):
         if not kept:
             return done
         # Epochs that are to overfit have the same batches; where training goes on within one, the rest of them.
-        return done % min(kept if isinstance(kept, int) else int(kept * in_a_pass), in_a_pass)
+        return done % max(1, min(kept if isinstance(kept, int) else int(kept * in_a_pass), in_a_pass))
 
     def _is_known(self, train: Images) -> bool:
         """Whether these may be the images of :data:`STATISTICS`: a class of the user's may have a name of ours."""

@@ -314,7 +314,7 @@ class _Chain:
             known = path not in self.whole and is_registered(self.modules[path])
             return not known or getattr(self.modules[path], "inplace", False)
         if node.op == "call_method" or getattr(node.target, "__module__", None) != operator.add.__module__:
-            named = _called(node).endswith("_") and not _called(node).endswith("__")
+            named = _called(node).endswith("_") and not _called(node).endswith(("__", "requires_grad_"))
         else:
             # There the names of some that change nothing end so, such as and_.
             named = node.target in _IN_PLACE
@@ -478,13 +478,12 @@ def _is_over_space(node: fx.Node) -> bool:
     return len(over) == 1 and isinstance(over[0], tuple | list) and sorted(over[0]) in ([2, 3], [-2, -1])
 
 
-# x += y and the like, and x[i] = y.
+# x += y and the like. A module with x[i] = y is not traced at all.
 _IN_PLACE = (
     *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow),
     *(operator.imatmul, operator.iand, operator.ior, operator.ixor, operator.ilshift, operator.irshift),
-    operator.setitem,
 )
-for _function in _IN_PLACE[:-1]:
+for _function in _IN_PLACE:
     setattr(
         _Proxy,
         f"__{_function.__name__}__",
