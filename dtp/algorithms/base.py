@@ -350,8 +350,7 @@ class Algorithm(TaskModule, metaclass=RuleType):
         set_gradients(optimizers, parameters, gradients)
         strategy = getattr(compat.trainer_of(self), "strategy", None)
         # Clipping looks at the gradients of all optimizers before the first one's step.
-        averages = len(optimizers) > 1 and isinstance(strategy, FeedbackDDPStrategy)
-        with cast(FeedbackDDPStrategy, strategy).averaged(optimizers) if averages else nullcontext():
+        with strategy.averaged(optimizers) if isinstance(strategy, FeedbackDDPStrategy) else nullcontext():
             for each in optimizers:
                 if strategy is None:
                     self.on_before_optimizer_step(each)

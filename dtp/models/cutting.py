@@ -205,8 +205,24 @@ class _NotAChain(Exception):
         self.reasons = reasons
 
 
+# x += y and the like. A module with x[i] = y is not traced at all.
+_IN_PLACE = (
+    *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow),
+    *(operator.imatmul, operator.iand, operator.ior, operator.ixor, operator.ilshift, operator.irshift),
+)
+_SUMS_IN_PLACE = (operator.iadd, "add_")
+
+
 class _Proxy(fx.Proxy):
     """A proxy that tells ``x += y`` from ``x + y``, as those of torch.fx do not: what else reads x sees the sum."""
+
+
+for _function in _IN_PLACE:
+    setattr(
+        _Proxy,
+        f"__{_function.__name__}__",
+        lambda self, other, function=_function: self.tracer.create_proxy("call_function", function, (self, other), {}),
+    )
 
 
 class _Tracer(fx.Tracer):
@@ -478,18 +494,6 @@ def _is_over_space(node: fx.Node) -> bool:
     return len(over) == 1 and isinstance(over[0], tuple | list) and sorted(over[0]) in ([2, 3], [-2, -1])
 
 
-# x += y and the like. A module with x[i] = y is not traced at all.
-_IN_PLACE = (
-    *(operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow),
-    *(operator.imatmul, operator.iand, operator.ior, operator.ixor, operator.ilshift, operator.irshift),
-)
-for _function in _IN_PLACE:
-    setattr(
-        _Proxy,
-        f"__{_function.__name__}__",
-        lambda self, other, function=_function: self.tracer.create_proxy("call_function", function, (self, other), {}),
-    )
-_SUMS_IN_PLACE = (operator.iadd, "add_")
 _RESHAPE = ("call_function", torch.reshape)
 
 
