@@ -420,6 +420,13 @@ def test_a_fused_optimizer_of_ones_own_learns_as_the_unfused_one_from_images_of_
             lambda m: {"optimizer": adamw(m), "lr_scheduler": {"scheduler": None, "intervall": "step"}},
             "expected a schedule, or a dictionary with",
         ),
+        (
+            lambda m: {
+                "optimizer": (o := adamw(m)),
+                "lr_scheduler": {"scheduler": lr_scheduler.StepLR(o, 1), "frequency": 0},
+            },
+            "expected a whole number of at least 1 as frequency of a schedule, found 0",
+        ),
     ],
 )
 def test_what_configure_optimizers_may_not_return_is_told(configure, message, tmp_path):

@@ -137,6 +137,11 @@ def _schedule(owner: str, scheduler: Any, monitor: str | None, above: Sequence[S
             f"configure_optimizers of {owner}: expected epoch or step as interval of a schedule, found "
             f"{schedule.interval!r}; fix {owner}."
         )
+    if not isinstance(schedule.frequency, int) or schedule.frequency < 1:
+        raise UserError(
+            f"configure_optimizers of {owner}: expected a whole number of at least 1 as frequency of a schedule, found "
+            f"{schedule.frequency!r}; fix {owner}."
+        )
     if schedule.watches and schedule.monitor is None:
         raise UserError(
             f'configure_optimizers of {owner}: expected a monitor for ReduceLROnPlateau, such as "val/loss", found '
