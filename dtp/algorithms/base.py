@@ -41,7 +41,7 @@ from dtp.contracts import (
 )
 from dtp.data.sampler import TrainingBatches
 from dtp.data.shares import training_share
-from dtp.distributed.averaging import average_tensors
+from dtp.distributed.averaging import average_tensors, same_on_all_ranks
 from dtp.distributed.division import Division
 from dtp.distributed.strategy import FeedbackDDPStrategy
 from dtp.errors import Diverged, UserError
@@ -469,6 +469,11 @@ class Algorithm(TaskModule, metaclass=RuleType):
     def training_step(self, batch: Any, batch_idx: int) -> None:
         x, y = self.taken(batch)
         _require_samples(x)
+        if batch_idx == 0 and self._ranks > self._shares and not same_on_all_ranks(x):
+            raise UserError(
+                "--feedback-parallel: expected the same images on every rank, found others; have the loader shuffle by "
+                "a generator with the same seed on each."
+            )
         self._within_step = True
         try:
             with self.randomness("training", self.global_step):

@@ -173,6 +173,18 @@ def average_training(optimizers: dict[int, Optimizer], device: torch.device) -> 
     _through_device(tensors, device, average_tensors)
 
 
+@torch.no_grad()
+def same_on_all_ranks(x: Tensor) -> bool:
+    """Whether all ranks have the same samples, x (B, ...), in the same order; every rank must call this."""
+    # Whole numbers: their sums do not depend on the order that a rank adds them in.
+    of_samples = x.contiguous().reshape(len(x), -1).view(torch.uint8).sum(1, dtype=torch.int64)
+    places = torch.arange(1, len(x) + 1, device=x.device)
+    own = torch.stack([places.sum(), (of_samples * places).sum()])
+    found = [torch.empty_like(own) for _ in range(ranks_of())]
+    dist.all_gather(found, own)
+    return all(torch.equal(other, own) for other in found)
+
+
 class StateExchange:
     """Gives every rank what other ranks' optimizers have made of their layers: weights and optimizer states.
 

@@ -12,6 +12,7 @@ from dtp.distributed.averaging import (
     average_gradients,
     average_tensors,
     average_training,
+    same_on_all_ranks,
 )
 from tests.distributed.ranks import counted_sums, on_ranks
 
@@ -141,3 +142,15 @@ def test_averaged_training_averages_weights_and_moments(tmp_path):
     assert torch.equal(new0[0], (old0[0] + old1[0]) / 2) and torch.equal(new0[0], new1[0])
     for name in ("exp_avg", "exp_avg_sq", "step"):
         assert torch.equal(new0[1][name], (old0[1][name] + old1[1][name]) / 2)
+
+
+def _comparing(rank):
+    x = torch.arange(24.0).view(4, 2, 3)
+    x[0, 0, 0] = torch.nan
+    assert same_on_all_ranks(x) and same_on_all_ranks(x.permute(0, 2, 1)) and same_on_all_ranks(x[:, 0, 1])
+    others = [x + rank, x.roll(rank, 0), x[: 4 - rank], (x > 12) ^ bool(rank)]
+    assert not any([same_on_all_ranks(other) for other in others])
+
+
+def test_samples_are_the_same_on_all_ranks_if_they_are_in_the_same_order(tmp_path):
+    on_ranks(_comparing, tmp_path)

@@ -204,6 +204,21 @@ def test_a_loader_that_gives_each_rank_its_share_is_refused_where_all_are_to_hav
     train_on_ranks(train, tmp_path, 2, feedback_parallel=mode)
 
 
+@pytest.mark.parametrize("mode", ["layer", "hybrid"])
+def test_ranks_that_are_to_have_the_same_images_and_do_not_are_told(mode, tmp_path):
+    """A loader that each rank shuffles by a generator of its own."""
+
+    def train(trainer):
+        rule = _rule()
+        x, y = (torch.cat(parts) for parts in zip(*batches_of(rule.network), strict=True))
+        images = torch.utils.data.TensorDataset(x, y)
+        own = torch.Generator().manual_seed(trainer.global_rank)
+        with pytest.raises(UserError, match="expected the same images on every rank, found others; .* same seed"):
+            trainer.fit(rule, torch.utils.data.DataLoader(images, 12, shuffle=True, generator=own))
+
+    train_on_ranks(train, tmp_path, 2, feedback_parallel=mode)
+
+
 @pytest.mark.parametrize("distance, init", [(0.9, "random"), (0.3, "symmetric")])
 def test_layers_on_ranks_may_stop_early_as_one_process_does(distance, init, tmp_path):
     """Also before the first step, when there is no momentum yet."""
