@@ -190,31 +190,22 @@ def test_what_cannot_be_divided_is_refused(name, options, strategy, message, tmp
 
 
 @pytest.mark.parametrize("mode", ["layer", "hybrid"])
-def test_a_loader_that_gives_each_rank_its_share_is_refused_where_all_are_to_have_all_images(mode, tmp_path):
-    """As Lightning makes of a user's own loader."""
+@pytest.mark.parametrize("shares", [True, False])
+def test_a_loader_that_gives_ranks_different_images_is_refused_where_all_are_to_have_all_images(shares, mode, tmp_path):
+    """To each its share, as Lightning makes of a user's own loader, or all of them in an order of its own."""
+    message = "expected all images on every rank.*use_distributed_sampler=False"
 
     def train(trainer):
         rule = _rule()
         x, y = (torch.cat(parts) for parts in zip(*batches_of(rule.network), strict=True))
         images = torch.utils.data.TensorDataset(x, y)
-        sampler = torch.utils.data.DistributedSampler(images, trainer.world_size, trainer.global_rank)
-        with pytest.raises(UserError, match="expected all images on every rank.*use_distributed_sampler=False"):
+        if shares:
+            sampler = torch.utils.data.DistributedSampler(images, trainer.world_size, trainer.global_rank)
+        else:
+            own = torch.Generator().manual_seed(trainer.global_rank)
+            sampler = torch.utils.data.RandomSampler(images, generator=own)
+        with pytest.raises(UserError, match=message if shares else "expected the same images on every rank"):
             trainer.fit(rule, torch.utils.data.DataLoader(images, 12, sampler=sampler))
-
-    train_on_ranks(train, tmp_path, 2, feedback_parallel=mode)
-
-
-@pytest.mark.parametrize("mode", ["layer", "hybrid"])
-def test_ranks_that_are_to_have_the_same_images_and_do_not_are_told(mode, tmp_path):
-    """A loader that each rank shuffles by a generator of its own."""
-
-    def train(trainer):
-        rule = _rule()
-        x, y = (torch.cat(parts) for parts in zip(*batches_of(rule.network), strict=True))
-        images = torch.utils.data.TensorDataset(x, y)
-        own = torch.Generator().manual_seed(trainer.global_rank)
-        with pytest.raises(UserError, match="expected the same images on every rank, found others; .* same seed"):
-            trainer.fit(rule, torch.utils.data.DataLoader(images, 12, shuffle=True, generator=own))
 
     train_on_ranks(train, tmp_path, 2, feedback_parallel=mode)
 
