@@ -159,6 +159,10 @@ class Group:
     def compared(self) -> dict[str, Any]:
         """The options of which another value makes another group."""
         kept = {name: value for name, value in self.options.items() if name not in NOT_COMPARED}
+        # Options do not say how many there were: one is auto, and a launcher starts others than they name.
+        devices = str(kept.get("devices", "1"))
+        asked = int(devices) * kept.get("num_nodes", 1) if devices.isdigit() else devices
+        kept |= {"devices": self.runs[0].summary.get("world_size", asked), "num_nodes": 1}
         # Another folder of images is another dataset; where it lies says nothing.
         return kept | {"task": _task(self.options)} | folder_of_images(self.options)
 

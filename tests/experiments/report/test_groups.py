@@ -47,6 +47,16 @@ def test_values_that_were_written_in_two_ways_are_one_group(tmp_path):
     assert len(group.runs) == 2
 
 
+def test_runs_on_as_many_devices_are_one_group_however_these_were_asked_for(tmp_path):
+    make_run(tmp_path / "a", devices="1", summary={"world_size": 1})
+    make_run(tmp_path / "b", devices="auto", seed=1, summary={"world_size": 1})
+    # As srun and torchrun start several, without a word in the options.
+    make_run(tmp_path / "c", devices="1", summary={"world_size": 2})
+    make_run(tmp_path / "d", devices="1", num_nodes=2, seed=1, summary={"world_size": 2})
+    groups = by_label(only_section(tmp_path))
+    assert {label: len(group.runs) for label, group in groups.items()} == {"bp (devices 1)": 2, "bp (devices 2)": 2}
+
+
 def test_settings_that_differ_in_much_are_called_by_their_folder(tmp_path):
     for trial in range(2):
         values = {"lr": 0.1 + trial, "momentum": 0.1 * trial, "weight_decay": 0.1 * trial, "lr_min": 0.01 * trial}
