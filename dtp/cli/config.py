@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_type_hints
 
 import yaml
 
@@ -156,6 +156,10 @@ def parse_limit(flag: str, text: str, least: int) -> int | float:
 _NUMBER = re.compile(r"[+-]?((0|[1-9]\d*)\.?\d*|\.\d+)([eE][+-]?\d+)?")
 
 
+# The words of an option that is on or off, and what they mean.
+_SWITCHES = {"true": "yes", "yes": "yes", "false": "no", "no": "no"}
+
+
 def written_alike(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options by name with 0.5 for 0.50 and 5e-1 where they are texts; those that cannot be read stay as they are."""
     found, written = dict(options), said_of_options("written")
@@ -174,7 +178,28 @@ def meaning(name: str, value: Any) -> Any:
         # A count of 1 is no fraction of 1.0.
         return str(written_alike({name: value})[name])
     text = str(value)
+    if text.lower() in _SWITCHES:
+        return _SWITCHES[text.lower()]
     return float(text) if _NUMBER.fullmatch(text) else text
+
+
+def with_yes_and_no(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by name with the words yes and no, which bare YAML takes for true and false, where ours have them."""
+    return {name: _yes_and_no(name, value) for name, value in options.items()}
+
+
+def _yes_and_no(name: str, value: Any) -> Any:
+    if isinstance(value, list):
+        return [_yes_and_no(name, item) for item in value]
+    is_bare = isinstance(value, bool) and name in _words_of_choice()
+    return _SWITCHES[str(value).lower()] if is_bare else value
+
+
+@functools.cache
+def _words_of_choice() -> set[str]:
+    """Our options that are yes or no, or something else."""
+    choices = ((option.name, get_args(get_type_hints(cls)[option.name])) for cls in _ours() for option in fields(cls))
+    return {name for name, words in choices if not {"yes", "no"}.isdisjoint(words)}
 
 
 @dataclass(frozen=True)
@@ -204,8 +229,13 @@ class Config:
 @functools.cache
 def said_of_options(what: str) -> dict[str, Any]:
     """What the metadata of our options (:func:`dtp.fields.option`) say of ``what``, by name of option."""
+    return _said(what, _ours())
+
+
+def _ours() -> list[type]:
+    """The classes of options of the package."""
     entries = [entry for registry in (ALGORITHMS, MODELS, DATA) for entry in registry.entries.values()]
-    return _said(what, (RunOptions, *(entry.load_options() for entry in entries)))
+    return [RunOptions, *(entry.load_options() for entry in entries)]
 
 
 def _said(what: str, classes: Iterable[type]) -> dict[str, Any]:

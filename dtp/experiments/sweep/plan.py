@@ -33,7 +33,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from dtp.cli.config import RunOptions, comment_of, load_yaml, meaning, with_underscores
+from dtp.cli.config import RunOptions, comment_of, load_yaml, meaning, with_underscores, with_yes_and_no
 from dtp.errors import UserError, user_path
 from dtp.experiments.jobs import Job
 from dtp.fields import said_of
@@ -346,7 +346,10 @@ def _options(path: Path, part: str, content: Any) -> dict[str, Any]:
     for name, value in options.items():
         if value is None:
             raise UserError(f"{path}: {part}, {name}: expected a value, found none (null); give one, or take it out.")
-    return options
+        if "" in (value if isinstance(value, list) else [value]):
+            # The command line of a run has no word for it, and it would have what a preset or --config says.
+            raise UserError(f"{path}: {part}, {name}: expected a value, found an empty text; give one, or take it out.")
+    return with_yes_and_no(options)
 
 
 def _mapping(path: Path, part: str, content: Any) -> dict[str, Any]:

@@ -86,6 +86,8 @@ def test_values_of_one_depth_hide_nothing_where_each_has_a_panel_of_its_own(tmp_
         ("variants: {a: {lr: }}", "variants, a, lr: expected a value, found none"),
         ("grid: {lr: [0.1, null]}", "grid, lr: expected a list of values, found [0.1, None]"),
         ("grid: {lr: []}", "grid, lr: expected a list of values"),
+        ("variants: {a: {init_weights: ''}}", "variants, a, init_weights: expected a value, found an empty text"),
+        ("grid: {init_weights: ['', DIR]}", "grid, init_weights: expected a value, found an empty text"),
         ("grid: {lr: [0.1, 0.2, 0.1]}", "grid, lr: expected different values, found [0.1, 0.2, 0.1]"),
         ("seeds: 3", "seeds: expected a list of whole numbers from 0 to 4294967295, found 3"),
         ("seeds: [0.5]", "seeds: expected a list of whole numbers"),
@@ -159,6 +161,9 @@ def test_a_variant_that_names_no_folder_is_refused(tmp_path, variant):
         ("limit_train_batches", "['0.5', 5e-1]", True),
         ("limit_train_batches", "[1, 1.0]", False),
         ("precision", "[32, 32-true]", True),
+        ("capture", "[no, 'no']", True),
+        ("tf32", "[no, 'no']", True),
+        ("tf32", "[yes, no]", False),
         ("optimizer", "[sgd, adam]", False),
     ],
 )
@@ -166,6 +171,13 @@ def test_a_value_of_the_grid_that_is_written_in_two_ways_is_one(tmp_path, option
     refused = pytest.raises(UserError, match="expected different values") if same else nullcontext()
     with refused:
         sweep_of(tmp_path, f"grid: {{{option}: {values}}}\n")
+
+
+def test_a_bare_no_is_that_word_where_it_is_one_of_several(tmp_path):
+    first, second = sweep_of(tmp_path, "variants: {a: {data-on-device: no}}\ngrid: {capture: [no, auto]}\n").points
+    assert (first.name, first.folder) == ("a, capture no", "a,capture=no") and first.options["data_on_device"] == "no"
+    assert second.values == {"capture": "auto"}
+    assert [p.folder for p in sweep_of(tmp_path, "grid: {tf32: [no, yes]}\n").points] == ["tf32=False", "tf32=True"]
 
 
 def test_variants_that_write_a_value_in_two_ways_are_one(tmp_path):
