@@ -258,10 +258,13 @@ def make_wandb_logger(run_dir: Path, config: dict[str, Any], name: str) -> Wandb
         teardown()
         mode, why = "offline", f" ({' '.join(str(error).split())[:200]})"
         run = _start_wandb(given, mode)
+    if run.id != run_id and not run.disabled:
+        # Within a sweep of W&B its agent says the id, and the same run is to go on under that one.
+        write_atomically(run_dir / WANDB_ID_FILE, run.id + "\n")
     # As WandbLogger does for the runs it starts: batches are the x-axis.
     run.define_metric("trainer/global_step")
     run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
-    logger = WandbLogger(name=name, project=project, save_dir=run_dir, id=run_id, experiment=run)
+    logger = WandbLogger(name=name, project=project, save_dir=run_dir, id=run.id, experiment=run)
     logger.log_hyperparams({key: masked(value) if isinstance(value, str) else value for key, value in config.items()})
     if mode == "offline":
         print(f"W&B is offline{why}; upload later with: wandb sync {run_dir}/wandb/offline-run-*", file=sys.stderr)

@@ -241,6 +241,21 @@ def test_wandb_offline_run_is_continued_under_its_id(tmp_path, monkeypatch, wand
     assert [line for line in captured.err.splitlines() if "W&B is offline" not in line] == []
 
 
+def test_wandb_run_of_an_agent_is_continued_under_its_id(tmp_path, monkeypatch, wandb):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    # As wandb agent starts the command.
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    monkeypatch.setenv("WANDB_RUN_ID", "of-agent")
+    wandb.teardown()
+    assert make_wandb_logger(tmp_path, {}, "a run").experiment.id == "of-agent"
+
+    monkeypatch.delenv("WANDB_SWEEP_ID")
+    monkeypatch.delenv("WANDB_RUN_ID")
+    wandb.finish()
+    wandb.teardown()
+    assert make_wandb_logger(tmp_path, {}, "a run").experiment.id == "of-agent"
+
+
 def test_wandb_that_refuses_falls_back_to_offline(tmp_path, monkeypatch, wandb, capsys):
     monkeypatch.setenv("WANDB_API_KEY", "x" * 40)
     modes = []
