@@ -253,7 +253,9 @@ def _run_folders(folder: Path) -> list[Path]:
                 below.clear()
                 continue
             seen.add(real)
-            is_run = CONFIG_FILE in files and (METRICS_FILE in files or SUMMARY_FILE in files or CHECKPOINTS in below)
+            # A run has ended with both, whatever has become of its configuration.
+            has_ended = METRICS_FILE in files and SUMMARY_FILE in files
+            is_run = has_ended or CONFIG_FILE in files and {METRICS_FILE, SUMMARY_FILE, CHECKPOINTS} & {*files, *below}
             if is_run or FAILURE_FILE in files:
                 found.append(Path(path))
                 below.clear()
@@ -277,7 +279,9 @@ def read_run(folder: Path, name: str | None = None, finished: bool | None = None
         UserError: one of its files cannot be read, or is damaged.
     """
     config = folder / CONFIG_FILE
-    options = read_yaml(config) if config.is_file() or finished else {}
+    if (finished or (folder / SUMMARY_FILE).is_file()) and not config.is_file():
+        raise UserError(f"{config}: is missing, and nothing else says what was run; put it back, or move the run away.")
+    options = read_yaml(config) if config.is_file() else {}
     text = _text(config) if config.is_file() else ""
     commands, images = tuple(map(portable, recorded_commands(text))), recorded_images(text)
     for flag in ("algo", "model", "data", "seed") if config.is_file() else ():

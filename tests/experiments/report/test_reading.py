@@ -138,6 +138,16 @@ def test_damaged_files_are_told_by_name(tmp_path, name, text, message):
     assert str(run / name) in str(error.value)
 
 
+def test_a_finished_run_without_its_configuration_is_told(tmp_path, capsys):
+    run, other = make_run(tmp_path / "run"), make_run(tmp_path / "other", seed=1)
+    (run / "config.yaml").unlink()
+    assert {record.name: record.state for record in read_runs([tmp_path])} == {"other": "finished", "run": "damaged"}
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: {run / 'config.yaml'}: is missing") and str(other) not in line
+    with pytest.raises(UserError, match="config.yaml: is missing"):
+        read_run(run, finished=True)
+
+
 def test_not_a_number_is_no_number(tmp_path):
     rows = [{"epoch": 0, "step": 550, "val/accuracy": "nan", "train/images_per_second": 100}]
     run = read_run(make_run(tmp_path / "run", rows=rows, finished=False))
