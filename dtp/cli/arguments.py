@@ -30,7 +30,7 @@ from dtp.cli.config import (
     preset_choices,
     preset_names,
     preset_of,
-    read_yaml,
+    read_configuration,
     written_alike,
 )
 from dtp.data import DATA
@@ -155,7 +155,7 @@ def _files(first: dict[str, str | None]) -> list[_File]:
         path = user_path(resume)
         saved = saved_config_of(str(path))
         if saved is not None:
-            files.append(_File(str(saved), read_yaml(saved), saved.parent))
+            files.append(_File(str(saved), read_configuration(saved), saved.parent))
         elif path.is_file():
             files.append(_File(str(path), _of_checkpoint(path), None))
         for file in files:

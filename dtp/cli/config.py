@@ -301,7 +301,7 @@ def config_values(name: str) -> tuple[dict[str, Any], Path | None]:
     """
     path = user_path(name)
     if path.is_dir() and (path / "config.yaml").is_file():
-        return read_yaml(path / "config.yaml"), path
+        return read_configuration(path / "config.yaml"), path
     if path.is_file():
         return read_yaml(path), None
     preset = find_preset(name.removesuffix(".yaml"))
@@ -338,6 +338,22 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: {error}") from error
     # Runs of earlier versions have saved what was typed.
     return written_alike(values)
+
+
+def read_configuration(path: Path) -> dict[str, Any]:
+    """Options in the configuration that a run has written, as :func:`read_yaml`.
+
+    Raises:
+        UserError: also where it does not say what was trained, as one that was cut short.
+    """
+    values = read_yaml(path)
+    for name in ("algo", "model", "data"):
+        if name not in values:
+            raise UserError(
+                f"{path}: expected the configuration of a run, found none of its {name!r}; put it back, or move the "
+                "folder away."
+            )
+    return values
 
 
 def with_underscores(options: dict[str, Any]) -> dict[str, Any]:

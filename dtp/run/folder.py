@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from dtp.cli.commands import command_line
-from dtp.cli.config import Config, read_yaml, said_of_options, written_alike
+from dtp.cli.config import Config, read_configuration, read_yaml, said_of_options, written_alike
 from dtp.data.cache import data_folder
 from dtp.data.image_files import images_in
 from dtp.distributed import launcher, watch
@@ -184,6 +184,12 @@ def _chosen_run(config: Config, check: Callable[[Path], Any]) -> Run:
         if run.resume == "auto" and (folder / CONFIG_FILE).is_file() and not _holds_nothing_else(folder, config):
             require_same_configuration(folder, recorded_options(folder), config)
             return Run(folder, newest_checkpoint(folder))
+        checkpoint = newest_checkpoint(folder)
+        if run.resume == "auto" and checkpoint is not None and not (folder / CONFIG_FILE).is_file():
+            raise UserError(
+                f"--run-dir {folder}: has checkpoints but no {CONFIG_FILE}, so no run can go on in it; put that back, "
+                f"or go on in another folder: --resume {shlex.quote(str(checkpoint))} --run-dir DIR."
+            )
         return _made(folder)
     if run.resume == "auto":
         found = _newest_matching(config)
@@ -271,7 +277,7 @@ def recorded_options(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: its configuration cannot be read.
     """
-    saved = read_yaml(folder / CONFIG_FILE)
+    saved = read_configuration(folder / CONFIG_FILE)
     images = recorded_images((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     return {**saved, IMAGES: images} if images else saved
 

@@ -125,6 +125,24 @@ def test_a_finished_run_whose_checkpoints_are_gone_keeps_its_results(how, here, 
     assert {path: after[path] for path in before} == before
 
 
+def test_a_run_whose_configuration_is_gone_or_empty_says_so_and_is_left_alone(here, capsys):
+    words = [*COMMAND, "--diagnostics-every", "0", "--max-steps", "1"]
+    assert main([*words, "--run-dir", "run"]) == 0
+    capsys.readouterr()
+    config = Path("run/config.yaml")
+    text = config.read_text()
+    config.write_text("")
+    for how in (["--resume", "auto", "--run-dir", "run"], ["--resume", "run"], ["--config", "run"]):
+        fails(capsys, [*words, *how], "run/config.yaml: expected the configuration of a run, found none of its 'algo'")
+    config.unlink()
+    before = contents(Path("run"))
+    again = [*words, "--resume", "auto", "--run-dir", "run"]
+    fails(capsys, again, "run: has checkpoints but no config.yaml, so no run can go on in it; put that back, or go on")
+    assert contents(Path("run")) == before
+    config.write_text(text)
+    assert main(again) == 0 and "This run has finished" in capsys.readouterr().out
+
+
 def test_an_unfinished_run_whose_checkpoints_are_gone_begins_anew(here):
     words = [*COMMAND, "--diagnostics-every", "0", "--limit-val-batches", "1", "--max-steps", "1"]
     assert main([*words, "--run-dir", "run"]) == 0
