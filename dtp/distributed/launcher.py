@@ -74,17 +74,24 @@ def has_launcher() -> bool:
 
 def started_by_lightning() -> bool:
     """Whether this is a further process of a plain ``dtp train --devices N``."""
-    return _number("LOCAL_RANK") > 0 and not has_launcher() and "TORCHELASTIC_RUN_ID" not in os.environ
+    return _number("LOCAL_RANK") > 0 and not has_launcher() and not _by_torchrun()
 
 
 def uses_slurm() -> bool:
-    """Whether Lightning takes this for a process of a SLURM job; not in a shell that ``srun --pty bash`` opened.
+    """Whether Lightning takes this for a task of srun; not in a shell that ``srun --pty bash`` opened.
 
-    Imports torch. Warns where srun is there and was not used, as Lightning does.
+    Nor under torchrun, within a SLURM job or not. Imports torch. Warns where srun is there and was not used, as
+    Lightning does.
     """
+    if _by_torchrun():
+        return False
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
     return SLURMEnvironment.detect()
+
+
+def _by_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def began_together() -> bool:

@@ -109,9 +109,12 @@ def test_where_a_process_stands(environ, expected, launched):
     assert launcher.place_of_process() == expected
 
 
-def test_within_a_task_of_srun_the_rank_is_that_of_torchrun(launched):
-    launched(SRUN | TORCHRUN)
-    assert launcher.process_rank() == 4
+@pytest.mark.parametrize("around", [SRUN, SBATCH])
+def test_within_a_job_of_slurm_torchrun_says_all(around, launched):
+    launched(around | TORCHRUN)
+    assert launcher.process_rank() == 4 and not launcher.uses_slurm()
+    assert launcher.processes() == 6 and launcher.layout(6) == (3, 2)
+    assert launcher.place_of_process() == Place(4, 6, "node1", 29500, serves=False, attempt="2")
 
 
 @pytest.mark.parametrize("environ", [TORCHRUN, SRUN, LIGHTNING])
