@@ -90,6 +90,10 @@ def uses_slurm() -> bool:
     return SLURMEnvironment.detect()
 
 
+def _tasks_are_per_node() -> bool:
+    return "SLURM_NTASKS_PER_NODE" in os.environ
+
+
 def _by_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
@@ -102,8 +106,18 @@ def began_together() -> bool:
 
 
 def processes() -> int | None:
-    """How many processes srun, torchrun or Lightning started; None for a plain command. Imports torch."""
-    count = os.environ.get("SLURM_NTASKS" if uses_slurm() else "WORLD_SIZE", "")
+    """How many processes srun, torchrun or Lightning started; None for a plain command. Imports torch.
+
+    Raises:
+        UserError: SLURM does not say how many are on each machine, which Lightning asks for.
+    """
+    slurm = uses_slurm()
+    count = os.environ.get("SLURM_NTASKS" if slurm else "WORLD_SIZE", "")
+    if slurm and _number("SLURM_NTASKS") > 1 and not _tasks_are_per_node():
+        raise UserError(
+            f"SLURM_NTASKS_PER_NODE: expected the tasks on each machine, found none beside --ntasks={count}; give "
+            "sbatch or srun --nodes and --ntasks-per-node in its place."
+        )
     return int(count) if count.isdigit() else None
 
 
@@ -122,7 +136,7 @@ def layout(started: int) -> tuple[int, int] | None:
 
 def place_of_process() -> Place | None:
     """Where this process stands; None if it is alone. Imports torch only if srun started several."""
-    if _number("SLURM_NTASKS") > 1 and "SLURM_PROCID" in os.environ and uses_slurm():
+    if _number("SLURM_NTASKS") > 1 and "SLURM_PROCID" in os.environ and _tasks_are_per_node() and uses_slurm():
         from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
         slurm = SLURMEnvironment(auto_requeue=False)

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from dtp.cli.train import main
 from dtp.distributed import launcher
 from dtp.distributed.launcher import Place
 
@@ -150,6 +151,15 @@ def test_what_no_launcher_sets_is_one_sentence(environ, expected, command, launc
     done = subprocess.run([sys.executable, "-c", code, *command], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 2 and done.stderr.startswith(f"error: {expected}") and done.stderr.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("environ", [SRUN, SBATCH])
+def test_tasks_that_are_on_no_machine_are_one_sentence(environ, launched, capsys):
+    launched({name: value for name, value in environ.items() if name != "SLURM_NTASKS_PER_NODE"})
+    assert launcher.place_of_process() is None
+    assert main(["--max-steps", "1", "--run-dir", "run"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: SLURM_NTASKS_PER_NODE: expected the tasks on each machine, found none beside --nta")
 
 
 def test_a_plain_command_asks_without_torch():
