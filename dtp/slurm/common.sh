@@ -140,15 +140,19 @@ dtp_sweep() {
 # be continued. FLAG is the argument that names the folder, FILE is in it once the run has begun. Returns srun's status.
 dtp_supervise() {
     local flag=--$1 other=--${1//-/_} begun=$2
-    # Where the run really goes, if the arguments say so.
-    local word before=
+    # Where the run really goes, and what it goes on from, if the arguments say so.
+    local word before= resume=auto
     for word in "${command[@]}"; do
-        case $before in "$flag" | "$other") run_dir=$word ;; esac
-        case $word in "$flag"=* | "$other"=*) run_dir=${word#*=} ;; esac
+        case $before in "$flag" | "$other") run_dir=$word ;; --resume) resume=$word ;; esac
+        case $word in "$flag"=* | "$other"=*) run_dir=${word#*=} ;; --resume=*) resume=${word#*=} ;; esac
         before=$word
     done
     # As the run does; a shell leaves it after an equals sign or in quotes.
     case $run_dir in "~" | "~/"*) run_dir=$HOME${run_dir#"~"} ;; esac
+    if [[ $resume != auto && -f $run_dir/$begun ]]; then
+        # Begun from a checkpoint elsewhere: a later start goes on with what there is here.
+        command+=(--resume "$run_dir")
+    fi
     mkdir -p -- "$run_dir" 2>/dev/null ||
         dtp_fail "the run's folder $run_dir cannot be made; set DTP_RUN_DIR to one that can"
     local log=$run_dir/slurm-$job.out

@@ -143,6 +143,16 @@ def test_run_dir_can_be_set_and_is_the_same_after_a_requeue(cluster):
     assert cluster.command == first
 
 
+@pytest.mark.parametrize("words", [["--resume", "old/step=5.ckpt"], ["--resume=old/step=5.ckpt"]])
+def test_a_run_from_a_checkpoint_elsewhere_goes_on_in_its_own_folder_after_a_requeue(cluster, words):
+    cluster.run(*words)
+    assert cluster.command[-len(words) :] == words
+    (cluster.root / "runs" / "vgg_dtp-17").mkdir(exist_ok=True)
+    (cluster.root / "runs" / "vgg_dtp-17" / "config.yaml").touch()
+    cluster.run(*words, SLURM_RESTART_COUNT="1")
+    assert cluster.command[-len(words) - 2 :] == [*words, "--resume", "runs/vgg_dtp-17"]
+
+
 def test_array_tasks_have_seeds_and_folders_of_their_own(cluster):
     cluster.run(**ARRAY)
     assert cluster.option("--seed") == "5"
