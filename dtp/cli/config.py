@@ -344,7 +344,7 @@ def read_configuration(path: Path) -> dict[str, Any]:
     """Options in the configuration that a run has written, as :func:`read_yaml`.
 
     Raises:
-        UserError: also where it does not say what was trained, as one that was cut short.
+        UserError: also where it does not say what was trained, as an empty one.
     """
     values = read_yaml(path)
     for name in ("algo", "model", "data"):
