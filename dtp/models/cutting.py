@@ -27,6 +27,7 @@ from dtp.errors import UserError
 from dtp.feedback.layers import FeedbackLayer, derive_feedback, has_matrix, layer_operations
 from dtp.feedback.operations import Elementwise, FeedbackSettings, is_elementwise, is_registered
 from dtp.models.inputs import DoesNotFit, kinds, shape_text, shapes_through
+from dtp.models.kept import Kept, generators
 from dtp.models.modules import InnerFunction, Residual, Uncut
 from dtp.models.network import Network
 from dtp.models.options import ModelOptions
@@ -231,6 +232,8 @@ class _Tracer(fx.Tracer):
     def __init__(self, whole: dict[str, str]):
         super().__init__()
         self.whole = whole
+        # Paths of the modules whose forward is run.
+        self.entered: set[str] = set()
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Proxy(node, self)
@@ -240,15 +243,22 @@ class _Tracer(fx.Tracer):
         return known or path in self.whole or has_hooks(module)
 
     def call_module(self, module: nn.Module, forward: Callable, args: tuple, kwargs: dict) -> Any:
+        path = self.path_of_module(module)
+        if not self.is_leaf_module(module, path):
+            self.entered.add(path)
+        before = generators()
         try:
-            return super().call_module(module, forward, args, kwargs)
+            found = super().call_module(module, forward, args, kwargs)
         except _NotAChain:
             raise
         except Exception as error:
             # Whatever a forward of a user's raises when it meets a proxy in place of a tensor.
-            path = self.path_of_module(module)
             reason = f"torch.fx cannot follow it ({str(error).strip().partition(chr(10))[0]})"
             raise _NotAChain({path: reason}) from error
+        if generators() != before:
+            # The graph would have for all passes what came of these numbers.
+            raise _NotAChain({path: "its forward draws random numbers"})
+        return found
 
 
 def operations(model: nn.Module, name: str = "", flattens: bool = True) -> list[nn.Module]:
@@ -406,18 +416,27 @@ def _trace(root: nn.Module, whole: dict[str, str]) -> tuple[fx.Graph, dict[str, 
     """The graph of a model, and which functional dropouts drop in training and only there, by name.
 
     Raises:
-        _NotAChain: a module cannot be traced, or does other things in training than in evaluation.
+        _NotAChain: a module cannot be traced, changes what it holds, or does other things in training than in
+            evaluation.
     """
-    flags = [(module, module.training) for module in root.modules()]
+    flags, kept = [(module, module.training) for module in root.modules()], Kept(root)
     graphs = []
     try:
         for mode in (True, False):
             for module, _ in flags:
                 module.training = mode
-            graphs.append(_Tracer(whole).trace(root))
+            tracer = _Tracer(whole)
+            graphs.append(tracer.trace(root))
+            # The graph has none of it, for no input is part of it. The container gets constants of the tracer's own.
+            changed = {path: name for path, name in kept.changed(_is_proxy).items() if path}
+            if changed:
+                reasons = {path: f"its forward changes {name}, which it holds" for path, name in changed.items()}
+                raise _NotAChain({_entered(path, tracer): reason for path, reason in reasons.items()})
     finally:
         for module, flag in flags:
             module.training = flag
+        # The forward of a user's has run, on no values.
+        kept.restore()
     dropouts = {}
     for training, evaluation in zip(*(graph.nodes for graph in graphs), strict=False):
         if _comparable(training) != _comparable(evaluation):
@@ -426,6 +445,19 @@ def _trace(root: nn.Module, whole: dict[str, str]) -> tuple[fx.Graph, dict[str, 
         if evaluation.target is F.dropout:
             dropouts[evaluation.name] = [n.kwargs.get("training") for n in (training, evaluation)] == [True, False]
     return graphs[1], dropouts
+
+
+def _is_proxy(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_is_proxy, value))
+    return isinstance(value, fx.Proxy)
+
+
+def _entered(path: str, tracer: _Tracer) -> str:
+    """The module whose forward has changed the one at ``path``: itself, or the nearest one around it that was run."""
+    while path not in tracer.entered:
+        path = path.rpartition(".")[0]
+    return path
 
 
 def _comparable(node: fx.Node) -> tuple:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 
+from dtp.models.kept import Kept
+
 # Functions of each value by itself; nn.ReLU6 is an nn.Hardtanh.
 ELEMENTWISE = (
     *(nn.ELU, nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.Softplus, nn.Hardtanh, nn.Hardswish),
@@ -68,18 +70,17 @@ def output_shape(module: nn.Module, in_shape: Iterable[int]) -> Size:
 
 
 def meta_pass(module: nn.Module, in_shape: Iterable[int]) -> Tensor:
-    """What ``module`` makes of a :func:`meta_batch`; its own tensors stay as they are, also those that are no buffers.
+    """What ``module`` makes of a :func:`meta_batch`; what it holds stays as it is, also what is no buffer.
 
     Such as the weight that ``torch.nn.utils.weight_norm`` makes of its parameters before each pass.
     """
-    kept = [(part, {n: t for n, t in vars(part).items() if isinstance(t, Tensor)}) for part in module.modules()]
+    kept = Kept(module)
     try:
         # Without ties: torch would leave a submodule that is used twice on the meta device.
         sample = meta_batch(module, in_shape)
         return torch.func.functional_call(module, meta_state(module), (sample,), tie_weights=False)
     finally:
-        for part, tensors in kept:
-            vars(part).update(tensors)
+        kept.restore()
 
 
 def _is_plain(module: nn.Module, kinds: Container[type[nn.Module]]) -> bool:

@@ -1,8 +1,10 @@
 """A user's model as layers: the same numbers, the same weights, cut where the rule says, refused with a way on."""
 
 import copy
+import random
 import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -895,3 +897,73 @@ def test_original_torchvision_code_is_what_is_cut():
     with torch.device("meta"):
         model = torchvision.models.resnet18(num_classes=CLASSES)
     assert [type(m) for m in model.modules()] == [type(m) for m in torchvision_network("resnet18").modules()]
+
+
+# --- what a forward does beside its output ----------------------------------------------------------------------------
+
+
+class Beside(nn.Module):
+    """Two linear layers, and ``what`` is done with the hidden activation, by a function of model and activation."""
+
+    def __init__(self, what):
+        super().__init__()
+        self.first, self.last, self.what = nn.Linear(6, 5), nn.Linear(5, 3), what
+        self.register_buffer("seen", torch.zeros(5))
+        self.count, self.notes = 0, []
+
+    def forward(self, x):
+        h = torch.tanh(self.first(x))
+        return self.last(self.what(self, h))
+
+
+def counts_in_a_buffer(model, h):
+    model.seen += 1
+    return h
+
+
+def counts(model, h):
+    model.count += 1
+    return h if model.count < 3 else 2 * h
+
+
+def keeps_a_running_mean(model, h):
+    model.seen = 0.9 * model.seen + 0.1 * h.detach().mean(0)
+    return h - model.seen
+
+
+@pytest.mark.parametrize("what", [counts_in_a_buffer, counts, keeps_a_running_mean])
+def test_a_model_that_changes_what_it_holds_stays_one_operation_and_is_not_changed_by_cutting(what):
+    model = Beside(what)
+    alone = copy.deepcopy(model)
+    network = as_network(model)
+    assert kinds(network) == [["Uncut"]]
+    assert model.count == 0 and torch.equal(model.seen, torch.zeros(5))
+    for _ in range(4):
+        x = torch.randn(2, 6)
+        assert torch.equal(network(x), alone(x))
+    assert torch.equal(model.seen, alone.seen) and model.count == alone.count
+
+
+def test_what_a_model_notes_down_is_no_part_of_it():
+    def note(model, h):
+        model.latest = h
+        model.notes.append(h)
+        return h
+
+    model = Beside(note)
+    assert kinds(as_network(model)) == [["Linear", "Tanh"], ["Linear"]]
+    assert not hasattr(model, "latest") and model.notes == []
+
+
+@pytest.mark.parametrize("draw", [lambda: torch.rand(1).item(), random.random, np.random.rand])
+def test_a_model_that_draws_what_it_does_stays_one_operation(draw):
+    def skip(model, h):
+        return torch.relu(h) if draw() < 0.5 else h
+
+    for seed in range(4):
+        torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)
+        model = Beside(skip)
+        expected = copy.deepcopy([torch.get_rng_state().tolist(), random.getstate(), np.random.rand()])
+        np.random.seed(seed)
+        assert kinds(as_network(model)) == [["Uncut"]]
+        assert [torch.get_rng_state().tolist(), random.getstate(), np.random.rand()] == expected
