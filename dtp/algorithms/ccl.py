@@ -17,6 +17,7 @@ from dtp.errors import UserError
 from dtp.feedback import FeedbackSettings, LinearMap, layer_operations
 from dtp.feedback.layers import require_known_functions
 from dtp.feedback.operations import operation_of
+from dtp.models.inputs import kinds, shape_text
 from dtp.models.modules import InnerFunction, PaddedShortcut, Residual, ResidualUnit, SameConv2d
 from dtp.models.network import Network
 from dtp.models.precision import full_precision
@@ -57,6 +58,11 @@ class CCL(LocalLosses):
     def __init__(self, network: Network, options: CCLOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
         require_known_functions(network, network.shapes)
+        if self.options.flooding and self.task.has_linear_units(self.options.loss):
+            raise UserError(
+                "--flooding: expected outputs that are probabilities, by --loss cross-entropy or binary-cross-entropy, "
+                f"found --loss {self.options.loss}; give one of these, or leave --flooding out."
+            )
         self.feedback = nn.ModuleList(_mirror_of(n, network) for n in range(1, network.depth + 1))
         self.feedback_optimizer: Optimizer | None = None
         self.feedback.to(next(network.parameters()).dtype).requires_grad_(self.options.train_feedback)
@@ -78,7 +84,7 @@ class CCL(LocalLosses):
         match = self.task.wanted(y, like=a[N])
         heard = torch.ones_like(match[:, :1])
         if self.options.flooding:
-            certain = (a[N].detach().softmax(1) * match).sum(1, keepdim=True) > 0.9
+            certain = (self.task.units(self.options.loss, a[N].detach()) * match).sum(1, keepdim=True) > 0.9
             heard = heard.masked_fill(certain, 0.0)
         losses = {n: self.pair_loss(heard * a[n].flatten(1), b[n].flatten(1), match) for n in range(N)}
         losses[N] = self.task_loss(a[N], y)
@@ -207,8 +213,23 @@ def _mirror_of(n: int, network: Network) -> nn.Sequential:
         mirrors = _mirrors(network[n], network.shapes[n - 1])
     except UserError as error:
         raise UserError(f"Layer {n}: {error}") from error
+    _require_fit(n, network, mirrors)
     place = function_place(network[n - 1]) if n > 1 else None
     return nn.Sequential(*mirrors, *([] if place is None else [_copy(layer_operations(network[n - 1])[place])]))
+
+
+def _require_fit(n: int, network: Network, mirrors: list[nn.Module]) -> None:
+    """Raise UserError unless ``mirrors`` lead back to the shape that layer n takes, for what only moves values."""
+    try:
+        found = output_shape(nn.Sequential(*mirrors), network.shapes[n])
+    except (RuntimeError, ValueError):
+        found = None
+    if found != network.shapes[n - 1]:
+        raise UserError(
+            f"Layer {n}: ccl knows no way back through what changes the shape of values ({kinds(network[n])}), from "
+            f"{shape_text(network.shapes[n])} to {shape_text(network.shapes[n - 1])}; use another network, or a rule "
+            "such as fa or dfa."
+        )
 
 
 def _mirrors(layer: nn.Module, shape: Size) -> list[nn.Module]:

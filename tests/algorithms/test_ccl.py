@@ -277,3 +277,26 @@ def test_a_sum_that_repeats_a_branch_has_no_mirror_and_needs_none():
     before = state(network)
     rule.training_batch(*make_batch(network))
     assert {name[:8] for name in changed(before, state(network))} == {"layers.0", "layers.1", "layers.2"}
+
+
+@pytest.mark.parametrize(
+    "first, features",
+    [
+        (nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.PixelShuffle(2), nn.ReLU()), 128),
+        (nn.Sequential(nn.Unfold(3), nn.Conv1d(9, 4, 1), nn.ReLU()), 16),
+    ],
+)
+def test_what_moves_values_without_a_way_back_is_refused(first, features):
+    with pytest.raises(UserError, match=r"^Layer 1: ccl knows no way back .* to 1x4x4; use another network, or a rule"):
+        CCL(nn.Sequential(first, nn.Flatten(), nn.Linear(features, 3)), input_shape=(1, 4, 4))
+
+
+def test_images_are_left_out_by_the_probability_that_the_loss_takes():
+    """With a sigmoid for each class, outputs of 3 are probabilities of 0.95; their softmax is a third."""
+    network = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+    nn.init.zeros_(network[2].weight), nn.init.constant_(network[2].bias, 3.0)
+    x, y = torch.randn(6, 4), torch.arange(6) % 3
+    rule = CCL(network, loss="binary-cross-entropy", flooding=True)
+    assert all(not gradient.any() for gradient in rule.forward_gradients(x, y)[1][:2])
+    with pytest.raises(UserError, match=r"^--flooding: expected outputs that are prob.* found --loss squared"):
+        CCL(network, loss="squared", flooding=True)
