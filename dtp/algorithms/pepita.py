@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from dtp.algorithms.local_losses import LocalLosses, Stages
 from dtp.algorithms.options import PEPITAOptions
 from dtp.errors import UserError
-from dtp.feedback import Context, layer_operations, per_sample_dot
+from dtp.feedback import Context, per_sample_dot
 from dtp.feedback.direct import DirectMap
 from dtp.feedback.layers import require_known_functions
 from dtp.models.network import Network
 from dtp.models.precision import full_precision, no_autocast
+from dtp.models.shapes import meta_batch
 
 
 class PEPITA(LocalLosses):
@@ -45,7 +46,7 @@ class PEPITA(LocalLosses):
 
     def __init__(self, network: Network, options: PEPITAOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
-        if isinstance(layer_operations(network[1])[0], nn.Embedding | nn.EmbeddingBag):
+        if not meta_batch(network, network.input_shape).is_floating_point():
             raise UserError(
                 "pepita adds the error to its inputs, found a network that begins with an embedding of whole numbers; "
                 "use another rule, such as bp or dtp."

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor, nn
 
+from dtp.errors import UserError
 from dtp.feedback.initial import Init, init_map
 from dtp.feedback.operations import FeedbackSettings, LinearMap, operation_of
 from dtp.models.modules import SameConv2d
@@ -27,6 +28,11 @@ class DirectMap(nn.Module):
 
     def __init__(self, outputs: int, shape: Sequence[int], bias: bool, dtype: torch.dtype, init: Init = "default"):
         super().__init__()
+        if dtype.is_complex:
+            raise UserError(
+                "Maps from the output to other layers are of real numbers, found a network with complex weights; use "
+                "bp or fa."
+            )
         self.shape = Size(shape)
         self.linear = nn.Linear(outputs, self.shape.numel(), bias=bias, dtype=dtype)
         init_map(self.linear.weight, outputs, self.shape.numel(), init)

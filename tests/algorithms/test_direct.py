@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dtp.algorithms import BP
+from dtp.algorithms import BP, DDTPRHL, PEPITA
 from dtp.cli.arguments import parse
 from dtp.errors import UserError
 from dtp.feedback import direct as maps
@@ -364,3 +364,17 @@ def test_a_network_of_one_layer_learns_without_maps(name):
     before = state(network)
     rule.training_batch(*make_batch(network))
     assert rule.feedback.numbers == [] and not same(before, network.state_dict())
+
+
+@pytest.mark.parametrize("rule", [DDTPRHL, PEPITA])
+def test_complex_weights_are_refused_by_rules_with_maps_from_the_output(rule):
+    class Lengths(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 5, dtype=torch.complex64), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.last(self.first(x).abs())
+
+    with pytest.raises(UserError, match=r"^Maps from the output .* found a network with complex weights; use bp or fa"):
+        rule(Lengths(), input_shape=(6,))

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dtp.algorithms import PEPITA
 from dtp.cli.train import main
 from dtp.diagnostics.alignment import feedback_alignment
 from dtp.errors import UserError
@@ -198,3 +199,16 @@ def test_the_angle_is_of_linear_layers_alone(lenet):
 def test_a_scale_out_of_range_is_refused():
     with pytest.raises(UserError, match="--input-scale: expected a number above 0, found 0.0."):
         make("pepita", relu_network(16, 12, 5), input_scale=0.0)
+
+
+def test_whole_numbers_that_a_model_embeds_are_refused_wherever_it_does_so():
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.last = nn.Embedding(9, 4), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.last(self.embedding(x).mean(1))
+
+    with pytest.raises(UserError, match=r"^pepita adds the error to its inputs, found a network that begins with an"):
+        PEPITA(Mean(), input_shape=(5,))
