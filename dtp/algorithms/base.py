@@ -295,6 +295,14 @@ class Algorithm(TaskModule, metaclass=RuleType):
                     "without any weight of the network; the rule makes those of its feedback weights by itself "
                     "(feedback_optimizer_list), so leave it out."
                 )
+        wanted = self.options.layer_lr
+        rates = {group.get("initial_lr", group["lr"]) for optimizer in optimizers for group in optimizer.param_groups}
+        if wanted and len(rates) == 1 and rates != set(wanted):
+            raise UserError(
+                f"--layer-lr: expected none beside configure_optimizers of {type(self).__name__}, which gives all "
+                f"weights the rate {rates.pop():g}, found {wanted}; leave it out, or make the optimizer of "
+                "self.forward_groups(), which have these rates."
+            )
         for number, schedule in enumerate(schedules):
             schedule.name = schedule.name or f"lr/forward{number + 1 if len(schedules) > 1 else ''}"
         return self._with_others(optimizers, schedules)

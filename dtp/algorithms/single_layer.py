@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Optimizer
 
 from dtp.algorithms.base import Algorithm
 from dtp.algorithms.options import CompetitiveOptions, DeltaOptions, HebbOptions, SingleLayerOptions
@@ -267,6 +267,19 @@ class Competitive(SingleLayer):
         if seen["revived"].any():
             self._put_onto_images(direction, seen["revived"].nonzero()[:, 0], x)
         return direction, torch.zeros_like(output[0]), seen
+
+    def step(self, optimizer: Optimizer | None, parameters: list[Tensor], gradients: list[Tensor]) -> None:
+        # A user may have given it, with groups of any settings.
+        groups = optimizer.param_groups if optimizer is not None else []
+        plain = isinstance(optimizer, SGD | None) and not any(g["momentum"] or g["weight_decay"] for g in groups)
+        if not plain:
+            raise UserError(
+                f"configure_optimizers of {type(self).__name__}: expected torch.optim.SGD without momentum and "
+                "weight_decay, for prototypes move by a fraction of the way to images, found "
+                f"{type(optimizer).__name__}{'' if not isinstance(optimizer, SGD) else ' with them'}; fix "
+                f"{type(self).__name__}."
+            )
+        super().step(optimizer, parameters, gradients)
 
     def remember(self, seen: Seen) -> dict[str, Tensor]:
         wins, revived = seen["wins"], seen["revived"]

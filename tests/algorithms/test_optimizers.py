@@ -5,7 +5,9 @@ import re
 
 import pytest
 import torch
+from torch import nn
 
+from dtp.algorithms import BP
 from dtp.algorithms.optimizers import LeeRMSprop, check_rates, make_optimizer, make_schedule
 from dtp.algorithms.options import AlgorithmOptions
 from dtp.cli.arguments import parse
@@ -242,3 +244,18 @@ def test_cosine_of_another_period_rises_again_after_it():
     """The published runs have 90 epochs at a period of 85."""
     found = [rate for (rate,) in rates(AlgorithmOptions(lr_schedule="cosine", lr_period=85), 91, [0.05])]
     assert found[85] == pytest.approx(1e-5) and found[90] == pytest.approx(4.4e-4, rel=0.02)
+
+
+def test_rates_by_layer_that_an_optimizer_of_ones_own_leaves_out_are_refused():
+    class Own(BP):
+        def configure_optimizers(self):
+            weights = self.forward_groups() if self.uses_groups else self.network.parameters()
+            return torch.optim.SGD(weights, lr=0.5)
+
+    rule = Own(nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), layer_lr=[0.1, 0.2])
+    rule.uses_groups = True
+    rule.configure_optimizers()
+    assert [group["lr"] for group in rule.forward_optimizer.param_groups] == [0.1, 0.2]
+    rule.uses_groups = False
+    with pytest.raises(UserError, match=r"^--layer-lr: expected none beside configure_optimizers of Own.* rate 0\.5,"):
+        rule.configure_optimizers()

@@ -6,7 +6,7 @@ import torch
 from sklearn.cluster import KMeans
 from torch import nn
 
-from dtp.algorithms import BP
+from dtp.algorithms import BP, Competitive
 from dtp.errors import UserError
 from dtp.models import MLP
 from dtp.models.options import MLPOptions
@@ -482,3 +482,17 @@ def test_distances_need_biases_unless_prototypes_have_one_length():
     for options in ({"normalise_rows": True}, {"winner": "product"}):
         rule = make("competitive", clustering(bias=False), **options)
         rule.training_batch(*make_batch(rule.network))
+
+
+@pytest.mark.parametrize("kind, settings", [("SGD", {"momentum": 0.9}), ("SGD", {"weight_decay": 0.1}), ("Adam", {})])
+def test_prototypes_refuse_an_optimizer_that_moves_them_otherwise(kind, settings):
+    class Own(Competitive):
+        def configure_optimizers(self):
+            return getattr(torch.optim, kind)(self.network.parameters(), lr=0.5, **settings)
+
+    rule = Own(nn.Linear(6, 3))
+    rule.configure_optimizers()
+    before = state(rule)
+    with pytest.raises(UserError, match=rf"^configure_optimizers of Own: expected torch.optim.SGD .* found {kind}"):
+        rule.training_batch(torch.randn(8, 6), torch.zeros(8, dtype=torch.int64))
+    assert all(torch.equal(value, before[name]) for name, value in state(rule).items())
