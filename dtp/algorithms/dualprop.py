@@ -59,7 +59,9 @@ class DualProp(KolenPollackSteps, LocalLosses):
     For small beta the rule is backprop. The error is of order beta^2 for alpha 1/2, else of order beta; linear networks
     have none. With ReLU the error comes from the units whose sign the feedback flips. Feedback goes through the
     transposes of the forward weights, and within a residual unit as in backprop. Max-pooling is part of A_{n+1} here,
-    so states are those before it. Random numbers and normalisation statistics are those of the forward pass.
+    so states are those before it. Random numbers and normalisation statistics are those of the forward pass. The latter
+    are constants, as for other rules: below a normalisation the limit is backprop that takes them for such, and differs
+    from backprop itself by a tenth of the update's length and more.
 
     The convolutional networks of 2023 were trained by autograd with another derivative of ReLU, on the mean loss of a
     batch of B: the order bw with nudge 2 / B, but for the senders m, which are the forward pass there.

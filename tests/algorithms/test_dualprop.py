@@ -337,3 +337,18 @@ def test_kolen_pollack_steps_take_several_optimizers_but_none_that_decays_weight
     rule.configure_optimizers()
     with pytest.raises(UserError, match="optimizers with weight_decay=0, found 0.1"):
         rule.training_batch(*make_batch(mlp))
+
+
+def test_below_a_normalisation_the_limit_is_backprop_with_constant_statistics():
+    torch.manual_seed(0)
+    first, norm, last = nn.Linear(6, 20), nn.LayerNorm(20), nn.Linear(20, 3)
+    rule = DualProp(nn.Sequential(first, norm, nn.Tanh(), last), nudge=1e-4).double()
+    x, y = torch.randn(16, 6, dtype=torch.float64), torch.arange(16) % 3
+    a = first(x)
+    mean, variance = a.detach().mean(1, keepdim=True), a.detach().var(1, unbiased=False, keepdim=True)
+    normed = (a - mean) / (variance + norm.eps).sqrt() * norm.weight + norm.bias
+    losses = [F.cross_entropy(last(torch.tanh(h)), y) for h in (normed, norm(a))]
+    constant, whole = (torch.autograd.grad(loss, first.weight, retain_graph=True)[0] for loss in losses)
+    found = rule.forward_gradients(x, y)[1][0]
+    assert relative(found, constant) < 1e-6
+    assert relative(found, whole) > 0.1
