@@ -15,7 +15,7 @@ from dtp.algorithms.control_phase import ControlPhase, Correlator
 from dtp.algorithms.local_targets import Activations
 from dtp.algorithms.options import ControlOptions
 from dtp.algorithms.target_propagation import TargetPropagation, per_layer
-from dtp.errors import UserError
+from dtp.errors import UserError, first_line
 from dtp.feedback import FeedbackNetwork, forward_with_context, layer_operations
 from dtp.feedback.context import Context
 from dtp.feedback.direct import DirectMap
@@ -286,7 +286,14 @@ class FeedbackControl(TargetPropagation):
         def column(tangent: Tensor) -> Tensor:
             return torch.func.jvp(function, (u,), (tangent.expand_as(u),))[1]
 
-        return torch.func.vmap(column, out_dims=2)(torch.eye(u.shape[1]).to(u))
+        # What is drawn within is drawn anew in each pass, as in the clean one.
+        try:
+            return torch.func.vmap(column, out_dims=2, randomness="same")(torch.eye(u.shape[1]).to(u))
+        except NotImplementedError as error:
+            raise UserError(
+                f"{type(self).__name__} needs derivatives in forward mode, found an operation that has none "
+                f"({first_line(error)}); use dfc, or dfc-ss or strong-dfc with --steady-state dynamics."
+            ) from error
 
     def at_rest(self, activations: Activations, error: Error, alpha: float, steps: int, newton: bool) -> Controlled:
         """What layers learn from the steady state, see :meth:`steady_state`."""

@@ -9,7 +9,14 @@ import torch.nn.functional as F
 from torch import Size, Tensor, nn
 
 from dtp.errors import UserError
-from dtp.feedback.context import AffineContext, BranchesContext, DrawnContext, ShapeContext, SlopeContext
+from dtp.feedback.context import (
+    AffineContext,
+    BranchesContext,
+    DrawnContext,
+    RedrawnContext,
+    ShapeContext,
+    SlopeContext,
+)
 from dtp.feedback.layers import feedback_of_operations, forward_with_context
 from dtp.feedback.operations import (
     ConvFeedback,
@@ -205,6 +212,31 @@ def _refuse_uncut(module: Uncut, in_shape: Size, settings: FeedbackSettings) -> 
     raise UserError(module.refusal)
 
 
+def _uncut_forward(
+    module: Uncut, x: Tensor, given: RedrawnContext | None, routing: Routing
+) -> tuple[Tensor, RedrawnContext | None]:
+    if given is None:
+        if x.is_cuda and torch.cuda.is_current_stream_capturing():
+            # Only what draws nothing is captured, and the generator cannot be asked then.
+            return module(x), None
+        before, y = _generator_of(x), module(x)
+        drew = not torch.equal(before, _generator_of(x))
+        return y, RedrawnContext(before, len(x), None) if drew else None
+    # What it draws is seen by nobody: it draws the same again, for the samples of the clean pass.
+    rows = torch.arange(given.samples, device=x.device) if given.rows is None else given.rows
+    parts = []
+    for part in x.split(len(rows)):
+        whole = part if given.rows is None else part.new_zeros(given.samples, *part.shape[1:]).index_put((rows,), part)
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            (torch.cuda.set_rng_state if x.is_cuda else torch.set_rng_state)(given.generator)
+            parts.append(module(whole) if given.rows is None else module(whole)[rows])
+    return torch.cat(parts) if len(parts) > 1 else parts[0], given
+
+
+def _generator_of(x: Tensor) -> Tensor:
+    return torch.cuda.get_rng_state(x.device) if x.is_cuda else torch.get_rng_state()
+
+
 def _inner_forward(
     module: InnerFunction, a: Tensor, given: SlopeContext | None, routing: Routing
 ) -> tuple[Tensor, SlopeContext]:
@@ -254,7 +286,7 @@ register_feedback(
 register_feedback(Residual, ResidualFeedback, _residual_forward)
 # Without weights to learn, so exact: zeros where no pixel was taken, and nothing of the channels of zeros.
 register_feedback(PaddedShortcut, lambda module, in_shape, settings: PoolingAdjoint(module), shape_forward)
-register_feedback(Uncut, _refuse_uncut)
+register_feedback(Uncut, _refuse_uncut, _uncut_forward)
 register_feedback(FirstUnits, lambda module, in_shape, settings: FirstUnitsFeedback(), shape_forward)
 register_feedback(Standardise, lambda module, in_shape, settings: StandardiseAdjoint(), _standardise_forward)
 for _type in (SLReLU, nn.Sigmoid):

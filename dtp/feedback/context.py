@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Size, Tensor
 
 from dtp.models.shapes import channels_last
@@ -119,6 +120,28 @@ class DrawnContext(OperationContext):
 
     def select(self, index) -> DrawnContext:
         return DrawnContext(self.numbers[index])
+
+
+@dataclass(frozen=True)
+class RedrawnContext(OperationContext):
+    """What an operation that draws unseen numbers needs to draw them again.
+
+    Attributes:
+        generator: state of torch's generator, of the device of the samples, before it drew.
+        samples: how many it was given.
+        rows: (B,) int64, which of them this is of; None for all.
+    """
+
+    generator: Tensor
+    samples: int
+    rows: Tensor | None
+
+    def repeat(self, samples: int) -> RedrawnContext:
+        return self
+
+    def select(self, index) -> RedrawnContext:
+        rows = torch.arange(self.samples) if self.rows is None else self.rows
+        return RedrawnContext(self.generator, self.samples, rows[index])
 
 
 @dataclass(frozen=True)

@@ -622,3 +622,10 @@ def test_bad_values_get_one_sentence(tanh, kind, options, message):
     with pytest.raises(UserError, match=message) as error:
         make(kind, tanh, **options)
     assert "\n" not in str(error.value)
+
+
+def test_an_operation_without_a_derivative_in_forward_mode_is_refused():
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0)
+    rule = DFCSSA(nn.Sequential(nn.Linear(4, 8), layer, nn.Flatten(), nn.Linear(40, 3)), input_shape=(5, 4))
+    with pytest.raises(UserError, match=r"^DFCSSA needs derivatives in forward mode, found an operation .*; use dfc,"):
+        rule.forward_gradients(torch.randn(2, 5, 4), torch.arange(2))

@@ -352,3 +352,16 @@ def test_below_a_normalisation_the_limit_is_backprop_with_constant_statistics():
     found = rule.forward_gradients(x, y)[1][0]
     assert relative(found, constant) < 1e-6
     assert relative(found, whole) > 0.1
+
+
+def test_what_an_operation_that_was_not_cut_draws_is_the_same_in_all_sweeps():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.AlphaDropout(0.3), nn.Linear(20, 8), nn.Tanh())
+    network.append(nn.Linear(8, 3))
+    rule = DualProp(network, nudge=1e-3, order="fwbw", sweeps=2).double()
+    x, y = torch.randn(9, 6, dtype=torch.float64), torch.arange(9) % 3
+    torch.manual_seed(1)
+    expected = torch.autograd.grad(F.cross_entropy(network(x), y), list(network.parameters()))
+    torch.manual_seed(1)
+    found = rule.forward_gradients(x, y)[1]
+    assert all(relative(a, b) < 1e-6 for a, b in zip(found, expected, strict=True))

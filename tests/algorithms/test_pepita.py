@@ -212,3 +212,13 @@ def test_whole_numbers_that_a_model_embeds_are_refused_wherever_it_does_so():
 
     with pytest.raises(UserError, match=r"^pepita adds the error to its inputs, found a network that begins with an"):
         PEPITA(Mean(), input_shape=(5,))
+
+
+def test_what_an_operation_that_was_not_cut_draws_is_the_same_in_both_passes():
+    """Without an error to present the passes are one, so that hidden layers learn nothing."""
+    network = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.AlphaDropout(0.5), nn.Linear(20, 8), nn.Tanh())
+    rule = PEPITA(nn.Sequential(*network, nn.Linear(8, 3)))
+    nn.init.zeros_(rule.feedback.linear.weight)
+    gradients = rule.forward_gradients(torch.randn(7, 6), torch.arange(7) % 3)[1]
+    assert all(not gradient.any() for gradient in gradients[:4])
+    assert gradients[4].any()

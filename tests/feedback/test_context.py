@@ -9,6 +9,7 @@ from torch import nn
 
 from dtp.feedback import AffineContext, Context, ShapeContext, SwitchesContext, forward_with_context, ldrl_loss
 from dtp.feedback.context import DrawnContext, SampleAffineContext, SlopeContext
+from dtp.models.modules import Uncut
 
 from .helpers import undo
 
@@ -160,3 +161,16 @@ def test_masks_are_repeated_and_selected_with_their_samples():
     assert torch.equal(context.repeat(3)[1].numbers != 0, kept.repeat(3, 1))
     index = torch.tensor([2, 0, 0])
     assert torch.equal(context.select(index)[1].numbers != 0, kept[index])
+
+
+def test_an_operation_that_was_not_cut_draws_again_what_it_drew_for_some_samples_or_several_times():
+    layer, x = nn.Sequential(Uncut(nn.AlphaDropout(0.5), "", "")), torch.randn(6, 5)
+    y, context = forward_with_context(layer, x)
+    generator = torch.get_rng_state()
+    rows = torch.tensor([4, 1])
+    assert torch.equal(forward_with_context(layer, x, context)[0], y)
+    assert torch.equal(forward_with_context(layer, x.repeat(3, 1), context.repeat(3))[0], y.repeat(3, 1))
+    assert torch.equal(forward_with_context(layer, x[rows], context.select(rows))[0], y[rows])
+    few = context.select(slice(2, 5)).select(slice(1, 3)).repeat(2)
+    assert torch.equal(forward_with_context(layer, x[3:5].repeat(2, 1), few)[0], y[3:5].repeat(2, 1))
+    assert torch.equal(torch.get_rng_state(), generator)
