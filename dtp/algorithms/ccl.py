@@ -14,7 +14,7 @@ from dtp.algorithms.optimizers import make_optimizer
 from dtp.algorithms.options import CCLOptions
 from dtp.contracts import gradients
 from dtp.errors import UserError
-from dtp.feedback import FeedbackSettings, LinearMap, layer_operations
+from dtp.feedback import FeedbackSettings, LinearMap, layer_operations, require_several_layers
 from dtp.feedback.layers import require_known_functions
 from dtp.feedback.operations import operation_of
 from dtp.models.inputs import kinds, shape_text
@@ -57,6 +57,7 @@ class CCL(LocalLosses):
 
     def __init__(self, network: Network, options: CCLOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
+        require_several_layers(list(network))
         require_known_functions(network, network.shapes)
         if self.options.flooding and self.task.has_linear_units(self.options.loss):
             raise UserError(

@@ -13,7 +13,7 @@ from dtp.algorithms.local_targets import Activations, LocalTargets
 from dtp.algorithms.options import DDTPControlOptions, DDTPLinearOptions, DDTPRHLOptions, DFAOptions
 from dtp.algorithms.target_propagation import TargetPropagation
 from dtp.errors import UserError
-from dtp.feedback import FeedbackNetwork, drl_loss, layer_operations, repeat_samples
+from dtp.feedback import FeedbackNetwork, drl_loss, layer_operations, repeat_samples, require_several_layers
 from dtp.feedback.direct import BroadcastMap, DirectMap, kernel_positions
 from dtp.feedback.layers import has_matrix
 from dtp.models.modules import SameConv2d
@@ -151,6 +151,7 @@ class DFA(LocalTargets):
 
     def __init__(self, network, options: DFAOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
+        require_several_layers(list(network))
         self.feedback = self.make_feedback()
 
     def make_feedback(self) -> FeedbackNetwork:

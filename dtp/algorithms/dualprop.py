@@ -12,7 +12,7 @@ from dtp.algorithms.feedback_alignment import KolenPollackSteps
 from dtp.algorithms.local_losses import LocalLosses, Stages
 from dtp.algorithms.options import DualPropOptions
 from dtp.errors import UserError
-from dtp.feedback import Context, per_sample_dot
+from dtp.feedback import Context, per_sample_dot, require_several_layers
 from dtp.feedback.backward import AffineOperation, BackwardMaps
 from dtp.feedback.context import holds_statistics
 from dtp.feedback.initial import fans, init_map
@@ -80,6 +80,7 @@ class DualProp(KolenPollackSteps, LocalLosses):
 
     def __init__(self, network: Network, options: DualPropOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
+        require_several_layers(list(network))
         o = self.options
         if self._closed_form and not (1 - o.mix) * o.nudge < 1:
             raise UserError(

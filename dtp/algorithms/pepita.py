@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dtp.algorithms.local_losses import LocalLosses, Stages
 from dtp.algorithms.options import PEPITAOptions
 from dtp.errors import UserError
-from dtp.feedback import Context, per_sample_dot
+from dtp.feedback import Context, per_sample_dot, require_several_layers
 from dtp.feedback.direct import DirectMap
 from dtp.feedback.layers import require_known_functions
 from dtp.models.network import Network
@@ -56,6 +56,7 @@ class PEPITA(LocalLosses):
         shape, dtype = network.shapes[0], next(network.parameters()).dtype
         # F, (pixels, classes).
         self.feedback = DirectMap(network.num_classes, shape, False, dtype).requires_grad_(False)
+        require_several_layers(list(network))
         bound = self.options.input_scale * math.sqrt(6 / shape.numel())
         nn.init.uniform_(self.feedback.linear.weight, -bound, bound)
 

@@ -12,6 +12,7 @@ from dtp.feedback.layers import (
     forward_with_context,
     layer_operations,
     require_known_operations,
+    require_several_layers,
 )
 from dtp.feedback.loop import FeedbackProblem, FeedbackResult, train_feedback
 from dtp.feedback.losses import drl_loss, ldrl_loss, per_sample_dot, reconstruction_loss, repeat_samples
@@ -62,5 +63,6 @@ __all__ = [
     "register_feedback",
     "repeat_samples",
     "require_known_operations",
+    "require_several_layers",
     "train_feedback",
 ]

@@ -323,6 +323,17 @@ def require_known_operations(n: int, layer: nn.Module) -> None:
             raise UserError(f"Layer {n}: {error}") from error
 
 
+def require_several_layers(layers: Sequence[nn.Module]) -> None:
+    """Raise UserError if one operation hides all layers of a network: a rule between layers would be backprop."""
+    for module in layer_operations(layers[0]) if len(layers) == 1 else []:
+        if isinstance(module, Uncut) and module.hides_layers:
+            raise UserError(
+                f"Expected a network of several layers, without which this rule is backprop, found {module.described}, "
+                f"which stays one operation: {module.reason}. Give the layers yourself, as a list; or use fa, whose "
+                "errors go through the operations within."
+            )
+
+
 def shared_positions(layer: nn.Module, in_shape: Size) -> int:
     """Positions of a layer's output, of samples of ``in_shape``, that share its weights, whether it is flat or not.
 

@@ -36,7 +36,7 @@ class Kept:
 
         ``is_note`` tells values of the pass itself, which a module may note down in attributes that are no buffers.
         """
-        found = {path: name for path, name, buffer, *before in self._buffers if _is_written(buffer, *before)}
+        found = {path: name for path, name, buffer, v, before in self._buffers if _is_written(buffer, v, before)}
         for path, module, attributes in self._attributes:
             for name, value in vars(module).items():
                 before = attributes.get(name, (None, None))[1]
@@ -61,9 +61,9 @@ class Kept:
                     if not _same(value, before):
                         _refill(value, before)
         with torch.no_grad():
-            for _, _, buffer, *before in self._buffers:
-                if _is_written(buffer, *before):
-                    buffer.copy_(before[1])
+            for _, _, buffer, version, before in self._buffers:
+                if _is_written(buffer, version, before):
+                    buffer.copy_(before)
         of_torch, of_python, of_numpy = self._generators
         torch.set_rng_state(of_torch)
         random.setstate(of_python)
@@ -107,5 +107,6 @@ def _without_notes(value: Any, before: Any, is_note: Callable[[Any], bool]) -> t
         return type(value)(each for each in value if not is_note(each)), before
     if isinstance(value, dict) and isinstance(before, dict):
         noted = {key for key in value if is_note(value[key])}
-        return tuple({key: part[key] for key in part if key not in noted} for part in (value, before))
+        now, then = ({key: part[key] for key in part if key not in noted} for part in (value, before))
+        return now, then
     return value, before

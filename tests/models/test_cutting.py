@@ -967,3 +967,15 @@ def test_a_model_that_draws_what_it_does_stays_one_operation(draw):
         np.random.seed(seed)
         assert kinds(as_network(model)) == [["Uncut"]]
         assert [torch.get_rng_state().tolist(), random.getstate(), np.random.rand()] == expected
+
+
+@pytest.mark.parametrize("rule", ["dfa", "drtp", "pepita", "ccl", "dualprop"])
+def test_a_rule_between_layers_refuses_a_model_that_stays_one_operation(rule):
+    """It would be backprop. Feedback alignment goes on within."""
+    message = (
+        "network of several layers.* found a Beside, which stays one operation: its forward changes count.* use fa"
+    )
+    with pytest.raises(UserError, match=message):
+        make(rule, Beside(counts))
+    network = as_network(Beside(counts))
+    assert [type(o.module).__name__ for o in make("fa", network).feedback.operations] == ["Linear"]

@@ -31,12 +31,17 @@ class Uncut(nn.Module):
         return not self.chosen and len(matrices) > 1
 
     @property
+    def described(self) -> str:
+        """Where it is and of which type."""
+        return f"{f'{self.name}, ' if self.name else ''}a {type(self.module).__name__}"
+
+    @property
     def refusal(self) -> str:
         """What rules with feedback layers say of it."""
         kind = type(self.module).__name__
         return (
-            f"{f'{self.name}, ' if self.name else ''}a {kind}, has no feedback: {self.reason}. Give the layers "
-            "yourself, as a list in which it is not one operation; or register its feedback before, with "
+            f"{self.described}, has no feedback: {self.reason}. Give the layers yourself, "
+            "as a list in which it is not one operation; or register its feedback before, with "
             f"dtp.feedback.register_feedback({kind}, make_feedback). Rules without feedback layers (fa, dfa, bp) take "
             "it as it is."
         )
