@@ -13,6 +13,8 @@ import numbers
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import Enum
+from pathlib import PurePath
 from types import UnionType
 from typing import Any, Literal
 
@@ -291,7 +293,84 @@ def _typed(where: str, hint: Any, value: Any) -> Any:
         raise wrong_type(where, "str", repr(value))
     if hint in (int, float, Iterations):
         return _number(where, hint, value)
+    found = as_hinted(hint, value)
+    if isinstance(hint, type) and issubclass(hint, Enum) and not isinstance(found, hint):
+        raise wrong_choice(where, value, hint.__members__)
+    return found
+
+
+def as_hinted(hint: Any, value: Any) -> Any:
+    """``value`` in a type of ``hint`` that files do not have: a member of an Enum for its name, a path, a tuple."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, UnionType):
+        inner = [part for part in parts if part is not type(None)]
+        return value if value is None or len(inner) != 1 else as_hinted(inner[0], value)
+    kind = origin or hint
+    if kind in (list, tuple) and isinstance(value, list | tuple):
+        alike = kind is list or parts[1:] == (...,)
+        hints = parts[:1] * len(value) if alike else parts
+        known = len(hints) == len(value)
+        return kind(as_hinted(part, item) for part, item in zip(hints, value, strict=True)) if known else kind(value)
+    if isinstance(hint, type) and issubclass(hint, PurePath) and isinstance(value, str):
+        return hint(value)
+    if isinstance(hint, type) and issubclass(hint, Enum) and not isinstance(value, hint):
+        # By its name, as on the command line, or by its value.
+        members = {member.value: member for member in hint if isinstance(member.value, str)} | dict(hint.__members__)
+        return members.get(value, value) if isinstance(value, str) else value
     return value
+
+
+def as_saved(options: Any) -> tuple[dict[str, Any], list[str]]:
+    """Options of a dataclass by name, in the types that a checkpoint may have, and the names of those that have none.
+
+    :func:`from_saved` makes the same of them again.
+    """
+    saved, left_out = {}, []
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        try:
+            saved[field.name] = _kept(value)
+        except TypeError:
+            # A default is what the class says.
+            left_out += [] if value is field.default else [field.name]
+    return saved, left_out
+
+
+def _kept(value: Any) -> Any:
+    if isinstance(value, Enum):
+        return value.name
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return [_kept(item) for item in value]
+    if isinstance(value, dict):
+        return {_kept(key): _kept(item) for key, item in value.items()}
+    if value is None or type(value) in (bool, int, float, complex, str):
+        return value
+    # Of NumPy, some of which are Python's too.
+    for kind in (int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    raise TypeError(f"no value of a checkpoint: {type(value).__name__}")
+
+
+def from_saved(cls: type, saved: Mapping[str, Any]) -> Any:
+    """The dataclass ``cls`` of values that :func:`as_saved` gave, or a file; those that it does not name are left out.
+
+    Raises:
+        TypeError, ValueError: it cannot be made of them.
+    """
+    hints = _hints(cls)
+    given = {}
+    for field in dataclasses.fields(cls):
+        if field.init and field.name in saved:
+            usual = type(field.default) if isinstance(field.default, Enum) else Any
+            given[field.name] = as_hinted(hints.get(field.name, usual), saved[field.name])
+    options = cls(**given)
+    for name, value in given.items():
+        # They are those after a __post_init__, which may have made others of them once more.
+        object.__setattr__(options, name, value)
+    return options
 
 
 def _number(where: str, hint: type, value: Any) -> int | float:

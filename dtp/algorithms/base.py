@@ -9,7 +9,6 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn, Self, TypeVar, cast
 
@@ -46,7 +45,7 @@ from dtp.distributed.division import Division
 from dtp.distributed.strategy import FeedbackDDPStrategy
 from dtp.errors import Diverged, UserError
 from dtp.feedback.steppers import is_plain, set_gradients
-from dtp.fields import PRECISIONS, require_precision
+from dtp.fields import PRECISIONS, as_saved, require_precision
 from dtp.models.modules import Standardise
 from dtp.models.network import Network
 from dtp.models.precision import full_precision
@@ -163,7 +162,8 @@ class Algorithm(TaskModule, metaclass=RuleType):
                     '.float(), and give Trainer(precision="bf16-mixed") for passes in bfloat16.'
                 )
         # For checkpoints: load_from_checkpoint makes the rule of them.
-        values = {field.name: getattr(self.options, field.name) for field in fields(self.options)}
+        values, others = as_saved(self.options)
+        values |= {name: str(getattr(self.options, name)) for name in others}
         self.save_hyperparameters({"options": values, "seed": seed})
 
     @property

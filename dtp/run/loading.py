@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,11 +13,12 @@ from dtp.algorithms import ALGORITHMS
 from dtp.cli.config import said_of_options
 from dtp.data import DATA
 from dtp.errors import UserError, user_path
+from dtp.fields import as_saved, from_saved
 from dtp.models import MODELS, Network
 from dtp.registry import Registry
 from dtp.run.checkpoints import checkpoints_of, read_first_whole
-from dtp.run.folder import plain
 from dtp.run.layout import SUMMARY_FILE, WEIGHTS_FILE
+from dtp.run.provenance import masked
 from dtp.run.reading import read_summary
 from dtp.tasks import TASKS
 
@@ -93,9 +93,15 @@ def _made_of(
             f"{path}: does not say what rule it is of; expected a checkpoint of a run, or of a rule of this package."
         )
     rule = _rule_class(cls, path, found, trust)
+    if missing := [name for name in found.get("left_out", ()) if name not in changes]:
+        raise UserError(
+            f"{path}: does not say what {' and '.join(missing)} of {rule.__name__} was, for no checkpoint has values "
+            f"of that type; give {', '.join(f'{name}=...' for name in missing)}."
+        )
     options = _filled(rule.Options, found["options"])
     names = {field.name for field in dataclasses.fields(options)}
-    options = dataclasses.replace(options, **{name: value for name, value in changes.items() if name in names})
+    given = {name: value for name, value in changes.items() if name in names}
+    options = dataclasses.replace(options, **given) if given else options
     rest = {name: value for name, value in changes.items() if name not in names}
     if network is None:
         network = _described_network(path, found, trust)
@@ -149,9 +155,12 @@ def _tested_its_last(folder: Path) -> bool:
 
 def described(rule: Algorithm) -> dict[str, Any]:
     """What a rule can be made of again, in the types that a checkpoint may have; of its network only if that can be."""
+    values, left_out = _values(rule.options)
     return {
         "algo": ALGORITHMS.name_of(type(rule)),
-        "options": _values(rule.options),
+        "options": values,
+        # Of a user's own, whose types no checkpoint has.
+        "left_out": left_out,
         "seed": rule.noise_streams.seed,
         "network": _of_network(rule.network),
     }
@@ -163,17 +172,27 @@ def _of_network(network: Network) -> dict[str, Any] | None:
     known_task = TASKS.get(network.task.name) is type(network.task)
     if not made_alike or not dataclasses.is_dataclass(network.options) or not known_task:
         return None
+    values, left_out = _values(network.options)
+    if left_out:
+        return None
     return {
         "model": MODELS.name_of(type(network)),
-        "options": _values(network.options),
+        "options": values,
         "input_shape": list(network.input_shape),
         "outputs": network.num_classes,
         "task": network.task.saved(),
     }
 
 
-def _values(options: Any) -> dict[str, Any]:
-    return {name: plain(value) for name, value in dataclasses.asdict(options).items()}
+def _values(options: Any) -> tuple[dict[str, Any], list[str]]:
+    saved, left_out = as_saved(options)
+    return {name: _without_passwords(value) for name, value in saved.items()}, left_out
+
+
+def _without_passwords(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_passwords(item) for item in value]
+    return masked(value) if isinstance(value, str) else value
 
 
 # Shapes of the images, for checkpoints of earlier versions, which do not say them.
@@ -252,12 +271,7 @@ def _class(registry: Registry, path: Path, name: str, trust: bool) -> Any:
 
 def _filled(cls: type, values: dict[str, Any]) -> Any:
     """The dataclass of options, of plain values by name."""
-    given = {}
-    for field in dataclasses.fields(cls):
-        if field.name in values:
-            value = values[field.name]
-            given[field.name] = type(field.default)[value] if isinstance(field.default, Enum) else value
     try:
-        return cls(**given)
+        return from_saved(cls, values)
     except (TypeError, ValueError) as error:
         raise UserError(f"{cls.__name__}: cannot be made of what the checkpoint holds ({error}).") from error

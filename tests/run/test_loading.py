@@ -178,6 +178,81 @@ def test_classes_of_the_users_own_are_imported_with_trust_alone(monkeypatch, tmp
     assert type(mine.load_from_checkpoint("run", network=rule.network)) is mine
 
 
+KINDS = """
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+from dtp.algorithms import BP
+
+class Color(Enum):
+    RED = "red"
+    BLUE = "blue"
+
+class Mine(BP):
+    @dataclass
+    class Options(BP.Options):
+        "Of all kinds."
+        color: Color = Color.RED
+        colors: list[Color] = field(default_factory=lambda: [Color.RED])
+        other: Color | None = None
+        where: Path = Path("there")
+        pair: tuple[int, int] = (1, 2)
+        number: complex = 1j
+
+class Odd(Mine):
+    @dataclass
+    class Options(Mine.Options):
+        "Of more."
+        table: dict = field(default_factory=dict)
+        score: Callable = len
+        count: object = None
+
+        def __post_init__(self):
+            self.lr = 2 * self.lr
+"""
+
+
+def test_options_of_kinds_that_files_do_not_have_come_back(monkeypatch, tmp_path, capsys):
+    (tmp_path / "way_kinds.py").write_text(KINDS)
+    words = "--algo way_kinds:Mine --color BLUE --colors BLUE RED --other BLUE --where here --pair 3 4 --number 2j"
+    trained(*words.split(), "--max-epochs", "2", "--max-steps", "3")
+    import way_kinds
+
+    blue, red = way_kinds.Color.BLUE, way_kinds.Color.RED
+    expected = [blue, [blue, red], blue, Path("here"), (3, 4), 2j]
+    names = ["color", "colors", "other", "where", "pair", "number"]
+    found = dtp.load("run", trust=True).options
+    assert [getattr(found, name) for name in names] == expected
+    assert main(["--resume", "run", "--trust", "--max-steps", "-1"]) == 0 and "warning" not in capsys.readouterr().err
+    network = dtp.load("run", trust=True).network
+    made = [way_kinds.Mine(network, color=name, pair=[5, 6]).options for name in ("BLUE", "blue", blue)]
+    assert [(o.color, o.pair) for o in made] == [(blue, (5, 6))] * 3
+    with pytest.raises(UserError, match="--color: expected one of RED, BLUE; found 'GREEN'"):
+        way_kinds.Mine(network, color="GREEN")
+
+
+def test_an_option_of_a_kind_that_no_checkpoint_has_must_be_given(monkeypatch, tmp_path):
+    (tmp_path / "way_kinds.py").write_text(KINDS)
+    monkeypatch.syspath_prepend(tmp_path)
+    import way_kinds
+
+    rule = way_kinds.Odd(LeNet(LeNetOptions(channels=[2, 3], hidden=5), (1, 12, 12), 4), lr=0.02, table={"a": [1]})
+    settings = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "max_epochs": 1}
+    batches = DataLoader(TensorDataset(torch.randn(8, 1, 12, 12), torch.randint(4, (8,))), 4)
+    trainer = pl.Trainer(accelerator="cpu", default_root_dir=".", **settings)
+    trainer.fit(rule, batches)
+    trainer.save_checkpoint("default.ckpt")
+    rule.options.count = torch.ones(2)
+    trainer.save_checkpoint("given.ckpt")
+    found = way_kinds.Odd.load_from_checkpoint("default.ckpt").options
+    assert (found.lr, found.table, found.score) == (0.04, {"a": [1]}, len)
+    with pytest.raises(UserError, match=r"does not say what count of Odd was.*give count=\.\.\."):
+        way_kinds.Odd.load_from_checkpoint("given.ckpt")
+    assert way_kinds.Odd.load_from_checkpoint("given.ckpt", count=3).options.count == 3
+
+
 def test_a_checkpoint_of_a_stock_trainer_is_loaded_without_a_network():
     rule = FA(LeNet(LeNetOptions(channels=[2, 3], hidden=5), (1, 12, 12), 4), FA.Options(lr=0.02), seed=9)
     batches = DataLoader(TensorDataset(torch.randn(8, 1, 12, 12), torch.randint(4, (8,))), 4)
