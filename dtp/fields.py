@@ -153,6 +153,7 @@ def made(cls: type, options: Any, values: Mapping[str, Any], owner: str) -> Any:
     Raises:
         UserError: a name that no option has, or a value that is out of range.
     """
+    require_declared(cls, owner)
     if options is not None and not isinstance(options, Mapping):
         return checked(dataclasses.replace(options, **_known(type(options), values, owner)) if values else options)
     return checked(cls(**_known(cls, {**(options or {}), **values}, owner)))
@@ -371,6 +372,21 @@ def from_saved(cls: type, saved: Mapping[str, Any]) -> Any:
         # They are those after a __post_init__, which may have made others of them once more.
         object.__setattr__(options, name, value)
     return options
+
+
+def require_declared(cls: type, owner: str) -> None:
+    """Raise UserError for a class of options that sets one without declaring it: the class above would have its way."""
+    for base in cls.__mro__:
+        inherited = {name for above in base.__mro__[1:] for name in vars(above).get("__dataclass_fields__", ())}
+        options = inherited | set(vars(cls).get("__dataclass_fields__", ()))
+        written, is_dataclass = vars(base).get("__annotations__", {}), "__dataclass_fields__" in vars(base)
+        for name in options & vars(base).keys():
+            if not is_dataclass or name not in written:
+                raise UserError(
+                    f"{owner}: its class {base.__qualname__} sets {name} and does not declare it, so that the option "
+                    f"would keep its old default; write it with its type ({name}: TYPE = ...) in a class that is "
+                    "decorated with @dataclass."
+                )
 
 
 def _number(where: str, hint: type, value: Any) -> int | float:

@@ -180,6 +180,19 @@ def test_the_options_of_an_owner_are_its_own():
     assert own.values == [1.0]
 
 
+def test_an_option_that_is_set_without_being_declared_is_refused_in_python_too():
+    class Undecorated(Options):
+        rate: float = 0.25
+
+    with pytest.raises(UserError, match="it: its class .*Undecorated sets rate and does not declare it"):
+        made(Undecorated, None, {}, "it")
+
+    class Empty(Options):
+        pass
+
+    assert made(Empty, None, {}, "it") == Empty()
+
+
 def test_lists_of_options_are_copied_and_other_values_shared():
     @dataclass
     class Given:

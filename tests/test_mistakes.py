@@ -322,6 +322,18 @@ OWN = {
         "--algo own_part:Own",
         "its class Options must be decorated with @dataclass",
     ),
+    "option set without its type": (
+        "from dataclasses import dataclass\nclass Own(DTP):\n    'Mine.'\n    @dataclass\n"
+        "    class Options(DTP.Options):\n        beta = 0.3",
+        "--algo own_part:Own",
+        "its class Own.Options sets beta and does not declare it",
+    ),
+    "option set in a class beside that is no dataclass": (
+        "from dataclasses import dataclass\nclass Usual:\n    beta: float = 0.3\nclass Own(DTP):\n    'Mine.'\n"
+        "    @dataclass\n    class Options(Usual, DTP.Options):\n        alpha: float = 0.3",
+        "--algo own_part:Own",
+        "its class Usual sets beta and does not declare it",
+    ),
     "dataset without images": (
         "class Own(ImageData):\n    'Mine.'\n    name, num_classes = 'own', 2",
         "--data own_part:Own",

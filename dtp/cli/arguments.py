@@ -35,7 +35,7 @@ from dtp.cli.config import (
 )
 from dtp.data import DATA
 from dtp.errors import UserError, user_path
-from dtp.fields import checked, flag
+from dtp.fields import checked, flag, require_declared
 from dtp.models import MODELS
 from dtp.registry import Entry, did_you_mean
 from dtp.run.folder import IMAGES, saved_config_of
@@ -325,6 +325,8 @@ def _parser_of(chosen: tuple[tuple[str, str, type], ...]) -> _Parser:
         undecorated = "__annotations__" in vars(cls) and "__dataclass_fields__" not in vars(cls)
         if not dataclasses.is_dataclass(cls) or undecorated:
             raise UserError(f"--{part} {names[part]}: its class Options must be decorated with @dataclass.")
+        if part != "run":
+            require_declared(cls, f"--{part} {names[part]}")
         for field in dataclasses.fields(cls):
             if owners.setdefault(field.name, part) != part:
                 raise UserError(
