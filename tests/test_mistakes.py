@@ -334,6 +334,25 @@ OWN = {
         "--algo own_part:Own",
         "its class Usual sets beta and does not declare it",
     ),
+    "option that no file can hold": (
+        "from dataclasses import dataclass, field\nclass Own(DTP):\n    'Mine.'\n    @dataclass\n"
+        "    class Options(DTP.Options):\n        table: dict = field(default_factory=dict)",
+        "--algo own_part:Own",
+        "a run with its option table, '{}', could not be resumed",
+    ),
+    "option that is computed": (
+        "from dataclasses import dataclass, field\nclass Own(DTP):\n    'Mine.'\n    @dataclass\n"
+        "    class Options(DTP.Options):\n        made: int = field(default=3, init=False)",
+        "--algo own_part:Own",
+        "a run with its option made, '3', could not be resumed",
+    ),
+    "option that changes each time it is read": (
+        "from dataclasses import dataclass\nclass Own(DTP):\n    'Mine.'\n    @dataclass\n"
+        "    class Options(DTP.Options):\n        def __post_init__(self):\n            self.lr *= 2",
+        "--algo own_part:Own --lr 0.25",
+        "a run with its option lr, '0.5', could not be resumed, for read from a configuration that is not the same, "
+        "but '1.0'",
+    ),
     "dataset without images": (
         "class Own(ImageData):\n    'Mine.'\n    name, num_classes = 'own', 2",
         "--data own_part:Own",

@@ -35,10 +35,10 @@ from dtp.cli.config import (
 )
 from dtp.data import DATA
 from dtp.errors import UserError, user_path
-from dtp.fields import checked, flag, require_declared
+from dtp.fields import checked, flag, require_declared, said_of
 from dtp.models import MODELS
 from dtp.registry import Entry, did_you_mean
-from dtp.run.folder import IMAGES, saved_config_of
+from dtp.run.folder import IMAGES, plain, saved_config_of
 from dtp.run.provenance import masked
 
 REGISTRIES = (ALGORITHMS, MODELS, DATA)
@@ -126,6 +126,7 @@ def parse(argv: Sequence[str], own_classes: bool = True) -> Config:
     run = _run_options(parsed.run, chosen, task, entries["algo"])
     for options in (parsed.algo, parsed.model, parsed.data):
         checked(options)
+    _require_lasting(parser, {part: getattr(parsed, part) for part in entries}, entries)
     origins = [source.origin for source in sources if source.origin]
     if argv:
         origins.append("command line: " + " ".join(map(masked, argv)))
@@ -299,6 +300,40 @@ def _require_named_classes(first: dict[str, str | None], files: Sequence[_File])
                     f"{name}: names the class {found}, a program that the command line does not name; look at it, then "
                     f"give --{part} {found} to run it, or --trust for all that the file names."
                 )
+
+
+def _require_lasting(parser: _Parser, options: dict[str, Any], entries: dict[str, Entry]) -> None:
+    """Raise UserError for options of a user's own class that a run could not read from its configuration again."""
+    for part, values in options.items():
+        if ":" not in entries[part].name:
+            continue
+        saved = {
+            field.name: plain(getattr(values, field.name))
+            for field in dataclasses.fields(values)
+            if said_of(type(values), field.name, "varies") != "start"
+        }
+        try:
+            again = getattr(_parse_checked(parser, as_arguments(saved, empty=True), entries), part)
+        except UserError:
+            again = None
+        for name, value in saved.items():
+            if again is None and _can_be_said(parser, name, value, entries):
+                continue
+            if again is None or plain(getattr(again, name)) != value:
+                found = "" if again is None else f", but {str(getattr(again, name))[:60]!r}"
+                raise UserError(
+                    f"--{part} {entries[part].name}: a run with its option {name}, {str(value)[:60]!r}, could not be "
+                    f"resumed, for read from a configuration that is not the same{found}; have it be a number, a word "
+                    "or a list of such that nothing changes (__post_init__), or keep it out of Options."
+                )
+
+
+def _can_be_said(parser: _Parser, name: str, value: Any, entries: dict[str, Entry]) -> bool:
+    try:
+        _parse_checked(parser, as_arguments({name: value}, empty=True), entries)
+    except UserError:
+        return False
+    return True
 
 
 def _require_ours(chosen: dict[str, str]) -> None:

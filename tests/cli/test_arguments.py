@@ -127,7 +127,7 @@ def test_a_class_of_the_users_own_that_changes_its_options_does_so_for_each_conf
         "class Rule(BP):\n"
         "    @dataclass\n"
         "    class Options(BP.Options):\n"
-        "        rates: list[float] = field(default_factory=lambda: [0.5])\n"
+        "        rates: list[float] = field(default_factory=lambda: [0.5], metadata={'varies': 'start'})\n"
         "        def __post_init__(self):\n"
         "            self.rates.append(1.0)\n"
     )
