@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -85,11 +85,18 @@ class RunningMeans:
             self._weights[tuple(names)] = parts[0][2] * scale
 
 
-def as_vector(values: dict[str, Tensor]) -> tuple[tuple[str, ...], Tensor]:
+def as_vector(values: Mapping[str, Tensor | float]) -> tuple[tuple[str, ...], Tensor]:
     """Names of scalars and their values, float64 (len(names),), on the device that any of them is on."""
-    scalars = [value.detach() for value in values.values()]
+    scalars = [_scalar(value) for value in values.values()]
     device = next((value.device for value in scalars if value.device.type != "cpu"), torch.device("cpu"))
     return tuple(values), torch.stack([value.to(device, _precise(device)) for value in scalars])
+
+
+def _scalar(value: Tensor | float) -> Tensor:
+    # A user's own may be a number of Python's or NumPy's, or a tensor of one.
+    if not isinstance(value, Tensor):
+        return torch.tensor(float(value), dtype=torch.float64, device="cpu")
+    return value.detach() if value.dim() == 0 else value.detach().reshape(())
 
 
 def _precise(device: torch.device) -> torch.dtype:

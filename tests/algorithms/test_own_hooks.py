@@ -1,0 +1,115 @@
+"""A user's own hooks of Lightning, in which nothing need be called: the rule does its part as if they were not there."""
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from dtp.algorithms import CCL, DTP, FA
+from dtp.algorithms.metrics import as_vector
+
+
+class Hooks:
+    """Beside a rule, or in a rule of one's own."""
+
+    def setup(self, stage=None):
+        self.seen = [stage]
+
+    def on_fit_start(self):
+        self.seen.append("fit")
+
+    def on_train_start(self):
+        self.seen.append("train")
+
+    def on_train_epoch_start(self):
+        self.seen.append("epoch")
+
+    def on_train_epoch_end(self):
+        self.seen.append("end")
+
+    def on_validation_epoch_end(self):
+        pass
+
+    def on_before_optimizer_step(self, optimizer):
+        self.steps = getattr(self, "steps", 0) + 1
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["mine"] = self.steps
+
+    def on_load_checkpoint(self, checkpoint):
+        self.steps = checkpoint["mine"]
+
+
+class BesideDTP(Hooks, DTP):
+    pass
+
+
+class BesideFA(Hooks, FA):
+    pass
+
+
+class BesideCCL(Hooks, CCL):
+    pass
+
+
+class Above(DTP):
+    def on_train_epoch_start(self):
+        super().on_train_epoch_start()
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["above"] = 1
+
+    def on_load_checkpoint(self, checkpoint):
+        assert checkpoint["above"] == 1
+
+
+class Below(Above):
+    def on_train_epoch_start(self):
+        pass
+
+    def on_save_checkpoint(self, checkpoint):
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["below"] = checkpoint["above"] + 1
+
+    def on_load_checkpoint(self, checkpoint):
+        super().on_load_checkpoint(checkpoint)
+        assert checkpoint["below"] == 2
+
+
+def trained(cls, folder, epochs=3, ckpt=None):
+    torch.manual_seed(0)
+    x, y = torch.randn(48, 6), torch.randint(3, (48,))
+    loader = DataLoader(TensorDataset(x, y), 16)
+    network = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 3))
+    rule = cls(network, seed=1, **({} if issubclass(cls, CCL) else {"clip_norm": 1e-3}), lr_schedule="constant")
+    settings = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=epochs, default_root_dir=folder, **settings)
+    trainer.fit(rule, loader, loader, ckpt_path=ckpt)
+    trainer.save_checkpoint(folder / "last.ckpt")
+    return rule, {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+@pytest.mark.parametrize("cls, usual", [(BesideDTP, DTP), (BesideFA, FA), (BesideCCL, CCL), (Below, DTP)])
+def test_what_a_hook_does_not_call_is_done_all_the_same(cls, usual, tmp_path):
+    expected, metrics = trained(usual, tmp_path)
+    (tmp_path / "first").mkdir()
+    trained(cls, tmp_path / "first", epochs=1)
+    found, same = trained(cls, tmp_path, ckpt=tmp_path / "first" / "last.ckpt")
+    assert same == metrics
+    for name, value in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value), name
+    assert cls.load_from_checkpoint(tmp_path / "last.ckpt", network=found.network).batches_by_hand == 9
+    if issubclass(cls, Hooks):
+        assert found.seen == ["fit", "fit", "train", "epoch", "end", "epoch", "end"] and found.steps >= 9
+
+
+def test_numbers_of_a_batch_may_be_of_any_kind():
+    names, values = as_vector({"a": torch.tensor(1.5), "b": 2, "c": np.float32(0.25), "d": torch.tensor([[3.0]])})
+    assert names == ("a", "b", "c", "d") and values.tolist() == [1.5, 2.0, 0.25, 3.0]
