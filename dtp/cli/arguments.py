@@ -12,7 +12,7 @@ import textwrap
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, cast
 
 from simple_parsing import ArgumentGenerationMode, ArgumentParser, ConflictResolution
 from simple_parsing.conflicts import ConflictResolutionError
@@ -358,11 +358,11 @@ def _parser_of(chosen: tuple[tuple[str, str, type], ...]) -> _Parser:
     owners: dict[str, str] = {}
     for part, cls in classes.items():
         undecorated = "__annotations__" in vars(cls) and "__dataclass_fields__" not in vars(cls)
-        if not dataclasses.is_dataclass(cls) or undecorated:
+        if undecorated or not hasattr(cls, "__dataclass_fields__"):
             raise UserError(f"--{part} {names[part]}: its class Options must be decorated with @dataclass.")
         if part != "run":
             require_declared(cls, f"--{part} {names[part]}")
-        for field in dataclasses.fields(cls):
+        for field in dataclasses.fields(cast(Any, cls)):
             if owners.setdefault(field.name, part) != part:
                 raise UserError(
                     f"The options of --{part} {names[part]} and of the {owners[field.name]} both define "

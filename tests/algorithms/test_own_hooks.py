@@ -1,4 +1,4 @@
-"""A user's own hooks of Lightning, in which nothing need be called: the rule does its part as if they were not there."""
+"""A user's own hooks of Lightning, which need call nothing: the rule does its part as if they were not there."""
 
 import lightning.pytorch as pl
 import numpy as np
