@@ -654,6 +654,7 @@ class Algorithm(TaskModule, metaclass=RuleType):
 
     def on_train_epoch_end(self) -> None:
         self.check_finite()
+        self._require_same_weights()
         self._log_window()
         found = self._totals.epoch_means.compute(over_ranks=self._shares > 1)
         found |= self.scores.taken(TRAINING) if self.scores.of_training else {}
@@ -724,6 +725,25 @@ class Algorithm(TaskModule, metaclass=RuleType):
         bad = [name for name, value in self.named_parameters() if not torch.isfinite(value).all()]
         if bad:
             self._raise_not_finite(f"the weights {bad[0]}")
+
+    @torch.no_grad()
+    def _require_same_weights(self) -> None:
+        """Raise UserError, on all ranks, where a rule of the user's has changed weights otherwise on one of them."""
+        if self._ranks == 1:
+            return
+        named = dict(self.named_parameters())
+        mine = torch.stack([torch.stack([p.sum(), p.norm()]).to(self.device, torch.float32) for p in named.values()])
+        mean = mine.clone()
+        average_tensors([mean])
+        # Far more than rounding may make of it.
+        apart = ((mine - mean).abs().amax(1) > 1e-3 * mean[:, 1]).float()
+        average_tensors([apart])
+        if names := [name for name, share in zip(named, apart.tolist(), strict=True) if share > 0]:
+            raise UserError(
+                f"Ranks have drifted apart: {type(self).__name__} changes {names[0]} otherwise on each, from its own "
+                "images or random numbers; have it step such weights (self.step, whose gradients are averaged), or "
+                "draw from a generator with the same seed on all ranks."
+            )
 
     def _require_finite(self, means: dict[str, float]) -> None:
         for name, value in means.items():

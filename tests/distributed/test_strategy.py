@@ -42,6 +42,27 @@ def test_images_that_do_not_suffice_for_all_devices_are_refused_before_there_is_
 @pytest.mark.slow
 @pytest.mark.usefixtures("preloaded")
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
+def test_weights_that_a_users_rule_changes_otherwise_on_each_rank_are_told(tmp_path):
+    (tmp_path / "drifting.py").write_text(
+        "import torch\n"
+        "from dtp.algorithms import FA\n"
+        "class Drifting(FA):\n"
+        "    'Its backward weights walk at random.'\n"
+        "    def training_batch(self, x, y):\n"
+        "        for operation in self.feedback.operations:\n"
+        "            weight = operation.backward_map.weight\n"
+        "            weight.data.add_(0.01 * torch.randn_like(weight))\n"
+        "        return super().training_batch(x, y)\n"
+    )
+    command = [sys.executable, ROOT / "main.py", "--algo", "drifting:Drifting", "--model", "mlp", "--widths", "16"]
+    command += ["--max-epochs", "1", "--devices", "2", "--accelerator", "cpu", "--run-dir", "run"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2 and "Ranks have drifted apart: Drifting changes feedback." in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("preloaded")
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
 def test_two_processes_train_and_stay_identical(tmp_path):
     """A user's rule that compares the ranks' weights after every batch, under the plain command with --devices 2."""
     (tmp_path / "watched.py").write_text(
