@@ -100,6 +100,9 @@ def _made_of(
         )
     options = _filled(rule.Options, found["options"])
     names = {field.name for field in dataclasses.fields(options)}
+    if not isinstance(changes.get("loss"), str):
+        # A function of the user's own is no option, but has its name.
+        names.discard("loss")
     given = {name: value for name, value in changes.items() if name in names}
     options = dataclasses.replace(options, **given) if given else options
     rest = {name: value for name, value in changes.items() if name not in names}
@@ -108,6 +111,8 @@ def _made_of(
     # Earlier versions took seeds below 0, which come back with the state of the noise.
     made = rule(network, options=options, seed=max(found["seed"], 0), **rest)
     state = checkpoint["state_dict"]
+    if any(name.startswith("loss_module.") for name in state) and not hasattr(made, "loss_module"):
+        raise UserError(f"{path}: has weights of a loss of your own; give loss=... with one like it.")
     if any(value.dtype == torch.float64 for value in state.values()):
         made.double()
     try:

@@ -268,6 +268,22 @@ def test_a_checkpoint_of_a_stock_trainer_is_loaded_without_a_network():
         BP.load_from_checkpoint("stock.ckpt")
 
 
+def test_a_loss_of_ones_own_is_given_again():
+    network = LeNet(LeNetOptions(channels=[2, 3], hidden=5), (1, 12, 12), 4)
+    loss = torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    batches = DataLoader(TensorDataset(torch.randn(8, 1, 12, 12), torch.randint(4, (8,))), 4)
+    settings = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, default_root_dir=".", **settings)
+    rule = BP(network, loss=loss)
+    trainer.fit(rule, batches)
+    trainer.save_checkpoint("loss.ckpt")
+    with pytest.raises(UserError, match="has weights of a loss of your own; give loss="):
+        BP.load_from_checkpoint("loss.ckpt")
+    back = BP.load_from_checkpoint("loss.ckpt", loss=torch.nn.CrossEntropyLoss(weight=torch.ones(4)))
+    logits, labels = torch.randn(4, 4), torch.arange(4)
+    assert torch.equal(back.task_loss(logits, labels), loss(logits, labels))
+
+
 def test_another_network_than_the_trained_one_is_told(run):
     network = LeNet(LeNetOptions(channels=[2, 3], hidden=5), (1, 12, 12), 4)
     with pytest.raises(UserError, match="its weights are not those of the network.*layers.0"):
