@@ -426,11 +426,17 @@ def _trace(root: nn.Module, whole: dict[str, str]) -> tuple[fx.Graph, dict[str, 
             for module, _ in flags:
                 module.training = mode
             tracer = _Tracer(whole)
-            graphs.append(tracer.trace(root))
-            # The graph has none of it, for no input is part of it. The container gets constants of the tracer's own.
-            changed = {path: name for path, name in kept.changed(_is_proxy).items() if path}
+            graph = tracer.trace(root)
+            changed = kept.changed(_is_proxy)
             if changed:
-                reasons = {path: f"its forward changes {name}, which it holds" for path, name in changed.items()}
+                # What the first pass makes for all, such as a mask, is no part of one if the next does the same.
+                once, second = Kept(root), _Tracer(whole).trace(root)
+                if list(map(_comparable, graph.nodes)) == list(map(_comparable, second.nodes)):
+                    changed = once.changed(_is_proxy)
+            graphs.append(graph)
+            # The graph has none of it, for no input is part of it. The container gets constants of the tracer's own.
+            reasons = {path: f"its forward changes {name}, which it holds" for path, name in changed.items() if path}
+            if reasons:
                 raise _NotAChain({_entered(path, tracer): reason for path, reason in reasons.items()})
     finally:
         for module, flag in flags:
@@ -450,6 +456,8 @@ def _trace(root: nn.Module, whole: dict[str, str]) -> tuple[fx.Graph, dict[str, 
 def _is_proxy(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return any(map(_is_proxy, value))
+    if isinstance(value, dict) and value:
+        return all(map(_is_proxy, value.values()))
     return isinstance(value, fx.Proxy)
 
 

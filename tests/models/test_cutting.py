@@ -931,7 +931,12 @@ def keeps_a_running_mean(model, h):
     return h - model.seen
 
 
-@pytest.mark.parametrize("what", [counts_in_a_buffer, counts, keeps_a_running_mean])
+def begins_otherwise(model, h):
+    model.count, first = 1, model.count == 0
+    return 2 * h if first else h
+
+
+@pytest.mark.parametrize("what", [counts_in_a_buffer, counts, keeps_a_running_mean, begins_otherwise])
 def test_a_model_that_changes_what_it_holds_stays_one_operation_and_is_not_changed_by_cutting(what):
     model = Beside(what)
     alone = copy.deepcopy(model)
@@ -953,6 +958,34 @@ def test_what_a_model_notes_down_is_no_part_of_it():
     model = Beside(note)
     assert kinds(as_network(model)) == [["Linear", "Tanh"], ["Linear"]]
     assert not hasattr(model, "latest") and model.notes == []
+
+
+def notes_in_a_new_dictionary(model, h):
+    model.latest = {"hidden": h}
+
+
+def notes_in_an_empty_dictionary(model, h):
+    model.latest = {}
+    model.latest["hidden"] = h
+
+
+def makes_a_mask_once(model, h):
+    if not hasattr(model, "mask"):
+        model.mask = torch.ones(5)
+
+
+def notes_the_mode(model, h):
+    model.count = model.training
+
+
+@pytest.mark.parametrize(
+    "what", [notes_in_a_new_dictionary, notes_in_an_empty_dictionary, makes_a_mask_once, notes_the_mode]
+)
+def test_a_model_is_cut_where_the_next_pass_does_the_same(what):
+    model = Beside(lambda model, h: (what(model, h), h)[1])
+    before = list(vars(model))
+    assert kinds(as_network(model)) == [["Linear", "Tanh"], ["Linear"]]
+    assert list(vars(model)) == before and model.count == 0
 
 
 @pytest.mark.parametrize("draw", [lambda: torch.rand(1).item(), random.random, np.random.rand])
