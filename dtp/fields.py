@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import PurePath
-from types import UnionType
+from types import MemberDescriptorType, UnionType
 from typing import Any, Literal
 
 from dtp.errors import UserError
@@ -376,17 +376,24 @@ def from_saved(cls: type, saved: Mapping[str, Any]) -> Any:
 
 def require_declared(cls: type, owner: str) -> None:
     """Raise UserError for a class of options that sets one without declaring it: the class above would have its way."""
-    for base in cls.__mro__:
-        inherited = {name for above in base.__mro__[1:] for name in vars(above).get("__dataclass_fields__", ())}
-        options = inherited | set(vars(cls).get("__dataclass_fields__", ()))
-        written, is_dataclass = vars(base).get("__annotations__", {}), "__dataclass_fields__" in vars(base)
-        for name in options & vars(base).keys():
-            if not is_dataclass or name not in written:
+    # Without ClassVar, which is no option.
+    for name in {field.name for base in cls.__mro__ if _is_dataclass(base) for field in dataclasses.fields(base)}:
+        for base in cls.__mro__:
+            if _is_dataclass(base) and name in vars(base).get("__annotations__", {}):
+                # It has its way over those that follow.
+                break
+            # Slots have places for options of the classes above, too, which set nothing.
+            if name in vars(base) and not isinstance(vars(base)[name], MemberDescriptorType):
                 raise UserError(
                     f"{owner}: its class {base.__qualname__} sets {name} and does not declare it, so that the option "
                     f"would keep its old default; write it with its type ({name}: TYPE = ...) in a class that is "
                     "decorated with @dataclass."
                 )
+
+
+def _is_dataclass(cls: type) -> bool:
+    """Whether it is decorated itself, not a class above it alone."""
+    return "__dataclass_fields__" in vars(cls)
 
 
 def _number(where: str, hint: type, value: Any) -> int | float:

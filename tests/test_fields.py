@@ -1,11 +1,12 @@
 """What options may be: one place for it, from which the command line and the rules of Python say the same."""
 
+import abc
 import dataclasses
 import math
 import re
 from dataclasses import dataclass
 from threading import Lock
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
@@ -191,6 +192,24 @@ def test_an_option_that_is_set_without_being_declared_is_refused_in_python_too()
         pass
 
     assert made(Empty, None, {}, "it") == Empty()
+
+
+def test_what_is_no_option_or_comes_after_its_declaration_needs_no_type():
+    class Contract(abc.ABC):
+        @property
+        @abc.abstractmethod
+        def more(self): ...
+
+    @dataclass(slots=True)
+    class Slots(Options):
+        kind_of_file: ClassVar[str] = "yaml"
+        more: float = 0.5
+
+    @dataclass
+    class Other(Slots, Contract):
+        kind_of_file = "json"
+
+    assert (made(Slots, None, {"rate": 0.25}, "it").rate, made(Other, None, {}, "it").more) == (0.25, 0.5)
 
 
 def test_lists_of_options_are_copied_and_other_values_shared():
