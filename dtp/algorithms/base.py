@@ -731,8 +731,9 @@ class Algorithm(TaskModule, metaclass=RuleType):
         """Raise UserError, on all ranks, where a rule of the user's has changed weights otherwise on one of them."""
         if self._ranks == 1:
             return
-        named = dict(self.named_parameters())
-        mine = torch.stack([torch.stack([p.sum(), p.norm()]).to(self.device, torch.float32) for p in named.values()])
+        named = {n: torch.view_as_real(p) if p.is_complex() else p for n, p in self.named_parameters()}
+        values = [value.to(self.device, torch.float32) for value in named.values()]
+        mine = torch.stack([torch.stack([value.sum(), value.norm()]) for value in values])
         mean = mine.clone()
         average_tensors([mean])
         # Far more than rounding may make of it.

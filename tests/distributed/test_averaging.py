@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.optim import SGD, Adam
 
+from dtp.algorithms import BP, base
 from dtp.algorithms.optimizers import LeeRMSprop
 from dtp.distributed.averaging import (
     FlatTensors,
@@ -14,6 +16,8 @@ from dtp.distributed.averaging import (
     average_training,
     same_on_all_ranks,
 )
+from dtp.errors import UserError
+from dtp.models import as_network
 from tests.distributed.ranks import counted_sums, on_ranks
 
 
@@ -154,3 +158,22 @@ def _comparing(rank):
 
 def test_samples_are_the_same_on_all_ranks_if_they_are_in_the_same_order(tmp_path):
     on_ranks(_comparing, tmp_path)
+
+
+def test_complex_weights_are_compared_between_ranks_without_a_warning(monkeypatch):
+    class Squared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(6, 5, dtype=torch.complex64), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.last(self.first(x.to(torch.complex64)).abs())
+
+    rule = BP(as_network(Squared(), (6,)))
+    rule._ranks = 2
+    monkeypatch.setattr(base, "average_tensors", lambda tensors: None)
+    rule._require_same_weights()
+    # The other rank's weights are zero.
+    monkeypatch.setattr(base, "average_tensors", lambda tensors: [t.mul_(0.5) for t in tensors])
+    with pytest.raises(UserError, match="Ranks have drifted apart: BP changes "):
+        rule._require_same_weights()
