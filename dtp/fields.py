@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import math
 import numbers
 import typing
@@ -379,7 +380,7 @@ def require_declared(cls: type, owner: str) -> None:
     # Without ClassVar, which is no option.
     for name in {field.name for base in cls.__mro__ if _is_dataclass(base) for field in dataclasses.fields(base)}:
         for base in cls.__mro__:
-            if _is_dataclass(base) and name in vars(base).get("__annotations__", {}):
+            if _is_dataclass(base) and name in inspect.get_annotations(base):
                 # It has its way over those that follow.
                 break
             # Slots have places for options of the classes above, too, which set nothing.

@@ -6,6 +6,7 @@ import argparse
 import copy
 import dataclasses
 import functools
+import inspect
 import re
 import shutil
 import textwrap
@@ -357,7 +358,7 @@ def _parser_of(chosen: tuple[tuple[str, str, type], ...]) -> _Parser:
     names = {flag: name for flag, name, _ in chosen}
     owners: dict[str, str] = {}
     for part, cls in classes.items():
-        undecorated = "__annotations__" in vars(cls) and "__dataclass_fields__" not in vars(cls)
+        undecorated = inspect.get_annotations(cls) and "__dataclass_fields__" not in vars(cls)
         if undecorated or not hasattr(cls, "__dataclass_fields__"):
             raise UserError(f"--{part} {names[part]}: its class Options must be decorated with @dataclass.")
         if part != "run":

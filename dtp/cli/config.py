@@ -350,8 +350,8 @@ def read_configuration(path: Path) -> dict[str, Any]:
     for name in ("algo", "model", "data"):
         if name not in values:
             raise UserError(
-                f"{path}: expected the configuration of a run, found none of its {name!r}; put it back, or move the "
-                "folder away."
+                f"{path}: expected the configuration of a run, found none of its {name!r}; put that back, move "
+                "the folder away, or name the file itself in --config."
             )
     return values
 
