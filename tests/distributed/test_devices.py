@@ -12,7 +12,13 @@ from dtp.errors import UserError
 from tests.runs import ROOT, SHORT
 
 # As srun sets them in a step of tasks; as torchrun does.
-SRUN = {"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_JOB_NAME": "train", "SLURM_STEP_NUM_NODES": "2"}
+SRUN = {
+    "SLURM_NTASKS": "8",
+    "SLURM_NTASKS_PER_NODE": "4",
+    "SLURM_PROCID": "0",
+    "SLURM_JOB_NAME": "train",
+    "SLURM_STEP_NUM_NODES": "2",
+}
 TORCHRUN = {"WORLD_SIZE": "6", "LOCAL_WORLD_SIZE": "3", "RANK": "0", "LOCAL_RANK": "0"}
 
 

@@ -97,7 +97,7 @@ def test_a_finished_run_whose_metrics_were_cut_off_has_no_result(here, kept, unt
 def test_a_finished_run_without_its_configuration_is_told(here):
     sweep, jobs = finished(here)
     (jobs[sweep.points[0].name, 0].folder / "config.yaml").unlink()
-    with pytest.raises(UserError, match="config.yaml: cannot be read"):
+    with pytest.raises(UserError, match="config.yaml: is missing, and nothing else says what was run"):
         collect(sweep, jobs)
 
 
