@@ -22,6 +22,7 @@ from torch.utils.data import DistributedSampler
 from dtp import compat
 from dtp.algorithms.captured import Capture, CapturedBatches, repeats
 from dtp.algorithms.epoch import EpochTotals
+from dtp.algorithms.hooks import complete_hooks
 from dtp.algorithms.making import RuleType
 from dtp.algorithms.metrics import as_vector
 from dtp.algorithms.optimizers import check_rates, layer_groups, make_optimizer, make_schedule
@@ -95,54 +96,6 @@ def _next_one(cls: type, inherited: _Method) -> _Method:
     return cast(_Method, learn)
 
 
-# Hooks of Lightning that a user's class may override as in any LightningModule, which asks for no super().
-_HOOKS = (
-    "setup",
-    "on_fit_start",
-    "on_fit_end",
-    "on_train_start",
-    "on_train_epoch_start",
-    "on_train_epoch_end",
-    "on_before_optimizer_step",
-    "on_validation_epoch_end",
-    "on_test_epoch_end",
-    "on_save_checkpoint",
-    "on_load_checkpoint",
-)
-
-
-def _noted(name: str, hook: _Method) -> _Method:
-    """A hook of ours that notes that it has run."""
-
-    @functools.wraps(hook)
-    def noted(self: Algorithm, *args: Any, **kwargs: Any) -> Any:
-        self._hooks_run.add(name)
-        return hook(self, *args, **kwargs)
-
-    cast(Any, noted).is_whole = True
-    return cast(_Method, noted)
-
-
-def _with_ours(name: str, hook: _Method) -> _Method:
-    """A user's hook, after which ours has run too, whether or not it calls super()'s."""
-
-    @functools.wraps(hook)
-    def whole(self: Algorithm, *args: Any, **kwargs: Any) -> Any:
-        self._hooks_run.discard(name)
-        found = hook(self, *args, **kwargs)
-        if name not in self._hooks_run:
-            ours = next(vars(cls)[name] for cls in type(self).__mro__ if _is_ours(cls) and name in vars(cls))
-            ours(self, *args, **kwargs)
-        return found
-
-    cast(Any, whole).is_whole = True
-    return cast(_Method, whole)
-
-
-def _is_ours(cls: type) -> bool:
-    return cls.__module__.partition(".")[0] == "dtp"
-
-
 class Algorithm(TaskModule, metaclass=RuleType):
     """A learning rule: how a network's weights change on a batch.
 
@@ -180,11 +133,7 @@ class Algorithm(TaskModule, metaclass=RuleType):
             cls.training_batch = _counted(learn if "training_batch" in vars(cls) else _next_one(cls, learn))
         if "configure_optimizers" in vars(cls):
             cls.configure_optimizers = _completed(cls.configure_optimizers)
-        for name in _HOOKS:
-            hook = inspect.getattr_static(cls, name)
-            # Of a class beside the rules, too.
-            if inspect.isfunction(hook) and not hasattr(hook, "is_whole"):
-                setattr(cls, name, (_noted if _is_ours(cls) else _with_ours)(name, hook))
+        complete_hooks(cls)
 
     def __init__(self, network: Network, options: AlgorithmOptions | None = None, seed: int = 0):
         super().__init__(network, options if options is not None else self.Options(), seed)
@@ -812,8 +761,7 @@ class Algorithm(TaskModule, metaclass=RuleType):
         self._stepped_epoch = checkpoint.get("stepped_epoch", -1)
 
 
-for _name in _HOOKS:
-    setattr(Algorithm, _name, _noted(_name, getattr(Algorithm, _name)))
+complete_hooks(Algorithm)
 
 
 def _completed(configure: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,64 @@
+"""Hooks of Lightning that a user's rule overrides as in any LightningModule, which asks for no super()."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, cast
+
+HOOKS = (
+    "setup",
+    "on_fit_start",
+    "on_fit_end",
+    "on_train_start",
+    "on_train_epoch_start",
+    "on_train_epoch_end",
+    "on_before_optimizer_step",
+    "on_validation_epoch_end",
+    "on_test_epoch_end",
+    "on_save_checkpoint",
+    "on_load_checkpoint",
+)
+
+_Hook = Callable[..., Any]
+
+
+def complete_hooks(cls: type) -> None:
+    """Have each hook of a rule's class do our part too: ours note that they have run, others are followed by ours.
+
+    Instances of ``cls`` have a set ``_hooks_run``, the names of those of ours that have run since a user's own began.
+    """
+    for name in HOOKS:
+        hook = inspect.getattr_static(cls, name)
+        # Of a class beside the rules, too.
+        if inspect.isfunction(hook) and not hasattr(hook, "is_whole"):
+            whole = _noted(name, hook) if _is_ours(cls) else _with_ours(name, hook)
+            cast(Any, whole).is_whole = True
+            setattr(cls, name, whole)
+
+
+def _noted(name: str, hook: _Hook) -> _Hook:
+    @functools.wraps(hook)
+    def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self._hooks_run.add(name)
+        return hook(self, *args, **kwargs)
+
+    return noted
+
+
+def _with_ours(name: str, hook: _Hook) -> _Hook:
+    @functools.wraps(hook)
+    def whole(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self._hooks_run.discard(name)
+        found = hook(self, *args, **kwargs)
+        if name not in self._hooks_run:
+            ours = next(vars(cls)[name] for cls in type(self).__mro__ if _is_ours(cls) and name in vars(cls))
+            ours(self, *args, **kwargs)
+        return found
+
+    return whole
+
+
+def _is_ours(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == "dtp"
