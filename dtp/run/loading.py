@@ -197,6 +197,8 @@ def _values(options: Any) -> tuple[dict[str, Any], list[str]]:
 def _without_passwords(value: Any) -> Any:
     if isinstance(value, list):
         return [_without_passwords(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _without_passwords(item) for key, item in value.items()}
     return masked(value) if isinstance(value, str) else value
 
 
