@@ -286,7 +286,7 @@ class FeedbackControl(TargetPropagation):
         def column(tangent: Tensor) -> Tensor:
             return torch.func.jvp(function, (u,), (tangent.expand_as(u),))[1]
 
-        # What is drawn within is drawn anew in each pass, as in the clean one.
+        # A module that draws has the numbers of the clean pass again, the same for each column.
         try:
             return torch.func.vmap(column, out_dims=2, randomness="same")(torch.eye(u.shape[1]).to(u))
         except NotImplementedError as error:
