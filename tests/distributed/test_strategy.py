@@ -39,6 +39,13 @@ def test_images_that_do_not_suffice_for_all_devices_are_refused_before_there_is_
     assert not (here / "run").exists()
 
 
+def _train_on_two(folder, rule, *words):
+    """The plain command with a user's rule in ``folder``, on two processes."""
+    command = [sys.executable, ROOT / "main.py", "--algo", rule, "--model", "mlp", "--widths", "16", *words]
+    command += ["--devices", "2", "--accelerator", "cpu"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=200)
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("preloaded")
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
@@ -54,9 +61,7 @@ def test_weights_that_a_users_rule_changes_otherwise_on_each_rank_are_told(tmp_p
         "            weight.data.add_(0.01 * torch.randn_like(weight))\n"
         "        return super().training_batch(x, y)\n"
     )
-    command = [sys.executable, ROOT / "main.py", "--algo", "drifting:Drifting", "--model", "mlp", "--widths", "16"]
-    command += ["--max-epochs", "1", "--devices", "2", "--accelerator", "cpu", "--run-dir", "run"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = _train_on_two(tmp_path, "drifting:Drifting", "--max-epochs", "1")
     assert done.returncode == 2 and "Ranks have drifted apart: Drifting changes feedback." in done.stderr, done.stderr
 
 
@@ -81,9 +86,7 @@ def test_two_processes_train_and_stay_identical(tmp_path):
         "            assert torch.equal(first, p), 'ranks drifted apart'\n"
         "        return result\n"
     )
-    command = [sys.executable, ROOT / "main.py", "--algo", "watched:Watched", "--model", "mlp", "--widths", "16"]
-    command += ["--batch-size", "64", "--max-epochs", "2", "--devices", "2", "--accelerator", "cpu"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = _train_on_two(tmp_path, "watched:Watched", "--batch-size", "64", "--max-epochs", "2")
     assert done.returncode == 0, done.stdout + done.stderr
     # One folder, though its name holds the second in which it was made.
     (folder,) = (tmp_path / "runs" / "watched-Watched_mlp_digits").iterdir()
