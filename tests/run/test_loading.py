@@ -20,6 +20,7 @@ from dtp.models import LeNet
 from dtp.models.options import LeNetOptions
 from dtp.run.building import build
 from dtp.run.checkpoints import read_checkpoint
+from dtp.run.loading import described
 from dtp.run.sealed import save_sealed
 from tests.algorithms.rules import facts
 from tests.runs import SHORT, fails
@@ -231,6 +232,16 @@ def test_options_of_kinds_that_files_do_not_have_come_back(monkeypatch, tmp_path
     assert [(o.color, o.pair) for o in made] == [(blue, (5, 6))] * 3
     with pytest.raises(UserError, match="--color: expected one of RED, BLUE; found 'GREEN'"):
         way_kinds.Mine(network, color="GREEN")
+
+
+def test_what_describes_a_rule_keeps_no_password_however_deep(monkeypatch, tmp_path):
+    (tmp_path / "way_kinds.py").write_text(KINDS)
+    monkeypatch.syspath_prepend(tmp_path)
+    import way_kinds
+
+    network = LeNet(LeNetOptions(channels=[2, 3], hidden=5), (1, 12, 12), 4)
+    rule = way_kinds.Odd(network, table={"from": ["https://me:secret@host"]})
+    assert described(rule)["options"]["table"] == {"from": ["https://me:***@host"]}
 
 
 def test_an_option_of_a_kind_that_no_checkpoint_has_must_be_given(monkeypatch, tmp_path):
