@@ -20,6 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import dtp
+from dtp.data.options import DataOptions
+from dtp.data.small import Digits
 from dtp.errors import UserError
 
 TABLE = (Path(__file__).parent.parent / "docs" / "lightning.md").read_text()
@@ -215,6 +217,22 @@ def test_predict_gives_outputs_of_batches_with_and_without_goals(tmp_path):
     for data in (TensorDataset(x, y), TensorDataset(x), x, [{"image": image} for image in x]):
         found = trainer(tmp_path).predict(module, DataLoader(data, batch_size=6))
         torch.testing.assert_close(torch.cat(found), expected)
+
+
+@row("`predict`")
+@pytest.mark.parametrize("labelled", [True, False])
+def test_predict_with_a_data_module_of_ours_takes_the_test_images_in_order(tmp_path, labelled):
+    class Own(Digits):
+        def predict_dataloader(self):
+            found = super().predict_dataloader()
+            return found if labelled else DataLoader(torch.cat([x for x, _ in found]), batch_size=100)
+
+    module = dtp.BP(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), seed=0)
+    data = Own(DataOptions(batch_size=100))
+    found = trainer(tmp_path).predict(module, datamodule=data)
+    with torch.no_grad():
+        expected = [module(x) for x, _ in data.test_dataloader()]
+    torch.testing.assert_close(found, expected)
 
 
 @row("`fit(ckpt_path=...)`")

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningDataModule
 from dtp.compat import batches_done
 from dtp.contracts import handed_back, require_batch, shown
 from dtp.data.augmentation import Augmentation
-from dtp.data.batches import BatchLoader, ImageBatches
+from dtp.data.batches import BatchLoader, ImageBatches, Plain
 from dtp.data.cache import data_folder
 from dtp.data.images import Images
 from dtp.data.on_device import DeviceBatches, wanted_on_device
@@ -171,11 +171,18 @@ class ImageData(LightningDataModule):
         """All test images in order, not augmented."""
         return self._ordered("test")
 
+    def predict_dataloader(self) -> Any:
+        """The batches of :meth:`test_dataloader`."""
+        found = self.test_dataloader()
+        return Plain(found) if isinstance(found, BatchLoader) else found
+
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        # Loaders may be a subclass's own; here nobody has looked at their batches yet.
+        # Loaders may be a subclass's own; here nobody has looked at their batches yet. Predictions need no labels, and
+        # the model looks at its inputs by itself.
         assert self.trainer is not None
-        split = "test" if self.trainer.testing else "val" if self.trainer.evaluating else "train"
-        require_batch(self, f"{split}_dataloader", batch, self.input_shape)
+        if not self.trainer.predicting:
+            split = "test" if self.trainer.testing else "val" if self.trainer.evaluating else "train"
+            require_batch(self, f"{split}_dataloader", batch, self.input_shape)
         return batch
 
     # How it is done.

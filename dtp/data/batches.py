@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -103,3 +104,16 @@ class BatchLoader(DataLoader):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Do nothing, whatever ``state`` holds; see the class."""
+
+
+class Plain:
+    """Batches of a loader for Lightning's ``predict``, which would make the loader anew, and warn."""
+
+    def __init__(self, loader: BatchLoader):
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.loader)
+
+    def __len__(self) -> int:
+        return len(self.loader)
