@@ -400,10 +400,19 @@ def _yes_or_no(word: str) -> str:
     return {"true": "yes", "false": "no"}.get(word.lower(), word)
 
 
+def _count_anew(parser: _Parser) -> None:
+    """For options that are tuples simple_parsing counts the values that it has read, in all parses together."""
+    for action in parser._actions:
+        names = getattr(getattr(action.type, "__code__", None), "co_freevars", ())
+        if "calls_count" in names:
+            cast(Any, action.type).__closure__[names.index("calls_count")].cell_contents = 0
+
+
 def _parse_checked(parser: _Parser, words: list[str], entries: dict[str, Entry]) -> argparse.Namespace:
     # The parser, which is used again, would put its own lists where nothing is given.
     defaults = {action.dest: action.default for action in parser._actions if action.default is not argparse.SUPPRESS}
     given = argparse.Namespace(**copy.deepcopy(defaults))
+    _count_anew(parser)
     parsed, unknown = parser.parse_known_args(words, given)
     if unknown:
         raise UserError(_unknown_option(unknown, parser, entries))

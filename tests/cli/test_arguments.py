@@ -432,13 +432,20 @@ def test_options_of_other_types_survive_a_saved_configuration(tmp_path, monkeypa
         "    class Options(DTP.Options):\n"
         "        # Two numbers.\n"
         "        pair: tuple[int, int] = (1, 2)\n"
+        "        # A number and a word.\n"
+        "        mixed: tuple[int, str] = (1, 'one')\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    config = parse(words("--algo typed:Mine --pair 3 4"))
+    config = parse(words("--algo typed:Mine --pair 3 4 --mixed 2 two"))
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(saved_options(config)))
     assert differing_options(read_yaml(file), config) == {}
-    assert parse(["--config", str(file), "--trust"]).algo.pair == (3, 4)
+    again = parse(["--config", str(file), "--trust"]).algo
+    assert again.pair == (3, 4) and again.mixed == (2, "two")
+    # A value that cannot be read leaves nothing behind for the next.
+    with pytest.raises(UserError, match="--mixed: .*'x'"):
+        parse(words("--algo typed:Mine --mixed x two"))
+    assert parse(words("--algo typed:Mine --mixed 4 four")).algo.mixed == (4, "four")
 
 
 def test_two_classes_with_one_option_name_are_refused(tmp_path, monkeypatch):
