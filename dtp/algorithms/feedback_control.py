@@ -457,7 +457,17 @@ class FeedbackControl(TargetPropagation):
         return self.feedback_schedule.warms_up(self.current_epoch, self.batches_done)
 
     def noise_scale(self, n: int) -> float:
-        return self.warmup_noise[n] if self.warming_up else super().noise_scale(n)
+        own = self.warming_up and self.options.warmup_noise
+        return self.warmup_noise[n] if own else super().noise_scale(n)
+
+    def _feedback_epoch(self) -> int:
+        extra = self.options.extra_feedback_epochs
+        if not extra:
+            return super()._feedback_epoch()
+        # The epoch of the forward weights before so many extra ones trains no feedback weights.
+        warm = min(self.current_epoch, self.options.feedback_warmup_epochs)
+        rounds, place = divmod(self.current_epoch - warm, 1 + extra)
+        return warm + rounds * extra + max(place, 1)
 
     @property
     def feedback_controller(self) -> Controller:

@@ -405,13 +405,14 @@ class TargetPropagation(LocalTargets):
 
     def noise_scale(self, n: int) -> float:
         """Standard deviation of the noise of feedback layer n, in this epoch."""
-        o = self.options
-        if not o.noise_decay:
-            return self.noise[n]
-        # Lee's epoch is two of ours where they alternate; his are counted from 1.
-        warm = min(self.current_epoch, o.feedback_warmup_epochs)
-        later = (self.current_epoch - warm) // (2 if self.feedback_schedule.alternating else 1)
-        return self.noise[n] / (1 + (warm + later + 1) / o.noise_decay)
+        decay = self.options.noise_decay
+        return self.noise[n] / (1 + self._feedback_epoch() / decay) if decay else self.noise[n]
+
+    def _feedback_epoch(self) -> int:
+        """Number of this epoch among those that train feedback weights, from 1."""
+        # Lee's epoch is two of ours where they alternate.
+        warm = min(self.current_epoch, self.options.feedback_warmup_epochs)
+        return warm + (self.current_epoch - warm) // (2 if self.feedback_schedule.alternating else 1) + 1
 
     def feedback_optimizer_list(self) -> list[Optimizer]:
         o = self.options

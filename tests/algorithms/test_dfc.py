@@ -534,6 +534,27 @@ def test_the_warm_up_has_rates_and_noise_of_its_own(tanh, monkeypatch):
         assert all(o.param_groups[0]["lr"] == rate for o in rule.feedback_optimizers.values())
 
 
+@pytest.mark.parametrize("extra", [1, 2])
+def test_noise_decays_by_the_epochs_that_train_feedback_weights_the_warm_up_among_them(tanh, monkeypatch, extra):
+    rule = make(DFCSSA, tanh, noise=[0.4], noise_decay=2.0, feedback_warmup_epochs=2, extra_feedback_epochs=extra)
+    scales = []
+    for epoch in range(9):
+        monkeypatch.setattr(DFCSSA, "current_epoch", epoch)
+        if rule.turns() == (True, False):
+            scales.append(rule.noise_scale(2))
+    assert len(scales) > 4
+    assert scales == pytest.approx([0.4 / (1 + e / 2) for e in range(1, len(scales) + 1)])
+
+
+def test_noise_that_is_given_for_the_warm_up_does_not_decay(tanh, monkeypatch):
+    rule = make(DFCSSA, tanh, noise=[0.4], noise_decay=2.0, warmup_noise=[0.7], feedback_warmup_epochs=2)
+    scales = []
+    for epoch in range(3):
+        monkeypatch.setattr(DFCSSA, "current_epoch", epoch)
+        scales.append(rule.noise_scale(2))
+    assert scales == pytest.approx([0.7, 0.7, 0.4 / (1 + 3 / 2)])
+
+
 def test_without_rates_the_feedback_has_the_usual_ones_in_its_warm_up_too(tanh):
     """As the options say: 3e-4 for Adam."""
     rule = make(DFCSSA, tanh, feedback_lr=[])

@@ -51,7 +51,7 @@ class ControlOptions(TargetPropagationOptions):
     noise_floor: float = option(0.01, above=0)
     # Learning rates of the feedback weights while they alone are trained at the start; left out: --feedback-lr.
     warmup_feedback_lr: list[float] = option([], least=0)
-    # Standard deviations of the noise at that time; left out: --noise.
+    # Standard deviations of the noise at that time; left out: --noise, with its decay.
     warmup_noise: list[float] = option([], least=0)
     # Clip the norm of each weight's own gradient, forward and feedback, to this value; 0 for none.
     clip_each: float = option(0.0, least=0)
