@@ -173,6 +173,9 @@ class CCL(LocalLosses):
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
         o = self.options
+        if optimizer is not self.forward_optimizer and optimizer is not self.feedback_optimizer:
+            # All gradients were clipped before the first of a user's own, and would get a little shorter each time.
+            return
         if o.clip_norm > 0:
             torch.nn.utils.clip_grad_norm_(self.feedback.parameters(), o.clip_norm)
         if o.layer_clip > 0:

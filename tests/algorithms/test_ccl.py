@@ -1,5 +1,6 @@
 """Counter-current learning against a transcription of the authors' losses, and what each of them reaches."""
 
+import copy
 import json
 
 import pytest
@@ -192,6 +193,25 @@ def test_clipping_is_of_each_layer_or_of_each_network():
         assert list(lengths.values()) == pytest.approx([limit] * 3, rel=1e-3)
     for lengths in moved(make("ccl", elu_network(16, 12, 11, 5), layer_clip=0.0, clip_norm=limit), x, y):
         assert sum(length**2 for length in lengths.values()) ** 0.5 == pytest.approx(limit, rel=1e-3)
+
+
+def test_optimizers_of_ones_own_step_on_what_one_would(limit=1e-3):
+    """Clipping divides by the length and a little more, so that gradients that are clipped again get shorter."""
+
+    class Several(CCL):
+        def configure_optimizers(self):
+            return [torch.optim.SGD([weight], lr=1.0) for weight in self.forward_parameters]
+
+    x, y = make_batch(elu_network(16, 12, 11, 5))
+    for options in ({"layer_clip": limit}, {"layer_clip": 0.0, "clip_norm": limit}):
+        network = elu_network(16, 12, 11, 5)
+        rule, other = CCL(network, seed=0, **options), Several(copy.deepcopy(network), seed=0, **options)
+        other.load_state_dict(rule.state_dict())
+        for each in (rule, other):
+            each.configure_optimizers()
+            each.training_batch(x, y)
+        for value, expected in zip(other.parameters(), rule.parameters(), strict=True):
+            torch.testing.assert_close(value, expected, rtol=0, atol=1e-14)
 
 
 def test_losses_rise_over_the_first_batches():
