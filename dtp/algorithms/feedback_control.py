@@ -20,6 +20,7 @@ from dtp.feedback import FeedbackNetwork, forward_with_context, layer_operations
 from dtp.feedback.context import Context
 from dtp.feedback.direct import DirectMap
 from dtp.feedback.layers import is_layer_function, require_known_functions
+from dtp.feedback.loop import Gradients
 from dtp.feedback.losses import per_sample_dot
 from dtp.feedback.operations import operation_of
 from dtp.models.network import Network
@@ -482,6 +483,11 @@ class FeedbackControl(TargetPropagation):
             return self._train_feedback(ControlPhase(self, activations, y))
 
     def _train_feedback(self, phase: ControlPhase) -> dict[str, Tensor]:
+        if self.options.clip_feedback and self.division.divides and not self.division.shares_images:
+            raise UserError(
+                "--clip-feedback: expected --feedback-parallel data, with which each rank has the gradients of all "
+                "feedback weights, found layer or hybrid; use data, or --clip-each alone."
+            )
         rates = self.warmup_feedback_lr if self.warming_up else self.feedback_lr
         for n, optimizer in self.feedback_optimizers.items():
             optimizer.param_groups[0]["lr"] = self._rate_factor * rates[n]
@@ -513,9 +519,18 @@ class FeedbackControl(TargetPropagation):
         """Standard normal noise from the stream of layer n, of the shape of ``like`` for so many images."""
         return self.noise_streams.normal(n, (images, *like.shape[1:]), 1.0, like)
 
+    def _step_through_strategy(self, gradients: Gradients) -> None:
+        if limit := self.options.clip_feedback:
+            norm = torch.stack([gradient.norm() for values in gradients.values() for gradient in values]).norm()
+            # As torch clips.
+            factor = (limit / (norm + 1e-6)).clamp(max=1)
+            gradients = {n: tuple(factor * gradient for gradient in values) for n, values in gradients.items()}
+        super()._step_through_strategy(gradients)
+
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
-        if self.options.clip_each:
+        is_feedback = any(optimizer is one for one in self.feedback_optimizers.values())
+        if self.options.clip_each and not (is_feedback and self.options.clip_feedback):
             for parameter in (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None):
                 nn.utils.clip_grad_norm_([parameter], self.options.clip_each)
 

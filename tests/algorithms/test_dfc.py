@@ -13,6 +13,7 @@ from dtp.algorithms.feedback_control import Moment
 from dtp.algorithms.local_targets import Activations
 from dtp.algorithms.options import DFCOptions, DFCSSAOptions, DFCSSOptions, StrongDFCOptions
 from dtp.cli.train import main
+from dtp.distributed.division import ByLayers
 from dtp.errors import UserError
 from dtp.models.network import initialise
 from tests.algorithms.helpers import angle, changed, of_network, relative, state
@@ -585,6 +586,28 @@ def test_each_weights_own_gradient_is_clipped(tanh):
     after = rule.state_dict()
     assert all((after[name] - before[name]).norm() < 1.0001e-3 for name in before)
     assert sum((after[name] - before[name]).norm() > 0.99e-3 for name in before) > 6
+
+
+def test_the_gradients_of_all_feedback_weights_may_be_clipped_together(tanh):
+    """As Meulemans et al. 2021 do: a step in the direction of all gradients, of the given length."""
+    plain = {"feedback_optimizer": "sgd", "feedback_lr": [1.0], "feedback_momentum": 0.0, "feedback_weight_decay": 0.0}
+    steps = {}
+    for limit in (0.0, 1e-3, 1e9):
+        torch.manual_seed(0)
+        rule = make(DFCSSA, tanh, clip_feedback=limit, clip_each=1e-5 if limit else 0.0, **plain)
+        before = [weight.clone() for weight in rule.feedback.parameters()]
+        rule.feedback_phase(rule.activations(batch(tanh)[0], gradients=False))
+        after = rule.feedback.parameters()
+        steps[limit] = torch.cat([(a - b).flatten() for a, b in zip(after, before, strict=True)])
+    torch.testing.assert_close(steps[1e9], steps[0.0])
+    torch.testing.assert_close(steps[1e-3], steps[0.0] * 1e-3 / (steps[0.0].norm() + 1e-6))
+
+
+def test_ranks_with_some_layers_each_cannot_clip_them_together(tanh):
+    rule = make(DFCSSA, tanh, clip_feedback=1.0)
+    rule.divide_by(ByLayers(teams=False))
+    with pytest.raises(UserError, match="--clip-feedback: expected --feedback-parallel data"):
+        rule.feedback_phase(rule.activations(batch(tanh)[0], gradients=False))
 
 
 # --- other networks ---------------------------------------------------------------------------------------------------

@@ -55,6 +55,9 @@ class ControlOptions(TargetPropagationOptions):
     warmup_noise: list[float] = option([], least=0)
     # Clip the norm of each weight's own gradient, forward and feedback, to this value; 0 for none.
     clip_each: float = option(0.0, least=0)
+    # Clip the norm of the gradients of all feedback weights together to this value, in place of --clip-each; 0 for
+    # that. One rank must have them all: not with --feedback-parallel layer or hybrid.
+    clip_feedback: float = option(0.0, least=0, before=0.0)
     # Residual, relative to the output's length, below which an image counts as settled, 0 or more.
     settling_tolerance: float = option(1e-5, least=0)
     # Leave out images that have not settled, or whose error is still above a quarter of what it was.
