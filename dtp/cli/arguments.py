@@ -36,7 +36,7 @@ from dtp.cli.config import (
 )
 from dtp.data import DATA
 from dtp.errors import UserError, user_path
-from dtp.fields import checked, flag, require_declared, said_of
+from dtp.fields import checked, default_of, flag, require_declared, said_of
 from dtp.models import MODELS
 from dtp.registry import Entry, did_you_mean
 from dtp.run.folder import IMAGES, plain, saved_config_of
@@ -126,6 +126,7 @@ def parse(argv: Sequence[str], own_classes: bool = True) -> Config:
     parsed = _parse_sources(parser, sources, list(argv), entries)
     run = _run_options(parsed.run, chosen, task, entries["algo"])
     for options in (parsed.algo, parsed.model, parsed.data):
+        _leave_out(options, argv)
         checked(options)
     _require_lasting(parser, {part: getattr(parsed, part) for part in entries}, entries)
     origins = [source.origin for source in sources if source.origin]
@@ -247,6 +248,16 @@ def _parse_sources(
     # Alone first: a stray word at its beginning would become a value of the last option of the file.
     _parse_checked(parser, argv, entries)
     return _parse_checked(parser, [*_words(sources), *argv], entries)
+
+
+def _leave_out(options: Any, argv: Sequence[str]) -> None:
+    """Give options their defaults that presets and files set beside others, which the command line has replaced."""
+    given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
+    for field in dataclasses.fields(options):
+        beside = said_of(type(options), field.name, "only_with") or {}
+        replaced = any(name in given and getattr(options, name) != value for name, value in beside.items())
+        if replaced and field.name not in given:
+            setattr(options, field.name, default_of(field))
 
 
 def _run_options(run: RunOptions, chosen: dict[str, str], task: str, rule: Entry) -> RunOptions:

@@ -406,6 +406,21 @@ def test_a_count_has_a_limit_unless_a_large_one_costs_nothing(option, words):
             parse(command)
 
 
+@pytest.mark.parametrize("other", ["--lr-schedule constant", "--lr-schedule=cosine", "--lr_period 10"])
+def test_another_schedule_than_a_presets_leaves_its_milestones_out(other):
+    assert parse(words("--config fa_lenet_mnist")).algo.lr_milestones == [50, 75]
+    assert parse(words(f"--config fa_lenet_mnist {other}")).algo.lr_milestones == []
+
+
+@pytest.mark.parametrize("place", ["words", "file"])
+def test_milestones_are_left_out_nowhere_else(place, tmp_path):
+    """Who says both has them told that they do not go together (tests/algorithms/test_optimizers.py)."""
+    file = tmp_path / "both.yaml"
+    file.write_text("lr_schedule: constant\nlr_milestones: [5]\n" if place == "file" else "lr_milestones: [6]\n")
+    given = "" if place == "file" else "--lr-schedule constant --lr-milestones 5"
+    assert parse(words(f"--algo fa --model lenet --config {file} {given}")).algo.lr_milestones == [5]
+
+
 def test_a_count_of_a_class_of_the_users_own_has_no_limit_of_ours(tmp_path, monkeypatch):
     (tmp_path / "counted.py").write_text(
         "from dataclasses import dataclass\n"

@@ -62,7 +62,9 @@ class AlgorithmOptions:
     # 0 means --max-epochs.
     lr_period: int = option(0, least=0, untimed=True, unlimited=True)
     # Epochs after which the step schedule drops, ascending, in place of every --lr-period.
-    lr_milestones: list[int] = option([], least=1, untimed=True, unlimited=True, before=[])
+    lr_milestones: list[int] = option(
+        [], least=1, untimed=True, unlimited=True, before=[], only_with={"lr_schedule": "step", "lr_period": 0}
+    )
     # Lowest learning rate of the cosine schedule.
     lr_min: float = option(1e-5, least=0)
     # Factor of each drop of the step schedule, above 0 and up to 1.
