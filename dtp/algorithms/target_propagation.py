@@ -40,7 +40,7 @@ from dtp.feedback import (
 )
 from dtp.feedback.layers import shared_positions
 from dtp.feedback.loop import Average, Gradients, Step
-from dtp.models.network import Network
+from dtp.models.network import Network, initialise
 from dtp.models.precision import no_autocast
 
 
@@ -224,11 +224,13 @@ class TargetPropagation(LocalTargets):
             require_known_operations(n, layer)
         undone = {n: self.undone_layer(n) for n in range(1, self.network.depth + 1)}
         feedback = derive_feedback(list(undone.values()), self.network.shapes, numbers, settings)
-        if o.feedback_init == "symmetric":
-            for n in numbers:
-                layer = feedback[n]
+        for n in numbers:
+            layer = feedback[n]
+            if o.feedback_init == "symmetric":
                 assert isinstance(layer, FeedbackLayer)
                 layer.copy_transpose(undone[n])
+            elif o.feedback_init != "random":
+                initialise(layer, o.feedback_init)
         return feedback
 
     def undone_layer(self, n: int) -> nn.Module:

@@ -21,7 +21,7 @@ class VanillaDTP(TargetPropagation):
     ``"output"`` the first target is s_N - beta d loss / d s_N.
 
     Left out by the paper: the order of the two phases (whole epochs in turn by default, as in the authors' code), and
-    the first feedback weights (PyTorch's own; ``feedback_init``).
+    the first feedback weights (``feedback_init``).
     """
 
     Options = VanillaDTPOptions

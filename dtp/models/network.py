@@ -144,7 +144,10 @@ class Network(nn.Module):
 
 @torch.no_grad()
 def initialise(layer: nn.Module, init: str) -> None:
-    """Draw the weights of a layer anew, as ``--init`` says; biases become 0. ``default`` leaves all as it is."""
+    """Draw the weights of a layer, forward or feedback, anew, as ``--init`` says; biases become 0.
+
+    ``default`` leaves all as it is.
+    """
     if init == "default":
         return
     fill = {
@@ -158,7 +161,9 @@ def initialise(layer: nn.Module, init: str) -> None:
             # Every position is a small dense layer.
             for position in module.weight:
                 fill(position)
-        elif isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
+        elif isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.ConvTranspose1d | nn.ConvTranspose2d):
             fill(module.weight)
-        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | LocallyConnected2d) and module.bias is not None:
+        else:
+            continue
+        if module.bias is not None:
             module.bias.zero_()

@@ -116,8 +116,9 @@ class TargetPropagationOptions(TargetOptions):
     noise_decay: float = option(0.0, least=0)
     # Noise samples averaged in each feedback iteration, at least 1.
     noise_samples: int = option(1, least=1)
-    # First feedback weights: PyTorch's own random ones, or the transpose of the forward weights.
-    feedback_init: Literal["random", "symmetric"] = "random"
+    # First feedback weights: PyTorch's own random ones (random), those of Glorot or orthogonal ones as --init has them,
+    # or the transpose of the forward weights (symmetric).
+    feedback_init: Literal["random", "xavier", "xavier-normal", "orthogonal", "symmetric"] = "random"
     # Whether each step of the forward weights also moves the feedback weights, by its transpose (Kolen and Pollack
     # 1994), so that those follow between their own iterations (kolen-pollack), or not (no, as published).
     feedback_tracking: Literal["no", "kolen-pollack"] = option("no", before="no")
