@@ -387,6 +387,9 @@ class Algorithm(TaskModule, metaclass=RuleType):
         # All forward weights at once, so before the first of their optimizers.
         if self.options.clip_norm > 0 and optimizer is self.forward_optimizer:
             torch.nn.utils.clip_grad_norm_(self.forward_parameters, self.options.clip_norm)
+        if self.options.clip_each > 0:
+            for parameter in (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None):
+                torch.nn.utils.clip_grad_norm_([parameter], self.options.clip_each)
 
     # --- training, as Lightning calls it ----------------------------------------------------------------------------
 

@@ -52,10 +52,13 @@ class DTP(TargetPropagation):
         return self.options.probes == "expected"
 
     def fixed_sequence(self) -> bool:
-        in_graphs = self.engine.choose(self.device, self._steps_directly()) == "graph"
+        directly = self._steps_directly()
+        in_graphs = self.engine.choose(self.device, directly) == "graph"
         trained = [n for n in self.trained_feedback if self.feedback_iterations[n]]
-        return type(self) is DTP and all(
-            self._expected(n) is not None or (in_graphs and self._reduced(n) is not None) for n in trained
+        return (
+            (directly or not trained)
+            and type(self) is DTP
+            and all(self._expected(n) is not None or (in_graphs and self._reduced(n) is not None) for n in trained)
         )
 
     def expected_form(self, n: int) -> ExpectedLDRL:

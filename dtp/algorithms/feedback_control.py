@@ -528,11 +528,9 @@ class FeedbackControl(TargetPropagation):
         super()._step_through_strategy(gradients)
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        super().on_before_optimizer_step(optimizer)
-        is_feedback = any(optimizer is one for one in self.feedback_optimizers.values())
-        if self.options.clip_each and not (is_feedback and self.options.clip_feedback):
-            for parameter in (p for group in optimizer.param_groups for p in group["params"] if p.grad is not None):
-                nn.utils.clip_grad_norm_([parameter], self.options.clip_each)
+        # The others' gradients are clipped already.
+        if not (self.options.clip_feedback and any(optimizer is one for one in self.feedback_optimizers.values())):
+            super().on_before_optimizer_step(optimizer)
 
     # --- mistakes -----------------------------------------------------------------------------------------------------
 

@@ -214,7 +214,7 @@ class Competitive(SingleLayer):
     def __init__(self, network: Network, options: CompetitiveOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
         o = self.options
-        for flag in ("momentum", "weight_decay", "clip_norm"):
+        for flag in ("momentum", "weight_decay", "clip_norm", "clip_each"):
             if getattr(o, flag):
                 raise UserError(
                     f"--{flag.replace('_', '-')}: expected 0, for prototypes move by a fraction of the way to images, "

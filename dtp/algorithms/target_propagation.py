@@ -500,14 +500,14 @@ class TargetPropagation(LocalTargets):
             return str(error)
 
     def _steps_directly(self) -> bool:
-        """Whether a feedback step is nothing but its layer's optimizer's, without a hook of the rule's own."""
+        """Whether a feedback step is nothing but its layer's optimizer's, without clipping or own hooks."""
         customised = any(overridden(self, Algorithm, hook) for hook in ("step", "on_before_optimizer_step"))
         own = all(
             [id(p) for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
             == [id(p) for p in self._feedback_parameters(n)]
             for n, optimizer in self.feedback_optimizers.items()
         )
-        return own and not customised
+        return own and not customised and not self.options.clip_each
 
     def _step_through_strategy(self, gradients: Gradients) -> None:
         # The division of the phase has averaged what is to be averaged.

@@ -141,6 +141,7 @@ def uncollected():
     [
         (BP, {}),
         (BP, {"clip_norm": 1.0}),
+        (BP, {"clip_each": 1.0}),
         (DTP, DRAWN),
         (DTP, EXPECTED),
         (DTP, {**EXPECTED, "feedback_slope": "clean"}),

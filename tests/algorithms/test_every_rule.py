@@ -640,6 +640,22 @@ def test_clip_norm_bounds_the_whole_forward_gradient(name):
     assert moved.norm().item() == pytest.approx(1e-3, rel=1e-2)
 
 
+@every_rule
+def test_clip_each_bounds_the_gradient_of_each_weight(name):
+    network = small_network(name).double()
+    plain = {"optimizer": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0}
+    if not facts(name).clips:
+        with pytest.raises(UserError, match="--clip-each: expected 0"):
+            make_trained(name, network, clip_each=1e-5, **plain)
+        return
+    rule = make_trained(name, network, clip_each=1e-5, **plain).double()
+    before = [p.detach().clone() for p in rule.forward_parameters]
+    rule.training_batch(*make_batch(network))
+    moved = [(p - old).norm().item() for p, old in zip(rule.forward_parameters, before, strict=True)]
+    # torch adds 1e-6 to the norm that it divides by.
+    assert max(moved) == pytest.approx(1e-5, rel=0.2) and max(moved) < 1e-5
+
+
 # --- whole runs -------------------------------------------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from dtp.feedback import ReducedLDRL
 from dtp.models import VGG, Network
 from dtp.models.options import ModelOptions, VGGOptions
 from tests.algorithms.helpers import changed, make, make_trained, of_network, same, small_network, state
+from tests.algorithms.networks import shipped_network
 from tests.algorithms.rules import facts
 from tests.conftest import make_batch
 
@@ -157,6 +158,41 @@ def test_noise_of_a_feedback_phase_is_drawn_in_the_same_amount_by_every_engine(n
     found, expected = (r.noise_streams.state_dict()["states"] for r in (rule, plain))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[n], expected[n]) for n in found)
+
+
+@pytest.mark.parametrize("engine", ["literal", "auto"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_each_feedback_weights_own_gradient_is_clipped_in_every_step(name, engine):
+    """With SGD at a rate of 1 a step is no longer than the limit, and of that length where the gradient was longer."""
+    network = small_network(name).double()
+    plain = {"feedback_optimizer": "sgd", "feedback_lr": [1.0], "feedback_momentum": 0.0, "feedback_weight_decay": 0.0}
+    rule = make_trained(name, network, clip_each=1e-4, feedback_iterations=[1], engine=engine, **plain).double()
+    before = state(rule.feedback)
+    rule.feedback_phase(rule.activations(make_batch(network)[0], gradients=False))
+    moved = [(value - before[key]).norm().item() for key, value in rule.feedback.named_parameters()]
+    assert max(moved) == pytest.approx(1e-4, rel=2e-2) and max(moved) < 1e-4
+
+
+@pytest.mark.parametrize("model", ["mlp", "lenet", "lc", "resnet20"])
+@pytest.mark.parametrize("init", ["xavier", "xavier-normal", "orthogonal"])
+def test_first_feedback_weights_are_drawn_as_first_forward_weights_are(model, init):
+    network = shipped_network(model)
+    rule = make("vanilla-dtp", network, feedback_init=init)
+    biases = [value for key, value in rule.feedback.named_parameters() if key.endswith("bias")]
+    assert biases and not any(bias.any() for bias in biases)
+    for pairs in rule.feedback_weights().values():
+        for weight, transposed in pairs:
+            assert weight.shape == transposed.shape and weight.std() > 0
+            # Of a locally connected layer one position's.
+            matrix = (weight[0] if model == "lc" and weight.dim() == 3 else weight).flatten(1).double()
+            if init == "orthogonal":
+                gram = matrix @ matrix.t() if len(matrix) <= matrix.shape[1] else matrix.t() @ matrix
+                torch.testing.assert_close(gram, torch.eye(len(gram), dtype=gram.dtype), atol=1e-5, rtol=0)
+                continue
+            fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(weight[0] if weight.dim() == 3 else weight)
+            deviation = math.sqrt(2 / (fan_in + fan_out))
+            assert weight.std().item() == pytest.approx(deviation, rel=0.5)
+            assert (weight.abs().max() <= math.sqrt(3) * deviation) == (init == "xavier") or weight.numel() < 100
 
 
 @pytest.mark.parametrize("beta, limit", [(0.7, 4.0), (0.01, 1.5)])

@@ -71,6 +71,8 @@ class AlgorithmOptions:
     lr_gamma: float = option(0.1, above=0, most=1)
     # Clip the norm of the whole forward gradient to this value; 0 for none.
     clip_norm: float = option(0.0, least=0)
+    # Clip the norm of each weight's own gradient, of feedback weights that are trained too, to this value; 0 for none.
+    clip_each: float = option(0.0, least=0, before=0.0)
 
 
 rule("bp", "bp:BP", "backpropagation, the baseline", family="Backprop")(AlgorithmOptions)

@@ -53,8 +53,6 @@ class ControlOptions(TargetPropagationOptions):
     warmup_feedback_lr: list[float] = option([], least=0)
     # Standard deviations of the noise at that time; left out: --noise, with its decay.
     warmup_noise: list[float] = option([], least=0)
-    # Clip the norm of each weight's own gradient, forward and feedback, to this value; 0 for none.
-    clip_each: float = option(0.0, least=0)
     # Clip the norm of the gradients of all feedback weights together to this value, in place of --clip-each; 0 for
     # that. One rank must have them all: not with --feedback-parallel layer or hybrid.
     clip_feedback: float = option(0.0, least=0, before=0.0)
