@@ -43,12 +43,13 @@ class DeltaOptions(SingleLayerOptions):
     """The delta rule."""
 
     search_origin: ClassVar[str] = (
-        "Ours: no published domain; rates over three decades, with the slope of the units and without."
+        "Ours: no published domain; rates over three decades, with the slope of the units, where the loss has it, and "
+        "without."
     )
     optimizer: OptimizerName = option("sgd", search="sgd")
     lr: float = option(0.05, search={"log-uniform": [1e-3, 1.0]})
     # Multiply each error by the slope of its unit: as the loss has it (auto, which is backprop), always or never.
-    slope: Literal["auto", "yes", "no"] = option("auto", search={"choice": ["auto", "yes", "no"]})
+    slope: Literal["auto", "yes", "no"] = option("auto", search={"choice": ["auto", "no"]})
 
 
 @rule("competitive", "single_layer:Competitive", "competitive learning, the winner takes all (Rumelhart, Zipser 1985)")

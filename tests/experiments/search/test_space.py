@@ -72,13 +72,15 @@ def test_a_mistake_in_what_options_say_names_the_rule_and_the_option():
 
 
 @pytest.mark.parametrize("rule", ALGORITHMS.names())
-def test_a_rule_can_be_built_with_the_first_and_the_last_values_of_its_domain(rule):
+def test_a_rule_can_be_built_with_the_ends_and_the_choices_of_its_domain(rule):
     space = domain("", rule)
     model = {"gait": "square", "dtp-dae": "tied-autoencoder"}.get(rule, "mlp")
     layers = [] if rule in ("hebb", "delta", "competitive") else ["5", "5"]
     words = ["--algo", rule, "--model", model, *(["--widths", *layers] if model == "mlp" else [])]
-    for corner in space.corners():
-        assert build(parse([*words, *as_arguments({**space.fixed, **corner})]))
+    first = {name: parameter.values[0] for name, parameter in space.parameters.items()}
+    others = [{**first, name: value} for name, parameter in space.parameters.items() for value in parameter.values]
+    for values in [*others, *space.corners()]:
+        assert build(parse([*words, *as_arguments({**space.fixed, **values})]))
 
 
 @pytest.mark.parametrize("rule", BARTUNOV)
