@@ -102,8 +102,15 @@ class Space:
         return dataclasses.replace(self, parameters=parameters, fixed=fixed)
 
     def corners(self) -> list[dict[str, Any]]:
-        """Two configurations: of the first, and of the last values of all parameters."""
-        return [{name: parameter.values[i] for name, parameter in self.parameters.items()} for i in (0, -1)]
+        """As few configurations as have both ends of each range and all values of each choice.
+
+        The first is of all first values, the last of all last ones.
+        """
+        count = max((len(parameter.values) for parameter in self.parameters.values()), default=1)
+        return [
+            {name: parameter.values[max(i, -len(parameter.values))] for name, parameter in self.parameters.items()}
+            for i in (0, *range(1 - count, 0))
+        ]
 
     def options(self, found: dict[str, Any]) -> dict[str, Any]:
         """All options that a trial with these values of the parameters sets."""

@@ -230,6 +230,7 @@ def test_a_mistake_that_only_training_finds_stops_the_search_at_the_first_trial(
         ("--space nowhere.yaml", "--space nowhere.yaml: no such file"),
         ("--space noisy.yaml", "noisy.yaml: --noise is an option of --algo"),
         ("--space damaged.yaml", "damaged.yaml: lr: expected one of log-uniform"),
+        ("--space misspelt.yaml", "misspelt.yaml: --optimizer: expected one of sgd, adam, rmsprop"),
         ("--output a.png", "--output: expected --draw with it"),
         ("--draw nowhere --output a.png", "nowhere: no such study"),
         ("--draw nowhere --trials 3 --lr 3", "--draw: expected studies alone, found '--lr'"),
@@ -244,6 +245,7 @@ def test_a_mistake_that_only_training_finds_stops_the_search_at_the_first_trial(
 def test_mistakes_are_told_in_one_sentence(words, expected, capsys):
     Path("noisy.yaml").write_text("noise: {uniform: [0.1, 0.2]}\n")
     Path("damaged.yaml").write_text("lr: {unifrom: [0.1, 0.2]}\n")
+    Path("misspelt.yaml").write_text("lr: {uniform: [0.1, 0.2]}\noptimizer: {choice: [sgd, adma, adam]}\n")
     fails(capsys, [*([] if "--algo" in words or "--draw" in words else ["--algo", "bp"]), *words.split()], expected)
     assert not list(Path().rglob("trial-*"))
 
