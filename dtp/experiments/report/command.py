@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -113,14 +114,18 @@ def _figures(page: Path, sections: Sequence[Section]) -> list[tuple[Drawing, Pat
     from dtp.experiments.report.figures import drawings
 
     before = page.read_text(encoding="utf-8") if page.is_file() else ""
-    drawn = []
+    drawn, names = [], Counter[str]()
     for section in sections:
-        name = re.sub(r"[^a-z0-9]+", "-", section.title.lower()).strip("-")
+        name = re.sub(r"[\W_]+", "-", section.title.lower()).strip("-")
+        names[name] += 1
+        # Two titles may differ in what no name of a file has.
+        name = "-".join(filter(None, (name, str(names[name]) if names[name] > 1 else "")))
         for drawing in drawings(section):
             png = page.with_name("-".join([page.stem, *([name] if len(sections) > 1 else []), drawing.kind]) + ".png")
-            if png.exists() and f"({png.name})" not in before:
+            link = f"<{png.name}>" if re.search(r"[\s()<>]", png.name) else png.name
+            if png.exists() and f"({link})" not in before:
                 raise UserError(f"{png}: exists, and is no figure of {page}; move it away, or give another --output.")
-            section.figures.append((png.name, drawing.caption))
+            section.figures.append((link, drawing.caption))
             drawn.append((drawing, png))
     return drawn
 

@@ -231,7 +231,7 @@ class Section:
     """Groups on one dataset with one task: what belongs into one table and one set of figures.
 
     Attributes:
-        figures: file name and caption of those beside its page.
+        figures: file name, as Markdown has it in links, and caption of those beside its page.
     """
 
     data: str

@@ -199,6 +199,21 @@ def test_two_studies_have_a_section_and_figures_each(tmp_path):
     assert "(report-mnist-curves.png)" in page
 
 
+def test_sections_whose_names_differ_in_letters_or_signs_alone_have_figures_of_their_own(tmp_path):
+    for number, folder in enumerate(["птицы", "кошки", "a_b", "a-b"]):
+        make_run(tmp_path / str(number), data="imagefolder", data_dir=f"/x/{folder}")
+    drawn = re.findall(r"\((report-.*-curves.png)\)", page_of(tmp_path))
+    assert len(set(drawn)) == 4 and all((tmp_path / name).is_file() for name in drawn)
+
+
+def test_figures_of_a_page_with_spaces_in_its_name_are_shown(tmp_path):
+    make_run(tmp_path / "a")
+    for _ in range(2):
+        assert main([str(tmp_path), "--output", str(tmp_path / "my page.md")]) == 0
+    # The form that CommonMark asks for.
+    assert "](<my page-curves.png>)" in (tmp_path / "my page.md").read_text()
+
+
 # --- what is not to happen --------------------------------------------------------------------------------------------
 
 
