@@ -14,6 +14,8 @@ from dtp.models import MODELS
 
 # Said of images that are not the original's pixels.
 RECOMPRESSED = "CIFAR-10 recompressed as JPEG"
+# Where ``--data-dir`` names no folder.
+AUTO = "auto"
 
 
 def value_words(value: Any) -> str:
@@ -60,14 +62,15 @@ def folder_of_images(options: dict[str, Any]) -> dict[str, str]:
     """The name of the folder that the images are read from, as ``data_dir``; nothing where they are of no folder."""
     if options["data"] != "imagefolder" and ":" not in str(options["data"]):
         return {}
-    return {"data_dir": PurePath(str(options.get("data_dir", ""))).name}
+    folder = PurePath(str(options.get("data_dir", ""))).name
+    return {"data_dir": "" if folder == AUTO else folder}
 
 
 def describe_data(options: dict[str, Any]) -> str:
     """The dataset in words."""
     name = str(options["data"])
     for folder in folder_of_images(options).values():
-        name = f"{folder or name} ({name})"
+        name = f"{folder} ({name})" if folder else name
         if options.get("image_size"):
             name += f", {options['image_size']} pixels"
     return f"{name}, {options['pca']} principal components" if options.get("pca") else name

@@ -176,6 +176,9 @@ def test_networks_and_datasets_in_words():
     assert describe_network(usual) == "mlp 6x256 tanh"
     assert describe_network(usual | {"widths": [], "bias": False}) == "mlp one layer tanh no biases"
     assert describe_data(usual | {"pca": 100}) == "mnist, 100 principal components"
+    own = usual | {"data": "mine:Photos"}
+    assert describe_data(own | {"data_dir": "auto"}) == "mine:Photos"
+    assert describe_data(own | {"data_dir": "/x/spring"}) == "spring (mine:Photos)"
 
 
 # --- epochs -----------------------------------------------------------------------------------------------------------
