@@ -394,6 +394,18 @@ def require_declared(cls: type, owner: str) -> None:
                 )
 
 
+def require_extended(cls: type, base: type, where: str, owner: type) -> None:
+    """Raise UserError where the class of options of ``owner`` lacks some of ``base``, which our classes read."""
+    own = {field.name for field in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
+    lacking = next((field.name for field in dataclasses.fields(base) if field.name not in own), None)
+    if lacking is not None:
+        ours = next(above for above in owner.__mro__ if above.__module__.partition(".")[0] == "dtp").__name__
+        raise UserError(
+            f"{where}: its class Options must extend that of {ours}, found one without {lacking!r}; write class "
+            f"Options({ours}.Options), decorated with @dataclass."
+        )
+
+
 def _is_dataclass(cls: type) -> bool:
     """Whether it is decorated itself, not a class above it alone."""
     return "__dataclass_fields__" in vars(cls)

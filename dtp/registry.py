@@ -127,6 +127,8 @@ class Registry:
         return self._user_entry(name)
 
     def _user_entry(self, path: str) -> Entry:
+        from dtp.fields import require_extended
+
         try:
             with _here_first():
                 found = import_object(path)
@@ -149,6 +151,7 @@ class Registry:
         _require_signatures(path, found)
         if not isinstance(getattr(found, "Options", None), type):
             raise UserError(f"--{self.flag} {path}: its Options must be a class, found {found.Options!r}; fix it.")
+        require_extended(found.Options, base.Options, f"--{self.flag} {path}", found)
         summary = (found.__doc__ or "").strip().partition("\n")[0]
         return Entry(path, path, f"{path}.Options", summary)
 

@@ -10,8 +10,10 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import pytest
+import torch
 from simple_parsing.docstring import get_attribute_docstring
 
+import dtp
 from dtp.algorithms import ALGORITHMS
 from dtp.cli.arguments import parse
 from dtp.cli.config import RunOptions
@@ -192,6 +194,16 @@ def test_an_option_that_is_set_without_being_declared_is_refused_in_python_too()
         pass
 
     assert made(Empty, None, {}, "it") == Empty()
+
+
+def test_a_rule_of_ones_own_whose_options_extend_none_is_refused_in_python_too():
+    @dataclass
+    class Alone:
+        rate: float = 0.25
+
+    rule = type("Rule", (dtp.BP,), {"Options": Alone})
+    with pytest.raises(UserError, match="^Rule: its class Options must extend that of BP, found one without 'loss'"):
+        rule(torch.nn.Linear(4, 3), rate=0.5)
 
 
 def test_what_is_no_option_or_comes_after_its_declaration_needs_no_type():

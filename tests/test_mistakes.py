@@ -334,6 +334,23 @@ OWN = {
         "--algo own_part:Own",
         "its class Usual sets beta and does not declare it",
     ),
+    "options of a rule that extend none": (
+        "from dataclasses import dataclass\nclass Own(DTP):\n    'Mine.'\n    @dataclass\n"
+        "    class Options:\n        alpha: float = 1.0",
+        "--algo own_part:Own",
+        "its class Options must extend that of DTP, found one without 'loss'; write class Options(DTP.Options)",
+    ),
+    "options of a network that extend none": (
+        "from dataclasses import dataclass\nclass Own(Network):\n    'Mine.'\n    @dataclass\n"
+        "    class Options:\n        width: int = 8",
+        "--model own_part:Own",
+        "its class Options must extend that of Network, found one without 'activation'",
+    ),
+    "options of a dataset that extend none": (
+        "class Own(ImageData):\n    'Mine.'\n    class Options:\n        shift = 1",
+        "--data own_part:Own",
+        "its class Options must extend that of ImageData, found one without 'data_dir'",
+    ),
     "option that no file can hold": (
         "from dataclasses import dataclass, field\nclass Own(DTP):\n    'Mine.'\n    @dataclass\n"
         "    class Options(DTP.Options):\n        table: dict = field(default_factory=dict)",

@@ -14,7 +14,7 @@ from torch import nn
 from torchmetrics import Metric
 
 from dtp.errors import UserError
-from dtp.fields import default_of, made
+from dtp.fields import default_of, made, require_extended
 from dtp.models.cutting import as_network
 
 _Rule = TypeVar("_Rule")
@@ -62,6 +62,9 @@ class RuleType(ABCMeta):
         if isinstance(loss, str):
             values["loss"] = loss
         kind: Any = cls
+        # Of all rules. A class of the user's own may have others, which lack them.
+        base = [above.Options for above in kind.__mro__ if "Options" in vars(above)][-1]
+        require_extended(kind.Options, base, cls.__name__, cls)
         options = made(kind.Options, options, values, cls.__name__)
         # As --seed, but up to any number, for those of torch have 64 bits.
         if seed is not None and not (isinstance(seed, Integral) and int(seed) >= 0):
