@@ -489,7 +489,10 @@ def _manual(entries: dict[str, Entry], defaults: argparse.Namespace) -> str:
 
 
 def _describe(title: str, cls: type, values: Any, width: int) -> str:
-    lines = [f"{title}: {(cls.__doc__ or '').strip().partition(chr(10))[0]}"]
+    said = cls.__doc__ or ""
+    # Where nothing is written, a dataclass has all its fields for that.
+    said = "its options" if not said.strip() or said.startswith(f"{cls.__name__}(") else said
+    lines = [f"{title}: {said.strip().partition(chr(10))[0]}"]
     for field in dataclasses.fields(cls):
         doc = get_attribute_docstring(cls, field.name)
         text = " ".join((doc.comment_above or doc.docstring_below or doc.comment_inline).split())

@@ -213,6 +213,18 @@ def test_a_configuration_survives_being_written_as_arguments():
     assert again.as_dict() == config.as_dict()
 
 
+def test_options_of_ones_own_that_nothing_is_written_about_are_not_listed_in_one_line(tmp_path, monkeypatch, capsys):
+    (tmp_path / "my_undescribed.py").write_text(
+        "from dataclasses import dataclass\nfrom dtp.algorithms import BP\nclass Mine(BP):\n    @dataclass\n"
+        "    class Options(BP.Options):\n        strangeness: float = 0.25\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SystemExit):
+        parse(words("--algo my_undescribed:Mine --help"))
+    lines = capsys.readouterr().out.splitlines()
+    assert "rule my_undescribed:Mine: its options" in lines and "  --strangeness NUMBER" in lines
+
+
 def test_a_users_rule_brings_its_own_options(tmp_path, monkeypatch):
     (tmp_path / "my_rules.py").write_text(
         "from dataclasses import dataclass\n"
