@@ -63,6 +63,16 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         os.fsync(file.fileno())
 
 
+def keep_whole_lines(path: Path) -> None:
+    """Cut off what follows the last newline of a file: of a line that a full disk, or a killed writer, has cut."""
+    with path.open("r+b") as file:
+        end = kept = file.seek(0, os.SEEK_END)
+        while kept and (file.seek(kept - 1), file.read(1))[1] != b"\n":
+            kept -= 1
+        if kept < end:
+            file.truncate(kept)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write JSON with each list of numbers on a line of its own."""
     text = json.dumps(content, indent=1, ensure_ascii=False)

@@ -26,7 +26,7 @@ from dtp.run.folder import IMAGES, Run, as_before, called
 from dtp.run.layout import METRICS_FILE
 from dtp.run.provenance import masked, recorded
 from dtp.run.reading import read_metrics
-from dtp.system.files import write_atomically
+from dtp.system.files import keep_whole_lines, write_atomically
 from dtp.system.locks import locked
 
 if TYPE_CHECKING:
@@ -470,6 +470,25 @@ def _storage(store: str) -> Any:
     from optuna.storages import JournalStorage, RDBStorage
     from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 
+    class WholeLines(JournalFileBackend):
+        """Optuna cannot read a file again in which another line follows one that a full disk, say, has cut."""
+
+        def append_logs(self, logs):
+            self._cut()
+            try:
+                super().append_logs(logs)
+            except OSError:
+                self._cut()
+                raise
+
+        def _cut(self) -> None:
+            """Take away what follows the last newline. Nobody writes meanwhile."""
+            lock.acquire()
+            try:
+                keep_whole_lines(path)
+            finally:
+                lock.release()
+
     if "://" in store:
         # SQLite gives up after 5 seconds where others write.
         wait = {"connect_args": {"timeout": 60}} if store.startswith("sqlite") else {}
@@ -477,7 +496,8 @@ def _storage(store: str) -> Any:
     path = user_path(store).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     # A lock file that whoever finds it 30 seconds old removes: works on NFS, where SQLite's own locks do not.
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=JournalFileOpenLock(str(path))))
+    lock = JournalFileOpenLock(str(path))
+    return JournalStorage(WholeLines(str(path), lock_obj=lock))
 
 
 def _masked_command(command: str) -> str:

@@ -1,5 +1,6 @@
 """A study: what is drawn, what becomes of trials, and that several processes share it without loss."""
 
+import errno
 import itertools
 import json
 import multiprocessing
@@ -395,3 +396,45 @@ def test_a_search_over_whole_numbers_and_one_choice():
     assert {job.options["batch_size"] for job in jobs} == {4, 5, 6} and {job.options["clip_norm"] for job in jobs} == {
         1
     }
+
+
+def test_a_study_goes_on_after_a_full_disk_has_cut_the_last_line_of_its_store(monkeypatch):
+    first = open_study()
+    train(first, next(first.jobs(3)), 0.5)
+    before = Path("study/journal.log").read_bytes()
+
+    class Full:
+        """A file on a disk that takes a part of what is written, and fails."""
+
+        def __init__(self, file):
+            self.file = file
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self.file.close()
+
+        def write(self, content):
+            self.file.write(content[: len(content) // 2])
+            self.file.flush()
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    usual = open
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "optuna.storages.journal._file.open",
+            lambda name, mode: Full(usual(name, mode)) if mode == "ab" else usual(name, mode),
+            raising=False,
+        )
+        with pytest.raises(OSError, match="No space left"):
+            next(first.jobs(3))
+    assert Path("study/journal.log").read_bytes() == before
+    # A process that was killed there leaves it to the next one that writes.
+    with usual("study/journal.log", "ab") as file:
+        file.write(b'{"op_code": 6, "worker_id": "a')
+    again = open_study()
+    for job in again.jobs(3):
+        train(again, job)
+    values = [(trial.number, trial.state) for trial in open_study().trials()]
+    assert values == [(0, "finished"), (1, "finished"), (2, "finished")] and again.trials()[0].value == 0.5
