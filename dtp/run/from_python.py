@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from enum import Enum
 from functools import reduce
 from operator import attrgetter
 from pathlib import Path
@@ -143,6 +144,9 @@ def as_words(options: dict[str, Any]) -> list[str]:
 def _value(name: str, value: Any) -> Any:
     if isinstance(value, type):
         return _class_name(value)
+    if isinstance(value, Enum):
+        # Some are texts or numbers, too.
+        return value.name
     if isinstance(value, str) and value in ("", "-h"):
         # The second would ask for help.
         raise UserError(f"{name}: expected a value, found {value!r}; give one, or None to leave it out.")

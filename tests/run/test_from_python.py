@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,9 @@ def test_words_are_those_of_the_command_line():
             as_words({name: ""})
     with pytest.raises(UserError, match="lr: expected a value, found '-h'"):
         as_words({"lr": "-h"})
+    mode = Enum("Mode", {"SOFT": "s"})
+    texts = Enum("Texts", {"HARD": "h"}, type=str)
+    assert as_words({"a": mode.SOFT, "b": [texts.HARD]}) == ["--a", "SOFT", "--b", "HARD"]
     assert as_words({"model": Deep}) == ["--model", f"{__name__}:Deep"]
 
 
