@@ -12,7 +12,8 @@ from dtp.models.options import MLPOptions
 class MLP(Network):
     """``[flatten] -> linear -> activation`` for each width, then ``linear`` to the logits.
 
-    With ``standardise`` the hidden layers, or all, end in a standardisation over the batch (Shibuya et al. 2023).
+    With ``standardise`` the hidden layers, or all, end in a standardisation over the batch (Shibuya et al. 2023); with
+    ``dropout`` the hidden ones end in that.
     """
 
     Options = MLPOptions
@@ -22,9 +23,9 @@ class MLP(Network):
         o = self.options
         for number, width in enumerate(o.widths, 1):
             bias = o.bias and (o.last_hidden_bias or number < len(o.widths))
-            yield nn.Sequential(
-                *self._linear(width, bias), self.activation(), *self._standardise(width, "hidden", "all")
-            )
+            standardise = self._standardise(width, "hidden", "all")
+            dropout = [nn.Dropout(o.dropout)] if o.dropout else []
+            yield nn.Sequential(*self._linear(width, bias), self.activation(), *standardise, *dropout)
         yield nn.Sequential(*self._linear(self.num_classes, o.bias), *self._standardise(self.num_classes, "all"))
 
     def _linear(self, units: int, bias: bool) -> list[nn.Module]:

@@ -1,5 +1,6 @@
 """What every network promises: numbering, shapes, a chain of its layers; and how it refuses images."""
 
+import copy
 from dataclasses import dataclass
 
 import pytest
@@ -86,6 +87,16 @@ def test_forward_is_the_chain_of_the_layers(build):
     assert torch.equal(network(x), s)
     network(x).sum().backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in network.parameters())
+
+
+def test_an_mlp_drops_units_of_each_hidden_layer_in_training_alone():
+    network = MLP(MLP.Options(widths=[200, 300], activation="elu", dropout=0.25), (1, 4, 4), 10)
+    s = torch.randn(50, 1, 4, 4)
+    for n in range(1, network.depth + 1):
+        s = network[n](s)
+        assert (s == 0).float().mean().item() == pytest.approx(0.25 if n < 3 else 0.0, abs=0.02)
+        evaluated = copy.deepcopy(network).eval()[n](torch.randn(5, *network.shapes[n - 1]))
+        assert not (evaluated == 0).any()
 
 
 @builders

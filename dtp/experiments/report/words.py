@@ -53,6 +53,7 @@ def describe_network(options: dict[str, Any]) -> str:
         "no biases" if own.get("bias") is False else "",
         f"standardise {own['standardise']}" if own.get("standardise", "none") != "none" else "",
         "batch normalisation" if own.get("batch_norm") else "",
+        f"dropout {value_words(own['dropout'])}" if own.get("dropout") else "",
         "" if outputs is None else f"{outputs} outputs" if outputs else "square output",
     ]
     return " ".join(filter(None, words))
