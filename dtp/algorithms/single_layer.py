@@ -101,8 +101,8 @@ class Hebb(SingleLayer):
 
     with running means < >. Under classification h is the one-hot label, held at the outputs while the image is shown. A
     row of W becomes the mean image of its class, minus that of all classes. Under clustering h is the activity of the
-    outputs: ``units`` that compete by softmax, or linear ones. A bias is the weight of an input of 1. Weights grow
-    without bound unless ``weight_decay`` or ``normalise_rows`` limits them.
+    outputs: ``units`` that compete by softmax, or linear ones. A bias is the weight of an input of 1 from which no mean
+    is taken. Weights grow without bound unless ``weight_decay`` or ``normalise_rows`` limits them.
 
     Left out by the sources: the rate of the running means (``mean_rate``, per batch), how units become different
     without labels (here by the softmax), and how weights stay bounded (as above).
