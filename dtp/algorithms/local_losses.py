@@ -9,6 +9,7 @@ from dtp.algorithms.base import Algorithm
 from dtp.contracts import gradients, handed_back, require_mapping
 from dtp.errors import UserError
 from dtp.feedback import Context, forward_with_context, layer_operations
+from dtp.feedback.context import DrawnContext
 from dtp.feedback.layers import is_layer_function
 from dtp.models.modules import LocallyConnected2d
 from dtp.models.network import Network
@@ -54,6 +55,7 @@ class LocalLosses(Algorithm):
 
 
 _AFFINE = (nn.Linear, nn.Conv1d, nn.Conv2d, LocallyConnected2d)
+_DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 
 def function_place(layer: nn.Module) -> int | None:
@@ -99,6 +101,19 @@ class Stages:
         function = self._functions[n]
         # In place it would overwrite what the loss of the layer is of.
         return function(a.clone() if getattr(function, "inplace", False) else a)
+
+    def kept(self, n: int, context: Context | None) -> Tensor | float:
+        """What the dropout right behind f_n multiplies h_n by, (B, *shape); 1 where it drops nothing.
+
+        Args:
+            context: of A_{n+1}, to which that dropout belongs.
+        """
+        factor: Tensor | float = 1.0
+        for module, drawn in zip(self._affine[n + 1], context or (), strict=False):
+            if not isinstance(module, _DROPOUT) or not isinstance(drawn, DrawnContext):
+                break
+            factor = drawn.numbers * factor
+        return factor
 
     def positions(self, n: int, a: Tensor) -> int:
         """Number of positions of A_n's output ``a``, flat or not, that share its weights: of a convolution, else 1."""

@@ -30,8 +30,9 @@ class PEPITA(LocalLosses):
     F to (W_N .. W_1)^T is logged as ``feedback_angle`` if layers are linear maps with nonlinearities. The rule is
     backprop in no limit.
 
-    Dropout, and all other random numbers of layers, are the same in both passes. Normalisations use the statistics of
-    the first. The error is the gradient of ``loss``, whichever is chosen. h_n is the activation before pooling.
+    Dropout, and all other random numbers of layers, are the same in both passes; units that the dropout behind their
+    nonlinearity drops do not learn. Normalisations use the statistics of the first pass. The error is the gradient of
+    ``loss``, whichever is chosen. h_n is the activation before pooling.
 
     Three things differ from the authors' code. Their update of a convolution has the opposite sign of that of a linear
     layer; here it has the same sign. They average it over the batch twice, here once. A single linear layer after
@@ -78,7 +79,8 @@ class PEPITA(LocalLosses):
                     losses[n] = self.task_loss(a, y)
                 else:
                     below = stages.function(n, a.detach())
-                    losses[n] = per_sample_dot(a, h[n] - below) / self._shared(stages.positions(n, a))
+                    difference = stages.kept(n, contexts[n + 1]) * (h[n] - below)
+                    losses[n] = per_sample_dot(a, difference) / self._shared(stages.positions(n, a))
         return h[N], losses
 
     def _shared(self, positions: int) -> float:

@@ -110,6 +110,29 @@ def test_both_passes_have_the_same_dropout():
     assert not found[0].any() and not found[1].any() and found[2].any()
 
 
+def test_units_that_are_dropped_do_not_learn():
+    """As in the authors' code: h and h~ are what dropout leaves of them."""
+    dropout = nn.Dropout(0.25)
+    layers = [nn.Sequential(nn.Flatten(), nn.Linear(16, 30, bias=False), nn.ReLU(), dropout)]
+    layers.append(nn.Sequential(nn.Linear(30, 5, bias=False)))
+    network = Layers(layers, (1, 4, 4)).double()
+    rule = make("pepita", network, input_scale=1.0)
+    x, y = make_batch(network)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)
+        mask = dropout(torch.ones(len(x), 30, dtype=x.dtype))
+    torch.manual_seed(5)
+    found = rule.forward_gradients(x, y)[1]
+    x, (W, V), goal = x.flatten(1), network.parameters(), torch.eye(5, dtype=x.dtype)[y]
+    h = (x @ W.t()).relu() * mask
+    below = x + ((h @ V.t()).softmax(1) - goal) @ rule.feedback.linear.weight.t()
+    again = (below @ W.t()).relu() * mask
+    expected = (h - again).t() @ below, ((again @ V.t()).softmax(1) - goal).t() @ again
+    assert 0.1 < (mask == 0).double().mean() < 0.4
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b / len(x), rtol=1e-12, atol=1e-15)
+
+
 def test_normalisations_use_the_statistics_of_the_first_pass_and_count_it_alone():
     network = normalised_network().double()
     rule = make("pepita", network, input_scale=5.0).double()
