@@ -205,6 +205,14 @@ def test_rates_and_epsilons_of_single_layers_reach_their_groups():
     assert [g["eps"] for g in groups] == [pytest.approx(epsilon, rel=1e-6) for epsilon in epsilons]
 
 
+@pytest.mark.parametrize("preset", [name for name in NAMES if "feedback_init" in find_preset(name).values])
+def test_first_feedback_weights_are_drawn_as_the_first_forward_weights_of_the_paper(preset):
+    """The papers name one distribution for both."""
+    config = parsed(preset)
+    if config.algo.feedback_init not in ("random", "symmetric"):
+        assert config.algo.feedback_init == config.model.init
+
+
 @pytest.mark.parametrize("preset", [name for name in NAMES if "Their step" in origin_of(name)])
 def test_steps_on_mean_losses_are_converted_as_the_preset_says(preset):
     """beta is the step of the authors' code over the batch, and their rate over the step, in Meulemans' presets."""
