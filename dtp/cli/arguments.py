@@ -39,7 +39,7 @@ from dtp.errors import UserError, user_path
 from dtp.fields import checked, default_of, flag, require_declared, said_of
 from dtp.models import MODELS
 from dtp.registry import Entry, did_you_mean
-from dtp.run.folder import IMAGES, plain, saved_config_of
+from dtp.run.folder import IMAGES, is_recorded, plain, saved_config_of
 from dtp.run.provenance import masked
 
 REGISTRIES = (ALGORITHMS, MODELS, DATA)
@@ -70,11 +70,13 @@ class _File(NamedTuple):
     Attributes:
         name: in messages.
         run_folder: that it lies in, if it is the configuration of a run.
+        recorded: whether a run has written it, and so says all that it was trained with.
     """
 
     name: str
     values: dict[str, Any]
     run_folder: Path | None
+    recorded: bool
 
 
 class _Source(NamedTuple):
@@ -158,14 +160,15 @@ def _files(first: dict[str, str | None]) -> list[_File]:
         path = user_path(resume)
         saved = saved_config_of(str(path))
         if saved is not None:
-            files.append(_File(str(saved), read_configuration(saved), saved.parent))
+            files.append(_File(str(saved), read_configuration(saved), saved.parent, True))
         elif path.is_file():
-            files.append(_File(str(path), _of_checkpoint(path), None))
+            files.append(_File(str(path), _of_checkpoint(path), None, True))
         for file in files:
             _require_same_names(first, file)
     if config:
         values, run_folder = config_values(config)
-        files.append(_File(f"--config {config}", values, run_folder))
+        recorded = run_folder is not None or is_recorded(user_path(config))
+        files.append(_File(f"--config {config}", values, run_folder, recorded))
     return files
 
 
@@ -229,7 +232,19 @@ def _of_file(file: _File, entries: dict[str, Entry]) -> _Source:
                 f"{file.name}: --{key} belongs on the command line, not into a file; take {key!r} out of it."
             )
     _require_values(file, entries)
-    return _Source(file.name, as_arguments(file.values, empty=True), f"file {file.name.removeprefix('--config ')}")
+    # A run of an earlier version had nothing of what a preset of today says of newer options.
+    values = {**(_before(entries) if file.recorded else {}), **file.values}
+    return _Source(file.name, as_arguments(values, empty=True), f"file {file.name.removeprefix('--config ')}")
+
+
+def _before(entries: dict[str, Entry]) -> dict[str, Any]:
+    """Values that stand for what versions did that had no such options, of those that there are."""
+    said = {
+        field.name: said_of(cls, field.name, "before")
+        for cls in _option_classes(entries).values()
+        for field in dataclasses.fields(cls)
+    }
+    return {name: value for name, value in said.items() if value is not None}
 
 
 def _words(sources: Sequence[_Source]) -> list[str]:

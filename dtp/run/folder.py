@@ -510,7 +510,7 @@ def _require_unused(folder: Path) -> None:
 def _contents(folder: Path) -> list[Path]:
     """What a run folder holds, besides the files of a start that ended without a checkpoint or results."""
     left = [FAILURE_FILE, LOCK_FILE, WANDB_ID_FILE, METRICS_FILE]
-    if _is_ours(folder / CONFIG_FILE):
+    if is_recorded(folder / CONFIG_FILE):
         left.append(CONFIG_FILE)
     found = [path for path in folder.iterdir() if path.name not in left]
     # A cluster's script puts its log there first, and W&B the logs of all starts.
@@ -521,7 +521,7 @@ def _contents(folder: Path) -> list[Path]:
     return [path for path in found if not _is_leftover(path)]
 
 
-def _is_ours(config: Path) -> bool:
+def is_recorded(config: Path) -> bool:
     """Whether :func:`write_config` wrote the file, not a person."""
     try:
         return config.read_text(encoding="utf-8").startswith(HEADER)

@@ -475,6 +475,20 @@ def test_options_of_other_types_survive_a_saved_configuration(tmp_path, monkeypa
     assert parse(words("--algo typed:Mine --mixed 4 four")).algo.mixed == (4, "four")
 
 
+@pytest.mark.parametrize("words", ["--resume run", "--config run", "--config run/config.yaml"])
+def test_a_run_that_is_older_than_an_option_has_nothing_of_what_its_preset_says_of_that(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved = saved_options(parse(["--config", "pepita_mlp_cifar10"]))
+    del saved["dropout"], saved["clip_each"]
+    Path("run").mkdir()
+    Path("run/config.yaml").write_text(f"# command: dtp train\n{yaml.safe_dump(saved)}")
+    config = parse(words.split())
+    assert config.model.dropout == 0 and differing_options(saved, config) == {}
+    # A file that a person has written has it.
+    Path("own.yaml").write_text(yaml.safe_dump(saved))
+    assert parse(["--config", "own.yaml"]).model.dropout == 0.1
+
+
 def test_two_classes_with_one_option_name_are_refused(tmp_path, monkeypatch):
     (tmp_path / "clashing.py").write_text(
         "from dataclasses import dataclass\n"
