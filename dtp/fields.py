@@ -96,8 +96,8 @@ def option(
             - ``varies``: how far its value may differ within one run: ``"resumed"`` when the run is resumed,
               ``"process"`` in each of its processes too, ``"start"`` as it belongs to one start and is not saved.
             - ``before``: the value that stands for what versions did that had no such option.
-            - ``only_with``: values of other options, by name; where the command line gives another, what a preset or a
-              file says of this option is left out.
+            - ``only_with``: values of other options, by name; where a file or the command line gives another, what a
+              preset, or a file before it, says of this option is left out.
             - ``budget=True``, of options of ours: it says how long and from which seed is trained, no part of what a
               search finds.
             - ``untimed=True``, of options of ours: a batch takes as long with any value.

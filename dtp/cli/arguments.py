@@ -128,7 +128,7 @@ def parse(argv: Sequence[str], own_classes: bool = True) -> Config:
     parsed = _parse_sources(parser, sources, list(argv), entries)
     run = _run_options(parsed.run, chosen, task, entries["algo"])
     for options in (parsed.algo, parsed.model, parsed.data):
-        _leave_out(options, argv)
+        _leave_out(options, [*(source.words for source in sources), argv])
         checked(options)
     _require_lasting(parser, {part: getattr(parsed, part) for part in entries}, entries)
     origins = [source.origin for source in sources if source.origin]
@@ -265,13 +265,14 @@ def _parse_sources(
     return _parse_checked(parser, [*_words(sources), *argv], entries)
 
 
-def _leave_out(options: Any, argv: Sequence[str]) -> None:
-    """Give options their defaults that presets and files set beside others, which the command line has replaced."""
-    given = {word.partition("=")[0].lstrip("-").replace("-", "_") for word in argv if word.startswith("--")}
+def _leave_out(options: Any, sources: Sequence[Sequence[str]]) -> None:
+    """Give options their defaults that one of the sources sets beside others, which a later one has replaced."""
+    given = [{word.partition("=")[0][2:].replace("-", "_") for word in words if word[:2] == "--"} for words in sources]
     for field in dataclasses.fields(options):
         beside = said_of(type(options), field.name, "only_with") or {}
-        replaced = any(name in given and getattr(options, name) != value for name, value in beside.items())
-        if replaced and field.name not in given:
+        last = max((place for place, names in enumerate(given) if field.name in names), default=len(given))
+        later = set().union(*given[last + 1 :])
+        if any(name in later and getattr(options, name) != value for name, value in beside.items()):
             setattr(options, field.name, default_of(field))
 
 

@@ -424,6 +424,17 @@ def test_another_schedule_than_a_presets_leaves_its_milestones_out(other):
     assert parse(words(f"--config fa_lenet_mnist {other}")).algo.lr_milestones == []
 
 
+@pytest.mark.parametrize("other", ["lr_schedule: constant", "lr_period: 10"])
+def test_another_schedule_in_a_file_leaves_a_presets_milestones_out_too(other, tmp_path):
+    file = tmp_path / "other.yaml"
+    file.write_text(f"{other}\n")
+    command = words(f"--algo fa --model lenet --data mnist --config {file}")
+    assert parse(command).algo.lr_milestones == []
+    assert parse([*command, *words("--lr-schedule step --lr-period 0")]).algo.lr_milestones == [50, 75]
+    file.write_text(f"{other}\nlr_milestones: [6]\n")
+    assert parse(command).algo.lr_milestones == [6]
+
+
 @pytest.mark.parametrize("place", ["words", "file"])
 def test_milestones_are_left_out_nowhere_else(place, tmp_path):
     """Who says both has them told that they do not go together (tests/algorithms/test_optimizers.py)."""
