@@ -206,6 +206,16 @@ def test_a_rule_of_ones_own_whose_options_extend_none_is_refused_in_python_too()
         rule(torch.nn.Linear(4, 3), rate=0.5)
 
 
+def test_a_rule_of_ones_own_may_extend_a_class_beside_the_rules_that_has_options_of_another_kind():
+    class Beside:
+        @dataclass
+        class Options:
+            colour: str = "red"
+
+    rule = type("Rule", (dtp.BP, Beside), {})
+    assert rule(torch.nn.Linear(4, 3), lr=0.5).options == dtp.BP.Options(lr=0.5)
+
+
 def test_what_is_no_option_or_comes_after_its_declaration_needs_no_type():
     class Contract(abc.ABC):
         @property

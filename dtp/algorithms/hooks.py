@@ -33,7 +33,7 @@ def complete_hooks(cls: type) -> None:
         hook = inspect.getattr_static(cls, name)
         # Of a class beside the rules, too.
         if inspect.isfunction(hook) and not hasattr(hook, "is_whole"):
-            whole = _noted(name, hook) if _is_ours(cls) else _with_ours(name, hook)
+            whole = _noted(name, hook) if is_ours(cls) else _with_ours(name, hook)
             cast(Any, whole).is_whole = True
             setattr(cls, name, whole)
 
@@ -53,12 +53,13 @@ def _with_ours(name: str, hook: _Hook) -> _Hook:
         self._hooks_run.discard(name)
         found = hook(self, *args, **kwargs)
         if name not in self._hooks_run:
-            ours = next(vars(cls)[name] for cls in type(self).__mro__ if _is_ours(cls) and name in vars(cls))
+            ours = next(vars(cls)[name] for cls in type(self).__mro__ if is_ours(cls) and name in vars(cls))
             ours(self, *args, **kwargs)
         return found
 
     return whole
 
 
-def _is_ours(cls: type) -> bool:
+def is_ours(cls: type) -> bool:
+    """Whether the package has the class."""
     return cls.__module__.partition(".")[0] == "dtp"

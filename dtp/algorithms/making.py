@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torchmetrics import Metric
 
+from dtp.algorithms.hooks import is_ours
 from dtp.errors import UserError
 from dtp.fields import default_of, made, require_extended
 from dtp.models.cutting import as_network
@@ -62,8 +63,8 @@ class RuleType(ABCMeta):
         if isinstance(loss, str):
             values["loss"] = loss
         kind: Any = cls
-        # Of all rules. A class of the user's own may have others, which lack them.
-        base = [above.Options for above in kind.__mro__ if "Options" in vars(above)][-1]
+        # Of all rules. A class of the user's own, one beside the rules too, may have others, which lack them.
+        base = [above.Options for above in kind.__mro__ if "Options" in vars(above) and is_ours(above)][-1]
         require_extended(kind.Options, base, cls.__name__, cls)
         options = made(kind.Options, options, values, cls.__name__)
         # As --seed, but up to any number, for those of torch have 64 bits.
