@@ -123,7 +123,8 @@ def _figures(page: Path, sections: Sequence[Section]) -> list[tuple[Drawing, Pat
         for drawing in drawings(section):
             png = page.with_name("-".join([page.stem, *([name] if len(sections) > 1 else []), drawing.kind]) + ".png")
             link = f"<{png.name}>" if re.search(r"[\s()<>]", png.name) else png.name
-            if png.exists() and f"({link})" not in before:
+            # Earlier versions wrote all names as they are.
+            if png.exists() and not any(f"({form})" in before for form in (link, png.name)):
                 raise UserError(f"{png}: exists, and is no figure of {page}; move it away, or give another --output.")
             section.figures.append((link, drawing.caption))
             drawn.append((drawing, png))
