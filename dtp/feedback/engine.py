@@ -65,7 +65,7 @@ class FeedbackEngine:
             return self.name
         obstacle = None
         if not direct:
-            obstacle = "the steps of several devices, or of a rule that steps in its own way, are not captured"
+            obstacle = "steps of several devices, with --clip-each, or in a rule's own way are not captured"
         elif self.stops_early:
             obstacle = "how many iterations --feedback-stop-distance leaves is not known beforehand"
         if obstacle and self.name == "graph":

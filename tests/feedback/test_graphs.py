@@ -203,7 +203,7 @@ def test_a_graph_is_refused_for_a_rule_with_a_step_of_its_own():
             super().on_before_optimizer_step(optimizer)
 
     rule = make_rule("graph")
-    with pytest.raises(UserError, match="a rule that steps in its own way"):
+    with pytest.raises(UserError, match="with --clip-each, or in a rule's own way"):
         Clipped(rule.network, DTPOptions(engine="graph"))
     clipped = Clipped(rule.network, DTPOptions()).double()
     clipped.configure_optimizers()
