@@ -483,11 +483,7 @@ class FeedbackControl(TargetPropagation):
             return self._train_feedback(ControlPhase(self, activations, y))
 
     def _train_feedback(self, phase: ControlPhase) -> dict[str, Tensor]:
-        if self.options.clip_feedback and self.division.divides and not self.division.shares_images:
-            raise UserError(
-                "--clip-feedback: expected --feedback-parallel data, with which each rank has the gradients of all "
-                "feedback weights, found layer or hybrid; use data, or --clip-each alone."
-            )
+        self._require_all_feedback()
         rates = self.warmup_feedback_lr if self.warming_up else self.feedback_lr
         for n, optimizer in self.feedback_optimizers.items():
             optimizer.param_groups[0]["lr"] = self._rate_factor * rates[n]
@@ -533,6 +529,19 @@ class FeedbackControl(TargetPropagation):
             super().on_before_optimizer_step(optimizer)
 
     # --- mistakes -----------------------------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        super().on_fit_start()
+        if self.trainer.world_size > 1:
+            self._require_all_feedback()
+
+    def _require_all_feedback(self) -> None:
+        trained = any(self.feedback_iterations[n] for n in self.trained_feedback)
+        if trained and self.options.clip_feedback and self.division.divides and not self.division.shares_images:
+            raise UserError(
+                "--clip-feedback: expected --feedback-parallel data, with which each rank has the gradients of all "
+                "feedback weights, found layer or hybrid; use data, or 0 and --clip-each alone."
+            )
 
     def _require_steps(self, step: str, voltage: str) -> None:
         o = self.options
