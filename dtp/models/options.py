@@ -37,7 +37,7 @@ class MLPOptions(ModelOptions):
     bias: bool = option(True, same_work=True)
     # Whether the last hidden layer has one too, where layers have; the code of Meulemans et al. leaves it out for some
     # rules.
-    last_hidden_bias: bool = option(True, before=True)
+    last_hidden_bias: bool = option(True, before=True, only_with={"bias": True})
     # Share of the units of each hidden layer that each training batch drops, after the nonlinearity; from 0 to below 1.
     dropout: float = option(0.0, least=0, below=1, same_work=True, before=0.0)
     # Standardise over the batch, without parameters: after no layer (none), after the nonlinearity of each hidden layer

@@ -424,6 +424,12 @@ def test_another_schedule_than_a_presets_leaves_its_milestones_out(other):
     assert parse(words(f"--config fa_lenet_mnist {other}")).algo.lr_milestones == []
 
 
+def test_no_biases_leave_out_what_a_preset_says_of_one():
+    preset = "--algo dfa --model mlp --data fashion-mnist"
+    assert not parse(words(preset)).model.last_hidden_bias
+    assert parse(words(f"{preset} --bias false")).model.last_hidden_bias
+
+
 @pytest.mark.parametrize("other", ["lr_schedule: constant", "lr_period: 10"])
 def test_another_schedule_in_a_file_leaves_a_presets_milestones_out_too(other, tmp_path):
     file = tmp_path / "other.yaml"
