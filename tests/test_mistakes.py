@@ -243,6 +243,14 @@ def test_files_of_other_hands_are_no_start_that_came_to_nothing(name, text, tmp_
     assert contents(folder) == before
 
 
+def test_a_run_folder_within_a_run_is_refused(tmp_path, capsys):
+    """Reports look for nothing in the folder of a run."""
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--run-dir", str(folder)]) == 0
+    fails(capsys, [*SHORT, "--run-dir", str(folder / "further" / "run")], "lies within the run", "a folder beside it")
+    assert not (folder / "further").exists()
+
+
 def test_what_killed_writers_left_goes(tmp_path):
     folder = tmp_path / "run"
     assert main([*SHORT, "--max-steps", "5", "--run-dir", str(folder)]) == 0

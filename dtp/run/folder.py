@@ -505,6 +505,12 @@ def _require_unused(folder: Path) -> None:
             f"--run-dir {folder}: is not empty, and nothing in it is overwritten; give another folder, or --resume "
             "auto to go on with the run in it."
         )
+    for above in folder.absolute().parents:
+        if is_recorded(above / CONFIG_FILE):
+            raise UserError(
+                f"--run-dir {folder}: lies within the run {above}, where reports look for no other; give a folder "
+                "beside it."
+            )
 
 
 def _contents(folder: Path) -> list[Path]:
