@@ -32,6 +32,7 @@ from dtp.cli.config import (
     preset_names,
     preset_of,
     read_configuration,
+    said_by,
     written_alike,
 )
 from dtp.data import DATA
@@ -233,18 +234,8 @@ def _of_file(file: _File, entries: dict[str, Entry]) -> _Source:
             )
     _require_values(file, entries)
     # A run of an earlier version had nothing of what a preset of today says of newer options.
-    values = {**(_before(entries) if file.recorded else {}), **file.values}
+    values = {**(said_by("before", _option_classes(entries).values()) if file.recorded else {}), **file.values}
     return _Source(file.name, as_arguments(values, empty=True), f"file {file.name.removeprefix('--config ')}")
-
-
-def _before(entries: dict[str, Entry]) -> dict[str, Any]:
-    """Values that stand for what versions did that had no such options, of those that there are."""
-    said = {
-        field.name: said_of(cls, field.name, "before")
-        for cls in _option_classes(entries).values()
-        for field in dataclasses.fields(cls)
-    }
-    return {name: value for name, value in said.items() if value is not None}
 
 
 def _words(sources: Sequence[_Source]) -> list[str]:

@@ -223,13 +223,13 @@ class Config:
 
     def said(self, what: str) -> dict[str, Any]:
         """As :func:`said_of_options`, of a user's own rule, network and dataset too."""
-        return said_of_options(what) | _said(what, (type(self.data), type(self.model), type(self.algo)))
+        return said_of_options(what) | said_by(what, (type(self.data), type(self.model), type(self.algo)))
 
 
 @functools.cache
 def said_of_options(what: str) -> dict[str, Any]:
     """What the metadata of our options (:func:`dtp.fields.option`) say of ``what``, by name of option."""
-    return _said(what, _ours())
+    return said_by(what, _ours())
 
 
 def _ours() -> list[type]:
@@ -238,7 +238,8 @@ def _ours() -> list[type]:
     return [RunOptions, *(entry.load_options() for entry in entries)]
 
 
-def _said(what: str, classes: Iterable[type]) -> dict[str, Any]:
+def said_by(what: str, classes: Iterable[type]) -> dict[str, Any]:
+    """The same of the options of ``classes``."""
     said = ((option.name, said_of(cls, option.name, what)) for cls in classes for option in fields(cls))
     return {name: value for name, value in said if value is not None}
 
