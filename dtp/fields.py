@@ -20,7 +20,7 @@ from types import MemberDescriptorType, UnionType
 from typing import Any, Literal
 
 from dtp.errors import UserError
-from dtp.registry import did_you_mean, ended
+from dtp.registry import did_you_mean, ended, is_ours
 
 # Of fractions: what is larger overflows in the floating-point numbers that networks are made of.
 MOST = 1e30
@@ -399,7 +399,7 @@ def require_extended(cls: type, base: type, where: str, owner: type) -> None:
     own = {field.name for field in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
     lacking = next((field.name for field in dataclasses.fields(base) if field.name not in own), None)
     if lacking is not None:
-        ours = next(above for above in owner.__mro__ if above.__module__.partition(".")[0] == "dtp").__name__
+        ours = next(above for above in owner.__mro__ if is_ours(above)).__name__
         raise UserError(
             f"{where}: its class Options must extend that of {ours}, found one without {lacking!r}; write class "
             f"Options({ours}.Options), decorated with @dataclass."

@@ -259,6 +259,11 @@ def lazy_attributes(module: str, classes: dict[str, str]) -> Callable[[str], Any
     return get
 
 
+def is_ours(cls: type) -> bool:
+    """Whether the package has the class."""
+    return cls.__module__.partition(".")[0] == "dtp"
+
+
 def did_you_mean(word: str, known) -> str:
     """``"; did you mean X?"`` for the known word closest to ``word``, or nothing when none is close."""
     by_lower = {name.lower(): name for name in known}

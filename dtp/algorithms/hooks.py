@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, cast
 
+from dtp.registry import is_ours
+
 HOOKS = (
     "setup",
     "on_fit_start",
@@ -58,8 +60,3 @@ def _with_ours(name: str, hook: _Hook) -> _Hook:
         return found
 
     return whole
-
-
-def is_ours(cls: type) -> bool:
-    """Whether the package has the class."""
-    return cls.__module__.partition(".")[0] == "dtp"

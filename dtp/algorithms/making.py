@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torchmetrics import Metric
 
-from dtp.algorithms.hooks import is_ours
 from dtp.errors import UserError
 from dtp.fields import default_of, made, require_extended
 from dtp.models.cutting import as_network
+from dtp.registry import is_ours
 
 _Rule = TypeVar("_Rule")
 
