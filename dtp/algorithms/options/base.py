@@ -72,6 +72,7 @@ class AlgorithmOptions:
     # Clip the norm of the whole forward gradient to this value; 0 for none.
     clip_norm: float = option(0.0, least=0)
     # Clip the norm of each weight's own gradient, of feedback weights that are trained too, to this value; 0 for none.
+    # Feedback weights that are put to their minimum (--feedback-iterations inf) take no step that it could clip.
     clip_each: float = option(0.0, least=0, before=0.0)
 
 
