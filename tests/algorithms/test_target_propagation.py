@@ -192,7 +192,9 @@ def test_first_feedback_weights_are_drawn_as_first_forward_weights_are(model, in
             fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(weight[0] if weight.dim() == 3 else weight)
             deviation = math.sqrt(2 / (fan_in + fan_out))
             assert weight.std().item() == pytest.approx(deviation, rel=0.5)
-            assert (weight.abs().max() <= math.sqrt(3) * deviation) == (init == "xavier") or weight.numel() < 100
+            # Few normal numbers may lie within the bounds of uniform ones.
+            if init == "xavier" or weight.numel() >= 100:
+                assert (weight.abs().max() <= math.sqrt(3) * deviation) == (init == "xavier")
 
 
 @pytest.mark.parametrize("beta, limit", [(0.7, 4.0), (0.01, 1.5)])
