@@ -265,6 +265,35 @@ def test_gait_has_the_values_of_the_code_of_dalm_et_al():
     assert a.gait_step == pytest.approx(1e-7 * 1024**0.5)
 
 
+# Normalisation, and whether training images are cropped and mirrored, with what beside them, in the data loaders of Kao
+# and Hariharan 2024.
+PREPARED = {
+    **dict.fromkeys(["ccl_mlp_cifar10", "ccl_mlp_cifar10_frozen", "ccl_mlp_cifar100"], ("standard", None)),
+    **dict.fromkeys(["ccl_mlp_mnist_kao", "ccl_mlp_mnist_frozen", "ccl_mlp_fashion-mnist"], ("standard", None)),
+    **dict.fromkeys(["ccl_convnet_mnist", "ccl_convnet_fashion-mnist"], ("unit", "zeros")),
+    **dict.fromkeys(["ccl_vgg_cifar10", "ccl_vgg_cifar100"], ("standard", "edge")),
+}
+
+
+@pytest.mark.parametrize("preset", PREPARED)
+def test_images_of_counter_current_learning_are_prepared_as_in_the_authors_code(preset):
+    """All images are one, bright everywhere and brighter to the right and below, so that each place shows."""
+    config, (normalisation, beside) = parsed(preset), PREPARED[preset]
+    (channels, height, width), classes = SHAPES[config.run.data]
+    image = np.broadcast_to(50 + np.add.outer(np.arange(height), 2 * np.arange(width)), (channels, height, width))
+    number = TRAINING_IMAGES[config.run.data]
+    images = np.broadcast_to(image.astype(np.uint8), (number, channels, height, width))
+    data = DATA.resolve(config.run.data).load()(dataclasses.replace(config.data, batch_size=2000))
+    data.load_train = data.load_test = lambda: (images, np.arange(number) % classes)
+    data.setup()
+    seen = next(iter(data.train_dataloader()))[0].unique(dim=0)
+    # Mirrored or not, at nine places in each direction.
+    assert config.data.normalisation == normalisation and len(seen) == (2 * 9 * 9 if beside else 1)
+    if beside:
+        (clean,) = next(iter(data.val_dataloader()))[0].unique(dim=0)
+        assert (seen.min() < clean.min()) == (beside == "zeros")
+
+
 # Epsilon and decay of the feedback, and units of each layer, in the authors' code of Meulemans et al. 2020.
 RECONSTRUCTION = {
     "vanilla-dtp_mlp_mnist_meulemans": (7.541132645747324e-06, 0.0, 256),
