@@ -225,6 +225,14 @@ def test_steps_on_mean_losses_are_converted_as_the_preset_says(preset):
         assert used == [pytest.approx(float(rate) / step, rel=1e-4) for rate in rates[1].split(", ")]
 
 
+@pytest.mark.parametrize("data, lr", [("mnist", 2.6298517958226435e-07), ("fashion-mnist", 7.67552163131779e-06)])
+def test_direct_feedback_alignment_of_2021_has_the_small_step_that_its_epsilon_is_for(data, lr):
+    """The authors' gradients are a thousandth of those with a step of 1, their epsilon of Adam is not."""
+    config = parsed(f"dfa_mlp_{data}_meulemans-2021")
+    assert config.algo.beta == pytest.approx(0.001 / config.data.batch_size)
+    assert config.algo.lr == pytest.approx(lr / 0.001, rel=1e-3)
+
+
 def test_epsilon_and_decay_of_the_control_are_rescaled_where_the_authors_loss_was_another():
     """Their values for CIFAR-10 are for a loss divided by noise^2, that of ddtp-linear; others for the control's."""
     config = parsed("ddtp-control_mlp_cifar10").algo
