@@ -179,6 +179,23 @@ ADAM = {
         (2.2591298843888373e-06 / 0.016184143061123493, (0.9, 0.999), 7.219082567713133e-08),
         (0.0009097783536288601, (0.99, 0.9), 2.050381900135163e-05),
     ),
+    # Meulemans et al. 2022: the commands of the authors' list of experiments.
+    "dfc_mlp_mnist_meulemans-2022": (
+        (0.0010924329072635147, (0.9, 0.99), 5.83238643406511e-07),
+        (4.348352883654314e-05, (0.99, 0.99), 3.355535527361205e-05),
+    ),
+    "strong-dfc_mlp_mnist_meulemans-single": (
+        (0.0003095880739373081, (0.9, 0.99), 1.6288767089312233e-05),
+        (2.0091405897656825e-08, (0.99, 0.999), 1.1023320392297719e-11),
+    ),
+    "strong-dfc_mlp_mnist_meulemans": (
+        (0.0006560184719951886, (0.9, 0.99), 0.00023225688276019436),
+        (9.776610079269425e-06, (0.999, 0.9), 0.0019707791920650247),
+    ),
+    "strong-dfc_mlp_fashion-mnist": (
+        (0.0009531990715839369, (0.99, 0.999), 9.710433697812103e-08),
+        (2.286529865070366e-08, (0.99, 0.999), 1.8382415746971348e-11),
+    ),
 }
 
 
@@ -188,10 +205,19 @@ def test_published_adam_values_reach_both_optimizers(preset):
     optimizers = [rule.forward_optimizer, *getattr(rule, "feedback_optimizers", {}).values()]
     published = [ADAM[preset][0], *[ADAM[preset][1]] * (len(optimizers) - 1)]
     assert len(optimizers) > 1 or ADAM[preset][1] is None
+    # Those of control are rounded.
+    near = 2e-3 if "dfc" in preset else 1e-6
     for optimizer, (lr, betas, eps) in zip(optimizers, published, strict=True):
         (group,) = optimizer.param_groups
         assert type(optimizer) is torch.optim.Adam and group["betas"] == betas
-        assert (group["lr"], group["eps"]) == (pytest.approx(lr, rel=1e-6), pytest.approx(eps, rel=1e-6))
+        assert (group["lr"], group["eps"]) == (pytest.approx(lr, rel=near), pytest.approx(eps, rel=near))
+
+
+@pytest.mark.parametrize("preset", [name for name in NAMES if "Meulemans et al. 2022, " in origin_of(name)])
+def test_controllers_of_2022_are_proactive_in_both_phases(preset):
+    """One flag of the authors' code, given in each of their commands, holds for both."""
+    rule, _ = build(preset)
+    assert rule.controller.proactive and rule.feedback_controller.proactive
 
 
 def test_rates_and_epsilons_of_single_layers_reach_their_groups():

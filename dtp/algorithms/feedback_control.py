@@ -475,7 +475,7 @@ class FeedbackControl(TargetPropagation):
         """The controller of the simulations that the feedback weights learn from, by the ``feedback_`` options."""
         o = self.options
         times = (o.feedback_time_step, o.feedback_time_steps, o.feedback_voltage_time, o.feedback_apical_time)
-        return Controller(o.feedback_alpha, o.feedback_proportional, *times)
+        return Controller(o.feedback_alpha, o.feedback_proportional, *times, proactive=o.feedback_proactive)
 
     def feedback_phase(self, activations: Activations, y: Tensor | None = None) -> dict[str, Tensor]:
         """Train all Q_n, each iteration on the correlations of one simulation; see the class."""

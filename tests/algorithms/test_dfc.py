@@ -371,8 +371,10 @@ def white(rule, controller, images):
     return draws
 
 
-def test_the_feedbacks_gradients_are_the_correlations_of_the_dynamics_as_they_are_written(tanh):
-    rule, twin = (make(DFCSSA, tanh, noise=[0.03, 0.02, 0.005], feedback_time_steps=12, seed=4) for _ in range(2))
+@pytest.mark.parametrize("proactive", [False, True])
+def test_the_feedbacks_gradients_are_the_correlations_of_the_dynamics_as_they_are_written(tanh, proactive):
+    options = {"noise": [0.03, 0.02, 0.005], "feedback_time_steps": 12, "feedback_proactive": proactive}
+    rule, twin = (make(DFCSSA, tanh, seed=4, **options) for _ in range(2))
     twin.feedback.load_state_dict(rule.feedback.state_dict())
     x, _ = batch(tanh, 3)
     c = rule.feedback_controller

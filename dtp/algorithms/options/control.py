@@ -47,6 +47,8 @@ class ControlOptions(TargetPropagationOptions):
     feedback_voltage_time: float = option(0.006, above=0)
     # Time constant of the feedback that they receive in it, at least its step; 0 is the step itself.
     feedback_apical_time: float = option(0.3, least=0)
+    # Units hear the control of the present step in it, not that of the one before.
+    feedback_proactive: bool = option(False, before=False)
     # Least standard deviation by whose square the feedback's gradients are divided, above 0; as in the authors' code.
     noise_floor: float = option(0.01, above=0)
     # Learning rates of the feedback weights while they alone are trained at the start; left out: --feedback-lr.
