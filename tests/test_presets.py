@@ -213,6 +213,12 @@ def test_published_adam_values_reach_both_optimizers(preset):
         assert (group["lr"], group["eps"]) == (pytest.approx(lr, rel=near), pytest.approx(eps, rel=near))
 
 
+@pytest.mark.parametrize("preset", [name for name in NAMES if origin_of(name).startswith("Meulemans")])
+def test_meulemans_et_al_hold_out_five_thousand_images_in_every_run(preset):
+    """Those for the training loss too: no configuration of theirs sets the flag that leaves the images in."""
+    assert parsed(preset).data.val_size == 5000
+
+
 @pytest.mark.parametrize("preset", [name for name in NAMES if "Meulemans et al. 2022, " in origin_of(name)])
 def test_controllers_of_2022_are_proactive_in_both_phases(preset):
     """One flag of the authors' code, given in each of their commands, holds for both."""
