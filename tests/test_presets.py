@@ -219,6 +219,18 @@ def test_meulemans_et_al_hold_out_five_thousand_images_in_every_run(preset):
     assert parsed(preset).data.val_size == 5000
 
 
+@pytest.mark.parametrize("preset", [name for name in NAMES if " x (1 + " in origin_of(name)])
+def test_epochs_that_train_one_kind_of_weights_are_as_many_as_the_preset_says(preset):
+    """In the code of 2021 one epoch of the feedback comes before each of the forward weights, and extra ones behind."""
+    config = parsed(preset)
+    warm, forward, feedback = map(int, re.search(r"(\d+) \+ (\d+) x \(1 \+ (\d)\)", origin_of(preset)).groups())
+    assert config.run.max_epochs == warm + forward * (1 + feedback)
+    assert config.algo.feedback_warmup_epochs == warm
+    assert feedback == (config.algo.extra_feedback_epochs or 1)
+    if "2021" in origin_of(preset):
+        assert feedback == 3
+
+
 @pytest.mark.parametrize("preset", [name for name in NAMES if "Meulemans et al. 2022, " in origin_of(name)])
 def test_controllers_of_2022_are_proactive_in_both_phases(preset):
     """One flag of the authors' code, given in each of their commands, holds for both."""
