@@ -45,7 +45,7 @@ from dtp.distributed.averaging import average_tensors, same_on_all_ranks
 from dtp.distributed.division import Division
 from dtp.distributed.strategy import FeedbackDDPStrategy
 from dtp.errors import Diverged, UserError
-from dtp.feedback.steppers import is_plain, set_gradients
+from dtp.feedback.steppers import in_one_pass, is_plain, set_gradients
 from dtp.fields import PRECISIONS, as_saved, require_precision
 from dtp.models.modules import Standardise
 from dtp.models.network import Network
@@ -359,18 +359,25 @@ class Algorithm(TaskModule, metaclass=RuleType):
             raise self._no_optimizers()
         self._require_gradients(parameters, gradients)
         optimizers = self._forward_optimizers if optimizer is self.forward_optimizer else [optimizer]
-        set_gradients(optimizers, parameters, gradients)
         strategy = getattr(compat.trainer_of(self), "strategy", None)
-        # Clipping looks at the gradients of all optimizers before the first one's step.
-        with strategy.averaged(optimizers) if isinstance(strategy, FeedbackDDPStrategy) else nullcontext():
-            for each in optimizers:
-                if strategy is None:
-                    self.on_before_optimizer_step(each)
-                    each.step()
-                else:
-                    strategy.optimizer_step(each, lambda: None)
+        with in_one_pass(optimizers if self._gradients_stay() else []):
+            set_gradients(optimizers, parameters, gradients)
+            # Clipping looks at the gradients of all optimizers before the first one's step.
+            with strategy.averaged(optimizers) if isinstance(strategy, FeedbackDDPStrategy) else nullcontext():
+                for each in optimizers:
+                    if strategy is None:
+                        self.on_before_optimizer_step(each)
+                        each.step()
+                    else:
+                        strategy.optimizer_step(each, lambda: None)
         for parameter in parameters:
             parameter.grad = None
+
+    def _gradients_stay(self) -> bool:
+        """Whether no hook of others could put gradients of another layout in place of those that a step is given."""
+        parts = [self, *getattr(compat.trainer_of(self), "callbacks", [])]
+        hooks = [part.on_before_optimizer_step for part in parts]
+        return all(hook.__module__.partition(".")[0] in ("dtp", "lightning") for hook in hooks)
 
     def _require_gradients(self, parameters: list[Tensor], gradients: list[Tensor]) -> None:
         shapes = [g.shape if isinstance(g, Tensor) else shown(g) for g in gradients]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +25,9 @@ def stepper(optimizer: Optimizer) -> Stepper:
         return lambda gradients: _sgd_step(optimizer, parameters, gradients)
 
     def step(gradients: Sequence[Tensor]) -> None:
-        set_gradients([optimizer], parameters, gradients)
-        optimizer.step()
+        with in_one_pass([optimizer]):
+            set_gradients([optimizer], parameters, gradients)
+            optimizer.step()
         for parameter in parameters:
             parameter.grad = None
 
@@ -42,6 +45,37 @@ def set_gradients(optimizers: Sequence[Optimizer], parameters: Sequence[Tensor],
         if fused and gradient.stride() != parameter.stride():
             gradient = torch.empty_like(parameter).copy_(gradient)
         parameter.grad = gradient
+
+
+@contextmanager
+def in_one_pass(optimizers: Sequence[Optimizer]) -> Iterator[None]:
+    """Within, plain SGD and Adam on a CPU step in one pass over the weights, unless their user chose another way.
+
+    Such a step takes a third of the time on large weights, with the same numbers but for rounding. Gradients are to be
+    given within (:func:`set_gradients`). Nothing of it stays in the optimizers or gets into their checkpoints.
+    """
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups if _may_be_fused(optimizer, group)]
+    for group in groups:
+        group["fused"] = True
+    try:
+        yield
+    finally:
+        for group in groups:
+            group["fused"] = None
+
+
+def _may_be_fused(optimizer: Optimizer, group: dict[str, Any]) -> bool:
+    plain = any(is_plain(optimizer, kind, groups=True) for kind in (SGD, Adam))
+    if not plain or any(group.get(name) is not None for name in ("fused", "foreach")):
+        return False
+    weights = group["params"]
+    if not all(weight.is_floating_point() and weight.device.type == "cpu" for weight in weights):
+        return False
+    # State of another layout (of a run on another device, of other steps) would be taken in its order in memory. Of SGD
+    # torch takes momenta of all weights or of none.
+    states = [[t for t in optimizer.state.get(w, {}).values() if isinstance(t, Tensor) and t.dim()] for w in weights]
+    alike = all(t.stride() == w.stride() for w, tensors in zip(weights, states, strict=True) for t in tensors)
+    return alike and len({len(tensors) for tensors in states}) < 2
 
 
 def steps_of(optimizers: dict[int, Optimizer]) -> Callable[[dict[int, tuple[Tensor, ...]]], None]:
