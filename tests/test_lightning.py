@@ -627,6 +627,17 @@ def test_callbacks_for_one_optimizer_are_refused(callback, tmp_path):
         trainer(tmp_path, callbacks=[callback]).fit(rule(), loader())
 
 
+@row("`StochasticWeightAveraging`", "refused")
+@row("`LearningRateFinder`, `Tuner.lr_find`", "refused")
+@pytest.mark.parametrize(
+    "callback", [C.StochasticWeightAveraging(0.1, 1), C.LearningRateFinder(num_training_steps=4, update_attr=False)]
+)
+@pytest.mark.parametrize("cls", [dtp.BP, dtp.PEPITA, dtp.CCL], ids=lambda cls: cls.__name__)
+def test_callbacks_whose_rates_would_be_ignored_are_refused_by_rules_of_one_optimizer(cls, callback, tmp_path):
+    with pytest.raises(UserError, match=f"^{type(callback).__name__}: its learning rates would be ignored"):
+        trainer(tmp_path, callbacks=[callback]).fit(rule(cls), loader())
+
+
 # --- loggers ----------------------------------------------------------------------------------------------------------
 
 

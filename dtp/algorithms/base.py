@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Self, TypeVar, cast
 
 import torch
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.utilities.parsing import AttributeDict
 from torch import Size, Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -451,6 +452,7 @@ class Algorithm(TaskModule, metaclass=RuleType):
         """
 
     def on_train_start(self) -> None:
+        self._require_own_schedules()
         # Before the first batch, which diagnostics see first.
         batches = getattr(self.trainer.train_dataloader, "batch_sampler", None)
         sampler = getattr(self.trainer.train_dataloader, "sampler", None)
@@ -474,6 +476,20 @@ class Algorithm(TaskModule, metaclass=RuleType):
         if self._begun is not None:
             self._go_on_within_epoch(self._begun)
             self._begun = None
+
+    def _require_own_schedules(self) -> None:
+        """Raise UserError where a callback sets the rate by a schedule of its own: rules step theirs alone."""
+        callbacks = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue] (its connectors set it)
+        if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
+            raise UserError(
+                "StochasticWeightAveraging: its learning rates would be ignored, for rules step their own schedule; "
+                "use EMAWeightAveraging, or another WeightAveraging, and the rate of the rule."
+            )
+        if [each.scheduler for each in self.trainer.lr_scheduler_configs] != [s.scheduler for s in self._schedules]:
+            raise UserError(
+                "LearningRateFinder: its learning rates would be ignored, for rules step their own schedule; leave it "
+                "out, and compare rates by dtp search."
+            )
 
     def on_fit_end(self) -> None:
         # Their graphs hold memory, and workspaces that are freed now.
