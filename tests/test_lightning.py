@@ -627,6 +627,34 @@ def test_callbacks_for_one_optimizer_are_refused(callback, tmp_path):
         trainer(tmp_path, callbacks=[callback]).fit(rule(), loader())
 
 
+class ThawLastLayer(C.BaseFinetuning):
+    def freeze_before_training(self, pl_module):
+        self.freeze(pl_module.network[2])
+
+    def finetune_function(self, pl_module, epoch, optimizer):
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(pl_module.network[2], optimizer, lr=0.01)
+
+
+@row("`BaseFinetuning`, `BackboneFinetuning`")
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "step"])
+@pytest.mark.parametrize("cls", [dtp.DTP, dtp.BP], ids=["DTP", "BP"])
+def test_layers_may_be_thawed_on_the_way(cls, schedule, tmp_path):
+    class Kept(C.Callback):
+        def __init__(self):
+            self.last = []
+
+        def on_train_epoch_end(self, trainer, pl_module):
+            self.last.append(weights(pl_module.network[2]))
+
+    module, kept = rule(cls, lr_schedule=schedule), Kept()
+    start = weights(module.network[2])
+    trainer(tmp_path, callbacks=[ThawLastLayer(), kept], max_epochs=3).fit(module, loader())
+    assert [same(start, found) for found in kept.last] == [True, False, False]
+    rates = [group["lr"] for group in module.forward_optimizer.param_groups]
+    assert schedule != "constant" or rates == [module.options.lr, 0.01]
+
+
 @row("`StochasticWeightAveraging`", "refused")
 @row("`LearningRateFinder`, `Tuner.lr_find`", "refused")
 @pytest.mark.parametrize(

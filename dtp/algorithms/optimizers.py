@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler, MultiStepLR, StepLR
+from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LRScheduler, MultiStepLR, StepLR
 
 from dtp.algorithms.options import AlgorithmOptions
 from dtp.errors import UserError
@@ -104,9 +104,9 @@ def make_optimizer(
     )
 
 
-def _always(epoch: int) -> float:
-    """The factor of a rate that stays; a function of the module, as what cannot be found by its name is not pickled."""
-    return 1.0
+def _constant(optimizer: Optimizer) -> LRScheduler:
+    # Not LambdaLR, which fails when a group is added to the optimizer later on, as Lightning's BaseFinetuning does.
+    return ConstantLR(optimizer, factor=1.0, total_iters=0)
 
 
 def make_schedule(optimizer: Optimizer, options: AlgorithmOptions, max_epochs: int) -> LRScheduler:
@@ -115,12 +115,12 @@ def make_schedule(optimizer: Optimizer, options: AlgorithmOptions, max_epochs: i
         return MultiStepLR(optimizer, milestones=options.lr_milestones, gamma=options.lr_gamma)
     period = options.lr_period or max_epochs
     if not period:
-        return LambdaLR(optimizer, _always)
+        return _constant(optimizer)
     if options.lr_schedule == "cosine":
         return CosineAnnealingLR(optimizer, T_max=period, eta_min=options.lr_min)
     if options.lr_schedule == "step":
         return StepLR(optimizer, step_size=period, gamma=options.lr_gamma)
-    return LambdaLR(optimizer, _always)
+    return _constant(optimizer)
 
 
 def layer_groups(
