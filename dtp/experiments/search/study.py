@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
@@ -492,12 +493,27 @@ def _storage(store: str) -> Any:
     if "://" in store:
         # SQLite gives up after 5 seconds where others write.
         wait = {"connect_args": {"timeout": 60}} if store.startswith("sqlite") else {}
-        return RDBStorage(store, engine_kwargs=wait)
+        return _while_tables_are_made(lambda: RDBStorage(store, engine_kwargs=wait))
     path = user_path(store).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
     # A lock file that whoever finds it 30 seconds old removes: works on NFS, where SQLite's own locks do not.
     lock = JournalFileOpenLock(str(path))
     return JournalStorage(WholeLines(str(path), lock_obj=lock))
+
+
+def _while_tables_are_made(connect: Callable[[], Any]) -> Any:
+    """What ``connect`` returns, tried again where it fails because others begin with the same new database."""
+    from sqlalchemy.exc import DBAPIError, IntegrityError
+
+    for attempt in range(10):
+        try:
+            return connect()
+        except DBAPIError as error:
+            # Each looks for tables before it makes them, and finds in the end that another has.
+            if not isinstance(error, IntegrityError) and "already exists" not in str(error):
+                raise
+            time.sleep(0.1 * (attempt + 1))
+    return connect()
 
 
 def _masked_command(command: str) -> str:

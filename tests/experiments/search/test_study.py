@@ -234,6 +234,22 @@ def test_two_studies_share_a_store():
     assert open_study("two", "sqlite:///all.db").trials() == []
 
 
+def _opens(folder, start):
+    start.wait(60)
+    open_study(folder, "sqlite:///all.db")
+
+
+def test_studies_that_begin_at_once_share_a_new_database():
+    context = multiprocessing.get_context("fork")
+    start = context.Barrier(4)
+    processes = [context.Process(target=_opens, args=(f"study{i}", start), daemon=True) for i in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0] * 4
+
+
 @pytest.mark.parametrize(
     "changes, expected",
     [
