@@ -8,12 +8,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from dtp.algorithms.base import Algorithm
 from dtp.algorithms.options import CHLOptions, ContrastiveOptions, GeneRecOptions
 from dtp.errors import UserError
-from dtp.feedback import layer_operations
+from dtp.feedback import layer_operations, require_own_weights
 from dtp.feedback.layers import is_layer_function
 from dtp.models.network import Network
 from dtp.models.precision import full_precision, no_autocast
@@ -237,7 +236,6 @@ def _parts(n: int, layer: nn.Module, last: bool) -> tuple[nn.Linear, nn.Module]:
     if (
         len(modules) != (1 if last else 2)
         or not isinstance(modules[0], nn.Linear)
-        or is_parametrized(modules[0])
         or not all(is_layer_function(module) for module in modules[1:])
     ):
         found = ", ".join(type(module).__name__ for module in modules) or "nothing"
@@ -245,4 +243,5 @@ def _parts(n: int, layer: nn.Module, last: bool) -> tuple[nn.Linear, nn.Module]:
             "Networks that settle are made of linear layers with an elementwise nonlinearity each, the last without; "
             f"found {found} in layer {n}: use --model mlp."
         )
+    require_own_weights(modules[0], f"layer {n}")
     return modules[0], nn.Sigmoid() if last else modules[1]

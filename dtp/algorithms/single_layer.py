@@ -13,7 +13,7 @@ from dtp.algorithms.options import CompetitiveOptions, DeltaOptions, HebbOptions
 from dtp.data.shares import training_share
 from dtp.distributed.averaging import average_tensors
 from dtp.errors import UserError
-from dtp.feedback import layer_operations
+from dtp.feedback import layer_operations, require_own_weights
 from dtp.feedback.noise import seeded_generator
 from dtp.models.network import Network
 from dtp.models.precision import full_precision, no_autocast
@@ -39,7 +39,7 @@ class SingleLayer(Algorithm):
 
     def __init__(self, network: Network, options: SingleLayerOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)
-        _only_layer(network)
+        require_own_weights(_only_layer(network), "the layer")
 
     @property
     def linear(self) -> nn.Linear:

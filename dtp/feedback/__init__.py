@@ -12,6 +12,7 @@ from dtp.feedback.layers import (
     forward_with_context,
     layer_operations,
     require_known_operations,
+    require_own_weights,
     require_several_layers,
 )
 from dtp.feedback.loop import FeedbackProblem, FeedbackResult, train_feedback
@@ -63,6 +64,7 @@ __all__ = [
     "register_feedback",
     "repeat_samples",
     "require_known_operations",
+    "require_own_weights",
     "require_several_layers",
     "train_feedback",
 ]

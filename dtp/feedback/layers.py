@@ -334,6 +334,17 @@ def require_several_layers(layers: Sequence[nn.Module]) -> None:
             )
 
 
+def require_own_weights(linear: nn.Linear, where: str) -> None:
+    """Raise UserError if weights of a map are computed from others: no rule that says how they change can step them."""
+    for name in ("weight", "bias"):
+        if not isinstance(getattr(linear, name), nn.Parameter | None):
+            raise UserError(
+                f"The {name} of {where} is computed from others (weight_norm, pruning, or another parametrisation); "
+                "expected one that takes steps. Make it one (torch.nn.utils.parametrize.remove_parametrizations, "
+                "torch.nn.utils.prune.remove), or take another rule, such as fa."
+            )
+
+
 def shared_positions(layer: nn.Module, in_shape: Size) -> int:
     """Positions of a layer's output, of samples of ``in_shape``, that share its weights, whether it is flat or not.
 

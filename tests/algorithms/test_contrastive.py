@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.utils import prune
 from torch.nn.utils.parametrizations import weight_norm
 
 from dtp.cli.train import main
@@ -346,7 +347,11 @@ FIRST = (nn.Flatten(), nn.Linear(16, 9), nn.Sigmoid())
         ([(nn.Flatten(), nn.Linear(16, 9), nn.BatchNorm1d(9)), (nn.Linear(9, 5),)], "BatchNorm1d in layer 1"),
         ([(nn.Flatten(), nn.Linear(16, 9), nn.Dropout()), (nn.Linear(9, 5),)], "Dropout in layer 1"),
         ([(nn.Conv2d(1, 2, 3), nn.ELU()), (nn.Flatten(), nn.Linear(8, 5))], "found Conv2d, ELU in layer 1"),
-        ([FIRST, (weight_norm(nn.Linear(9, 5)),)], "found ParametrizedLinear in layer 2"),
+        ([FIRST, (weight_norm(nn.Linear(9, 5)),)], "The weight of layer 2 is computed from others"),
+        (
+            [FIRST, (prune.random_unstructured(nn.Linear(9, 5), "bias", 2),)],
+            "The bias of layer 2 is computed from others",
+        ),
         ([(nn.Linear(4, 4), nn.ELU()), (nn.Flatten(), nn.Linear(16, 5))], "found one in layer 1 for 4 of 16 values"),
     ],
 )

@@ -5,6 +5,8 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 from torch import nn
+from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 
 from dtp.algorithms import BP, Competitive
 from dtp.errors import UserError
@@ -62,6 +64,14 @@ def test_a_network_of_more_than_one_linear_layer_is_refused_in_one_sentence(name
     with pytest.raises(UserError, match="one linear layer, found Linear, .*use --model mlp --widths") as error:
         make(name, network)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["hebb", "delta", "competitive"])
+@pytest.mark.parametrize("computed", [weight_norm, lambda layer: prune.random_unstructured(layer, "weight", 2)])
+def test_weights_that_are_computed_from_others_are_refused_in_one_sentence(name, computed):
+    network = Layers([nn.Sequential(nn.Flatten(), computed(nn.Linear(12, UNITS)))], SHAPE, UNITS)
+    with pytest.raises(UserError, match="The weight of the layer is computed from others .*expected one that takes"):
+        make(name, network)
 
 
 # --- Hebb -------------------------------------------------------------------------------------------------------------
