@@ -4,13 +4,70 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dtp.models.modules.same import same_padding
+
+
+class _Windows(torch.autograd.Function):
+    """What each position sees: (C, H, W, B) to (H', W', C, k, k, B); linear, with :class:`_Overlaps` for its transpose.
+
+    Images come last, such that what is copied and added lies together in memory. F.unfold and F.fold take them first,
+    and several times as long.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, kernel: int, stride: int) -> Tensor:
+        windows = x.unfold(1, kernel, stride).unfold(2, kernel, stride)
+        return windows.permute(1, 2, 0, 4, 5, 3).clone(memory_format=torch.contiguous_format)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, ctx.kernel, ctx.stride = inputs
+        ctx.size = x.shape[1:3]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return _Overlaps.apply(gradients[0], *ctx.size, ctx.stride), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return _Windows.apply(tangents[0], ctx.kernel, ctx.stride)
+
+
+class _Overlaps(torch.autograd.Function):
+    """Sums of windows where they overlap, (H', W', C, k, k, B) to (C, H, W, B): the transpose of :class:`_Windows`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(windows: Tensor, height: int, width: int, stride: int) -> Tensor:
+        rows, columns, channels, kernel, _, images = windows.shape
+        x = windows.new_zeros(channels, height, width, images)
+        for i in range(kernel):
+            for j in range(kernel):
+                reached = x[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride]
+                reached += windows[:, :, :, i, j].permute(2, 0, 1, 3)
+        return x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        windows, *ctx.size, ctx.stride = inputs
+        ctx.kernel = windows.shape[3]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return _Windows.apply(gradients[0], ctx.kernel, ctx.stride), None, None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        return _Overlaps.apply(tangents[0], *ctx.size, ctx.stride)
 
 
 class LocallyConnected2d(nn.Module):
@@ -77,15 +134,18 @@ class LocallyConnected2d(nn.Module):
 
     def columns(self, x: Tensor) -> Tensor:
         """What each position sees: (B, C_in, H, W) to (L, C_in k k, B)."""
-        # As a view of windows, which is copied once; F.unfold copies twice, and on a GPU sample by sample.
-        windows = F.pad(x, self.zeros).unfold(2, self.kernel_size, self.stride).unfold(3, self.kernel_size, self.stride)
-        return windows.permute(2, 3, 1, 4, 5, 0).reshape(len(self.weight), -1, len(x))
+        padded = F.pad(x.permute(1, 2, 3, 0), (0, 0, *self.zeros))
+        windows: Any = _Windows.apply(padded, self.kernel_size, self.stride)
+        return windows.view(len(self.weight), -1, len(x))
 
     def adjoint(self, y: Tensor, weight: Tensor) -> Tensor:
         """The transposed map with ``weight`` in place of its own: (B, C_out, H', W') to (B, C_in, H, W)."""
-        columns = torch.bmm(y.flatten(2).permute(2, 0, 1), weight).permute(1, 2, 0)
-        padded = F.fold(columns, self.padded_size, self.kernel_size, stride=self.stride)
-        return F.pad(padded, [-zeros for zeros in self.zeros])
+        columns = torch.bmm(weight.transpose(1, 2), y.flatten(2).permute(2, 1, 0))
+        kernel = self.kernel_size
+        windows = columns.reshape(*self.out_size, self.in_channels, kernel, kernel, len(y))
+        padded: Any = _Overlaps.apply(windows, *self.padded_size, self.stride)
+        (height, width), (left, _, top, _) = self.in_size, self.zeros
+        return padded[:, top : top + height, left : left + width].permute(3, 0, 1, 2)
 
     def extra_repr(self) -> str:
         return (

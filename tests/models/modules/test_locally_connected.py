@@ -66,7 +66,34 @@ def test_gradients_are_right():
     def run(x, *parameters):
         return torch.func.functional_call(local, dict(zip(names, parameters, strict=True)), (x,))
 
-    assert torch.autograd.gradcheck(run, (x, *local.parameters()))
+    assert torch.autograd.gradcheck(run, (x, *local.parameters()), check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(run, (x, *local.parameters()))
+    y, weight = torch.randn_like(local(x)).requires_grad_(), torch.randn_like(local.weight).requires_grad_()
+    assert torch.autograd.gradcheck(local.adjoint, (y, weight), check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(local.adjoint, (y, weight))
+
+
+@pytest.mark.parametrize("geometry", GEOMETRIES)
+def test_windows_are_those_of_torch_and_overlaps_are_summed_as_by_torch(geometry):
+    size, kernel, stride, padding = geometry
+    local, x = made(*geometry), torch.randn(4, 2, *size, dtype=torch.float64)
+    columns = F.unfold(x, kernel, padding=padding, stride=stride)
+    assert torch.equal(local.columns(x), columns.permute(2, 1, 0))
+    y, weight = torch.randn(4, 3, *local.out_size, dtype=torch.float64), torch.randn_like(local.weight)
+    seen = torch.einsum("bol,loi->bil", y.flatten(2), weight)
+    assert torch.allclose(local.adjoint(y, weight), F.fold(seen, size, kernel, padding=padding, stride=stride))
+
+
+def test_derivatives_of_functions_are_the_same_forwards_and_backwards():
+    """As feedback control takes them, and twice in a row."""
+    local, x = made(*GEOMETRIES[1]), torch.randn(2, *GEOMETRIES[1][0], dtype=torch.float64)
+
+    def cubed(x):
+        return local(x[None]).pow(3).sum()
+
+    assert torch.allclose(torch.func.jacfwd(cubed)(x), torch.func.jacrev(cubed)(x))
+    hessian = torch.func.jacfwd(torch.func.jacrev(cubed))(x)
+    assert torch.allclose(hessian, torch.func.jacrev(torch.func.jacrev(cubed))(x))
 
 
 # Size, kernel, stride, and the zeros before and after, worked out by hand: the odd one comes after.
