@@ -394,15 +394,15 @@ def require_declared(cls: type, owner: str) -> None:
                 )
 
 
-def require_extended(cls: type, base: type, where: str, owner: type) -> None:
-    """Raise UserError where the class of options of ``owner`` lacks some of ``base``, which our classes read."""
-    own = {field.name for field in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
-    lacking = next((field.name for field in dataclasses.fields(base) if field.name not in own), None)
+def require_extended(owner: Any, where: str) -> None:
+    """Raise UserError where the options of a class lack some of those that our class above it reads."""
+    ours: Any = next(above for above in owner.__mro__ if is_ours(above))
+    own = {field.name for field in dataclasses.fields(owner.Options)} if dataclasses.is_dataclass(owner.Options) else ()
+    lacking = next((field.name for field in dataclasses.fields(ours.Options) if field.name not in own), None)
     if lacking is not None:
-        ours = next(above for above in owner.__mro__ if is_ours(above)).__name__
         raise UserError(
-            f"{where}: its class Options must extend that of {ours}, found one without {lacking!r}; write class "
-            f"Options({ours}.Options), decorated with @dataclass."
+            f"{where}: its class Options must extend that of {ours.__name__}, found one without {lacking!r}; write "
+            f"class Options({ours.__name__}.Options), decorated with @dataclass."
         )
 
 

@@ -151,7 +151,7 @@ class Registry:
         _require_signatures(path, found)
         if not isinstance(getattr(found, "Options", None), type):
             raise UserError(f"--{self.flag} {path}: its Options must be a class, found {found.Options!r}; fix it.")
-        require_extended(found.Options, base.Options, f"--{self.flag} {path}", found)
+        require_extended(found, f"--{self.flag} {path}")
         summary = (found.__doc__ or "").strip().partition("\n")[0]
         return Entry(path, path, f"{path}.Options", summary)
 

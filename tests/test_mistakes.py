@@ -348,6 +348,12 @@ OWN = {
         "--algo own_part:Own",
         "its class Options must extend that of DTP, found one without 'loss'; write class Options(DTP.Options)",
     ),
+    "options of a rule that extend those of another": (
+        "from dataclasses import dataclass\nfrom dtp.algorithms import BP\nclass Own(DTP):\n    'Mine.'\n"
+        "    @dataclass\n    class Options(BP.Options):\n        alpha: float = 1.0",
+        "--algo own_part:Own",
+        "its class Options must extend that of DTP, found one without 'beta'; write class Options(DTP.Options)",
+    ),
     "options of a network that extend none": (
         "from dataclasses import dataclass\nclass Own(Network):\n    'Mine.'\n    @dataclass\n"
         "    class Options:\n        width: int = 8",

@@ -16,7 +16,6 @@ from torchmetrics import Metric
 from dtp.errors import UserError
 from dtp.fields import default_of, made, require_extended
 from dtp.models.cutting import as_network
-from dtp.registry import is_ours
 
 _Rule = TypeVar("_Rule")
 
@@ -63,9 +62,7 @@ class RuleType(ABCMeta):
         if isinstance(loss, str):
             values["loss"] = loss
         kind: Any = cls
-        # Of all rules. A class of the user's own, one beside the rules too, may have others, which lack them.
-        base = [above.Options for above in kind.__mro__ if "Options" in vars(above) and is_ours(above)][-1]
-        require_extended(kind.Options, base, cls.__name__, cls)
+        require_extended(kind, cls.__name__)
         options = made(kind.Options, options, values, cls.__name__)
         # As --seed, but up to any number, for those of torch have 64 bits.
         if seed is not None and not (isinstance(seed, Integral) and int(seed) >= 0):
