@@ -69,13 +69,21 @@ def _may_be_fused(optimizer: Optimizer, group: dict[str, Any]) -> bool:
     if not plain or any(group.get(name) is not None for name in ("fused", "foreach")):
         return False
     weights = group["params"]
-    if not all(weight.is_floating_point() and weight.device.type == "cpu" for weight in weights):
+    if not all(w.is_floating_point() and w.device.type == "cpu" and _without_gaps(w) for w in weights):
         return False
     # State of another layout (of a run on another device, of other steps) would be taken in its order in memory. Of SGD
     # torch takes momenta of all weights or of none.
-    states = [[t for t in optimizer.state.get(w, {}).values() if isinstance(t, Tensor) and t.dim()] for w in weights]
+    states = [
+        [t for name, t in optimizer.state.get(w, {}).items() if isinstance(t, Tensor) and name != "step"]
+        for w in weights
+    ]
     alike = all(t.stride() == w.stride() for w, tensors in zip(weights, states, strict=True) for t in tensors)
     return alike and len({len(tensors) for tensors in states}) < 2
+
+
+def _without_gaps(weight: Tensor) -> bool:
+    """Whether its values lie side by side in memory; those of a part of another tensor (``w[:, :3]``) may not."""
+    return weight.is_contiguous() or torch.empty_like(weight).stride() == weight.stride()
 
 
 def steps_of(optimizers: dict[int, Optimizer]) -> Callable[[dict[int, tuple[Tensor, ...]]], None]:

@@ -176,6 +176,32 @@ def test_state_of_another_layout_than_its_weight_is_read_by_its_places(kind):
     torch.testing.assert_close(of(made[1])[0], of(made[0])[0])
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("kind", [SGD, Adam])
+def test_weights_that_are_a_part_of_another_tensor_are_stepped_by_their_places(kind, momentum):
+    """A fused step would go on into what lies between them, and beyond."""
+    whole = torch.arange(24.0).reshape(4, 6)
+    ours, expected = (
+        kind([nn.Parameter(part)], 0.1, **({"momentum": momentum} if kind is SGD else {"betas": (momentum, 0.9)}))
+        for part in (whole[:, :3], whole[:, :3].clone())
+    )
+    for one, steps in ((ours, one_pass_steps), (expected, own_steps)):
+        steps(one, range(3))
+    torch.testing.assert_close(of(ours)[0], of(expected)[0])
+    assert torch.equal(whole[:, 3:], torch.arange(24.0).reshape(4, 6)[:, 3:])
+
+
+def test_momenta_of_some_single_numbers_are_stepped_as_usual():
+    numbers = [nn.Parameter(torch.tensor(value)) for value in (1.0, 2.0)]
+    optimizer = SGD(numbers, 0.5, 0.5)
+    for trained in (numbers[:1], numbers):
+        with in_one_pass([optimizer]):
+            set_gradients([optimizer], trained, [torch.tensor(1.0)] * len(trained))
+            optimizer.step()
+        optimizer.zero_grad()
+    assert [p.item() for p in numbers] == [1 - 0.5 - 0.75, 2 - 0.5]
+
+
 @every
 def test_state_is_where_the_optimizer_keeps_it(name):
     own, quick = make(name), make(name)
