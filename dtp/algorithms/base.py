@@ -361,7 +361,9 @@ class Algorithm(TaskModule, metaclass=RuleType):
         self._require_gradients(parameters, gradients)
         optimizers = self._forward_optimizers if optimizer is self.forward_optimizer else [optimizer]
         strategy = getattr(compat.trainer_of(self), "strategy", None)
-        with in_one_pass(optimizers if self._gradients_stay() else []):
+        # Those of an embedding may be sparse, which no fused step takes.
+        one_pass = self._gradients_stay() and not any(gradient.is_sparse for gradient in gradients)
+        with in_one_pass(optimizers if one_pass else []):
             set_gradients(optimizers, parameters, gradients)
             # Clipping looks at the gradients of all optimizers before the first one's step.
             with strategy.averaged(optimizers) if isinstance(strategy, FeedbackDDPStrategy) else nullcontext():

@@ -12,7 +12,7 @@ from dtp.algorithms.optimizers import LeeRMSprop, check_rates, make_optimizer, m
 from dtp.algorithms.options import AlgorithmOptions
 from dtp.cli.arguments import parse
 from dtp.errors import UserError
-from dtp.models import MLP
+from dtp.models import MLP, as_network
 from dtp.models.options import MLPOptions
 from tests.algorithms.helpers import make, state
 from tests.conftest import make_batch
@@ -259,3 +259,21 @@ def test_rates_by_layer_that_an_optimizer_of_ones_own_leaves_out_are_refused():
     rule.uses_groups = False
     with pytest.raises(UserError, match=r"^--layer-lr: expected none beside configure_optimizers of Own.* rate 0\.5,"):
         rule.configure_optimizers()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_sparse_gradients_of_embeddings_are_stepped_as_dense_ones_are(momentum):
+    """No fused step takes them."""
+
+    def weights(sparse):
+        torch.manual_seed(0)
+        layers = nn.Embedding(10, 3, sparse=sparse), nn.Flatten(), nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, 3)
+        rule = BP(as_network(nn.Sequential(*layers), (4,)), optimizer="sgd", momentum=momentum, weight_decay=0.0)
+        rule.configure_optimizers()
+        for _ in range(3):
+            rule.training_batch(torch.randint(10, (8, 4)), torch.randint(3, (8,)))
+        return rule.network.state_dict()
+
+    dense = weights(False)
+    for name, value in weights(True).items():
+        torch.testing.assert_close(value, dense[name])
