@@ -176,6 +176,13 @@ def test_state_of_another_layout_than_its_weight_is_read_by_its_places(kind):
     torch.testing.assert_close(of(made[1])[0], of(made[0])[0])
 
 
+def test_a_step_that_ends_in_an_error_leaves_the_optimizer_as_it_was():
+    optimizer = make("adam")
+    with pytest.raises(RuntimeError), in_one_pass([optimizer]):
+        raise RuntimeError
+    assert optimizer.param_groups[0]["fused"] is None
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("kind", [SGD, Adam])
 def test_weights_that_are_a_part_of_another_tensor_are_stepped_by_their_places(kind, momentum):
