@@ -66,7 +66,8 @@ def in_one_pass(optimizers: Sequence[Optimizer]) -> Iterator[None]:
 
 def _may_be_fused(optimizer: Optimizer, group: dict[str, Any]) -> bool:
     plain = any(is_plain(optimizer, kind, groups=True) for kind in (SGD, Adam))
-    if not plain or any(group.get(name) is not None for name in ("fused", "foreach")):
+    chosen = any(group.get(name) is not None for name in ("fused", "foreach"))
+    if not plain or chosen or group.get("differentiable"):
         return False
     weights = group["params"]
     if not all(w.is_floating_point() and w.device.type == "cpu" and _without_gaps(w) for w in weights):
