@@ -20,7 +20,8 @@ class ContrastiveOptions(AlgorithmOptions):
     lr_schedule: Literal["constant", "cosine", "step"] = option("constant", search="constant")
     # Gain of the feedback into each hidden layer, above 0; small gains come near to backprop, where the settling
     # tolerance is small too: what a relaxation leaves counts 1 / gain times more in each layer further down.
-    gain: float = option(0.5, above=0, search={"log-uniform": [0.05, 0.5]})
+    # A search tries 0.2 and more, with which three layers still follow backprop at the usual tolerance.
+    gain: float = option(0.5, above=0, search={"log-uniform": [0.2, 0.5]})
     # Step of the relaxation of the units, above 0 and up to 1.
     relaxation: float = option(0.1, above=0, most=1, search={"uniform": [0.1, 0.5]})
     # Most steps of each relaxation, at least 1.
