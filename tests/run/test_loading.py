@@ -417,13 +417,14 @@ def test_damaged_weights_are_told(tmp_path, capsys):
 # --- the network elsewhere --------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["mlp", "lenet", "vgg", "resnet18"])
+@pytest.fixture(params=["mlp", "lenet", "vgg", "resnet18", "lc"])
 def loaded(request):
     small = {
         "mlp": "--widths 8",
         "lenet": "--channels 2 3 --hidden 4",
         "vgg": "--channels 2 3",
         "resnet18": "--channels 2 2 2 3 3 --batch-norm true --lr 0.001",
+        "lc": "--kernels 3 3 --channels 2 3 --strides 2 1 --hidden 4",
     }
     words = ["--algo", "bp", "--model", request.param, *small[request.param].split(), "--max-steps", "2"]
     assert main([*words, "--run-dir", "run"]) == 0

@@ -9,8 +9,14 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.jit import is_scripting, is_tracing  # pyright: ignore[reportPrivateImportUsage] (documented there)
 
 from dtp.models.modules.same import same_padding
+
+
+def _windows(x: Tensor, kernel: int, stride: int) -> Tensor:
+    windows = x.unfold(1, kernel, stride).unfold(2, kernel, stride)
+    return windows.permute(1, 2, 0, 4, 5, 3).clone(memory_format=torch.contiguous_format)
 
 
 class _Windows(torch.autograd.Function):
@@ -24,8 +30,7 @@ class _Windows(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, kernel: int, stride: int) -> Tensor:
-        windows = x.unfold(1, kernel, stride).unfold(2, kernel, stride)
-        return windows.permute(1, 2, 0, 4, 5, 3).clone(memory_format=torch.contiguous_format)
+        return _windows(x, kernel, stride)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -135,8 +140,12 @@ class LocallyConnected2d(nn.Module):
     def columns(self, x: Tensor) -> Tensor:
         """What each position sees: (B, C_in, H, W) to (L, C_in k k, B)."""
         padded = F.pad(x.permute(1, 2, 3, 0), (0, 0, *self.zeros))
-        windows: Any = _Windows.apply(padded, self.kernel_size, self.stride)
-        return windows.view(len(self.weight), -1, len(x))
+        # What compiles, traces or exports a network does not follow functions with derivatives of their own.
+        if torch.compiler.is_compiling() or is_scripting() or is_tracing():
+            windows = _windows(padded, self.kernel_size, self.stride)
+        else:
+            windows = _Windows.apply(padded, self.kernel_size, self.stride)
+        return windows.view(self.weight.shape[0], self.weight.shape[2], x.shape[0])
 
     def adjoint(self, y: Tensor, weight: Tensor) -> Tensor:
         """The transposed map with ``weight`` in place of its own: (B, C_out, H', W') to (B, C_in, H, W)."""

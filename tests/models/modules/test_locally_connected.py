@@ -1,6 +1,7 @@
 """Locally connected layers are convolutions whose kernels differ by position; padding as TensorFlow's "same"."""
 
 import copy
+import io
 import math
 
 import pytest
@@ -94,6 +95,43 @@ def test_derivatives_of_functions_are_the_same_forwards_and_backwards():
     assert torch.allclose(torch.func.jacfwd(cubed)(x), torch.func.jacrev(cubed)(x))
     hessian = torch.func.jacfwd(torch.func.jacrev(cubed))(x)
     assert torch.allclose(hessian, torch.func.jacrev(torch.func.jacrev(cubed))(x))
+
+
+def _compiled(local, x):
+    return torch.compile(local, backend="eager", fullgraph=True)
+
+
+def _traced(local, x):
+    file = io.BytesIO()
+    torch.jit.save(torch.jit.trace(local, x[:3]), file)
+    file.seek(0)
+    return torch.jit.load(file)
+
+
+def _scripted(local, x):
+    return torch.jit.script(local)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+@pytest.mark.parametrize("form", [_compiled, _traced, _scripted])
+def test_other_forms_that_torch_makes_of_it_compute_and_learn_the_same(form):
+    local, x = made(*GEOMETRIES[1]), torch.randn(4, 2, *GEOMETRIES[1][0], dtype=torch.float64)
+    ours, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    local(ours).pow(3).sum().backward()
+    expected, local.weight.grad = local.weight.grad, None
+    other = form(local, x)
+    other(theirs).pow(3).sum().backward()
+    assert torch.allclose(other(x), local(x))
+    assert torch.allclose(theirs.grad, ours.grad)
+    assert torch.allclose(next(w.grad for w in other.parameters() if w.dim() == 3), expected)
+
+
+def test_a_batch_without_images_gives_none():
+    local = made(*GEOMETRIES[1])
+    x = torch.zeros(0, 2, *GEOMETRIES[1][0], dtype=torch.float64, requires_grad=True)
+    y = local(x)
+    y.sum().backward()
+    assert y.shape == (0, 3, *local.out_size) and x.grad.shape == x.shape and not local.weight.grad.any()
 
 
 # Size, kernel, stride, and the zeros before and after, worked out by hand: the odd one comes after.
