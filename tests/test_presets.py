@@ -196,6 +196,14 @@ ADAM = {
         (0.0009531990715839369, (0.99, 0.999), 9.710433697812103e-08),
         (2.286529865070366e-08, (0.99, 0.999), 1.8382415746971348e-11),
     ),
+    "dfc_mlp_fashion-mnist_meulemans-2022": (
+        (0.0010672718162774038, (0.99, 0.999), 3.210886729268312e-07),
+        (4.3780877225194805e-05, (0.99, 0.99), 1.0433715362737473e-08),
+    ),
+    "strong-dfc_mlp_fashion-mnist_meulemans": (
+        (0.0011969828175078612, (0.9, 0.9), 2.9646405819945323e-07),
+        (1.587623302238223e-05, (0.99, 0.999), 8.46521372179368e-08),
+    ),
 }
 
 
@@ -211,6 +219,33 @@ def test_published_adam_values_reach_both_optimizers(preset):
         (group,) = optimizer.param_groups
         assert type(optimizer) is torch.optim.Adam and group["betas"] == betas
         assert (group["lr"], group["eps"]) == (pytest.approx(lr, rel=near), pytest.approx(eps, rel=near))
+
+
+# The authors' alpha, k_p, dt, time constant and apical time constant of the simulations that train the feedback.
+CONTROL = {
+    "dfc_mlp_mnist_meulemans-2022": (
+        (0.39857902933813705, 0.0713515876863314, 0.0011421804343878519, 0.005870467170683501, 0.1404664564483908)
+    ),
+    "dfc_mlp_fashion-mnist_meulemans-2022": (
+        (0.611510021981854, 0.010409666247193437, 0.004294669581123954, 0.009266592158186437, 0.4318893018524684)
+    ),
+    "strong-dfc_mlp_fashion-mnist_meulemans": (
+        (0.41918471180494776, 0.09906907227394046, 0.0019841648377832226, 0.009034403214049455, 0.22603240790914256)
+    ),
+}
+
+
+@pytest.mark.parametrize("preset", CONTROL)
+def test_controls_that_train_the_feedback_are_the_published_ones_in_five_digits(preset):
+    o = parsed(preset).algo
+    found = (
+        o.feedback_alpha,
+        o.feedback_proportional,
+        o.feedback_time_step,
+        o.feedback_voltage_time,
+        o.feedback_apical_time,
+    )
+    assert found == tuple(float(f"{value:.5g}") for value in CONTROL[preset])
 
 
 @pytest.mark.parametrize("preset", [name for name in NAMES if origin_of(name).startswith("Meulemans")])
