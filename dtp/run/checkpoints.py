@@ -24,13 +24,13 @@ from dtp.errors import UserError, user_path
 from dtp.fields import flag
 from dtp.run.folder import (
     Run,
-    checkpoint_step,
     how_to_go_on,
     images_of,
     may_vary,
     require_same_configuration,
     resume_words,
     saved_options,
+    steps_of,
 )
 from dtp.run.layout import CHECKPOINTS, WEIGHTS_FILE
 from dtp.run.sealed import Damaged, require_whole, save_sealed, sealed_tensors, whole_tensors
@@ -253,25 +253,19 @@ class Checkpoints(Checkpoint):
     def _keep(self, trainer: pl.Trainer) -> Path:
         """Give the checkpoint of this batch its name."""
         path = self.run.checkpoints / _name(trainer.global_step)
-        temporary = path.with_suffix(".tmp")
-        try:
-            if trainer.is_global_zero:
-                try:
-                    temporary.replace(path)
-                    self._remove_old()
-                except OSError as error:
-                    raise _unwritable(path, error) from error
-        finally:
-            if trainer.is_global_zero:
+        if trainer.is_global_zero:
+            temporary = path.with_suffix(".tmp")
+            try:
+                temporary.replace(path)
+                for old in steps_of(self.run.folder)[self.KEEP :]:
+                    old.unlink()
+            except OSError as error:
+                raise _unwritable(path, error) from error
+            finally:
                 with suppress(OSError):
                     temporary.unlink(missing_ok=True)
         trainer.strategy.barrier("checkpoint")
         return path
-
-    def _remove_old(self) -> None:
-        kept = sorted(self.run.checkpoints.glob("step=*.ckpt"), key=checkpoint_step, reverse=True)
-        for path in kept[self.KEEP :]:
-            path.unlink()
 
 
 class CheckpointFiles(TorchCheckpointIO):
@@ -351,13 +345,13 @@ def with_usable_checkpoint(run: Run, config: Config, module: pl.LightningModule)
         if process_rank() > 0:
             # Rank 0 has read it and told us to; another one would be another run.
             raise
-        others = [path for path in run.checkpoints.glob("step=*.ckpt") if path != run.checkpoint]
+        others = [path for path in steps_of(run.folder) if path != run.checkpoint]
         if run.checkpoint.parent != run.checkpoints or not others:
             raise
         set_aside = run.checkpoint.with_suffix(".damaged")
         run.checkpoint.replace(set_aside)
         print(f"warning: {error} It is now {set_aside.name}; going on from the one before.", file=sys.stderr)
-        return with_usable_checkpoint(Run(run.folder, max(others, key=checkpoint_step)), config, module)
+        return with_usable_checkpoint(Run(run.folder, others[0]), config, module)
 
 
 def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
@@ -421,7 +415,7 @@ def checkpoints_of(path: Path, best_first: bool = True) -> list[Path]:
     if not path.is_dir():
         return [path] if path.is_file() else []
     best = [*(path / CHECKPOINTS).glob("best.ckpt")]
-    newest = sorted((path / CHECKPOINTS).glob("step=*.ckpt"), key=checkpoint_step, reverse=True)
+    newest = steps_of(path)
     return [*best, *newest] if best_first else [*newest, *best]
 
 
