@@ -160,13 +160,8 @@ def _epoch(trainer: pl.Trainer) -> str:
 
 def _formatted(progress: dict[str, float]) -> dict[str, str]:
     """The values that are there, as text, under the names that are shown. A rule without feedback phase shows none."""
-    shown = {}
-    if "loss" in progress:
-        shown["loss"] = f"{progress['loss']:.3f}"
-    if "accuracy" in progress:
-        shown["acc"] = f"{progress['accuracy']:.3f}"
-    if "mse" in progress:
-        shown["mse"] = f"{progress['mse']:.4f}"
+    names = (("loss", "loss", 3), ("accuracy", "acc", 3), ("mse", "mse", 4))
+    shown = {word: f"{progress[name]:.{digits}f}" for name, word, digits in names if name in progress}
     if "images_per_second" in progress:
         rate = progress["images_per_second"]
         shown["img/s"] = f"{rate:.1f}" if rate < 10 else f"{rate:.0f}"
