@@ -512,13 +512,11 @@ def _describe(title: str, cls: type, values: Any, width: int) -> str:
 
 
 def _type_words(annotation: Any) -> str:
-    text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", None) or str(annotation)
-    if "Literal" in str(annotation):
-        return "{" + ",".join(re.findall(r"'([^']+)'", str(annotation))) + "}"
-    plain = str(annotation) if "[" in str(annotation) else text
-    many = plain.startswith(("list", "typing.List"))
-    kind = next((word for key, word in _KINDS.items() if key in plain), "WORD")
-    return f"{kind} ..." if many else kind
+    text = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+    if "Literal" in text:
+        return "{" + ",".join(re.findall(r"'([^']+)'", text)) + "}"
+    kind = next((word for key, word in _KINDS.items() if key in text), "WORD")
+    return f"{kind} ..." if text.startswith(("list", "typing.List")) else kind
 
 
 _KINDS = {"bool": "true|false", "int": "INT", "Iterations": "INT|inf", "float": "NUMBER", "str": "WORD"}
