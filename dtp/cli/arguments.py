@@ -444,7 +444,7 @@ def _unknown_option(unknown: list[str], parser: argparse.ArgumentParser, entries
     given = flags[0].partition("=")[0]
     name = given[2:].replace("-", "_")
     for registry in REGISTRIES:
-        having = [entry.name for entry in registry.entries.values() if _has_option(entry, name)]
+        having = [e.name for e in registry.entries.values() if name in e.load_options().__dataclass_fields__]
         if having:
             return (
                 f"{given} is an option of --{registry.flag} {', '.join(having)}, not of "
@@ -452,10 +452,6 @@ def _unknown_option(unknown: list[str], parser: argparse.ArgumentParser, entries
             )
     known = {flag(option.lstrip("-")) for action in parser._actions for option in action.option_strings}
     return f"Unknown option {given}{did_you_mean(given, sorted(known))} ({called} --help lists all)."
-
-
-def _has_option(entry: Entry, name: str) -> bool:
-    return name in entry.load_options().__dataclass_fields__
 
 
 # --- the manual -------------------------------------------------------------------------------------------------------
