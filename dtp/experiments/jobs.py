@@ -8,8 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -76,7 +75,7 @@ class Job:
             UserError: they mean none; or the folder holds a run of another configuration.
         """
         config = parse(self.words)
-        if (self.folder / CONFIG_FILE).is_file():
+        if self.has_begun:
             values = recorded_options(self.folder)
             begin = "give another folder for all runs (--output; --study of a search)"
             require_same_configuration(self.folder, values, config, "change that back", begin)
@@ -115,7 +114,9 @@ def run_jobs(
         Stopped: a signal came; the runs are stopped.
     """
     pool = _Pool(jobs, parallel, again, tell, ended)
-    with _signals_set_a_flag():
+    with stop_request.handled():
+        # Signals set a flag.
+        stop_request.training = True
         try:
             while pool.is_busy and stop_request.signum is None:
                 pool.begin()
@@ -132,6 +133,7 @@ def run_jobs(
         finally:
             for process in pool.running.values():
                 process.kill()
+            stop_request.training = False
     return pool.states_by_now()
 
 
@@ -305,7 +307,8 @@ class _Process:
         # A full disk takes no reason either.
         text = f"ended with status {status}: {said or 'it said nothing'} ({self.job.log})"
         if status == 0:
-            state, text = "finished", _result(Run(self.job.folder).summary or {})
+            result = (Run(self.job.folder).summary or {}).get("result")
+            state, text = "finished", f"has finished: {result}" if result else "has finished"
         elif status == 2 and (self.job.failure or (said and not self.job.has_begun)):
             # A run that diverges has noted so itself. With other mistakes, a full disk say, it may go on another time.
             state, text = "failed", f"failed: {said.removeprefix('error: ') or self.job.failure}"
@@ -351,20 +354,6 @@ def try_claim(job: Job) -> IO[str] | None:
         raise UserError(
             f"{job.folder.parent}: cannot be written ({error.strerror}); give a folder that can."
         ) from error
-
-
-@contextmanager
-def _signals_set_a_flag() -> Iterator[None]:
-    with stop_request.handled():
-        stop_request.training = True
-        try:
-            yield
-        finally:
-            stop_request.training = False
-
-
-def _result(summary: dict[str, Any]) -> str:
-    return f"has finished: {summary['result']}" if "result" in summary else "has finished"
 
 
 def _place(job: Job, jobs: Sequence[Job]) -> str:

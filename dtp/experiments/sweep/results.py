@@ -14,7 +14,7 @@ from dtp.experiments.over_seeds import distinct, mean_curve, statistic
 from dtp.experiments.report.reading import RunRecord, read_run
 from dtp.experiments.sweep.plan import NUMBERS, TABLE, Point, Sweep
 from dtp.run.folder import checkpoint_step, newest_checkpoint
-from dtp.run.layout import CONFIG_FILE, METRICS_FILE
+from dtp.run.layout import METRICS_FILE
 from dtp.run.provenance import recorded
 from dtp.run.reading import ANGLES, is_share, thinned
 from dtp.system.files import write_atomically, write_json
@@ -106,7 +106,7 @@ def collect(sweep: Sweep, jobs: Mapping[tuple[str, int], Job]) -> list[Measured]
 def _why_missing(job: Job) -> str:
     if job.failure:
         return f"failed: {job.failure}"
-    if not (job.folder / CONFIG_FILE).is_file():
+    if not job.has_begun:
         return "not begun"
     checkpoint = newest_checkpoint(job.folder)
     return f"not finished, {checkpoint_step(checkpoint) if checkpoint else 0} batches so far"
