@@ -72,11 +72,7 @@ class BatchLoader(DataLoader):
     """
 
     def __init__(
-        self,
-        dataset: Dataset,
-        batches: TrainingBatches | OrderedBatches,
-        num_workers: int,
-        device: torch.device,
+        self, dataset: Dataset, batches: TrainingBatches | OrderedBatches, num_workers: int, device: torch.device
     ):
         on_host = isinstance(dataset, ImageBatches)
         # Batches that are made on the device leave workers and pinned memory nothing to do.

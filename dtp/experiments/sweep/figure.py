@@ -14,16 +14,7 @@ from dtp.experiments.jobs import Job
 from dtp.experiments.over_seeds import statistic
 from dtp.experiments.sweep.plan import Part, Sweep, place_on_axis, swept_by, value_label
 from dtp.experiments.sweep.results import Measured, collect, metric_name, write_results
-from dtp.plots.style import (
-    color,
-    counted,
-    finish,
-    layer_color,
-    legend_beside,
-    new_panels,
-    plot_spread,
-    save_figure,
-)
+from dtp.plots.style import color, counted, finish, layer_color, legend_beside, new_panels, plot_spread, save_figure
 from dtp.run.reading import is_share
 from dtp.system.locks import locked
 

@@ -9,28 +9,11 @@ from dtp.algorithms import DTP
 from dtp.algorithms.options import DTPOptions
 from dtp.diagnostics.alignment import Alignment, feedback_alignment
 from dtp.experiments.over_seeds import Statistic
-from dtp.experiments.theory.common import (
-    advance,
-    each_seed,
-    make_batch,
-    marks,
-    over_seeds,
-    rows_of,
-    seeded,
-)
+from dtp.experiments.theory.common import advance, each_seed, make_batch, marks, over_seeds, rows_of, seeded
 from dtp.experiments.theory.options import TransposeOptions
 from dtp.models import VGG
 from dtp.models.options import VGGOptions
-from dtp.plots.style import (
-    color,
-    counted,
-    finish,
-    legend_beside,
-    new_figure,
-    plot_line,
-    plot_spread,
-    save_figure,
-)
+from dtp.plots.style import color, counted, finish, legend_beside, new_figure, plot_line, plot_spread, save_figure
 
 ROUTINGS: Final = ("noisy", "fixed")
 # Not a routing: what the fixed one comes to in the mean over infinitely many noise probes, in closed form.

@@ -13,13 +13,7 @@ from dtp.algorithms.options import DDTPLinearOptions, DRLOptions, DTPOptions
 from dtp.algorithms.target_propagation import TargetPropagation
 from dtp.diagnostics.alignment import update_alignment
 from dtp.experiments.over_seeds import Statistic
-from dtp.experiments.theory.common import (
-    advance,
-    each_seed,
-    make_batch,
-    rows_of,
-    seeded,
-)
+from dtp.experiments.theory.common import advance, each_seed, make_batch, rows_of, seeded
 from dtp.experiments.theory.options import UpdateAnglesOptions
 from dtp.models import LeNet
 from dtp.models.options import LeNetOptions
