@@ -28,6 +28,7 @@ from dtp.cli.config import (
     as_arguments,
     check_run_options,
     config_values,
+    options_among,
     preset_choices,
     preset_names,
     preset_of,
@@ -258,7 +259,7 @@ def _parse_sources(
 
 def _leave_out(options: Any, sources: Sequence[Sequence[str]]) -> None:
     """Give options their defaults that one of the sources sets beside others, which a later one has replaced."""
-    given = [{word.partition("=")[0][2:].replace("-", "_") for word in words if word[:2] == "--"} for words in sources]
+    given = [options_among(words) for words in sources]
     for field in dataclasses.fields(options):
         beside = said_of(type(options), field.name, "only_with") or {}
         last = max((place for place, names in enumerate(given) if field.name in names), default=len(given))

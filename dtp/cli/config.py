@@ -466,6 +466,19 @@ def _word(value: Any) -> str:
     return repr(value) if isinstance(value, float) else str(value)
 
 
+def options_among(words: Iterable[str]) -> dict[str, list[str]]:
+    """The options that a command line names, each with its words as they were last given."""
+    found: dict[str, list[str]] = {}
+    values: list[str] = []
+    for word in words:
+        if word.startswith("--") and len(word) > 2:
+            name, equals, value = word[2:].partition("=")
+            values = found[name.replace("-", "_")] = [value] if equals else []
+        else:
+            values.append(word)
+    return found
+
+
 def comment_of(text: str) -> str:
     """The comment lines at the head of a YAML file of this text, as one."""
     lines = itertools.takewhile(lambda line: line.startswith("#"), text.splitlines())

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dtp.cli.arguments import parse
-from dtp.cli.config import meaning
+from dtp.cli.config import meaning, options_among
 from dtp.errors import UserError
 from dtp.experiments.over_seeds import Statistic, distinct
 from dtp.experiments.report import WRITER
@@ -151,17 +151,8 @@ def _setting(command: str) -> tuple:
     except ValueError:
         # A row that was written by hand.
         words = command.split()[2:]
-    options: dict[str, list[str]] = {}
-    values: list[str] = []
-    for word in words:
-        if word.startswith("--"):
-            flag, _, value = word.partition("=")
-            values = options[flag] = [value] if value else []
-        else:
-            values.append(word)
-    alike = {*NOT_COMPARED, "trust"}
-    unlike = {name: given for name, given in options.items() if name[2:].replace("-", "_") not in alike}
-    return tuple((name, *meaning(name[2:].replace("-", "_"), unlike[name])) for name in sorted(unlike))
+    options = options_among(words)
+    return tuple((name, *meaning(name, options[name])) for name in sorted({*options} - {*NOT_COMPARED, "trust"}))
 
 
 def _figure_key(row: Row) -> tuple:

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from dtp.cli.arguments import parse
 from dtp.cli.commands import CommandParser, command_line, command_words, run_command
-from dtp.cli.config import Config, as_arguments, parse_limit, said_of_options
+from dtp.cli.config import Config, as_arguments, options_among, parse_limit, said_of_options
 from dtp.errors import UserError, user_path
 from dtp.experiments.jobs import MOST_AT_ONCE, run_jobs
 from dtp.experiments.search.preset import WATCHED, write_preset
@@ -153,7 +153,7 @@ def _search(argv: Sequence[str]) -> int:
 def _given(words: Sequence[str]) -> tuple[Config, dict[str, Any]]:
     """The configuration that the words mean, and the options that they name, by name."""
     config = parse(words)
-    names = [word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--") and len(word) > 2]
+    names = options_among(words)
     for name in ("run_dir", "resume"):
         if name in names:
             raise UserError(f"{flag(name)}: is not allowed here, for each trial has a folder of its own; leave it out.")
@@ -161,9 +161,9 @@ def _given(words: Sequence[str]) -> tuple[Config, dict[str, Any]]:
         raise UserError("--limit-val-batches: expected at least 1, for trials are judged by their validation, found 0.")
     values = config.as_dict()
     # --noverbose is --verbose false.
-    names = [name if name in values else name.removeprefix("no") for name in names]
+    named = [name if name in values else name.removeprefix("no") for name in names]
     # Rule, network and dataset always: a preset of all three sets the rest.
-    return config, {name: values[name] for name in dict.fromkeys(["algo", "model", "data", *names])}
+    return config, {name: values[name] for name in dict.fromkeys(["algo", "model", "data", *named])}
 
 
 def _space(name: str, config: Config, given: dict[str, Any], words: Sequence[str]) -> Space:

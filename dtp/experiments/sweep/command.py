@@ -12,7 +12,7 @@ from typing import Any
 from dtp.algorithms import ALGORITHMS
 from dtp.cli.arguments import parse
 from dtp.cli.commands import CommandParser, command_line, command_words, run_command
-from dtp.cli.config import as_arguments
+from dtp.cli.config import as_arguments, options_among
 from dtp.errors import UserError, user_path
 from dtp.experiments.jobs import MOST_AT_ONCE, Job, run_jobs
 from dtp.experiments.sweep.plan import (
@@ -167,17 +167,9 @@ def extra_options(words: Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: a word that belongs to no option.
     """
-    options: dict[str, Any] = {}
-    name = ""
-    for word in words:
-        if word.startswith("--") and len(word) > 2:
-            name, equals, value = word[2:].partition("=")
-            name = name.replace("-", "_")
-            options[name] = [value] if equals else []
-        elif not name:
-            raise UserError(f"Unexpected word {word!r}; options begin with two dashes.")
-        else:
-            options[name].append(word)
+    if words and (words[0] == "--" or not words[0].startswith("--")):
+        raise UserError(f"Unexpected word {words[0]!r}; options begin with two dashes.")
+    options = options_among(words)
     for name in ("seed", "run_dir", "resume"):
         if name in options:
             raise UserError(f"{flag(name)}: is not allowed here, for each run of a sweep has its own; leave it out.")
