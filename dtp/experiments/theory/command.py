@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -55,11 +54,13 @@ def _measure(study: Study, options: StudyOptions, argv: Sequence[str]) -> dict[s
     # For the record: by the time that it is written the files may have changed.
     commit()
     values = measure(options)
-    if not _is_finite(values):
+    try:
+        json.dumps(values, allow_nan=False)
+    except ValueError as error:
         raise UserError(
             f"dtp theory {study.name}: expected finite measurements, found some that are not, as of feedback that "
             "diverges; lower its learning rates."
-        )
+        ) from error
     settings = dataclasses.asdict(options)
     if "data_dir" in settings:
         settings["data_dir"] = "DIR"
@@ -72,13 +73,6 @@ def _measure(study: Study, options: StudyOptions, argv: Sequence[str]) -> dict[s
         **hardware(),
         "versions": versions(),
     }
-
-
-def _is_finite(values: Any) -> bool:
-    """Whether all numbers in ``values`` are; None is no number."""
-    if isinstance(values, dict | list):
-        return all(map(_is_finite, values.values() if isinstance(values, dict) else values))
-    return not isinstance(values, float) or math.isfinite(values)
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
