@@ -24,14 +24,9 @@ def data_folder(name: str) -> Path:
         return user_path(name)
     if named := os.environ.get("DTP_DATA_DIR"):
         return user_path(named)
-    here = Path("data")
-    try:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        home = os.environ.get("TORCH_HOME") or cache / "torch"
-    except RuntimeError:
-        # No $HOME, and no entry in the list of users.
-        return here
-    return here if here.is_dir() else user_path(home) / "datasets"
+    here, cache = Path("data"), user_cache()
+    home = os.environ.get("TORCH_HOME") or (cache and cache.with_name("torch"))
+    return here if here.is_dir() or home is None else user_path(home) / "datasets"
 
 
 def cache_folder(data_dir: Path) -> Path:
