@@ -43,16 +43,12 @@ def used_statistics(own: Statistics, mode: str, name: str = "") -> Statistics:
             ``unit`` (0 and 1, which leaves pixels in [0, 1]).
         name: of the dataset.
     """
-    channels = len(own.mean)
     if mode == "standard":
         return own
     if mode == "std3x":
         return Statistics(own.mean, tuple(3 * std for std in _TRIPLED_STD.get(name, own.std)))
-    if mode == "meanstd05":
-        return Statistics((0.5,) * channels, (0.5,) * channels)
-    if mode == "unit":
-        return Statistics((0.0,) * channels, (1.0,) * channels)
-    raise ValueError(f"unknown normalisation {mode!r}")
+    mean, std = (0.5, 0.5) if mode == "meanstd05" else (0.0, 1.0)
+    return Statistics((mean,) * len(own.mean), (std,) * len(own.mean))
 
 
 def compute_statistics(batches: Iterable[np.ndarray]) -> Statistics:
