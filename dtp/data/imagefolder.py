@@ -70,10 +70,9 @@ class ImageFolderData(ImageData):
         return self._load("test")
 
     def own_statistics(self, train: Images) -> Statistics:
-        if self._own_statistics is not None:
-            # Where they cannot be stored, not twice.
-            return self._own_statistics
-        self._own_statistics = self._statistics_of("train", train)
+        if self._own_statistics is None:
+            # Once, also where they cannot be stored.
+            self._own_statistics = self._statistics_of("train", train)
         return self._own_statistics
 
     def _statistics_of(self, part: str, images: Images) -> Statistics:
