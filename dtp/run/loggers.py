@@ -66,13 +66,7 @@ class MetricsCSV(Logger):
     def save_dir(self) -> str:
         return str(self.run_dir)
 
-    @property
-    def root_dir(self) -> str:
-        return str(self.run_dir)
-
-    @property
-    def log_dir(self) -> str:
-        return str(self.run_dir)
+    root_dir = log_dir = save_dir
 
     @rank_zero_only
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
