@@ -98,7 +98,7 @@ def _made_of(
             f"{path}: does not say what {' and '.join(missing)} of {rule.__name__} was, for no checkpoint has values "
             f"of that type; give {', '.join(f'{name}=...' for name in missing)}."
         )
-    options = _filled(rule.Options, found["options"])
+    options = from_saved(rule.Options, found["options"])
     names = {field.name for field in dataclasses.fields(options)}
     if not isinstance(changes.get("loss"), str):
         # A function of the user's own is no option, but has its name.
@@ -263,7 +263,7 @@ def _described_network(path: Path, found: dict[str, Any], trust: bool) -> Networ
     cls = _class(MODELS, path, said["model"], trust)
     task = TASKS[said["task"]["name"]].from_saved(said["task"], said["input_shape"], said["outputs"])
     try:
-        return cls.for_task(_filled(cls.Options, said["options"]), said["input_shape"], task)
+        return cls.for_task(from_saved(cls.Options, said["options"]), said["input_shape"], task)
     except UserError as error:
         raise UserError(f"{path}: nothing can be made of what it says of its network: {error}") from error
 
@@ -274,11 +274,3 @@ def _class(registry: Registry, path: Path, name: str, trust: bool) -> Any:
             f"{path}: names the class {name}, a program; look at it, then give trust=True to import and run it."
         )
     return registry.resolve(name).load()
-
-
-def _filled(cls: type, values: dict[str, Any]) -> Any:
-    """The dataclass of options, of plain values by name."""
-    try:
-        return from_saved(cls, values)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{cls.__name__}: cannot be made of what the checkpoint holds ({error}).") from error
