@@ -34,6 +34,7 @@ from dtp.run.folder import (
 )
 from dtp.run.layout import CHECKPOINTS, WEIGHTS_FILE
 from dtp.run.sealed import Damaged, require_whole, save_sealed, sealed_tensors, whole_tensors
+from dtp.system.files import replaced_when_whole
 from dtp.system.signals import Stopped, stop_request
 
 
@@ -309,19 +310,17 @@ def _name(step: int) -> str:
 
 def _link(source: Path, target: Path) -> None:
     """Make ``target`` another name of ``source``, replacing what it named before in one step."""
-    temporary = target.with_suffix(".tmp")
     try:
-        temporary.unlink(missing_ok=True)
-        try:
-            # Of the file itself: a link to it may be relative to another folder.
-            os.link(source.resolve(), temporary)
-        except OSError:
-            # Some file systems have no hard links.
-            temporary.write_bytes(source.read_bytes())
-        temporary.replace(target)
-    except OSError as error:
-        with suppress(OSError):
+        with replaced_when_whole(target) as temporary:
+            # A killed process of this number may have left a link, through which the copy would be written.
             temporary.unlink(missing_ok=True)
+            try:
+                # Of the file itself: a link to it may be relative to another folder.
+                os.link(source.resolve(), temporary)
+            except OSError:
+                # Some file systems have no hard links.
+                temporary.write_bytes(source.read_bytes())
+    except OSError as error:
         raise _unwritable(target, error) from error
 
 
