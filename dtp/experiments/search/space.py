@@ -48,24 +48,14 @@ class Parameter:
     kind: str
     values: tuple[Any, ...]
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether its values are whole numbers. A choice never counts as such, whatever is chosen from."""
-        return self.kind.endswith("integer")
-
-    @property
-    def is_logarithmic(self) -> bool:
-        """Whether it is drawn evenly on a logarithmic scale."""
-        return self.kind.startswith("log-")
-
     def distribution(self) -> BaseDistribution:
         """The same for Optuna."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
         if self.kind == "choice":
             return CategoricalDistribution([_label(value) for value in self.values])
-        kind = IntDistribution if self.is_whole else FloatDistribution
-        return kind(*self.values, log=self.is_logarithmic)
+        kind = IntDistribution if self.kind.endswith("integer") else FloatDistribution
+        return kind(*self.values, log=self.kind.startswith("log-"))
 
     def value(self, found: Any) -> Any:
         """The value of the option for what Optuna has found: a list again, where that is the choice."""
