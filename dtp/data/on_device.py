@@ -34,8 +34,9 @@ class DeviceBatches(Dataset):
         self._images = torch.empty((len(batches), *batches.images.shape[1:]), dtype=torch.uint8, device=device)
         # By parts, so that the host never holds all of them once more.
         rows = max(1, PART // int(np.prod(batches.images.shape[1:])))
-        for part, chosen in zip(self._images.split(rows), _parts(batches.indices, rows), strict=True):
-            part.copy_(torch.from_numpy(np.ascontiguousarray(batches.images[chosen])))
+        for begin in range(0, len(batches), rows):
+            chosen = batches.images[batches.indices[begin : begin + rows]]
+            self._images[begin : begin + rows] = torch.from_numpy(np.ascontiguousarray(chosen))
         self._labels = torch.from_numpy(batches.labels[batches.indices]).to(device)
         self._scale, self._shift = batches.scale.to(device), batches.shift.to(device)
         self._projection = None if batches.projection is None else batches.projection.to(device)
@@ -62,10 +63,6 @@ class DeviceBatches(Dataset):
         if self.device.type == "cuda":
             sent = sent.pin_memory()
         return sent.to(self.device, non_blocking=True)
-
-
-def _parts(indices: np.ndarray, size: int) -> list[np.ndarray]:
-    return [indices[begin : begin + size] for begin in range(0, max(len(indices), 1), size)]
 
 
 def _windows(
