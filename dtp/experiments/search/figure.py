@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dtp.errors import UserError
 from dtp.experiments.search.study import Trial, best_trial, described_trials, read_study, result_of
 from dtp.plots.style import color, finish, new_figure, save_figure
@@ -192,18 +194,10 @@ def _logarithmic(axes, low: float, high: float) -> None:
 
 def _row(study: Drawn) -> str:
     values = study.values
-    median = _quantile(values, 0.5)
     return (
         f"{study.name}: {len(values)} finished, {study.lost} lost; {_what(study.objective)}: "
-        f"least {values[0]:.4g}, median {median:.4g}, most {values[-1]:.4g}"
+        f"least {values[0]:.4g}, median {np.median(values):.4g}, most {values[-1]:.4g}"
     )
-
-
-def _quantile(values: list[float], share: float) -> float:
-    """Of sorted values, between neighbours in proportion."""
-    i, part = divmod(share * (len(values) - 1), 1)
-    low, high = values[int(i)], values[min(int(i) + 1, len(values) - 1)]
-    return low + part * (high - low)
 
 
 def _numbers(study: Drawn) -> dict[str, Any]:
@@ -220,7 +214,7 @@ def _numbers(study: Drawn) -> dict[str, Any]:
         "domain": study.content.get("domain", ""),
         "drawn": _what(study.objective),
         "least": study.values[0],
-        "quartiles": [_quantile(study.values, share) for share in (0.25, 0.5, 0.75)],
+        "quartiles": np.quantile(study.values, (0.25, 0.5, 0.75)).tolist(),
         "most": study.values[-1],
         "best": {"trial": best.folder, **{name: summary[name] for name in kept if name in summary}},
         "versions": summary.get("versions", {}),
