@@ -53,12 +53,17 @@ def without_places(words: Iterable[str]) -> list[str]:
     return kept
 
 
+def words_of(command: str) -> list[str]:
+    """The words of a recorded command; also of one that was written by hand and is no line of a shell."""
+    try:
+        return shlex.split(command)
+    except ValueError:
+        return command.split()
+
+
 def portable(command: str) -> str:
     """A recorded command as on any machine: without its folders, and with main.py where one stands."""
-    try:
-        words = shlex.split(command)
-    except ValueError:
-        words = command.split()
+    words = words_of(command)
     if words[1:] and words[1].endswith("main.py"):
         words[1] = "main.py"
     return shlex.join(without_places(words))

@@ -25,7 +25,7 @@ from dtp.experiments.report.published import PublishedFigure, matches, published
 from dtp.experiments.report.reading import RunRecord, read_runs
 from dtp.experiments.report.words import RECOMPRESSED, is_whole, rendered
 from dtp.run.folder import saved_options
-from dtp.run.provenance import portable
+from dtp.run.provenance import portable, words_of
 from dtp.run.reading import has_kinds
 
 # In the order in which they are saved. Accuracies in %, ``deviation`` over seeds in points, ``epochs`` of the forward
@@ -146,12 +146,7 @@ def _key(row: Row) -> tuple:
 
 def _setting(command: str) -> tuple:
     """What a command sets, whatever the program was called, in whatever order, without what sets no run apart."""
-    try:
-        words = shlex.split(command)[2:]
-    except ValueError:
-        # A row that was written by hand.
-        words = command.split()[2:]
-    options = options_among(words)
+    options = options_among(words_of(command)[2:])
     return tuple((name, *meaning(name, options[name])) for name in sorted({*options} - {*NOT_COMPARED, "trust"}))
 
 

@@ -8,7 +8,6 @@ process runs any more, and whose result is not in the store, was interrupted. Th
 from __future__ import annotations
 
 import json
-import shlex
 import time
 import uuid
 import warnings
@@ -25,7 +24,7 @@ from dtp.experiments.search.space import Space
 from dtp.fields import flag
 from dtp.run.folder import IMAGES, Run, as_before, called
 from dtp.run.layout import METRICS_FILE
-from dtp.run.provenance import masked, recorded
+from dtp.run.provenance import masked, recorded, words_of
 from dtp.run.reading import read_metrics
 from dtp.system.files import keep_whole_lines, write_atomically
 from dtp.system.locks import locked
@@ -276,8 +275,7 @@ class Study:
         self._require_own(described)
         self._id = described.get("id") or uuid.uuid4().hex
         # As it was begun, but for a password that an earlier version has kept.
-        before = str(described.get("command") or "")
-        self._command = _masked_command(before) if before else self._command
+        self._command = recorded(words_of(described.get("command", ""))) or self._command
         # First here: a folder without trials may go to any store, but a store that knows a study must find its folder.
         self._write()
         said = self._study.user_attrs
@@ -514,13 +512,6 @@ def _while_tables_are_made(connect: Callable[[], Any]) -> Any:
                 raise
             time.sleep(0.1 * (attempt + 1))
     return connect()
-
-
-def _masked_command(command: str) -> str:
-    try:
-        return recorded(shlex.split(command))
-    except ValueError:
-        return masked(command)
 
 
 def _sampler(settings: Settings) -> Any:
