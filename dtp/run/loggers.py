@@ -120,10 +120,6 @@ class MetricsCSV(Logger):
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
 
-    @rank_zero_only
-    def finalize(self, status: str) -> None:
-        self.save()
-
     def _open(self) -> None:
         """Learn the columns and the last row of the file, and repair it if its writer was killed."""
         columns, rows = self._read()
