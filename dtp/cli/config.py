@@ -99,15 +99,11 @@ class RunOptions:
     logger: Literal["csv", "wandb"] = option("csv", varies="process")
     # Training batches per epoch: a count (10) or a fraction with a point (0.1).
     limit_train_batches: str = option(
-        "1.0", budget=True, untimed=True, written=lambda text: str(parse_limit("limit-train-batches", text, least=1))
+        "1.0", budget=True, untimed=True, written=lambda text: str(parse_limit("train", text))
     )
     # Validation batches per epoch: a count (10) or a fraction with a point (0.1); 0 for no validation.
     limit_val_batches: str = option(
-        "1.0",
-        varies="resumed",
-        budget=True,
-        untimed=True,
-        written=lambda text: str(parse_limit("limit-val-batches", text, least=0)),
+        "1.0", varies="resumed", budget=True, untimed=True, written=lambda text: str(parse_limit("val", text))
     )
     # Batches between two rows of training metrics, at least 1.
     log_every: int = option(50, least=1, varies="resumed", watching=True, unlimited=True)
@@ -135,12 +131,13 @@ def check_run_options(run: RunOptions) -> None:
         )
     if run.devices != "auto" and not (run.devices.isdigit() and int(run.devices) >= 1):
         raise UserError(f"--devices: expected a whole number of at least 1, or auto, found {run.devices!r}.")
-    parse_limit("limit-train-batches", run.limit_train_batches, least=1)
-    parse_limit("limit-val-batches", run.limit_val_batches, least=0)
+    parse_limit("train", run.limit_train_batches)
+    parse_limit("val", run.limit_val_batches)
 
 
-def parse_limit(flag: str, text: str, least: int) -> int | float:
-    """A number of batches: an int for a count, a float from 0 to 1 for a fraction of the epoch."""
+def parse_limit(split: str, text: str) -> int | float:
+    """``--limit-SPLIT-batches``: an int for a count, 0 for no validation, or a float for a fraction of the epoch."""
+    least = 1 if split == "train" else 0
     try:
         value = float(text) if "." in text or "e" in text.lower() else int(text)
     except ValueError:
@@ -148,7 +145,8 @@ def parse_limit(flag: str, text: str, least: int) -> int | float:
     if isinstance(value, int) and value >= least or isinstance(value, float) and 0 < value <= 1:
         return value
     raise UserError(
-        f"--{flag}: expected a count of at least {least}, or a fraction up to 1.0 written with a point; found {text!r}."
+        f"--limit-{split}-batches: expected a count of at least {least}, or a fraction up to 1.0 written with a point; "
+        f"found {text!r}."
     )
 
 

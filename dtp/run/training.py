@@ -256,7 +256,7 @@ def _count_batches(data: ImageData, loader: str) -> int:
 
 def _limit(split: str, text: str, batches: int) -> int | float:
     """Batches per epoch as Lightning takes them: a count, or a fraction that is at least one batch."""
-    limit = parse_limit(f"limit-{split}-batches", text, least=1 if split == "train" else 0)
+    limit = parse_limit(split, text)
     if batches == 0:
         return 0
     if isinstance(limit, float) and int(limit * batches) < 1:

@@ -157,7 +157,7 @@ def _given(words: Sequence[str]) -> tuple[Config, dict[str, Any]]:
     for name in ("run_dir", "resume"):
         if name in names:
             raise UserError(f"{flag(name)}: is not allowed here, for each trial has a folder of its own; leave it out.")
-    if parse_limit("limit-val-batches", config.run.limit_val_batches, least=0) == 0:
+    if parse_limit("val", config.run.limit_val_batches) == 0:
         raise UserError("--limit-val-batches: expected at least 1, for trials are judged by their validation, found 0.")
     values = config.as_dict()
     # --noverbose is --verbose false.
