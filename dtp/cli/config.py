@@ -249,7 +249,6 @@ class Preset:
     Attributes:
         name: what ``--config`` calls it, ``RULE_NETWORK_DATA`` or ``RULE_NETWORK_DATA_VARIANT``.
         origin: where its values come from: the comment lines at the head of its file.
-        values: of options, by name.
     """
 
     name: str

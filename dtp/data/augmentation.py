@@ -17,7 +17,6 @@ class Augmentation:
         flip_vertical: whether to mirror upside down, independently.
         crop_padding: pixels added on each side before the crop; 0 for no crop.
         padding_mode: ``"edge"`` repeats the border pixels, ``"zeros"`` pads with black (0 before normalisation).
-        seed: of the run.
     """
 
     flip: bool

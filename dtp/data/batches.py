@@ -68,7 +68,6 @@ class BatchLoader(DataLoader):
         dataset: makes the batches, on the host or on the device.
         batches: which images each has.
         num_workers: processes that make batches on the host.
-        device: that the batches are for.
     """
 
     def __init__(

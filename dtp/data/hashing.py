@@ -25,14 +25,7 @@ def _mix(value: Any) -> Any:
 
 
 def counter_hash(*counters: int | np.ndarray) -> np.ndarray:
-    """64 random bits for each tuple of counters.
-
-    Args:
-        counters: integers (taken modulo 2^64) or integer arrays that broadcast together.
-
-    Returns:
-        uint64 array of the broadcast shape.
-    """
+    """64 random bits (uint64) for each tuple of counters: integers, modulo 2^64, or arrays that broadcast together."""
     state = np.uint64(0)
     with np.errstate(over="ignore"):
         for counter in counters:

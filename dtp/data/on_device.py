@@ -23,10 +23,6 @@ class DeviceBatches(Dataset):
 
     Per batch the host draws a few integers per image and sends them; gathering, augmentation and normalisation are a
     few operations on the device, and nothing waits for it. Several ranks each hold all images.
-
-    Args:
-        batches: whose images are copied to the device.
-        device: where they are kept.
     """
 
     def __init__(self, batches: ImageBatches, device: torch.device):

@@ -51,9 +51,7 @@ def fit_projection(
         images: uint8, indexed like an array (N, C, H, W).
         indices: which of them count: those that are trained on.
         statistics: what pixels are normalised with before.
-        count: number of components.
         whiten: divide each coordinate by its deviation over these images.
-        name: of the dataset, for the message.
 
     Raises:
         UserError: there are fewer directions than ``count`` in which the images vary.

@@ -30,7 +30,6 @@ class TrainingBatches:
         size: number of images in the training set.
         batch_size: images per batch, over all ranks.
         seed: of the order, the same on every rank.
-        rank: of this process.
         ranks: number of processes that share the data.
         batches_done: returns how many batches the run has trained on. Without it each new iterator is the next pass.
 

@@ -38,7 +38,6 @@ def used_statistics(own: Statistics, mode: str, name: str = "") -> Statistics:
     """What is subtracted and divided by.
 
     Args:
-        own: of the dataset.
         mode: ``standard`` (its own), ``std3x`` (its mean, three times its std), ``meanstd05`` (0.5 and 0.5), or
             ``unit`` (0 and 1, which leaves pixels in [0, 1]).
         name: of the dataset.

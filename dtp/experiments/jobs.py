@@ -250,11 +250,7 @@ def visible_gpus() -> list[str]:
 
 
 def last_line(log: Path, begin: int = 0) -> str:
-    """The last line that a run printed, or its last error: its result, or why it ended.
-
-    Args:
-        begin: where in the file to begin, in bytes.
-    """
+    """The last line that a run printed from byte ``begin`` on, or its last error: its result, or why it ended."""
     try:
         text = log.read_bytes()[begin:].decode(errors="replace")
     except OSError:

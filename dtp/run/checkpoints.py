@@ -46,7 +46,6 @@ class Checkpoints(Checkpoint):
     A subclass of Lightning's ``Checkpoint`` so that it runs after every other hook at the end of an epoch.
 
     Args:
-        run: the run folder.
         config: the configuration, saved in each checkpoint and compared when one is loaded.
         every: batches between two checkpoints within an epoch, 0 for none.
     """
@@ -356,8 +355,7 @@ def with_usable_checkpoint(run: Run, config: Config, module: pl.LightningModule)
 def read_checkpoint(path: Path, mmap: bool = False) -> dict[str, Any]:
     """What is in a checkpoint of ours, on the CPU, bit for bit as it was written. Nothing in it is run.
 
-    Args:
-        mmap: whether to leave tensors in the file until they are used.
+    With ``mmap`` tensors are left in the file until they are used.
 
     Raises:
         DamagedCheckpoint: the file is not what was written, or no checkpoint.
@@ -419,10 +417,7 @@ def checkpoints_of(path: Path, best_first: bool = True) -> list[Path]:
 
 
 def read_first_whole(candidates: Sequence[Path], what: str = "") -> tuple[Path, dict[str, Any]]:
-    """The first of several checkpoints that is not damaged, and what is in it.
-
-    Args:
-        what: how messages begin.
+    """The first of several checkpoints that is not damaged, and what is in it. Messages begin with ``what``.
 
     Raises:
         UserError: none is whole; or one is something else, or cannot be read.

@@ -318,9 +318,6 @@ def require_same_configuration(
     """Raise UserError if ``config`` would compute something else than ``saved``, the configuration of ``what``.
 
     Args:
-        what: a run folder or a checkpoint.
-        saved: its options by name.
-        config: what is asked for now.
         go_on: how the user goes on with what there is (default: with ``--resume``).
         begin: how the user begins another (default: with another ``--run-dir``).
     """
@@ -350,13 +347,7 @@ def called(name: str) -> str:
 def require_same_test(
     folder: Path, config: Config, begin: str = "start a new run with another --run-dir, without --resume"
 ) -> None:
-    """Raise UserError if the run in ``folder`` has finished longer, or been tested otherwise, than ``config`` asks for.
-
-    Args:
-        folder: of a run.
-        config: what is asked for now.
-        begin: how the user begins another.
-    """
+    """Raise UserError if the run in ``folder`` has finished longer, or been tested otherwise, than ``config`` says."""
     summary, run = read_summary(folder / SUMMARY_FILE), config.run
     if summary is None:
         return

@@ -130,11 +130,8 @@ def read_rows(path: Path) -> list[Row]:
 def read_summary(path: Path, needed: Collection[str] = ("epochs", "steps", "test_loss")) -> dict[str, Any] | None:
     """What a run wrote at its end; None where there is no such file.
 
-    Args:
-        needed: what it must say.
-
     Raises:
-        UserError: the file cannot be read, or is not one of ours.
+        UserError: the file cannot be read, or is not one of ours, which say all that is ``needed``.
     """
     foreign = f"{path}: is not a summary that this program wrote"
     try:

@@ -39,8 +39,7 @@ class RunRecord:
     """What a run folder says.
 
     Attributes:
-        folder: where it lies.
-        name: the same, below the folder that was asked for.
+        name: of the folder, below the one that was asked for.
         state: finished (as long as its configuration says, and tested), failed by its own fault, damaged (a file cannot
             be read, and nothing else is said), or none of these.
         options: its configuration, with today's options; empty where it failed before it had one.

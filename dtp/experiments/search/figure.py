@@ -49,7 +49,7 @@ class Drawn:
 
 
 def draw_studies(paths: Sequence[Path], figure: Path) -> str:
-    """Draw studies side by side, and write their numbers beside the figure, as JSON.
+    """Draw studies side by side, write their numbers beside the figure, as JSON, and return a short table.
 
     Left: the share of all configurations, lost ones included, that reach an error. Right: every configuration, with
     the median and quartiles of those that finished.
@@ -57,9 +57,6 @@ def draw_studies(paths: Sequence[Path], figure: Path) -> str:
     Args:
         paths: folders of studies, or their files.
         figure: the PNG; replaced if it shows the same studies.
-
-    Returns:
-        A short table.
 
     Raises:
         UserError: no such study, none with a finished trial, studies of different objectives, or another's figure.

@@ -393,10 +393,7 @@ class Study:
 
 
 def read_study(path: Path) -> dict[str, Any]:
-    """What the ``study.json`` of a study says.
-
-    Args:
-        path: that file, or the folder of the study.
+    """What the ``study.json`` of a study says: ``path`` is that file, or the folder of the study.
 
     Raises:
         UserError: there is none, or it is not one of ours.

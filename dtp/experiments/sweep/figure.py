@@ -32,11 +32,6 @@ WIDE = 6
 def draw_sweep(sweep: Sweep, folder: Path, jobs: Mapping[tuple[str, int], Job], command: str) -> Path | None:
     """Write ``NAME.png``, ``results.json`` and ``results.md`` of what has finished into the folder of a sweep.
 
-    Args:
-        folder: that of the sweep.
-        jobs: its runs, by name of the setting and seed.
-        command: what is written down as the command of the sweep.
-
     Returns:
         The figure; None where no run has finished, and nothing is written.
 

@@ -74,9 +74,6 @@ class Measured:
 def collect(sweep: Sweep, jobs: Mapping[tuple[str, int], Job]) -> list[Measured]:
     """What there is of each setting of a sweep, in the order of its file.
 
-    Args:
-        jobs: by name of the setting and seed.
-
     Raises:
         UserError: a folder holds a run of another configuration.
     """
@@ -121,11 +118,7 @@ def all_metrics(sweep: Sweep) -> list[str]:
 
 
 def write_results(sweep: Sweep, measured: Sequence[Measured], folder: Path, command: str) -> None:
-    """Write ``results.json``, all numbers, and ``results.md``, a table, into ``folder``.
-
-    Args:
-        command: of the sweep, for the record.
-    """
+    """Write ``results.json``, all numbers, and ``results.md``, a table, into ``folder``."""
     write_json(folder / NUMBERS, as_json(sweep, measured, command))
     write_atomically(folder / TABLE, as_table(sweep, measured, command))
 
