@@ -168,9 +168,10 @@ def goes_on(config: Config) -> bool:
 
 def _newest_matching(config: Config) -> Run | None:
     """The newest run of the same configuration, with its newest checkpoint."""
-    for folder in sorted(_parent(config).glob("*"), key=_age, reverse=True):
-        checkpoint = newest_checkpoint(folder)
-        if checkpoint is not None and _matches(folder, config):
+    checkpoints = filter(None, map(newest_checkpoint, _parent(config).glob("*")))
+    for checkpoint in sorted(checkpoints, key=lambda path: path.stat().st_mtime, reverse=True):
+        folder = checkpoint.parent.parent
+        if _matches(folder, config):
             return Run(folder, checkpoint)
     return None
 
@@ -565,8 +566,3 @@ def _made(folder: Path) -> Run:
     except OSError as error:
         raise UserError(f"--run-dir {folder}: cannot be written ({error.strerror}); give a folder that can.") from error
     return run
-
-
-def _age(folder: Path) -> float:
-    checkpoint = newest_checkpoint(folder)
-    return checkpoint.stat().st_mtime if checkpoint is not None else 0.0
