@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -285,6 +285,7 @@ def _finish(
             callback.draw(trainer)
     trainer.test(algorithm, datamodule=data, verbose=False)
     test = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
+    selected_by, scores = algorithm.task.selected_by, cast(Any, algorithm.scores["test"])
     summary = {
         "algo": config.run.algo,
         "model": config.run.model,
@@ -296,7 +297,8 @@ def _finish(
         "wall_seconds": round(seconds, 3),
         "feedback_seconds": round(feedback_seconds, 3),
         "task": algorithm.task.name,
-        **_scores(algorithm, val, test),
+        f"val_{selected_by}": val.get(f"val/{selected_by}"),
+        **{f"test_{name}": test.get(f"test/{name}") for name in scores},
         "test_loss": test.get("test/loss"),
         "result": _in_words(algorithm.task, {name[5:]: value for name, value in test.items()}),
         "tested_weights": tested,
@@ -341,16 +343,6 @@ def _take_tested_weights(
     else:
         val = {"val/loss": checkpoints.best_loss}
     return val, f"epoch {checkpoints.best_epoch + 1}, best on validation"
-
-
-def _scores(algorithm: Algorithm, val: dict[str, float], test: dict[str, float]) -> dict[str, float | None]:
-    """What the summary says of validation and test, besides the test loss."""
-    first = algorithm.task.selected_by
-    tested: Any = algorithm.scores["test"]
-    return {
-        f"val_{first}": val.get(f"val/{first}"),
-        **{f"test_{name}": test.get(f"test/{name}") for name in tested},
-    }
 
 
 def _in_words(task: Task, scores: dict[str, float]) -> str:
