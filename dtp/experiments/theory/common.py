@@ -90,11 +90,7 @@ def over_seeds(series: Iterable[Sequence[float]]) -> tuple[list[float], list[flo
 
 def rows_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of text, the first column to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in [header, *rows]
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+    first, *others = zip(header, *rows, strict=True)
+    columns = [[cell.ljust(max(map(len, first))) for cell in first]]
+    columns += [[cell.rjust(max(map(len, column))) for cell in column] for column in others]
+    return "\n".join("  ".join(cells).rstrip() for cells in zip(*columns, strict=True))
