@@ -27,10 +27,10 @@ from dtp.run.folder import (
     how_to_go_on,
     images_of,
     may_vary,
+    newest_first,
     require_same_configuration,
     resume_words,
     saved_options,
-    steps_of,
 )
 from dtp.run.layout import CHECKPOINTS, WEIGHTS_FILE
 from dtp.run.sealed import Damaged, require_whole, save_sealed, sealed_tensors, whole_tensors
@@ -257,7 +257,7 @@ class Checkpoints(Checkpoint):
             temporary = path.with_suffix(".tmp")
             try:
                 temporary.replace(path)
-                for old in steps_of(self.run.folder)[self.KEEP :]:
+                for old in newest_first(self.run.folder)[self.KEEP :]:
                     old.unlink()
             except OSError as error:
                 raise _unwritable(path, error) from error
@@ -343,7 +343,7 @@ def with_usable_checkpoint(run: Run, config: Config, module: pl.LightningModule)
         if process_rank() > 0:
             # Rank 0 has read it and told us to; another one would be another run.
             raise
-        others = [path for path in steps_of(run.folder) if path != run.checkpoint]
+        others = [path for path in newest_first(run.folder) if path != run.checkpoint]
         if run.checkpoint.parent != run.checkpoints or not others:
             raise
         set_aside = run.checkpoint.with_suffix(".damaged")
@@ -412,7 +412,7 @@ def checkpoints_of(path: Path, best_first: bool = True) -> list[Path]:
     if not path.is_dir():
         return [path] if path.is_file() else []
     best = [*(path / CHECKPOINTS).glob("best.ckpt")]
-    newest = steps_of(path)
+    newest = newest_first(path)
     return [*best, *newest] if best_first else [*newest, *best]
 
 

@@ -214,14 +214,14 @@ def _matches(folder: Path, config: Config) -> bool:
         return False
 
 
-def steps_of(folder: Path) -> list[Path]:
+def newest_first(folder: Path) -> list[Path]:
     """The checkpoints in a run folder that are called after their batch, newest first."""
     return sorted((folder / CHECKPOINTS).glob("step=*.ckpt"), key=checkpoint_step, reverse=True)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The checkpoint with the most batches in a run folder."""
-    return next(iter(steps_of(folder)), None)
+    return next(iter(newest_first(folder)), None)
 
 
 def checkpoint_step(path: Path) -> int:
