@@ -184,20 +184,16 @@ def checked(options: Any) -> Any:
     Raises:
         UserError: a value of the wrong type, none of the choices, or out of range.
     """
-    cls, changes = type(options), {}
+    cls, options = type(options), own(options)
     hints = _hints(cls)
     for field in dataclasses.fields(cls):
         value = getattr(options, field.name)
         # A default is right by definition: a class of the user's own may have None for a number.
-        is_default = value is field.default
-        found = value if is_default else _typed(flag(field.name), hints.get(field.name, Any), value)
+        found = value if value is field.default else _typed(flag(field.name), hints.get(field.name, Any), value)
         if found is not value:
-            changes[field.name] = found
+            setattr(options, field.name, found)
         require_usual(cls, field, found)
         require_range(cls, field.name, found)
-    options = own(options)
-    for name, value in changes.items():
-        setattr(options, name, value)
     return options
 
 
