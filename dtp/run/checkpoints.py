@@ -47,15 +47,13 @@ class Checkpoints(Checkpoint):
 
     Args:
         config: the configuration, saved in each checkpoint and compared when one is loaded.
-        every: batches between two checkpoints within an epoch, 0 for none.
     """
 
     KEEP = 2
 
-    def __init__(self, run: Run, config: Config, every: int = 0):
+    def __init__(self, run: Run, config: Config):
         self.run = run
         self.config = config
-        self.every = every
         self.best_accuracy = float("-inf")
         self.best_loss = float("inf")
         self.best_epoch = -1
@@ -127,7 +125,7 @@ class Checkpoints(Checkpoint):
             self._write(trainer)
         elif self._must_stop(trainer):
             self._stop(trainer, self._save(trainer))
-        elif self.every and (batch_idx + 1) % self.every == 0:
+        elif (every := self.config.run.checkpoint_every) and (batch_idx + 1) % every == 0:
             self._save(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

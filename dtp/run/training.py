@@ -116,7 +116,7 @@ def _train_in(
     run, resumed_at = with_usable_checkpoint(run, config, algorithm)
     tell_other_ranks(run)
     watch.set_advice(lambda: how_to_go_on(run.folder))
-    checkpoints = Checkpoints(run, config, config.run.checkpoint_every)
+    checkpoints = Checkpoints(run, config)
     if run.is_finished(config) and (done := run.summary):
         if process_rank() == 0:
             print(f"This run has finished: {_result_line(done)}")
