@@ -55,3 +55,17 @@ def test_the_data_folder_is_the_first_there_is(tmp_path, monkeypatch):
     monkeypatch.setenv("DTP_DATA_DIR", "~/mine")
     assert data_folder("auto") == Path("/home/me/mine")
     assert data_folder("elsewhere") == Path("elsewhere")
+
+
+def nobody():
+    raise RuntimeError("Could not determine home directory.")
+
+
+def test_torchs_cache_that_is_named_needs_no_home(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("DTP_DATA_DIR", "TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", nobody)
+    assert data_folder("auto") == Path("data")
+    monkeypatch.setenv("TORCH_HOME", "/torch")
+    assert data_folder("auto") == Path("/torch/datasets")
