@@ -135,13 +135,13 @@ def _train_in(
         write_config(run, config, command)
         write_failure(run.folder, "")
         _print_header(config, run, data, algorithm, resumed_at)
-    trainer = _make_trainer(run, config, checkpoints, limits, resumed_at)
+    trainer = _make_trainer(checkpoints, limits, resumed_at)
     if stop_request.signum is not None:
         raise Stopped(f"Stopped by {stop_request.name} before training; start it again with --resume auto.")
     before = sys.exception()
     try:
         trainer.fit(algorithm, datamodule=data, ckpt_path=run.checkpoint)
-        _finish(config, run, command, trainer, algorithm, data, checkpoints)
+        _finish(command, trainer, algorithm, data, checkpoints)
     except Stopped:
         leave_together()
         raise
@@ -171,10 +171,9 @@ def _title(folder: Path) -> str:
     return f"{parent.name}/{folder.name}" if re.fullmatch(r"seed\d+", folder.name) else folder.name
 
 
-def _make_trainer(
-    run: Run, config: Config, checkpoints: Checkpoints, limits: dict[str, int | float], resumed_at: int
-) -> pl.Trainer:
-    """Lightning's trainer for the run, with its loggers and callbacks; the other arguments as for :func:`_train_in`."""
+def _make_trainer(checkpoints: Checkpoints, limits: dict[str, int | float], resumed_at: int) -> pl.Trainer:
+    """Lightning's trainer for the run, with its loggers and callbacks; ``limits`` as for :func:`_train_in`."""
+    run, config = checkpoints.run, checkpoints.config
     accelerator, devices, nodes = choose_devices(config.run)
     metrics_csv = MetricsCSV(run.folder)
     metrics_csv.resume_at(resumed_at)
@@ -264,21 +263,14 @@ def _limit(split: str, text: str, batches: int) -> int | float:
     return limit
 
 
-def _finish(
-    config: Config,
-    run: Run,
-    command: str,
-    trainer: pl.Trainer,
-    algorithm: Algorithm,
-    data: ImageData,
-    checkpoints: Checkpoints,
-) -> None:
+def _finish(command: str, trainer: pl.Trainer, algorithm: Algorithm, data: ImageData, checkpoints: Checkpoints) -> None:
     """Test once, and write weights and summary."""
+    run, config = checkpoints.run, checkpoints.config
     # Of the training; the test takes time too.
     epochs, steps, seconds = checkpoints.epochs_done, trainer.global_step, checkpoints.seconds
     batches_per_epoch = trainer.num_training_batches
     feedback_seconds = algorithm.feedback_timer.seconds
-    val, tested = _take_tested_weights(config, trainer, algorithm, checkpoints)
+    val, tested = _take_tested_weights(trainer, algorithm, checkpoints)
     for callback in trainer.callbacks:  # pyright: ignore[reportAttributeAccessIssue] (Lightning's connectors set it)
         if isinstance(callback, AlignmentCallback):
             # Where there was nothing left to train, nobody has drawn it.
@@ -326,7 +318,7 @@ def _finish(
 
 
 def _take_tested_weights(
-    config: Config, trainer: pl.Trainer, algorithm: Algorithm, checkpoints: Checkpoints
+    trainer: pl.Trainer, algorithm: Algorithm, checkpoints: Checkpoints
 ) -> tuple[dict[str, float], str]:
     """Give the rule the weights that ``--test-weights`` asks for: what is known of their validation, and which."""
     val = dict(checkpoints.validated)
@@ -335,7 +327,7 @@ def _take_tested_weights(
     if checkpoints.ended_within_epoch:
         # These weights were never validated, and are what --max-steps asked for.
         return {}, "last"
-    if config.run.test_weights != "best" or checkpoints.best_step < 0:
+    if checkpoints.config.run.test_weights != "best" or checkpoints.best_step < 0:
         return val, "last"
     algorithm.load_state_dict(read_checkpoint(checkpoints.best)["state_dict"])
     if "val/accuracy" in val:
