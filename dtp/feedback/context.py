@@ -7,7 +7,7 @@ feedback layer depends on its arguments alone, not on earlier passes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Size, Tensor
@@ -36,17 +36,31 @@ class OperationContext(Protocol):
         ...
 
 
+class SharedContext(OperationContext):
+    """One whose values are the same for all samples."""
+
+    def repeat(self, samples: int) -> Self:
+        return self
+
+    def select(self, index: Any) -> Self:
+        return self
+
+
+class SampleContext(OperationContext):
+    """One whose fields are tensors (B, ...) alone."""
+
+    def repeat(self, samples: int) -> Self:
+        return type(self)(*(repeated(field, samples) for field in vars(self).values()))
+
+    def select(self, index: Any) -> Self:
+        return type(self)(*(field[index] for field in vars(self).values()))
+
+
 @dataclass(frozen=True)
-class ShapeContext(OperationContext):
+class ShapeContext(SharedContext):
     """Shape of one sample, without the batch dimension, before the operation changed it."""
 
     shape: Size
-
-    def repeat(self, samples: int) -> ShapeContext:
-        return self
-
-    def select(self, index) -> ShapeContext:
-        return self
 
 
 @dataclass(frozen=True)
@@ -69,57 +83,33 @@ class SwitchesContext(OperationContext):
 
 
 @dataclass(frozen=True)
-class AffineContext(OperationContext):
+class AffineContext(SharedContext):
     """Statistics that a batch normalisation used: ``mean`` and ``inverse_std``, each of shape (C,)."""
 
     mean: Tensor
     inverse_std: Tensor
 
-    def repeat(self, samples: int) -> AffineContext:
-        return self
-
-    def select(self, index) -> AffineContext:
-        return self
-
 
 @dataclass(frozen=True)
-class SampleAffineContext(OperationContext):
+class SampleAffineContext(SampleContext):
     """Statistics that each sample was normalised by: ``mean`` and ``inverse_std``, (B, ...), broadcastable."""
 
     mean: Tensor
     inverse_std: Tensor
 
-    def repeat(self, samples: int) -> SampleAffineContext:
-        return SampleAffineContext(repeated(self.mean, samples), repeated(self.inverse_std, samples))
-
-    def select(self, index) -> SampleAffineContext:
-        return SampleAffineContext(self.mean[index], self.inverse_std[index])
-
 
 @dataclass(frozen=True)
-class SlopeContext(OperationContext):
+class SlopeContext(SampleContext):
     """``slope`` (B, *shape), the derivative of an elementwise nonlinearity where the clean pass evaluated it."""
 
     slope: Tensor
 
-    def repeat(self, samples: int) -> SlopeContext:
-        return SlopeContext(repeated(self.slope, samples))
-
-    def select(self, index) -> SlopeContext:
-        return SlopeContext(self.slope[index])
-
 
 @dataclass(frozen=True)
-class DrawnContext(OperationContext):
+class DrawnContext(SampleContext):
     """``numbers`` (B, *shape) that a random operation drew; a pass that is compared with this one has the same."""
 
     numbers: Tensor
-
-    def repeat(self, samples: int) -> DrawnContext:
-        return DrawnContext(repeated(self.numbers, samples))
-
-    def select(self, index) -> DrawnContext:
-        return DrawnContext(self.numbers[index])
 
 
 @dataclass(frozen=True)
