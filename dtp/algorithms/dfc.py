@@ -41,7 +41,7 @@ class DynamicControl(FeedbackControl):
     def last_moment(self, activations: Activations, error: Error) -> Controlled:
         """What layers learn from the end of the simulation."""
         *_, moment = self.dynamics(activations, error, self.controller)
-        return self.learned_from(moment, activations, error, self.alpha)
+        return self.learned_from(moment, activations, error)
 
 
 class DFC(DynamicControl):
@@ -61,7 +61,7 @@ class DFC(DynamicControl):
     options: DFCOptions
 
     def controlled(self, activations: Activations, error: Error) -> Controlled:
-        return self.over_time(activations, error, self.controller, self.alpha)
+        return self.over_time(activations, error, self.controller)
 
 
 class DFCSS(DynamicControl):
@@ -87,7 +87,7 @@ class DFCSS(DynamicControl):
     def controlled(self, activations: Activations, error: Error) -> Controlled:
         if self.options.steady_state == "dynamics":
             return self.last_moment(activations, error)
-        return self.at_rest(activations, error, self.alpha, self.options.settling_steps, self.newton)
+        return self.at_rest(activations, error, self.options.settling_steps, self.newton)
 
 
 class StrongDFC(DFCSS):
@@ -151,7 +151,7 @@ class StrongDFC(DFCSS):
         if not self.single_phase:
             return super().controlled(activations, error)
         noise = self.feedback_noise_of(self.controller, lambda n, like: self.draw(n, len(like), like))
-        return self.over_time(activations, error, self.controller, self.alpha, noise)
+        return self.over_time(activations, error, self.controller, noise)
 
     def forward_gradients(self, x: Tensor, y: Tensor) -> tuple[Tensor, list[Tensor]]:
         # In a single phase it draws noise.
@@ -202,4 +202,4 @@ class DFCSSA(FeedbackControl):
     options: DFCSSAOptions
 
     def controlled(self, activations: Activations, error: Error) -> Controlled:
-        return self.at_rest(activations, error, self.alpha, 1, False)
+        return self.at_rest(activations, error, 1, False)

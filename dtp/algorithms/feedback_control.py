@@ -244,16 +244,14 @@ class FeedbackControl(TargetPropagation):
             rates.append(self._rate(n, voltages[n], a))
         return Moment(u, drive, control, voltages, rates)
 
-    def steady_state(
-        self, activations: Activations, error: Error, alpha: float, steps: int, newton: bool = False
-    ) -> tuple[Moment, Tensor]:
+    def steady_state(self, activations: Activations, error: Error, steps: int, newton: bool) -> tuple[Moment, Tensor]:
         """The network at the root u of error(r_N(u)) - alpha u, and J Q, (B, K, K), at the last matrix.
 
         Iterations u <- u + (J Q + alpha I)^-1 (error - alpha u), with J Q of the forward pass (chord) or of the last
         point (``newton``), at most ``steps``, for the images whose residual is above ``settling_tolerance``. A single
         one is the linearised solution, taken as it is; with more an image's step is halved until its residual falls.
         """
-        a, first = activations, self._drive(1, activations.s[0], activations)
+        a, first, alpha = activations, self._drive(1, activations.s[0], activations), self.alpha
         u = torch.zeros_like(a.s[-1])
         here = self.controlled_pass(u, first, a)
         miss, size = error(here.rates[-1]), here.rates[-1].norm(dim=1)
@@ -296,27 +294,27 @@ class FeedbackControl(TargetPropagation):
                 f"({first_line(error)}); use dfc, or dfc-ss or strong-dfc with --steady-state dynamics."
             ) from error
 
-    def at_rest(self, activations: Activations, error: Error, alpha: float, steps: int, newton: bool) -> Controlled:
+    def at_rest(self, activations: Activations, error: Error, steps: int, newton: bool) -> Controlled:
         """What layers learn from the steady state, see :meth:`steady_state`."""
-        moment, matrix = self.steady_state(activations, error, alpha, steps, newton)
-        found = self.learned_from(moment, activations, error, alpha)
+        moment, matrix = self.steady_state(activations, error, steps, newton)
+        found = self.learned_from(moment, activations, error)
         found.eigenvalue = torch.linalg.eigvals(matrix.mean(0)).real.min()
         return found
 
-    def learned_from(self, moment: Moment, activations: Activations, error: Error, alpha: float) -> Controlled:
+    def learned_from(self, moment: Moment, activations: Activations, error: Error) -> Controlled:
         """What layers learn from one moment."""
         a, numbers = activations, range(1, self.network.depth + 1)
-        found = self._outcome(moment, a, error, alpha)
+        found = self._outcome(moment, a, error)
         keep = self._kept(found)
         for n in numbers:
             teaching = self._teaching(n, moment.voltages[n], moment.drive[n], a)
             found.teaching[n] = teaching * _like(keep, teaching)
         return found
 
-    def _outcome(self, moment: Moment, a: Activations, error: Error, alpha: float) -> Controlled:
+    def _outcome(self, moment: Moment, a: Activations, error: Error) -> Controlled:
         e, before = error(moment.rates[-1]), error(a.s[-1])
         tiny = torch.finfo(e.dtype).tiny
-        residual = (e - alpha * moment.u).norm(dim=1) / a.s[-1].norm(dim=1).clamp(min=tiny)
+        residual = (e - self.alpha * moment.u).norm(dim=1) / a.s[-1].norm(dim=1).clamp(min=tiny)
         settled = (residual < self.options.settling_tolerance) & (e.norm(dim=1) < 0.25 * before.norm(dim=1))
         return Controlled(moment.u, residual, settled, moment.rates)
 
@@ -365,14 +363,14 @@ class FeedbackControl(TargetPropagation):
             yield Moment(u, drive, list(control), list(voltages), list(rates))
 
     def over_time(
-        self, activations: Activations, error: Error, controller: Controller, alpha: float, noise: Noise | None = None
+        self, activations: Activations, error: Error, controller: Controller, noise: Noise | None = None
     ) -> Controlled:
         """What layers learn from the mean over all times (dfc), with feedback correlations where there is ``noise``."""
         a, keep, numbers = activations, None, range(1, self.network.depth + 1)
         if self.options.skip_unsettled:
             # Whether an image settles is known at the end.
             *_, last = self.dynamics(a, error, controller)
-            keep = self._kept(self._outcome(last, a, error, alpha))
+            keep = self._kept(self._outcome(last, a, error))
         weights = {n: [p for p in self.network[n].parameters() if p.requires_grad] for n in numbers}
         sums = {n: [torch.zeros_like(p) for p in parameters] for n, parameters in weights.items()}
         # What comes into the first layer does not change: its gradient is that of the sum.
@@ -392,7 +390,7 @@ class FeedbackControl(TargetPropagation):
                         total += part
         if weights[1]:
             sums[1] = _pulled(moment.drive[1], weights[1], first)
-        found = self._outcome(moment, a, error, alpha)
+        found = self._outcome(moment, a, error)
         factor = -self.options.local_loss_scale / (controller.steps * len(a.s[0]))
         found.gradients = {n: [factor * total for total in totals] for n, totals in sums.items()}
         found.correlations = correlate.means() if noise is not None else {}

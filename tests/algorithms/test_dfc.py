@@ -328,12 +328,13 @@ def test_first_maps_that_are_products_see_no_dropout_and_leave_the_network_in_tr
 
 
 def test_settled_is_what_is_at_rest_with_less_than_a_quarter_of_the_first_error(tanh):
-    rule, ones = make(DFCSS, tanh, settling_tolerance=1e-6), torch.ones(3, 5, dtype=torch.float64)
+    rule = make(DFCSS, tanh, settling_tolerance=1e-6, alpha=0.5, leak="total")
+    ones = torch.ones(3, 5, dtype=torch.float64)
     error = torch.tensor([[0.24], [0.26], [0.24]]) * ones
     # The control of the last image is not at rest.
     u = error / torch.tensor([[0.5], [0.5], [0.6]])
     before = Activations([ones], [], [])
-    found = rule._outcome(Moment(u, [], [], [], [error]), before, lambda output: output, 0.5)
+    found = rule._outcome(Moment(u, [], [], [], [error]), before, lambda output: output)
     assert found.settled.tolist() == [True, False, False]
 
 
