@@ -125,7 +125,11 @@ class FeedbackLayer(nn.Module):
         self._known_place: tuple[Any, int] | None = None
 
     def forward(self, y: Tensor, context: Context) -> Tensor:
-        for operation, position in zip(self.operations, self.positions, strict=True):
+        return self._part(y, context)
+
+    def _part(self, y: Tensor, context: Context, first: int = 0, end: int | None = None) -> Tensor:
+        """What the operations from place ``first`` on, up to ``end`` or all, make of ``y``."""
+        for operation, position in list(zip(self.operations, self.positions, strict=True))[first:end]:
             y = operation(y, None if position is None else context[position])
         return y
 
@@ -184,10 +188,7 @@ class FeedbackLayer(nn.Module):
 
         Or only what stands from ``first`` on.
         """
-        place = self.affine_place if place is None else place
-        for operation, position in list(zip(self.operations, self.positions, strict=True))[first:place]:
-            y = operation(y, None if position is None else context[position])
-        return y
+        return self._part(y, context, first, self.affine_place if place is None else place)
 
     def linear_from(self, place: int) -> int:
         """From which place on all up to ``place`` is linear in what it is given, for one context."""
@@ -211,10 +212,7 @@ class FeedbackLayer(nn.Module):
         change = self.before_affine(change, context, place, first)
         affine = self.operations[place]
         assert isinstance(affine, LinearMap)
-        r = affine.apply_weight(change, affine.weight)
-        for operation, position in list(zip(self.operations, self.positions, strict=True))[place + 1 :]:
-            r = operation(r, None if position is None else context[position])
-        return r
+        return self._part(affine.apply_weight(change, affine.weight), context, place + 1)
 
     def copy_transpose(self, layer: nn.Module) -> None:
         """Make the feedback weights the transposes of the forward weights of ``layer``. Values are copied."""
