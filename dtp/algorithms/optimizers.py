@@ -104,23 +104,17 @@ def make_optimizer(
     )
 
 
-def _constant(optimizer: Optimizer) -> LRScheduler:
-    # Not LambdaLR, which fails when a group is added to the optimizer later on, as Lightning's BaseFinetuning does.
-    return ConstantLR(optimizer, factor=1.0, total_iters=0)
-
-
 def make_schedule(optimizer: Optimizer, options: AlgorithmOptions, max_epochs: int) -> LRScheduler:
     """The schedule of the forward learning rate, to be stepped once per epoch; constant for 0 epochs and no period."""
     if options.lr_milestones:
         return MultiStepLR(optimizer, milestones=options.lr_milestones, gamma=options.lr_gamma)
     period = options.lr_period or max_epochs
-    if not period:
-        return _constant(optimizer)
-    if options.lr_schedule == "cosine":
+    if period and options.lr_schedule == "cosine":
         return CosineAnnealingLR(optimizer, T_max=period, eta_min=options.lr_min)
-    if options.lr_schedule == "step":
+    if period and options.lr_schedule == "step":
         return StepLR(optimizer, step_size=period, gamma=options.lr_gamma)
-    return _constant(optimizer)
+    # Not LambdaLR, which fails when a group is added to the optimizer later on, as Lightning's BaseFinetuning does.
+    return ConstantLR(optimizer, factor=1.0, total_iters=0)
 
 
 def layer_groups(
