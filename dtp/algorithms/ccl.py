@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from dtp.contracts import gradients
 from dtp.errors import UserError
 from dtp.feedback import FeedbackSettings, LinearMap, layer_operations, require_several_layers
 from dtp.feedback.layers import require_known_functions
-from dtp.feedback.operations import operation_of
+from dtp.feedback.operations import not_in_place, operation_of
 from dtp.models.inputs import kinds, shape_text
 from dtp.models.modules import InnerFunction, PaddedShortcut, Residual, ResidualUnit, SameConv2d
 from dtp.models.network import Network
@@ -219,7 +218,7 @@ def _mirror_of(n: int, network: Network) -> nn.Sequential:
         raise UserError(f"Layer {n}: {error}") from error
     _require_fit(n, network, mirrors)
     place = function_place(network[n - 1]) if n > 1 else None
-    return nn.Sequential(*mirrors, *([] if place is None else [_copy(layer_operations(network[n - 1])[place])]))
+    return nn.Sequential(*mirrors, *([] if place is None else [not_in_place(layer_operations(network[n - 1])[place])]))
 
 
 def _require_fit(n: int, network: Network, mirrors: list[nn.Module]) -> None:
@@ -250,7 +249,7 @@ def _mirror(module: nn.Module, below: Size, above: Size) -> list[nn.Module]:
     if isinstance(module, ResidualUnit):
         return [_Unit(module, below)]
     if isinstance(module, InnerFunction):
-        return [_copy(module.function)]
+        return [not_in_place(module.function)]
     if isinstance(module, PaddedShortcut):
         return [nn.Upsample(tuple(below[1:])), PaddedShortcut(above[0], below[0], stride=1)]
     if isinstance(module, nn.Linear):
@@ -276,10 +275,3 @@ def _mirror(module: nn.Module, below: Size, above: Size) -> list[nn.Module]:
         return [nn.Unflatten(1, tuple(below))]
     # Pooling, or a selection of the first units.
     return [nn.Upsample(tuple(below[1:])) if len(below) > 1 else nn.ConstantPad1d((0, below[0] - above[0]), 0.0)]
-
-
-def _copy(function: nn.Module) -> nn.Module:
-    own: Any = copy.deepcopy(function)
-    if getattr(own, "inplace", False):
-        own.inplace = False
-    return own

@@ -143,6 +143,14 @@ class LinearMap(FeedbackOperation):
         raise NotImplementedError
 
 
+def not_in_place(function: nn.Module) -> nn.Module:
+    """A copy of a nonlinearity that does not overwrite what it is given."""
+    own: Any = copy.deepcopy(function)
+    if getattr(own, "inplace", False):
+        own.inplace = False
+    return own
+
+
 class Elementwise(FeedbackOperation):
     """The same nonlinearity as the forward operation's."""
 
@@ -150,11 +158,7 @@ class Elementwise(FeedbackOperation):
 
     def __init__(self, function: nn.Module):
         super().__init__()
-        own: Any = copy.deepcopy(function)
-        # An in-place nonlinearity would overwrite the activation that it is given.
-        if getattr(own, "inplace", False):
-            own.inplace = False
-        self.function: nn.Module = own
+        self.function = not_in_place(function)
 
     def forward(self, y: Tensor, context: Any = None) -> Tensor:
         return self.function(y)
