@@ -269,10 +269,14 @@ class Algorithm(TaskModule, metaclass=RuleType):
                 "(requires_grad is False); set requires_grad_(True) on those of at least one layer."
             )
         groups = self.forward_groups()
-        lr, eps = (o.layer_lr or [o.lr])[0], (o.eps or [0.0])[0]
-        self.forward_optimizer = make_optimizer(o.optimizer, groups, lr, o.momentum, o.weight_decay, o.beta2, eps)
+        self.forward_optimizer = self._optimizer_of(groups, (o.layer_lr or [o.lr])[0])
         rate = make_schedule(self.forward_optimizer, o, epochs_to_come(compat.trainer_of(self), o))
         return self._with_others([self.forward_optimizer], [Schedule(rate, name="lr/forward")])
+
+    def _optimizer_of(self, groups: list[Any], lr: float) -> Optimizer:
+        """That of the options, for weights or groups of them; ``lr`` where a group has no rate of its own."""
+        o = self.options
+        return make_optimizer(o.optimizer, groups, lr, o.momentum, o.weight_decay, o.beta2, (o.eps or [0.0])[0])
 
     def _with_others(self, forward: list[Optimizer], schedules: list[Schedule]) -> tuple[list[Optimizer], list[dict]]:
         """For Lightning: the optimizers of the forward weights, those of the rule's other weights, and schedules."""

@@ -9,7 +9,6 @@ from torch import Size, Tensor, nn
 from torch.optim import Optimizer
 
 from dtp.algorithms.local_losses import LocalLosses, function_place
-from dtp.algorithms.optimizers import make_optimizer
 from dtp.algorithms.options import CCLOptions
 from dtp.contracts import gradients
 from dtp.errors import UserError
@@ -162,12 +161,8 @@ class CCL(LocalLosses):
         self.feedback_optimizer = None
         if not weights:
             return []
-        o = self.options
-        group = {"params": weights, "name": "feedback"}
-        eps = (o.eps or [0.0])[0]
-        optimizer = make_optimizer(o.optimizer, [group], o.lr, o.momentum, o.weight_decay, o.beta2, eps)
-        self.feedback_optimizer = optimizer
-        return [optimizer]
+        self.feedback_optimizer = self._optimizer_of([{"params": weights, "name": "feedback"}], self.options.lr)
+        return [self.feedback_optimizer]
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
         super().on_before_optimizer_step(optimizer)
