@@ -247,7 +247,7 @@ class Competitive(SingleLayer):
     def changes(self, x: Tensor, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Seen]:
         weight, o = self.linear.weight, self.options
         # Half the squared distance to the winner, by the prototypes from before the step.
-        winners = self._winners(output)
+        winners = (output + self._head_start()).argmax(1)
         seen = {"distance": 0.5 * (x - weight[winners]).square().sum(1).mean()}
         if o.one_by_one:
             moved, wins = self._one_by_one(x)
@@ -302,11 +302,8 @@ class Competitive(SingleLayer):
         lengths = weight.square().sum(1)
         return -0.5 * lengths if self.options.winner == "distance" else torch.zeros_like(lengths)
 
-    def _winners(self, output: Tensor) -> Tensor:
-        """The prototype that wins each image, (B,), of outputs (B, K)."""
-        return (output + self._head_start()).argmax(1)
-
     def _head_start(self) -> Tensor | float:
+        """What is added to outputs before the largest wins."""
         conscience = 0.5 * self.options.conscience
         return conscience * (1 - len(self.share) * self.share) if conscience else 0.0
 
