@@ -21,13 +21,8 @@ class Classification(Task):
     selected_by = "accuracy"
     uses_labels = True
 
-    def __init__(self, outputs: int):
-        super().__init__(outputs)
-        self.classes = outputs
-        self.top_k = 5 if outputs > 5 else 1
-
     def require_goals(self, x: Tensor, y: Tensor) -> None:
-        require_labels(x, y, self.classes)
+        require_labels(x, y, self.outputs)
 
     def has_linear_units(self, kind: str) -> bool:
         return kind == "squared"
@@ -51,7 +46,7 @@ class Classification(Task):
         return {"accuracy": (output.argmax(1) == goal).float().mean()}
 
     def scores(self) -> nn.ModuleDict:
-        names = {"accuracy": 1, **({f"top{self.top_k}": self.top_k} if self.top_k > 1 else {})}
+        names = {"accuracy": 1, **({"top5": 5} if self.outputs > 5 else {})}
         return nn.ModuleDict(
             {
                 name: MulticlassAccuracy(self.outputs, top_k=k, average="micro", validate_args=False)
