@@ -171,14 +171,17 @@ class LocalTargets(LocalLosses):
         return found
 
     def _target(self, hook: str, n: int, found: Any, activations: Activations) -> Tensor:
-        target, expected = self._tensor(hook, found), activations.s[n].shape
-        if target.shape != expected:
+        target = self._tensor(hook, found)
+        self._require_shape(n, target, activations.s[n], f"{hook} of ")
+        return target
+
+    def _require_shape(self, n: int, target: Tensor, activation: Tensor, hook: str = "") -> None:
+        if target.shape != activation.shape:
             # Broadcasting would go on silently, with another rule than was meant.
             raise UserError(
                 f"The target of layer {n} has shape {tuple(target.shape)}; expected that of its activation, "
-                f"{tuple(expected)}. Fix {hook} of {type(self).__name__}."
+                f"{tuple(activation.shape)}. Fix {hook}{type(self).__name__}."
             )
-        return target
 
     def local_losses(self, activations: Activations, targets: dict[int, Tensor], y: Tensor) -> dict[int, Tensor]:
         """The local loss of each layer n = 1..N, scalars whose graphs are disjoint."""
@@ -188,12 +191,7 @@ class LocalTargets(LocalLosses):
             if self._learns_task(n):
                 losses[n] = self.task_loss(output, y)
             else:
-                if targets[n].shape != output.shape:
-                    # Broadcasting would go on silently, with another rule than was meant.
-                    raise UserError(
-                        f"The target of layer {n} has shape {tuple(targets[n].shape)}; expected that of its "
-                        f"activation, {tuple(output.shape)}. Fix {type(self).__name__}."
-                    )
+                self._require_shape(n, targets[n], output)
                 with unedited(self, "forward_loss", [("output", output), ("target", targets[n])]):
                     losses[n] = self.forward_loss(n, output, targets[n])
                 trained = any(p.requires_grad for p in self.network[n].parameters())
