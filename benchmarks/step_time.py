@@ -42,7 +42,8 @@ def main() -> None:
     for algo in options.algos or deep_rules():
         config = parse(["--algo", algo, "--model", options.model, "--data", options.data])
         algo_options: Any = config.algo
-        if FeedbackSchedule.of(algo_options).by_epochs:
+        schedule = FeedbackSchedule.of(algo_options)
+        if schedule.warmup_epochs or schedule.period > 1:
             # Both kinds of weights in every batch: an epoch of one kind is none to be compared.
             both = {"schedule": "sequential", "feedback_warmup_epochs": 0, "extra_feedback_epochs": 0}
             algo_options = replace(algo_options, **both)

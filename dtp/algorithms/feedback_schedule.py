@@ -46,11 +46,6 @@ class FeedbackSchedule:
         return 2 if self.alternating else 1 + self.extra_epochs
 
     @property
-    def by_epochs(self) -> bool:
-        """Whether it treats some epochs differently."""
-        return self.warmup_epochs > 0 or self.period > 1
-
-    @property
     def first_epoch(self) -> int:
         """The first epoch of the forward weights, as far as whole epochs say."""
         return self.warmup_epochs + self.alternating
