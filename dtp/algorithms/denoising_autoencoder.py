@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from dtp.algorithms.local_targets import Activations, LocalTargets
@@ -13,7 +12,7 @@ from dtp.errors import UserError
 from dtp.feedback import Context, layer_operations
 from dtp.models.modules import TransposedLinear
 from dtp.models.network import Network
-from dtp.models.precision import full_precision
+from dtp.models.precision import full_precision, grad_enabled
 from dtp.tasks import Autoencoder
 
 
@@ -63,10 +62,10 @@ class DenoisingAutoencoder(LocalTargets):
 
     def activations(self, x: Tensor, gradients: bool = True) -> Activations:
         o, x = self.options, full_precision(x.detach())
-        with torch.no_grad():
+        with grad_enabled(False):
             h = full_precision(self.network[1](x))
             output = full_precision(self.network[2](h))
-        with torch.set_grad_enabled(gradients):
+        with grad_enabled(gradients):
             encoded = self.network[1](self._noisy(1, x, o.pixel_noise))
             decoded = self.network[2](self._noisy(2, h, o.hidden_noise))
         return NoisyActivations([x, h, output], [Context()] * 3, [x, encoded, decoded])

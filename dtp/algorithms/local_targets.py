@@ -15,7 +15,7 @@ from dtp.contracts import gradients, handed_back, require_loss_value, unedited
 from dtp.errors import UserError
 from dtp.feedback import Context, DrawnContext, forward_with_context
 from dtp.feedback.context import BranchesContext
-from dtp.models.precision import full_precision, no_autocast
+from dtp.models.precision import full_precision, grad_enabled, no_autocast
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class LocalTargets(LocalLosses):
     def activations(self, x: Tensor, gradients: bool = True) -> Activations:
         """One forward pass in which every layer starts from a detached input."""
         s, contexts, outputs = [full_precision(x.detach())], [Context()], [x.detach()]
-        with torch.set_grad_enabled(gradients):
+        with grad_enabled(gradients):
             for n in range(1, self.network.depth + 1):
                 output, context = forward_with_context(self.network[n], s[-1], **self.kept(n))
                 outputs.append(output)

@@ -1,6 +1,7 @@
 """Floating-point precision of tensors."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -10,6 +11,18 @@ def no_autocast(x: Tensor) -> AbstractContextManager:
     """Context in which autocast, if there is one for the device of ``x``, is off."""
     kind = x.device.type
     return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+
+
+@contextmanager
+def grad_enabled(wanted: bool) -> Iterator[None]:
+    """Context with gradients or without, after which autocast rounds weights anew.
+
+    Some releases of torch keep what was rounded without gradients for later passes, which then have none.
+    """
+    with torch.set_grad_enabled(wanted):
+        yield
+    if not wanted:
+        torch.clear_autocast_cache()
 
 
 def has_float64(device: torch.device) -> bool:
