@@ -340,9 +340,10 @@ def _inside(
 def slope_of(function: nn.Module, a: Tensor) -> Tensor:
     """f'(a) of an elementwise function, in full precision, without gradients and in any gradient mode."""
     a = full_precision(a.detach())
-    # A copy, for a nonlinearity in place would overwrite a.
-    pull = torch.func.vjp(lambda a: function(a.clone()), a)[1]
-    return pull(torch.ones_like(a))[0].detach()
+    # In inference mode torch 2.8 gives zeros. A copy, for a nonlinearity in place would overwrite a.
+    with torch.inference_mode(False):
+        pull = torch.func.vjp(lambda a: function(a.clone()), a)[1]
+        return pull(torch.ones_like(a))[0].detach()
 
 
 def _symmetric_padding(conv: nn.Conv1d | nn.Conv2d) -> tuple[int, ...]:
