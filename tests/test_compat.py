@@ -12,7 +12,6 @@ from lightning.pytorch.strategies.launchers import subprocess_script
 from torch.utils.data import DataLoader
 
 from dtp import compat
-from dtp.algorithms.making import RuleType
 
 
 @pytest.fixture
@@ -109,8 +108,3 @@ def test_lightning_has_its_processes_looked_after_by_what_is_set(monkeypatch):
 
 def test_ranks_start_alike_by_what_lightning_uses_itself():
     assert compat._sync_module_states is ddp._sync_module_states
-
-
-def test_a_rule_is_not_made_in_a_method_that_lightning_takes_for_its_constructor():
-    # Before 2.6 it looks for the arguments of a constructor in every frame that has a cell of its class, from super().
-    assert "__class__" not in RuleType.__call__.__code__.co_freevars

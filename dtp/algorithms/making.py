@@ -68,8 +68,7 @@ class RuleType(ABCMeta):
         if seed is not None and not (isinstance(seed, Integral) and int(seed) >= 0):
             raise UserError(f"seed: expected a whole number from 0, found {seed!r}.")
         seed = torch.initial_seed() if seed is None else int(seed)
-        # Not super(): Lightning before 2.6 takes each method with a cell of it for a constructor of the rule.
-        rule = ABCMeta.__call__(kind, as_network(network, input_shape), options, seed=seed)
+        rule = super().__call__(as_network(network, input_shape), options, seed=seed)
         if own_loss is not None or metrics is not None or batch is not None:
             rule.use(own_loss, metrics, batch)
         # What the rule has beside the network goes where that is, unless it is divided over devices.

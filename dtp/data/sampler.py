@@ -80,7 +80,7 @@ class OrderedBatches:
     The last ranks may hold one image, and so one batch, fewer than the first.
     """
 
-    # Lightning 2.5 looks here whether an evaluation loader shuffles: it does not.
+    # Lightning looks here whether an evaluation loader shuffles: it does not.
     sampler = None
 
     def __init__(self, size: int, batch_size: int, rank: int = 0, ranks: int = 1):

@@ -35,6 +35,10 @@ def fake(monkeypatch):
     for cache in kept:
         cache.cache_clear()
     with FakeTensorMode() as mode:
+        try:
+            torch.empty(1, device="cuda").sum()
+        except RuntimeError as error:
+            pytest.skip(f"this torch needs a driver for tensors without values: {error}")
         yield mode
     for cache in kept:
         cache.cache_clear()

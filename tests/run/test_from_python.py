@@ -336,10 +336,7 @@ def test_the_functions_are_found_in_the_package():
 
 
 def test_a_run_trains_on_its_own_device_whatever_the_default_is():
-    torch.set_default_device("meta")
-    try:
+    with torch.device("meta"):
         result = dtp.train(**OPTIONS, run_dir="other")
         assert torch.get_default_device().type == "meta"
-    finally:
-        torch.set_default_device(None)
     assert result.summary["test_accuracy"] == dtp.train(**OPTIONS, run_dir="usual").summary["test_accuracy"]
