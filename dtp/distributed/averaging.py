@@ -73,7 +73,7 @@ def average_gradients(parameters: Sequence[Tensor]) -> None:
     """Replace each ``.grad`` by its mean over ranks, in one collective per dtype and device.
 
     A parameter whose gradient is None on every rank keeps None; one that has a gradient on some ranks counts as zero on
-    the others. Every rank must call this with the same parameters in the same order.
+    the others, and a sparse one becomes dense. Every rank must call this with the same parameters in the same order.
     """
     ranks = ranks_of()
     if ranks == 1 or not parameters:
@@ -82,7 +82,8 @@ def average_gradients(parameters: Sequence[Tensor]) -> None:
     flags = parameters[0].new_ones(len(parameters))
     if missing:
         flags[missing] = 0
-    tensors = [flags, *(torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)]
+    # Ranks may have used other rows of an embedding.
+    tensors = [flags, *(torch.zeros_like(p) if p.grad is None else p.grad.to_dense() for p in parameters)]
     flat = FlatTensors([flags, *parameters], in_memory_order=True)
     sums = flat.pack(tensors)
     for total in sums:

@@ -43,6 +43,18 @@ def test_gradients_are_averaged_over_ranks(tmp_path):
     on_ranks(_gradients, tmp_path)
 
 
+def _sparse(rank):
+    embedding = nn.Embedding(4, 2, sparse=True)
+    # Rows 0 and 1 on one rank, 1 and 2 on the other.
+    embedding(torch.tensor([rank, rank + 1])).sum().backward()
+    average_gradients([embedding.weight])
+    return embedding.weight.grad.tolist()
+
+
+def test_sparse_gradients_of_embeddings_are_averaged_as_dense_ones_are(tmp_path):
+    assert on_ranks(_sparse, tmp_path) == [[[0.5] * 2, [1.0] * 2, [0.5] * 2, [0.0] * 2]] * 2
+
+
 def test_one_process_leaves_everything_alone():
     parameter = _parameter(3)
     parameter.grad = torch.ones(3)
@@ -76,7 +88,10 @@ def _layers(rank):
     assert all(torch.equal(mean, torch.full_like(mean, n + 0.75)) for n, ms in means.items() for mean in ms)
     assert set(only) == {3} and torch.equal(only[3][0], torch.full((3,), 0.75))
     assert means[2][0].shape == (2, 2)
-    return len(calls)
+    sums = len(calls)
+    (other,) = average.mean([torch.full((2,), float(rank))])
+    assert torch.equal(other, torch.full((2,), 0.75))
+    return sums
 
 
 def test_gradients_of_several_layers_take_one_collective(tmp_path):
