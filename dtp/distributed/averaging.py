@@ -157,7 +157,7 @@ def time_average(parameters: Gradients) -> float:
 def average_tensors(tensors: Sequence[Tensor]) -> None:
     """Replace tensors by their means over all ranks, in place, in one collective per dtype and device."""
     ranks = ranks_of()
-    if ranks == 1 or not tensors:
+    if ranks == 1:
         return
     flat = FlatTensors(tensors)
     sums = flat.pack(tensors)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
 from torch.optim import SGD, Adam
 
@@ -131,6 +132,8 @@ def test_exchange_gives_every_rank_the_owners_weights_and_state(kind, tmp_path):
         optimizers = {n: _stepped(kind, 3 if rank == n - 2 else 0) for n in (2, 3)}
         exchange = StateExchange()
         exchange(optimizers, {2: 0, 3: 1}, torch.device("cpu"))
+        # What the states hold is known by now.
+        dist.all_gather_object = None
         calls = counted_sums()
         exchange(optimizers, {2: 0, 3: 1}, torch.device("cpu"))
         for optimizer in optimizers.values():
@@ -153,6 +156,8 @@ def test_averaged_training_averages_weights_and_moments(tmp_path):
         parameter.grad = torch.full((4,), float(rank))
         optimizer.step()
         before = parameter.detach().clone(), {k: v.clone() for k, v in optimizer.state[parameter].items()}
+        # Whole numbers, as an optimizer of the user's may hold, have no mean.
+        optimizer.state[parameter]["batches"] = torch.tensor(rank)
         optimizer.param_groups[0]["params"][0].grad = None
         average_training({2: optimizer}, torch.device("cpu"))
         return before, (parameter.detach().clone(), optimizer.state[parameter])
@@ -161,13 +166,18 @@ def test_averaged_training_averages_weights_and_moments(tmp_path):
     assert torch.equal(new0[0], (old0[0] + old1[0]) / 2) and torch.equal(new0[0], new1[0])
     for name in ("exp_avg", "exp_avg_sq", "step"):
         assert torch.equal(new0[1][name], (old0[1][name] + old1[1][name]) / 2)
+    assert new1[1]["batches"] == 1
 
 
 def _comparing(rank):
     x = torch.arange(24.0).view(4, 2, 3)
     x[0, 0, 0] = torch.nan
     assert same_on_all_ranks(x) and same_on_all_ranks(x.permute(0, 2, 1)) and same_on_all_ranks(x[:, 0, 1])
-    others = [x + rank, x.roll(rank, 0), x[: 4 - rank], (x > 12) ^ bool(rank)]
+    first_is_another = x.clone()
+    first_is_another[0, 1] += rank
+    others = [x + rank, x.roll(rank, 0), x[: 4 - rank], (x > 12) ^ bool(rank), first_is_another]
+    # Black images, of which ranks have different numbers.
+    others.append(torch.zeros(4 - rank, 3))
     assert not any([same_on_all_ranks(other) for other in others])
 
 
