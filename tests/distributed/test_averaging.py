@@ -121,6 +121,8 @@ def _step(optimizer, steps):
         for parameter in parameters:
             parameter.grad = torch.sin(torch.arange(parameter.numel()) + k).view(parameter.shape).to(parameter.dtype)
         optimizer.step()
+    for state in optimizer.state.values():
+        state["kind"] = "no tensor, as an optimizer of the user's may hold"
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)
@@ -149,17 +151,20 @@ def test_exchange_gives_every_rank_the_owners_weights_and_state(kind, tmp_path):
             assert all(torch.equal(a, b) for a, b in zip(layer, expected, strict=True))
 
 
-def test_averaged_training_averages_weights_and_moments(tmp_path):
+@pytest.mark.parametrize("device", ["cpu", "cpu:0"])
+def test_averaged_training_averages_weights_and_moments(device, tmp_path):
+    """Also where tensors lie elsewhere than the collective takes place, by name at least."""
+
     def averaged(rank):
         optimizer = _stepped("adam", 0)
         parameter = optimizer.param_groups[0]["params"][1]
         parameter.grad = torch.full((4,), float(rank))
         optimizer.step()
         before = parameter.detach().clone(), {k: v.clone() for k, v in optimizer.state[parameter].items()}
-        # Whole numbers, as an optimizer of the user's may hold, have no mean.
-        optimizer.state[parameter]["batches"] = torch.tensor(rank)
+        # What else an optimizer of the user's may hold has no mean.
+        optimizer.state[parameter].update(batches=torch.tensor(rank), kind="own")
         optimizer.param_groups[0]["params"][0].grad = None
-        average_training({2: optimizer}, torch.device("cpu"))
+        average_training({2: optimizer}, torch.device(device))
         return before, (parameter.detach().clone(), optimizer.state[parameter])
 
     (old0, new0), (old1, new1) = on_ranks(averaged, tmp_path)
