@@ -130,10 +130,9 @@ def test_a_checkpoint_of_layers_on_ranks_goes_on_on_any_number_of_ranks(mode, ra
     def go_on(trainer):
         rule = _rule()
         trainer.fit_loop.max_epochs = 2
-        strategy = trainer.strategy
         fit(trainer, rule, batches_of(rule.network), ckpt_path=tmp_path / "saved.ckpt")
         assert trainer.global_step == 6
-        return state(rule), getattr(getattr(strategy, "division", None), "costs", None)
+        return state(rule), rule.division.state_dict()
 
     def at_once(trainer):
         rule = _rule()
@@ -144,11 +143,13 @@ def test_a_checkpoint_of_layers_on_ranks_goes_on_on_any_number_of_ranks(mode, ra
     _save(tmp_path, ranks, feedback_parallel=mode)
     (expected,) = train_on_ranks(at_once, tmp_path, 1)
     saved = torch.load(tmp_path / "saved.ckpt", weights_only=True)
-    for found, costs in train_on_ranks(go_on, tmp_path, after, feedback_parallel=mode):
+    for found, learned in train_on_ranks(go_on, tmp_path, after, feedback_parallel=mode):
         distance = max(float((found[n] - expected[n]).norm() / expected[n].norm()) for n in found)
         assert distance < 1e-9
-        # Not measured again: the assignment of a run that goes on is what it was.
-        assert costs is None or costs == saved["division"]["costs"]
+        # Not measured again: the assignment of a run that goes on is what it was. But more ranks take longer to meet.
+        same = saved["division"].keys() if after == ranks else {"costs", "shared_costs"}
+        assert after == 1 or all(learned[name] == saved["division"][name] for name in same)
+        assert after == 1 or learned["meeting_ranks"] == (after if mode == "hybrid" else 0)
     assert len(saved["noise"]) == 1
 
 
@@ -272,6 +273,22 @@ def test_teams_of_uneven_shares_give_the_weights_of_one_process(setting, plan, t
     for rank in found:
         assert all(torch.equal(rank[name], found[0][name]) for name in rank)
         assert max(float((rank[n] - alone[n]).norm() / alone[n].norm()) for n in rank) < 1e-9
+
+
+def test_no_team_has_more_ranks_than_a_batch_has_images_and_one_rank_says_who_has_none(tmp_path):
+    def train(trainer):
+        rule, said = _rule(), []
+        if trainer.world_size > 1:
+            trainer.strategy.division.say = said.append
+        fit(trainer, rule, batches_of(rule.network, images=1))
+        return state(rule), said
+
+    ((alone, _),) = train_on_ranks(train, tmp_path, 1)
+    (first, told), (second, silent) = train_on_ranks(train, tmp_path, 2, feedback_parallel="hybrid")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert max(float((first[n] - alone[n]).norm() / alone[n].norm()) for n in alone) < 1e-9
+    (line,) = told
+    assert "layers 2, 3, 4 on rank 0 (100% of the work); 1 rank without a layer: balance 50%" in line and not silent
 
 
 def test_a_batch_too_small_for_a_team_is_refused_on_every_rank(tmp_path):
