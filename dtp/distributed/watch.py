@@ -216,14 +216,11 @@ class Watch:
         return json.loads(self._store.get("verdict")) if self._store.check(["verdict"]) else None
 
     def _claim(self, claim: dict[str, Any]) -> dict[str, Any] | None:
-        """Write the verdict unless there is one, and return the one that holds; None where nobody can be reached."""
+        """Write the verdict unless there is one, and return the one that holds; None where there was never a store."""
         while not self._connected.wait(0.1):
             if self._lost is not None:
                 return None
-        try:
-            return json.loads(self._store.compare_set("verdict", "", json.dumps(claim)))
-        except RuntimeError:
-            return None
+        return json.loads(self._store.compare_set("verdict", "", json.dumps(claim)))
 
     # --- the thread that judges -------------------------------------------------------------------------------------
 
