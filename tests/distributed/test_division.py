@@ -6,8 +6,8 @@ from torch import nn
 
 from dtp.algorithms import DTP, VanillaDTP
 from dtp.distributed import division
-from dtp.distributed.assignment import Assignment, Team
-from dtp.distributed.division import Division
+from dtp.distributed.assignment import Assignment, Team, by_layer
+from dtp.distributed.division import ByLayers, Division
 from dtp.errors import UserError
 from dtp.feedback import per_sample_dot
 from tests.algorithms.helpers import make, make_trained, small_network, state
@@ -357,6 +357,16 @@ def test_a_rule_without_noise_is_saved(tmp_path):
 
     train_on_ranks(train, tmp_path, 2, feedback_parallel="layer")
     assert torch.load(tmp_path / "saved.ckpt", weights_only=True)["noise"][0]["states"] == {}
+
+
+def test_a_checkpoint_keeps_the_noise_of_each_layer_as_its_rank_has_drawn_it_and_which_is_common():
+    told = ByLayers(teams=False)
+    told.assignment = by_layer({2: 1.0, 3: 1.0}, 2)
+    # What belongs to no layer of the division is the same on all ranks.
+    first = {"seed": 5, "epoch": 0, "states": {1: "all", 2: "first", 3: "early"}, "common": [1]}
+    second = {"seed": 5, "epoch": 0, "states": {1: "all", 2: "early", 3: "second"}, "common": [3]}
+    states = {1: "all", 2: "first", 3: "second"}
+    assert told.noise_states([first, second]) == [{"seed": 5, "epoch": 0, "states": states, "common": [1, 3]}]
 
 
 @pytest.mark.parametrize(
