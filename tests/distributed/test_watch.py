@@ -1,6 +1,7 @@
 """What the watch of one rank decides, with a store in memory and without an end; ``test_faults`` has real ranks."""
 
 import json
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -143,6 +144,16 @@ def test_the_process_that_lightning_started_ends_as_if_well_where_the_first_know
     assert status_of(a_watch(1, parent=7)._exit, 5, False) == 5
 
 
+def test_what_was_printed_and_what_wandb_holds_is_not_lost_at_the_end(monkeypatch):
+    done = []
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, SimpleNamespace(flush=lambda name=name: done.append(name)))
+    wandb = SimpleNamespace(run=object(), finish=lambda exit_code: done.append(exit_code))
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    assert status_of(a_watch(1)._exit, 5) == 5
+    assert done == [5, "stdout", "stderr"]
+
+
 def test_rank_zero_kills_the_processes_that_it_started_and_that_still_run():
     children = [Child(), Child(1)]
     status_of(a_watch(0, children=children)._exit, 5)
@@ -167,6 +178,8 @@ def test_processes_that_run_or_have_left_are_not_gone():
     watch = a_watch(0, children=[Child(), Child(0)])
     watch._store.set("alive/2", LEFT)
     watch._judge_children()
+    # Without a store nobody knows whether one has left.
+    a_watch(0, children=[Child(3)], connected=False)._judge_children()
 
 
 def test_a_process_without_the_one_that_started_it_does_not_stay(capsys):
@@ -184,7 +197,15 @@ def test_where_rank_zero_is_gone_the_first_that_was_there_until_then_speaks(rank
     watch._peers = {n: Peer(f"4 here {n}", seen[n]) for n in range(4) if n != rank}
     assert status_of(watch._gone, 0, "silent") == 1
     said = "error: rank 0 of 4 (process 0 on here) has gone: silent; go on\n"
-    assert capsys.readouterr().err == (said if speaks else "")
+    assert capsys.readouterr().err == (said if speaks else "") and watch.is_ending()
+
+
+def test_where_rank_zero_is_gone_and_the_store_is_not_the_first_to_notice_speaks(capsys):
+    """As under torchrun, which has the store."""
+    watch = a_watch(2)
+    assert status_of(watch._gone, 0, "silent") == 1
+    assert "rank 0 of 3 has gone: silent" in capsys.readouterr().err
+    assert json.loads(watch._store.get("verdict")) == {"rank": 2, "status": 1, "gone": [0]}
 
 
 def test_silence_is_suspicious_sooner_once_something_else_is_wrong(monkeypatch):
@@ -314,6 +335,13 @@ def test_rank_zero_that_is_done_ends_with_the_status_of_one_that_failed_after_al
     watch._store.set("alive/1", LEFT)
     watch._store.set("verdict", '{"rank": 1, "status": 6, "gone": []}')
     assert status_of(watch.leave) == 6
+
+
+@pytest.mark.parametrize(("rank", "waits"), [(0, True), (1, False)])
+def test_rank_zero_lets_the_others_read_why_it_ends(rank, waits):
+    began = time.monotonic()
+    assert status_of(a_watch(rank, ranks=2)._exit, 1) == 1
+    assert (time.monotonic() - began >= module.START_LIMIT) == waits
 
 
 def test_nobody_waits_at_the_end_for_a_rank_that_is_known_to_be_gone(monkeypatch):
