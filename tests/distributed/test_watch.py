@@ -369,6 +369,17 @@ def test_a_function_that_fails_or_takes_too_long_has_no_result():
     assert module._within(0.05, lambda: time.sleep(0.5)) is None
 
 
+def test_a_message_that_cannot_be_written_is_no_error_and_an_empty_one_no_line(monkeypatch, capsys):
+    module.say("")
+    assert capsys.readouterr().err == ""
+
+    def full(text):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(sys, "stderr", SimpleNamespace(write=full))
+    module.say("error: no")
+
+
 @pytest.mark.parametrize("by_lightning", [False, True])
 def test_a_process_alone_prints_its_end_and_gets_its_status_back(by_lightning, monkeypatch, capsys):
     monkeypatch.setattr(module, "_watch", None)
