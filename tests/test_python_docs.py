@@ -1,6 +1,7 @@
 """docs/python.md tells the truth: its listings run one after the other, as the cells of a notebook."""
 
 import re
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,34 @@ def test_probes_read_from_each_layer_what_a_linear_map_can_tell():
         found = dtp.linear_probes(rule, [clusters(400)], [clusters(300)], kind=kind)
         assert set(found) == {0, 1, 2}
         assert found[0] < 0.7 and found[1] > 0.95, kind
+
+
+@pytest.mark.parametrize("penalty", [1.0, 30.0])
+def test_a_ridge_probe_is_the_regression_written_out(penalty):
+    """Of the first images, with their mean and deviation, on what the network puts out in evaluation mode."""
+    rule = dtp.BP(nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.Tanh(), nn.Linear(6, 2)))
+    x, y = torch.randn(60, 4), (torch.randn(60) > 0.8).long()
+    x[:, 0] += y
+    others, wanted = x.roll(1, 1) + 3, y.roll(7)
+    batches = zip(x.split(20), y.split(20), strict=True)
+    found = dtp.linear_probes(rule, batches, [(others, wanted)], penalty=penalty, images=30)
+    rule.eval()
+    for n in range(3):
+        with torch.no_grad():
+            a, b = (reduce(lambda s, k: rule.network[k](s), range(1, n + 1), s).double() for s in (x[:30], others[:30]))
+        mean, std = a.mean(0), a.std(0, correction=0)
+        a, b, goals = (a - mean) / std, (b - mean) / std, 2.0 * y[:30].double() - 1
+        weights = torch.linalg.solve(a.T @ a + penalty * torch.eye(a.shape[1]), a.T @ (goals - goals.mean()))
+        named = b @ weights + goals.mean() > 0
+        assert found[n] == pytest.approx(float((named == wanted[:30]).double().mean())), n
+
+
+@pytest.mark.parametrize("kind", ["ridge", "logistic"])
+def test_a_probe_of_a_large_penalty_names_the_larger_class(kind):
+    rule, (x, y) = dtp.BP(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))), clusters(40)
+    x[:, 0], y[:10] = 3.0 * y, 0
+    few, many = (dtp.linear_probes(rule, [(x, y)], [(x, y)], kind=kind, penalty=p)[0] for p in (1e-3, 1e6))
+    assert many == float((y == 0).double().mean()) < few
 
 
 def test_measuring_changes_nothing_and_knows_backprop_from_others():
