@@ -181,6 +181,33 @@ def test_probes_are_not_fitted_to_the_rest_of_an_epoch(tmp_path):
         trainer.fit(BP(small_network()), loader(shuffle=True), loader(shuffle=False), ckpt_path=path)
     assert 2 * BATCHES not in probe_accuracies(callback)["probe_accuracy/layer0"]
     assert 3 * BATCHES in probe_accuracies(callback)["probe_accuracy/layer0"]
+    # The checkpoint was saved within the second epoch, and had what was measured before.
+    assert list(callback.state_dict()["metrics"]["update_angle/layer1"]) == [BATCHES * epoch for epoch in range(4)]
+
+
+def test_every_second_epoch_has_probes_of_no_more_images_than_were_asked_for(tmp_path, monkeypatch):
+    """To a batch, of 8 here."""
+    held = []
+
+    def probes(rule, train, val, images):
+        held.append((len(train), len(val), images))
+        return {}
+
+    monkeypatch.setattr("dtp.diagnostics.callback.linear_probes", probes)
+    callback = AlignmentCallback(every=2, probes=True, probe_images=16)
+    plain_trainer(tmp_path, callback, 4).fit(BP(small_network()), loader(shuffle=True), loader(shuffle=False))
+    assert held == [(2, 2, 16)] * 2
+
+
+def test_a_figure_that_cannot_be_written_costs_no_training(tmp_path, monkeypatch):
+    def full(*args):
+        raise OSError("no room")
+
+    monkeypatch.setattr("dtp.diagnostics.callback.draw_metrics", full)
+    trainer = plain_trainer(tmp_path, AlignmentCallback(), 1)
+    with pytest.warns(UserWarning, match="training.png was not drawn: no room"):
+        trainer.fit(BP(small_network()), loader(shuffle=True))
+    assert trainer.state.finished
 
 
 def test_epochs_without_validation_have_no_values_of_one(tmp_path):
