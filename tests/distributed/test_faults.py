@@ -456,3 +456,11 @@ def test_errors_of_a_lost_connection_are_told_from_others():
         raise ValueError("later") from lost
     except ValueError as error:
         assert is_lost_connection(error)
+    assert is_lost_connection(torch.distributed.DistBackendError("remote process exited"))
+    try:
+        try:
+            raise lost
+        except RuntimeError:
+            raise ValueError("while it was handled")  # noqa: B904
+    except ValueError as error:
+        assert is_lost_connection(error)
