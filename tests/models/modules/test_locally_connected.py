@@ -127,6 +127,10 @@ def test_other_forms_that_torch_makes_of_it_compute_and_learn_the_same(form):
 
 
 def test_a_batch_without_images_gives_none():
+    try:
+        F.pad(torch.zeros(1, 0), (0, 0, 1, 1))
+    except RuntimeError as error:
+        pytest.skip(f"this torch pads no empty tensors: {error}")
     local = made(*GEOMETRIES[1])
     x = torch.zeros(0, 2, *GEOMETRIES[1][0], dtype=torch.float64, requires_grad=True)
     y = local(x)
