@@ -78,6 +78,8 @@ def update_alignment(algorithm: Algorithm, x: Tensor, y: Tensor) -> dict[int, Al
             _, rule = algorithm.checked_gradients(x, y)
         with _untouched(algorithm), algorithm.randomness("alignment", algorithm.batches_done):
             backprop = torch.autograd.grad(algorithm.task_loss(full_precision(network(x)), y), parameters)
+    # Those of an embedding may be sparse.
+    rule, backprop = ([gradient.to_dense() for gradient in gradients] for gradients in (rule, backprop))
     by_parameter = {id(p): (g, b) for p, g, b in zip(parameters, rule, backprop, strict=True)}
     found = {}
     for n in range(1, network.depth + 1):

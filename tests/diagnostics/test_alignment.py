@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dtp.algorithms import ALGORITHMS, BP, DTP
+from dtp.algorithms import ALGORITHMS, BP, DTP, FA
 from dtp.algorithms.options import DTPOptions
 from dtp.diagnostics.alignment import alignment, feedback_alignment, update_alignment
 from dtp.models import MLP, LeNet, Network
@@ -129,6 +129,18 @@ def test_updates_of_backprop_are_those_of_backprop(network):
     for layer in found.values():
         assert layer.angle == pytest.approx(0, abs=1e-10)
         assert layer.distance == pytest.approx(0, abs=1e-12)
+
+
+def test_sparse_gradients_of_embeddings_are_compared_as_dense_ones_are():
+    def found(sparse):
+        torch.manual_seed(0)
+        layers = nn.Embedding(10, 3, sparse=sparse), nn.Flatten(), nn.Linear(12, 5), nn.Tanh(), nn.Linear(5, 3)
+        rule = FA(as_network(nn.Sequential(*layers), (4,)))
+        return update_alignment(rule, torch.randint(10, (8, 4)), torch.randint(3, (8,)))
+
+    dense = found(False)
+    assert dense[1].angle > 1
+    assert found(True) == dense
 
 
 def test_symmetric_feedback_and_small_beta_give_nearly_the_updates_of_backprop():
