@@ -33,6 +33,9 @@ STATISTICS = {
 # std3x reproduces published runs on CIFAR-10 that tripled the mean over images of each image's own std, a common slip.
 _TRIPLED_STD = {"cifar10": (0.2023, 0.1994, 0.2010)}
 
+# The same for all channels of all datasets.
+_FIXED = {"meanstd05": (0.5, 0.5), "unit": (0.0, 1.0)}
+
 
 def used_statistics(own: Statistics, mode: str, name: str = "") -> Statistics:
     """What is subtracted and divided by.
@@ -41,12 +44,21 @@ def used_statistics(own: Statistics, mode: str, name: str = "") -> Statistics:
         mode: ``standard`` (its own), ``std3x`` (its mean, three times its std), ``meanstd05`` (0.5 and 0.5), or
             ``unit`` (0 and 1, which leaves pixels in [0, 1]).
         name: of the dataset.
+
+    Raises:
+        UserError: ``mode`` is none of these.
     """
     if mode == "standard":
         return own
     if mode == "std3x":
         return Statistics(own.mean, tuple(3 * std for std in _TRIPLED_STD.get(name, own.std)))
-    mean, std = (0.5, 0.5) if mode == "meanstd05" else (0.0, 1.0)
+    if mode not in _FIXED:
+        # A dataset of the user's own may have another word for the option.
+        raise UserError(
+            f"--normalisation: expected one of standard, std3x, {', '.join(_FIXED)}, found {mode!r}; for other "
+            "values override own_statistics, which standard takes."
+        )
+    mean, std = _FIXED[mode]
     return Statistics((mean,) * len(own.mean), (std,) * len(own.mean))
 
 

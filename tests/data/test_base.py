@@ -1,3 +1,4 @@
+import dataclasses
 import os
 
 import numpy as np
@@ -256,6 +257,17 @@ def test_a_users_own_dataset_with_a_name_of_ours_has_the_statistics_of_its_image
     data = Own(DataOptions(normalisation=mode))
     data.setup()
     assert data.statistics == ((0.5,) * channels, ((1.5 if mode == "std3x" else 0.5),) * channels)
+
+
+def test_a_normalisation_that_only_a_users_own_dataset_knows_is_refused():
+    class Options(DataOptions):
+        """Any word will do."""
+
+        normalisation: str = "mine"
+
+    data = Own(dataclasses.dataclass(Options)())
+    with pytest.raises(UserError, match="^--normalisation: expected one of standard, .*, unit, found 'mine'"):
+        data.setup()
 
 
 def test_a_class_derived_from_one_of_ours_keeps_its_statistics_where_it_keeps_the_channels():
