@@ -50,7 +50,7 @@ def program(argv: Sequence[str] | None = None) -> int:
 
     Signals are handled before anything else is imported, which takes seconds, and until the end.
     """
-    _leave_here()
+    _begin()
     stop_request.begin()
     # One of several processes has others to tell.
     stop_request.starting = not has_rank()
@@ -66,7 +66,7 @@ def program(argv: Sequence[str] | None = None) -> int:
 
 def command(module: str, argv: Sequence[str] | None = None) -> int:
     """The same for ``main`` of another module, where only Ctrl-C has to be answered: other signals end it."""
-    _leave_here()
+    _begin()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _interrupt)
     status = 1
@@ -80,9 +80,14 @@ def command(module: str, argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _leave_here() -> None:
-    """Import no library from the current folder, where python -m looks first; commands add it at the end."""
-    # Of a current folder that has been removed, commands say so.
+def _begin() -> None:
+    """Settle what must be settled before a library is imported."""
+    # Torch's threads spin while they wait for each other. On a busy CPU, where one of them often has no core, that
+    # takes minutes for what takes seconds; so they sleep soon, unless the environment says how they wait.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    # No library comes from the current folder, where python -m looks first; commands add it at the end. Of a current
+    # folder that has been removed, they say so.
     with suppress(OSError):
         if not sys.flags.safe_path and sys.path[:1] in ([""], [os.getcwd()]):
             del sys.path[0]

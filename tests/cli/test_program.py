@@ -172,3 +172,23 @@ def test_closed_streams_are_as_good_as_none(tmp_path):
     assert done.returncode == 0 and (tmp_path / "run/summary.json").is_file()
     done = subprocess.run(["sh", "-c", 'exec "$@" >&-', "sh", *PYTHON, "--version"], cwd=tmp_path, env=environment())
     assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("environ", "count"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "77"}, "77"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
+    ids=["by default", "as the count in the environment says", "as the policy in the environment says"],
+)
+def test_threads_of_torch_that_wait_sleep_soon(environ, count, tmp_path):
+    told = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [*PYTHON, "train", "--data", "mnist", "--data-dir", "nowhere"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**told, "PYTHONPATH": environment()["PYTHONPATH"], "OMP_DISPLAY_ENV": "VERBOSE", **environ},
+        timeout=120,
+    )
+    if "GOMP_" not in done.stderr:
+        pytest.skip("this torch has other threads than those of GNU's OpenMP")
+    assert f"GOMP_SPINCOUNT = '{count}'" in done.stderr
