@@ -666,6 +666,45 @@ def test_callbacks_whose_rates_would_be_ignored_are_refused_by_rules_of_one_opti
         trainer(tmp_path, callbacks=[callback]).fit(rule(cls), loader())
 
 
+def pruning(*layers: torch.nn.Module) -> C.ModelPruning:
+    # Half of each layer.
+    chosen = [(layer, "weight") for layer in layers] or None
+    return C.ModelPruning("l1_unstructured", chosen, use_global_unstructured=False, amount=0.5)
+
+
+@row("`ModelPruning`")
+@pytest.mark.parametrize("cls", [dtp.DTP, dtp.BP, dtp.FA, dtp.DFC], ids=lambda cls: cls.__name__)
+def test_weights_that_are_pruned_stay_zero_while_others_learn(cls, tmp_path):
+    class Kept(C.Callback):
+        def __init__(self):
+            self.last = []
+
+        def on_train_batch_end(self, *_):
+            self.last.append([layer.weight.detach().clone() for layer in layers])
+
+    module, kept = rule(cls), Kept()
+    layers = [layer for layer in module.network.modules() if isinstance(layer, nn.Linear)]
+    trainer(tmp_path, callbacks=[pruning(*layers), kept]).fit(module, loader())
+    # Pruned after each epoch; the first batch after it has weights as they were computed before.
+    for learned, pruned in zip(kept.last[-2], kept.last[-1], strict=True):
+        assert (learned == 0).float().mean() == 0.5 and torch.equal(learned == 0, pruned == 0)
+        assert (learned != pruned)[learned != 0].any()
+    assert all(isinstance(layer.weight, nn.Parameter) for layer in layers)
+
+
+@pytest.mark.parametrize("cls", [dtp.DTP, dtp.FA, dtp.DDTPLinear], ids=lambda cls: cls.__name__)
+def test_feedback_weights_are_not_pruned(cls, tmp_path):
+    with pytest.raises(UserError, match="^ModelPruning: expected weights of the network, found those of feedback too"):
+        trainer(tmp_path, callbacks=[pruning()]).fit(rule(cls), loader())
+
+
+@pytest.mark.parametrize("cls", [dtp.Hebb, dtp.Competitive], ids=lambda cls: cls.__name__)
+def test_rules_that_step_the_weights_themselves_refuse_pruning(cls, tmp_path):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    with pytest.raises(UserError, match=f"^ModelPruning: pruned weights are computed .* {cls.__name__} steps"):
+        trainer(tmp_path, callbacks=[pruning(network[1])]).fit(cls(network), loader())
+
+
 # --- loggers ----------------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Self, TypeVar, cast
 
 import torch
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.callbacks import ModelPruning, StochasticWeightAveraging
 from lightning.pytorch.utilities.parsing import AttributeDict
 from torch import Size, Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -458,7 +458,7 @@ class Algorithm(TaskModule, metaclass=RuleType):
         """
 
     def on_train_start(self) -> None:
-        self._require_own_schedules()
+        self._require_callbacks_that_fit()
         # Before the first batch, which diagnostics see first.
         batches = getattr(self.trainer.train_dataloader, "batch_sampler", None)
         sampler = getattr(self.trainer.train_dataloader, "sampler", None)
@@ -483,8 +483,8 @@ class Algorithm(TaskModule, metaclass=RuleType):
             self._go_on_within_epoch(self._begun)
             self._begun = None
 
-    def _require_own_schedules(self) -> None:
-        """Raise UserError where a callback sets the rate by a schedule of its own: rules step theirs alone."""
+    def _require_callbacks_that_fit(self) -> None:
+        """Raise UserError where a callback would set rates, which rules do alone, or prune what it must not."""
         callbacks = self.trainer.callbacks  # pyright: ignore[reportAttributeAccessIssue] (its connectors set it)
         if any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks):
             raise UserError(
@@ -495,6 +495,19 @@ class Algorithm(TaskModule, metaclass=RuleType):
             raise UserError(
                 "LearningRateFinder: its learning rates would be ignored, for rules step their own schedule; leave it "
                 "out, and compare rates by dtp search."
+            )
+        # Left to itself it prunes all that this module holds.
+        pruning = [callback for callback in callbacks if isinstance(callback, ModelPruning)]
+        pruned = {module for callback in pruning for module, _ in callback._parameters_to_prune}
+        if not pruned <= {*self.network.modules()}:
+            raise UserError(
+                "ModelPruning: expected weights of the network, found those of feedback too; give parameters_to_prune, "
+                'such as [(network[1], "weight")].'
+            )
+        if pruned and not self.uses_autograd:
+            raise UserError(
+                f"ModelPruning: pruned weights are computed from others, and {type(self).__name__} steps its weights "
+                "themselves; prune after training, or take another rule, such as fa."
             )
 
     def on_fit_end(self) -> None:
