@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from dtp.algorithms import ALGORITHMS
-from dtp.cli.config import said_of_options
-from dtp.data import DATA
 from dtp.errors import UserError, user_path
 from dtp.fields import as_saved, from_saved
 from dtp.models import MODELS, Network
@@ -87,7 +85,7 @@ def load_rule(
 def _made_of(
     cls: type[Rule], path: Path, checkpoint: dict[str, Any], network: Any, trust: bool, changes: dict[str, Any]
 ) -> Rule:
-    found = checkpoint.get(DESCRIPTION) or _described_by_configuration(checkpoint)
+    found = checkpoint.get(DESCRIPTION)
     if not isinstance(found, dict):
         raise UserError(
             f"{path}: does not say what rule it is of; expected a checkpoint of a run, or of a rule of this package."
@@ -202,43 +200,6 @@ def _without_passwords(value: Any) -> Any:
     return masked(value) if isinstance(value, str) else value
 
 
-# Shapes of the images, for checkpoints of earlier versions, which do not say them.
-_IMAGES = {
-    "digits": (1, 8, 8),
-    **dict.fromkeys(("mnist", "fashion-mnist", "kmnist"), (1, 28, 28)),
-    **dict.fromkeys(("cifar10", "cifar100", "imagenet32"), (3, 32, 32)),
-}
-
-
-def _described_by_configuration(checkpoint: dict[str, Any]) -> dict[str, Any] | None:
-    """The description for a checkpoint of a run of earlier versions, which has the configuration alone."""
-    config = checkpoint.get("config")
-    if not isinstance(config, dict):
-        return None
-    values = {**said_of_options("before"), **config}
-    found = {"algo": values["algo"], "options": values, "seed": values["seed"], "network": None}
-    shape, classes = _IMAGES.get(values["data"]), None
-    if values["data"] == "imagefolder":
-        # As many as the last layer has outputs.
-        shape = (3, values["image_size"], values["image_size"])
-        classes = len([w for name, w in checkpoint["state_dict"].items() if name.startswith("network.layers.")][-1])
-    elif shape is not None:
-        classes = DATA.entries[values["data"]].load().num_classes
-    if values["pca"]:
-        shape = (values["pca"], 1, 1)
-    # The statistics of an auto-encoder's images are known with the images alone.
-    if classes is not None and values["task"] != "autoencoder":
-        is_clustering = values["task"] == "clustering"
-        found["network"] = {
-            "model": values["model"],
-            "options": values,
-            "input_shape": shape,
-            "outputs": values["clusters"] if is_clustering else classes,
-            "task": {"name": values["task"], "classes": classes},
-        }
-    return found
-
-
 # --- and what is made of it -------------------------------------------------------------------------------------------
 
 
@@ -257,8 +218,8 @@ def _described_network(path: Path, found: dict[str, Any], trust: bool) -> Networ
     said = found["network"]
     if said is None:
         raise UserError(
-            f"{path}: does not describe its network, which was cut from a model of your own, or the file is of an "
-            "earlier version; give network=... with one like it."
+            f"{path}: does not describe its network, which was cut from a model of your own; give network=... with "
+            "one like it."
         )
     cls = _class(MODELS, path, said["model"], trust)
     task = TASKS[said["task"]["name"]].from_saved(said["task"], said["input_shape"], said["outputs"])

@@ -47,24 +47,13 @@ def trained(*words, folder="run"):
     return folder
 
 
-def saved_again(path, change, target="old.ckpt"):
+def saved_again(path, change, target="changed.ckpt"):
     """A checkpoint with another content."""
     content = read_checkpoint(path)
     change(content)
     with open(target, "w+b") as file:
         save_sealed(content, file)
     return target
-
-
-def of_earlier_versions(path):
-    """What they wrote: no description, and a configuration without the newest options."""
-
-    def change(content):
-        del content["description"]
-        for name in ("task", "clusters", "pca", "deterministic"):
-            del content["config"][name]
-
-    return saved_again(path, change)
 
 
 @pytest.fixture(scope="module")
@@ -125,14 +114,6 @@ def test_other_tasks_come_back_too(words):
         assert (rule.task.mean.item(), rule.task.std.item()) == (0.3054, 0.3761)
 
 
-def test_checkpoints_of_earlier_versions_are_loaded_by_their_configuration(run):
-    rule = dtp.load(of_earlier_versions(run / "checkpoints" / "best.ckpt"))
-    ours = dtp.load(run)
-    assert type(rule) is DTP and rule.network.input_shape == (1, 8, 8)
-    x = torch.randn(3, 1, 8, 8)
-    assert torch.equal(rule(x), ours(x)) and rule.options == ours.options
-
-
 def test_a_seed_below_0_of_earlier_versions_comes_back(run):
     def changed(checkpoint):
         checkpoint["description"]["seed"] = checkpoint["noise"][0]["seed"] = -1
@@ -140,20 +121,9 @@ def test_a_seed_below_0_of_earlier_versions_comes_back(run):
     assert dtp.load(saved_again(run / "checkpoints" / "best.ckpt", changed)).noise_streams.seed == -1
 
 
-def test_classes_of_an_old_checkpoint_of_a_folder_are_the_outputs(run):
+def test_a_network_that_a_checkpoint_does_not_describe_is_asked_for(run):
     def change(content):
-        del content["description"]
-        content["config"] |= {"data": "imagefolder", "image_size": 8}
-        weight = content["state_dict"]["network.layers.0.1.weight"]
-        content["state_dict"]["network.layers.0.1.weight"] = weight.repeat(1, 3)
-
-    assert dtp.load(saved_again(run / "checkpoints" / "best.ckpt", change)).network.input_shape == (3, 8, 8)
-
-
-def test_what_an_old_checkpoint_does_not_tell_is_asked_for(run):
-    def change(content):
-        del content["description"]
-        content["config"]["data"] = "mine:Data"
+        content["description"]["network"] = None
 
     path = saved_again(run / "checkpoints" / "best.ckpt", change)
     with pytest.raises(UserError, match="does not describe its network.*give network="):
@@ -332,7 +302,7 @@ def test_a_description_of_another_kind_is_told(run, change):
         said = checkpoint["description"]
         checkpoint["description"] = {**said, **change, "network": {**said["network"], **change.get("network", {})}}
 
-    with pytest.raises(UserError, match="old.ckpt: nothing can be made of what it says"):
+    with pytest.raises(UserError, match="changed.ckpt: nothing can be made of what it says"):
         dtp.load(saved_again(run / "checkpoints" / "best.ckpt", changed))
 
 
@@ -341,7 +311,7 @@ def test_a_description_of_another_kind_is_told(run, change):
 )
 def test_a_checkpoint_of_another_kind_is_told(run, change):
     source = saved_again(run / "checkpoints" / "best.ckpt", lambda checkpoint: checkpoint.update(change))
-    with pytest.raises(UserError, match="old.ckpt: "):
+    with pytest.raises(UserError, match="changed.ckpt: "):
         dtp.load(source)
 
 
