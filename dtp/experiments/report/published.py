@@ -165,7 +165,7 @@ def _values(group: Group, figure: PublishedFigure) -> list[str] | None:
     preset = find_preset(figure.preset)
     if preset is None:
         return None
-    usual = dataclasses.asdict(ALGORITHMS.resolve(figure.rule).load_options()())
+    usual = {"precision": "32"} | dataclasses.asdict(ALGORITHMS.resolve(figure.rule).load_options()())
     left_out = NOT_A_VALUE | (set(model_options(group.options)) - said_of_options("same_network").keys())
     return [
         f"{name.replace('_', ' ')} {value_words(group.options.get(name))} for {value_words(value)}"

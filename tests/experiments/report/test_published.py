@@ -142,6 +142,11 @@ def test_a_smaller_budget_is_said_to_be_one(tmp_path):
     assert "other values than bp_mlp_mnist_bartunov: lr 0.1 for 0.000152" in notes
 
 
+def test_another_precision_is_said(tmp_path):
+    notes = notes_of(tmp_path, "bp", precision="bf16-mixed")
+    assert "other values than bp_mlp_mnist_bartunov: precision bf16-mixed for 32" in notes
+
+
 def test_epochs_of_alternating_phases_are_counted_in_passes_of_the_forward_weights(tmp_path):
     preset = "vanilla-dtp_mlp_mnist_bartunov-alternating"
     assert "ours 10 epochs, theirs 500" in notes_of(tmp_path / "a", "vanilla-dtp", epochs=20, preset=preset)
