@@ -118,8 +118,8 @@ class ImageFolderData(ImageData):
                 images, checksum = np.load(file), file.read()
             if images.shape == files.shape and images.dtype == np.uint8 and checksum == _checksum(images):
                 return images
-        except (OSError, ValueError, EOFError):
-            # Not there yet, or damaged.
+        except Exception:
+            # Not there yet, or damaged, at which numpy fails with many exceptions.
             pass
         images = np.concatenate(list(_chunks(files)))
         try:
