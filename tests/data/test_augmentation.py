@@ -34,6 +34,12 @@ def test_images_are_turned_upside_down_independently_of_mirroring():
     assert list(corners) == [0, 1, 2, 3] and (abs(counts - 1000) < 120).all()
 
 
+def test_nothing_is_mirrored_where_it_is_not_asked_for():
+    for flip, vertical in ((False, False), (False, True), (True, False)):
+        _, _, mirrored, upside_down = Augmentation(flip, 2, "edge", 0, vertical).draw(0, INDICES)
+        assert (mirrored.any(), upside_down.any()) == (flip, vertical)
+
+
 def test_draws_are_those_of_earlier_versions_with_and_without_vertical_mirroring():
     """A resumed run goes on with the images it would have seen."""
     indices = np.array([0, 1, 2, 49_999, 1_281_166, 5])

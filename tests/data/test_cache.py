@@ -18,18 +18,21 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
 
 
 def test_a_file_system_that_refuses_is_the_users_to_mend(tmp_path):
-    with pytest.raises(UserError, match="free space"), written_atomically(tmp_path / "file"):
-        raise OSError("No space left on device")
+    with (
+        pytest.raises(UserError, match=r"\(No space left\); free space"),
+        written_atomically(tmp_path / "new" / "folder" / "file"),
+    ):
+        raise OSError("No space left")
 
 
 def test_a_fingerprint_follows_names_sizes_times_and_settings(tmp_path):
-    (tmp_path / "a").write_text("1")
-    (tmp_path / "b").write_text("1")
-    first = fingerprint(tmp_path, ["a"], 32)
-    assert fingerprint(tmp_path, ["a"], 32) == first
-    assert len({first, fingerprint(tmp_path, ["b"], 32), fingerprint(tmp_path, ["a"], 64)}) == 3
-    os.utime(tmp_path / "a", ns=(0, 0))
-    assert fingerprint(tmp_path, ["a"], 32) != first
+    def found(name="a", text="1", time=5, setting=32):
+        (tmp_path / name).write_text(text)
+        os.utime(tmp_path / name, ns=(time, time))
+        return fingerprint(tmp_path, [name], setting)
+
+    others = found(name="b"), found(text="12"), found(time=6), found(setting=64)
+    assert found() == found() and len({found(), *others}) == 5
 
 
 def test_a_folder_that_cannot_be_written_to_is_cached_in_the_users_own(tmp_path, monkeypatch):
@@ -37,6 +40,14 @@ def test_a_folder_that_cannot_be_written_to_is_cached_in_the_users_own(tmp_path,
     assert cache_folder(tmp_path) == tmp_path
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     assert cache_folder(tmp_path).parent == tmp_path / "cache" / "dtp"
+    # Folders of one name, in two places.
+    found = []
+    for place in ("a", "b"):
+        (tmp_path / place).mkdir()
+        monkeypatch.chdir(tmp_path / place)
+        found.append(cache_folder(Path("data")))
+        assert found[-1] == cache_folder(tmp_path / place / "data")
+    assert found[0] != found[1]
 
 
 def test_the_data_folder_is_the_first_there_is(tmp_path, monkeypatch):
@@ -49,16 +60,24 @@ def test_the_data_folder_is_the_first_there_is(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
     assert data_folder("auto") == Path("/cache/torch/datasets")
     monkeypatch.setenv("TORCH_HOME", "~/torch")
+    (tmp_path / "data").touch()
     assert data_folder("auto") == Path("/home/me/torch/datasets")
+    (tmp_path / "data").unlink()
     (tmp_path / "data").mkdir()
     assert data_folder("auto") == Path("data")
     monkeypatch.setenv("DTP_DATA_DIR", "~/mine")
     assert data_folder("auto") == Path("/home/me/mine")
-    assert data_folder("elsewhere") == Path("elsewhere")
+    assert data_folder("elsewhere") == Path("elsewhere") and data_folder("~/here") == Path("/home/me/here")
 
 
 def nobody():
     raise RuntimeError("Could not determine home directory.")
+
+
+def test_without_a_home_nothing_is_cached_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", nobody)
+    assert cache_folder(tmp_path / "unwritable") == tmp_path / "unwritable"
 
 
 def test_torchs_cache_that_is_named_needs_no_home(tmp_path, monkeypatch):

@@ -89,8 +89,9 @@ def test_workers_and_pinning_are_left_out_on_the_device():
 
 
 def make_part(count=100, shape=(3, 8, 8)):
-    images = np.zeros((count, *shape), dtype=np.uint8)
-    return ImageBatches(images, np.zeros(count, dtype=np.int64), np.arange(count), Statistics((0.5,) * 3, (0.5,) * 3))
+    # Of more images than it holds, as a part of a split is.
+    images, labels = np.zeros((2 * count, *shape), dtype=np.uint8), np.zeros(2 * count, dtype=np.int64)
+    return ImageBatches(images, labels, np.arange(count), Statistics((0.5,) * 3, (0.5,) * 3))
 
 
 @pytest.mark.parametrize(
@@ -101,6 +102,7 @@ def make_part(count=100, shape=(3, 8, 8)):
         ("no", "cuda", 1 << 40, False),
         ("auto", "cuda", 4 * 2 * 19200, True),
         ("auto", "cuda", 4 * 2 * 19200 - 1, False),
+        ("auto", "cuda", 1000, False),
         ("yes", "cuda", 2 * 19200, True),
     ],
 )
@@ -140,13 +142,14 @@ class Counted:
         return read
 
 
-def test_images_are_sent_in_parts_so_that_the_host_holds_no_second_copy(monkeypatch):
+@pytest.mark.parametrize(("limit", "most"), [(7 * 192 + 5, 7 * 192), (100, 192)])
+def test_images_are_sent_in_parts_so_that_the_host_holds_no_second_copy(limit, most, monkeypatch):
     part = make_part()
     images = np.random.default_rng(0).integers(0, 256, part.images.shape, dtype=np.uint8)
     part.images, part.indices = Counted(images), np.arange(99, 0, -1)
-    monkeypatch.setattr(on_device, "PART", 7 * 192 + 5)
+    monkeypatch.setattr(on_device, "PART", limit)
     placed = DeviceBatches(part, CPU)
-    assert part.images.most == 7 * 192
+    assert part.images.most == most and placed._images.dtype == torch.uint8
     np.testing.assert_array_equal(placed._images.numpy(), images[part.indices])
 
 

@@ -42,8 +42,9 @@ def test_ranks_share_each_global_batch_whatever_their_number():
 
 
 def test_batches_that_ranks_cannot_share_evenly_are_refused():
-    with pytest.raises(UserError, match="multiple of the 3 devices.*found 32; give 30"):
-        TrainingBatches(100, 32, seed=0, ranks=3)
+    for batch_size, instead in ((32, 30), (2, 3)):
+        with pytest.raises(UserError, match=f"multiple of the 3 devices.*found {batch_size}; give {instead} or"):
+            TrainingBatches(100, batch_size, seed=0, ranks=3)
 
 
 def test_ranks_with_less_than_a_batch_each_hold_equally_many():
@@ -51,7 +52,8 @@ def test_ranks_with_less_than_a_batch_each_hold_equally_many():
     assert [[len(positions) for _, positions in part] for part in shared] == [[3]] * 3
 
 
-def test_fewer_images_than_ranks_are_refused():
+def test_fewer_images_than_ranks_are_refused_and_as_many_are_not():
+    assert sorted(next(iter(TrainingBatches(3, 9, 0, rank, 3)))[1].tolist() for rank in range(3)) == [[0], [1], [2]]
     with pytest.raises(UserError, match="training image per device, found 2 for 3 devices"):
         TrainingBatches(2, 9, seed=0, ranks=3)
 

@@ -21,8 +21,11 @@ def test_computed_statistics_are_numpys():
     assert np.allclose(found.std, (images / 255).std((0, 2, 3)), atol=1e-12)
 
 
-def test_a_constant_channel_can_be_divided_by():
-    assert compute_statistics([np.zeros((2, 1, 4, 4), dtype=np.uint8)]).std == (1 / 255,)
+def test_a_constant_channel_can_be_divided_by_and_is_looked_at_once(tmp_path):
+    own = compute_statistics([np.zeros((2, 1, 4, 4), dtype=np.uint8)])
+    assert own.std == (1 / 255,)
+    for compute in (lambda: own, None):
+        assert cached_statistics(tmp_path / "statistics.json", "key", 1, compute) == own
 
 
 def test_the_table_holds_the_statistics_of_digits():
@@ -32,12 +35,12 @@ def test_the_table_holds_the_statistics_of_digits():
 
 
 def test_normalisation_modes():
-    own = Statistics((0.1,), (0.2,))
+    own = Statistics((0.1, 0.3), (0.2, 0.1))
     assert used_statistics(own, "standard") == own
-    assert used_statistics(own, "std3x").mean == (0.1,)
-    assert used_statistics(own, "std3x").std == pytest.approx((0.6,))
-    assert used_statistics(own, "meanstd05") == Statistics((0.5,), (0.5,))
-    assert used_statistics(own, "unit") == Statistics((0.0,), (1.0,))
+    assert used_statistics(own, "std3x").mean == (0.1, 0.3)
+    assert used_statistics(own, "std3x").std == pytest.approx((0.6, 0.3))
+    assert used_statistics(own, "meanstd05") == Statistics((0.5, 0.5), (0.5, 0.5))
+    assert used_statistics(own, "unit") == Statistics((0.0, 0.0), (1.0, 1.0))
 
 
 def test_std3x_on_cifar10_is_that_of_the_published_runs():
@@ -67,7 +70,11 @@ def test_cached_statistics_are_computed_once_per_key(tmp_path):
     [
         ([0.5], [0.5]),
         ([0.5] * 3, [0.5] * 2),
+        ([0.5] * 2, [0.5] * 3),
+        ([-0.1] * 3, [0.5] * 3),
+        ([1.1] * 3, [0.5] * 3),
         ([0.5] * 3, [0.0] * 3),
+        ([0.5] * 3, [1 / 256] * 3),
         ([0.5, float("nan"), 0.5], [0.5] * 3),
         ([0.5] * 3, [0.5, float("inf"), 0.5]),
         (["0.5"] * 3, [0.5] * 3),

@@ -62,6 +62,17 @@ def test_the_lock_of_data_lies_in_the_users_cache_and_leaves_nothing(cache, tmp_
     assert list(cache.iterdir()) == []
 
 
+def test_each_dataset_in_each_folder_has_a_lock_however_the_folder_is_named(cache, tmp_path, monkeypatch):
+    def file_of(name, folder):
+        with data_lock(name, folder):
+            (found,) = cache.iterdir()
+        return found.name
+
+    monkeypatch.chdir(tmp_path)
+    found = [file_of("digits", tmp_path), file_of("mnist", tmp_path), file_of("digits", tmp_path / "data")]
+    assert len(set(found)) == 3 and file_of("digits", Path(".")) == found[0]
+
+
 def test_without_a_home_the_lock_lies_beside_the_data_if_at_all(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
     # A home that cannot be made, whoever asks.
