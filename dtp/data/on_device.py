@@ -55,7 +55,7 @@ class DeviceBatches(Dataset):
 
     def _sent(self, *numbers: np.ndarray) -> Tensor:
         """Integers (B,) of each kind as one tensor on the device, (kinds, B), by one transfer."""
-        sent = torch.from_numpy(np.stack([part.astype(np.int64) for part in numbers]))
+        sent = torch.from_numpy(np.stack(numbers))
         if self.device.type == "cuda":
             sent = sent.pin_memory()
         return sent.to(self.device, non_blocking=True)

@@ -80,9 +80,6 @@ class OrderedBatches:
     The last ranks may hold one image, and so one batch, fewer than the first.
     """
 
-    # Lightning looks here whether an evaluation loader shuffles: it does not.
-    sampler = None
-
     def __init__(self, size: int, batch_size: int, rank: int = 0, ranks: int = 1):
         self.positions = np.arange(rank, size, ranks)
         self.batch_size = batch_size

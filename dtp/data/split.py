@@ -42,7 +42,7 @@ def count_held_out(val_size: float, available: int, name: str) -> int:
             "give for example 5000 or 0.1."
         )
     count = int(val_size) if whole else max(1, round(val_size * available))
-    if count >= available and count > 0:
+    if count >= available:
         raise UserError(
             f"--val-size {count}: {name} has {available} training images, so at most {available - 1} can be held out; "
             "give a smaller --val-size."
