@@ -100,7 +100,7 @@ def _unreadable(error: OSError) -> UserError:
 
 
 def _require_apart(data_dir: Path, classes: dict[str, list[str]]) -> None:
-    """Raise UserError where, by a link, a class folder is another one of its part, lies in one, or holds ``data_dir``.
+    """Raise UserError where, by a link, a class folder is that of another class, lies in one, or holds ``data_dir``.
 
     Args:
         classes: names by part.
@@ -117,8 +117,8 @@ def _require_apart(data_dir: Path, classes: dict[str, list[str]]) -> None:
         if following is None:
             continue
         other, other_part, other_name = following
-        # A whole part may be another one, val a link to test.
-        if (other == real and other_part == part) or (other != real and other.startswith(os.path.join(real, ""))):
+        # A class may be the same in two parts, and a whole part another one, val a link to test.
+        if other_name != name if other == real else other.startswith(os.path.join(real, "")):
             raise UserError(
                 f"imagefolder: expected class folders without images in common, found that "
                 f"{data_dir / other_part / other_name} is or lies in {data_dir / part / name}; remove the link."
@@ -152,19 +152,17 @@ def _image_names(folder: Path, root: Path) -> Iterator[str]:
                     )
                 elif is_image and entry.is_file():
                     yield os.path.relpath(entry.path, root)
-                else:
+                elif is_image or not os.path.splitext(entry.name)[1]:
                     _require_there(entry)
 
 
 def _require_there(entry: os.DirEntry | Path) -> None:
-    """Raise UserError for a link to nothing that may stand for images or a folder: they would be left out silently."""
-    ending = os.path.splitext(entry.name)[1].lower()
-    if ending in ("", *IMG_EXTENSIONS) and not entry.name.startswith(".") and os.path.islink(entry):
-        if not os.path.exists(entry):
-            raise UserError(
-                f"imagefolder: {os.fspath(entry)} is a link to {os.readlink(entry)}, which is not there; remove it, or "
-                "put that there."
-            )
+    """Raise UserError for a link to nothing, in whose place may be images or a folder: they'd be left out silently."""
+    if not entry.name.startswith(".") and os.path.islink(entry) and not os.path.exists(entry):
+        raise UserError(
+            f"imagefolder: {os.fspath(entry)} is a link to {os.readlink(entry)}, which is not there; remove it, or put "
+            "that there."
+        )
 
 
 @functools.cache

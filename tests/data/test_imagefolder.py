@@ -174,6 +174,7 @@ def test_hidden_folders_and_other_files_are_passed_over(tmp_path, write_folder):
         ("cat/x.png", "gone.png", "cat/x.png is a link to gone.png, which is not there"),
         ("cat/some", "gone", "cat/some is a link to gone, which is not there"),
         ("cow", "gone", "cow is a link to gone, which is not there"),
+        ("003.cow", "gone", "003.cow is a link to gone, which is not there"),
         ("val", "gone", "val is a link to gone, which is not there"),
         ("all", ".", "all is a link to .*, which holds all classes"),
         ("outside", "..", "outside is a link to .*, which holds all classes"),
@@ -191,11 +192,15 @@ def test_links_by_which_images_count_twice_or_for_others_are_refused(tmp_path, w
         imagefolder.find_images(root)
 
 
-def test_a_class_folder_in_another_part_is_refused(tmp_path, write_folder):
-    write_folder(tmp_path / "train")
-    write_folder(tmp_path / "test")
+@pytest.mark.parametrize("of_train, of_test", [("../test", "cat"), ("../more", "../train/dog")])
+def test_a_class_folder_that_is_another_one_or_lies_in_it_is_refused_in_another_part_too(
+    tmp_path, write_folder, of_train, of_test
+):
     for part in ("train", "test"):
-        (tmp_path / part / "x").symlink_to("../test" if part == "train" else "cat")
+        write_folder(tmp_path / part)
+    write_folder(tmp_path, classes=("more",))
+    (tmp_path / "train" / "x").symlink_to(of_train)
+    (tmp_path / "test" / "x").symlink_to(of_test)
     with pytest.raises(UserError, match="is or lies in"):
         imagefolder.find_images(tmp_path)
 
