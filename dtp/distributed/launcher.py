@@ -63,6 +63,9 @@ def has_rank() -> bool:
 
 def process_rank() -> int:
     """Rank of this process as torchrun, srun or Lightning tells it; 0 for a single process."""
+    if started_by_lightning():
+        # In a shell of SLURM the rank of that is here, too.
+        return _number("LOCAL_RANK")
     told = (os.environ.get(name, "") for name in _RANKS)
     return next((int(text) for text in told if text.isdigit()), 0)
 
@@ -74,7 +77,10 @@ def has_launcher() -> bool:
 
 def started_by_lightning() -> bool:
     """Whether this is a further process of a plain ``dtp train --devices N``."""
-    return _number("LOCAL_RANK") > 0 and not has_launcher() and not _by_torchrun()
+    # Where Lightning, as its SLURMEnvironment says, takes a process for a task of srun, it starts no others.
+    of_srun = "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
+    launchers = ("RANK", "SLURM_PROCID") if of_srun else ("RANK",)
+    return _number("LOCAL_RANK") > 0 and os.environ.keys().isdisjoint(launchers)
 
 
 def uses_slurm() -> bool:

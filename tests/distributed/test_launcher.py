@@ -43,6 +43,11 @@ SALLOC = {"SLURM_JOB_ID": "123", "SLURM_JOB_NAME": "interactive", "SLURM_NTASKS"
 LIGHTNING = MEETING | {"LOCAL_RANK": "1", "NODE_RANK": "0", "WORLD_SIZE": "2"}
 # The process that started that one.
 FIRST = LIGHTNING | {"LOCAL_RANK": "0"}
+# The same in a shell of SLURM, and in a script of sbatch that names no number of tasks.
+IN_SHELL = SHELL | {"SLURM_NTASKS": "1"} | LIGHTNING
+IN_SCRIPT = {name: value for name, value in SBATCH.items() if name != "SLURM_NTASKS"} | LIGHTNING
+# A task of srun whose script sets LOCAL_RANK as well.
+WRAPPED = SRUN | {"LOCAL_RANK": "1"}
 
 
 @pytest.fixture
@@ -67,10 +72,13 @@ def launched(monkeypatch):
         (SALLOC, False, 0, False, False, False, None, None),
         (LIGHTNING, True, 1, False, True, True, 2, None),
         (FIRST, True, 0, False, False, True, 2, None),
+        (IN_SHELL, True, 1, True, True, True, 2, None),
+        (IN_SCRIPT, True, 1, True, True, True, 2, None),
+        (WRAPPED, True, 5, True, False, True, 8, (4, 2)),
         # What is no number says nothing, and the next is asked.
         ({"RANK": "", "SLURM_PROCID": "x", "LOCAL_RANK": "3"}, True, 3, True, False, False, None, None),
     ],
-    ids=["alone", "torchrun", "srun", "sbatch", "shell", "salloc", "lightning", "first", "garbled"],
+    ids="alone torchrun srun sbatch shell salloc lightning first in_shell in_script wrapped garbled".split(),
 )
 def test_what_each_launcher_says(
     environ, has_rank, rank, has_launcher, by_lightning, together, processes, layout, launched
@@ -103,6 +111,8 @@ def test_what_each_launcher_says(
         (SHELL, None),
         (LIGHTNING, Place(1, 2, "node1", 29500, serves=False, parent=os.getppid())),
         (FIRST, Place(0, 2, "node1", 29500, serves=True)),
+        (IN_SHELL, Place(1, 2, "node1", 29500, serves=False, parent=os.getppid())),
+        (IN_SCRIPT, Place(1, 2, "node1", 29500, serves=False, parent=os.getppid())),
     ],
 )
 def test_where_a_process_stands(environ, expected, launched):
