@@ -5,9 +5,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from dtp.cli.config import RunOptions
-from dtp.distributed.devices import choose_devices
+from dtp.distributed import devices
+from dtp.distributed.devices import choose_devices, choose_strategy
+from dtp.distributed.division import ByImages, ByImagesOncePerBatch, ByLayers
 from dtp.errors import UserError
 from tests.runs import ROOT, SHORT
 
@@ -50,6 +53,67 @@ def test_numbers_that_are_given_must_be_those_of_the_launcher(launched, environ)
     assert choose(devices=str(devices), num_nodes=2) == ("cpu", devices, 2)
     with pytest.raises(UserError, match="--num-nodes 1 --devices 2 means 2"):
         choose(devices="2")
+    with pytest.raises(UserError, match="--num-nodes 3 --devices 1 means 3"):
+        choose(num_nodes=3)
+
+
+@pytest.fixture
+def machine(launched, monkeypatch):
+    """With so many GPUs and four cores."""
+
+    def make(gpus):
+        launched({})
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(devices, "available_cores", lambda: 4)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "asked", "gpus", "expected"),
+    [
+        ("auto", "1", 2, ("gpu", 1, 1)),
+        ("auto", "auto", 2, ("gpu", 2, 1)),
+        ("auto", "auto", 0, ("cpu", 1, 1)),
+        ("gpu", "2", 2, ("gpu", 2, 1)),
+        ("cuda", "auto", 2, ("gpu", 2, 1)),
+        ("cpu", "auto", 2, ("cpu", 1, 1)),
+        ("cpu", "4", 2, ("cpu", 4, 1)),
+        # As many as there are GPUs, however few cores.
+        ("gpu", "8", 8, ("gpu", 8, 1)),
+    ],
+)
+def test_a_plain_command_has_the_devices_of_its_machine(machine, accelerator, asked, gpus, expected):
+    machine(gpus)
+    assert choose_devices(RunOptions(accelerator=accelerator, devices=asked)) == expected
+
+
+@pytest.mark.parametrize(
+    ("gpus", "options", "words"),
+    [
+        (0, {"accelerator": "gpu"}, "--accelerator gpu: this machine has no usable GPU"),
+        (2, {"accelerator": "gpu", "devices": "3"}, "--devices 3: this machine has 2 GPUs"),
+        (8, {"accelerator": "cpu", "devices": "5"}, "--devices 5: this machine has 4 CPU cores"),
+        (2, {"num_nodes": 2}, "--num-nodes 2: a plain command starts processes on its own machine only"),
+    ],
+)
+def test_what_a_machine_does_not_have_is_refused(machine, gpus, options, words):
+    machine(gpus)
+    with pytest.raises(UserError, match=words):
+        choose_devices(RunOptions(**options))
+
+
+def test_several_processes_divide_feedback_as_asked_and_one_has_no_strategy_unless_asked():
+    assert choose_strategy(RunOptions(), 1) == "auto"
+    asked = {
+        ByImages: {},
+        ByLayers: {"feedback_parallel": "layer"},
+        ByImagesOncePerBatch: {"feedback_sync": "batch"},
+    }
+    for division, options in asked.items():
+        assert type(choose_strategy(RunOptions(**options), 2).division) is division
+    assert type(choose_strategy(RunOptions(strategy="feedback-ddp"), 1).division) is ByImages
 
 
 @pytest.mark.parametrize(
