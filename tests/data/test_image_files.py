@@ -1,5 +1,6 @@
 """Which images a folder holds: the same for a copy, another for any other."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -22,6 +23,8 @@ def test_the_endings_of_images_are_those_of_torchvision():
 
 def test_a_copy_elsewhere_holds_the_same_images_whatever_else_lies_there(tmp_path, write_folder):
     write_folder(tmp_path / "a")
+    # A name that is no text.
+    os.rename(tmp_path / "a" / "cat" / "001.png", os.fsencode(tmp_path / "a" / "cat") + b"/\xff.png")
     shutil.copytree(tmp_path / "a", tmp_path / "other" / "b")
     (tmp_path / "other" / "b" / "cat" / ".seen.png").touch()
     (tmp_path / "other" / "b" / ".thumbnails").mkdir()

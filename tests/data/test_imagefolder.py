@@ -10,6 +10,7 @@ from dtp.data import imagefolder
 from dtp.data.imagefolder import ImageFolderData, decode
 from dtp.data.options import ImageFolderOptions
 from dtp.errors import UserError
+from tests.data.files import write_folder
 
 
 def folder(root, **options) -> ImageFolderData:
@@ -60,7 +61,8 @@ def test_images_too_many_for_memory_are_decoded_when_needed(tmp_path, write_fold
     write_folder(tmp_path / "train")
     write_folder(tmp_path / "test")
     kept = folder(tmp_path).load_train()[0]
-    monkeypatch.setattr(imagefolder, "MEMORY_LIMIT", 0)
+    # Of both parts, of 20 images each.
+    monkeypatch.setattr(imagefolder, "MEMORY_LIMIT", 40 * 3 * 8 * 8 - 1)
     data = folder(tmp_path, batch_size=18)
     lazy = data.load_train()[0]
     assert isinstance(lazy, imagefolder.ImageFiles)
@@ -95,6 +97,14 @@ def test_the_centre_is_kept(tmp_path):
     image[:, 8:16] = 255
     Image.fromarray(image).save(tmp_path / "image.png")
     assert (decode(tmp_path / "image.png", 8) == 255).all()
+
+
+def test_of_a_larger_image_all_is_kept_and_made_smaller(tmp_path):
+    image = np.zeros((16, 16, 3), dtype=np.uint8)
+    image[4:12, 4:12] = 255
+    Image.fromarray(image).save(tmp_path / "image.png")
+    found = decode(tmp_path / "image.png", 8)
+    assert (found[:, 3:5, 3:5] == 255).all() and not found[:, [0, -1]].any() and not found[..., [0, -1]].any()
 
 
 def test_statistics_are_those_of_the_training_images_and_follow_the_files(tmp_path, write_folder):
@@ -161,6 +171,9 @@ def test_hidden_folders_and_other_files_are_passed_over(tmp_path, write_folder):
     write_folder(tmp_path)
     (tmp_path / ".hidden").mkdir()
     (tmp_path / "cat" / "notes.txt").write_text("meow")
+    # As Emacs marks a file that somebody edits.
+    for name in ("more.txt", ".#notes"):
+        (tmp_path / "cat" / name).symlink_to("gone")
     assert folder(tmp_path).num_classes == 2
 
 
@@ -171,6 +184,7 @@ def test_hidden_folders_and_other_files_are_passed_over(tmp_path, write_folder):
         ("cat/again", ".", "cat/again is a link to a folder"),
         ("cat/more", "../dog", "cat/more is a link to a folder"),
         ("cat/x.png", "../dog/000.png", "cat/x.png is a link out of its class folder"),
+        ("cat/x.png", "../cat-b/000.png", "cat/x.png is a link out of its class folder"),
         ("cat/x.png", "gone.png", "cat/x.png is a link to gone.png, which is not there"),
         ("cat/some", "gone", "cat/some is a link to gone, which is not there"),
         ("cow", "gone", "cow is a link to gone, which is not there"),
@@ -185,7 +199,8 @@ def test_hidden_folders_and_other_files_are_passed_over(tmp_path, write_folder):
 )
 def test_links_by_which_images_count_twice_or_for_others_are_refused(tmp_path, write_folder, link, target, words):
     root = tmp_path / "images"
-    write_folder(root)
+    # By its letters cat-b lies between cat and cat/part.
+    write_folder(root, classes=("cat", "cat-b", "dog"))
     (root / "cat" / "part").mkdir()
     (root / link).symlink_to(target)
     with pytest.raises(UserError, match=words):
@@ -206,14 +221,16 @@ def test_a_class_folder_that_is_another_one_or_lies_in_it_is_refused_in_another_
 
 
 def test_links_to_class_folders_parts_and_files_beside_are_followed(tmp_path, write_folder):
-    write_folder(tmp_path / "all", classes=("cat", "cow", "dog"))
+    # One name begins as another, and as that of the folder of links.
+    every, some = tmp_path / "all", tmp_path / "all" / "cats"
+    write_folder(every, classes=("cat", "cat-b", "dog"))
     for part in ("train", "test"):
-        (tmp_path / "some" / part).mkdir(parents=True)
-        for name in ("cat", "dog"):
-            (tmp_path / "some" / part / name).symlink_to(tmp_path / "all" / name)
-    (tmp_path / "some" / "val").symlink_to("test")
-    (tmp_path / "all" / "cat" / "x.png").symlink_to("000.png")
-    found = imagefolder.find_images(tmp_path / "some")[1]
+        (some / part).mkdir(parents=True)
+        for name in ("cat", "cat-b"):
+            (some / part / name).symlink_to(every / name)
+    (some / "val").symlink_to("test")
+    (every / "cat" / "x.png").symlink_to("000.png")
+    found = imagefolder.find_images(some)[1]
     assert {part: len(files.names) for part, files in found.items()} == {"train": 21, "val": 21, "test": 21}
 
 
@@ -221,22 +238,32 @@ def test_only_regular_files_are_images(tmp_path, write_folder):
     write_folder(tmp_path)
     os.mkfifo(tmp_path / "cat" / "x.png")
     (tmp_path / "cat" / "y.png").mkdir()
+    (tmp_path / "cat" / "000.png").rename(tmp_path / "cat" / "000.PNG")
     assert sum(len(files.names) for files in imagefolder.find_images(tmp_path)[1].values()) == 20
 
 
-def test_a_class_folder_that_cannot_be_read_is_not_called_empty(tmp_path, write_folder, monkeypatch):
-    write_folder(tmp_path)
+def test_a_part_that_is_a_link_to_nothing_is_refused(tmp_path, write_folder):
+    write_folder(tmp_path / "train")
+    write_folder(tmp_path / "test")
+    (tmp_path / "val").symlink_to("gone")
+    with pytest.raises(UserError, match="val is a link to gone, which is not there"):
+        imagefolder.find_images(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["images", "dog"])
+def test_a_folder_that_cannot_be_read_is_not_called_empty(tmp_path, write_folder, monkeypatch, name):
+    write_folder(tmp_path / "images")
     scan = os.scandir
 
     def refuse(path):
         # To root, nothing is forbidden.
-        if str(path).endswith("dog"):
+        if str(path).endswith(name):
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return scan(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    with pytest.raises(UserError, match="dog: cannot be read .Permission denied"):
-        imagefolder.find_images(tmp_path)
+    with pytest.raises(UserError, match=f"{name}: cannot be read .Permission denied"):
+        imagefolder.find_images(tmp_path / "images")
 
 
 def test_parts_with_other_classes_are_refused(tmp_path, write_folder):
@@ -252,7 +279,9 @@ def test_parts_with_other_classes_are_refused(tmp_path, write_folder):
         (lambda root: os.rmdir(root), "found no folder.*--data-dir"),
         (lambda root: None, "class folders.*found none.*--data-dir"),
         (lambda root: (root / "train").mkdir(), "both train and test.*found only train"),
+        (lambda root: (root / "test").mkdir(), "both train and test.*found only test"),
         (lambda root: (root / "cat").mkdir(), "expected images.*found none"),
+        (lambda root: write_folder(root, classes=("cat",), count=4), "at least 10 images in .*, found 4"),
     ],
 )
 def test_a_folder_of_another_form_is_refused(tmp_path, make, words):
@@ -282,9 +311,15 @@ def test_images_are_decoded_once_and_again_where_a_file_has_changed(tmp_path, wr
     assert len(list(tmp_path.glob(".dtp-images-train-*.npy"))) == 1
 
 
-# Cut off, and damaged in the pixels and in the header, of which numpy says neither OSError nor ValueError.
+# Cut off, and damaged in the pixels and in the header, of which numpy says neither OSError nor ValueError, or nothing.
 @pytest.mark.parametrize(
-    "damage", [lambda whole: whole[:200], *(lambda whole, i=i: whole[:i] + b"\1" + whole[i + 1 :] for i in (200, 8))]
+    "damage",
+    [
+        lambda whole: whole[:200],
+        *(lambda whole, i=i: whole[:i] + b"\1" + whole[i + 1 :] for i in (200, 8)),
+        lambda whole: whole.replace(b"|u1", b"|i1"),
+        lambda whole: whole.replace(b" 8, 8)", b" 4,16)"),
+    ],
 )
 def test_a_damaged_cache_is_made_anew(tmp_path, write_folder, damage):
     write_folder(tmp_path / "train")
@@ -295,3 +330,17 @@ def test_a_damaged_cache_is_made_anew(tmp_path, write_folder, damage):
     cache.write_bytes(damage(whole))
     assert np.array_equal(folder(tmp_path).load_train()[0], first)
     assert cache.read_bytes() == whole
+
+
+def test_images_that_cannot_be_kept_for_later_runs_are_read_all_the_same(tmp_path, write_folder, monkeypatch):
+    write_folder(tmp_path / "train")
+    write_folder(tmp_path / "test")
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(imagefolder, "cache_folder", lambda data_dir: data_dir / "file")
+    assert folder(tmp_path).load_train()[0][:, 0, 0, 0].tolist() == [*range(10), *range(100, 110)]
+
+
+def test_many_images_are_fetched_once_each_in_order(monkeypatch):
+    monkeypatch.setattr(imagefolder, "available_cores", lambda: 1)
+    images = np.arange(1300, dtype=np.uint16).reshape(-1, 1, 1, 1)
+    assert np.array_equal(np.concatenate(list(imagefolder._chunks(images))), images)

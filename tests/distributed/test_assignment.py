@@ -1,11 +1,10 @@
 """Which ranks train which layers: complete, disjoint, and nearly as even as any assignment could be."""
 
-from dataclasses import replace
 from itertools import product
 
 import pytest
 
-from dtp.distributed.assignment import by_layer, hybrid
+from dtp.distributed.assignment import Assignment, Team, by_layer, hybrid
 
 VGG = {2: 0.21, 3: 0.35, 4: 0.26, 5: 0.16, 6: 0.02}
 EVEN = {n: 1.0 for n in range(2, 8)}
@@ -45,6 +44,28 @@ def test_every_layer_is_on_one_team_and_every_rank_on_at_most_one(divide, costs,
 def test_whole_layers_are_as_even_as_any_assignment_to_a_twentieth(costs, ranks):
     assert by_layer(costs, ranks).time <= _best_makespan(costs, ranks) * 1.05
     assert all(len(team.ranks) == 1 for team in by_layer(costs, ranks).teams)
+
+
+@pytest.mark.parametrize(
+    ("costs", "ranks"),
+    [
+        ([6, 8, 2, 1, 8, 5], 2),
+        ([6, 9, 7, 4, 6, 1, 5, 3], 3),
+        ([3, 3, 4, 7, 8, 6, 8, 9], 3),
+        ([6, 6, 1, 9, 6, 8, 8, 9], 3),
+    ],
+)
+def test_layers_that_no_simpler_search_divides_well_are_as_even_as_any_assignment(costs, ranks):
+    """Not one in another order, without exchanges, or without more than one of them."""
+    layers = dict(enumerate(costs, 2))
+    assert by_layer(layers, ranks).time == _best_makespan(layers, ranks)
+
+
+def test_a_layer_that_is_dear_to_share_has_a_rank_and_a_team_the_others():
+    costs = {2: 0.46, 3: 0.55, 4: 0.16}
+    # Alone 3 would take 0.55, and a team with 2 more than 0.63.
+    found = hybrid(costs, 3, 0.03, costs | {2: 1.1})
+    assert found.time == 0.46 and sorted(team.layers for team in found.teams) == [(2,), (3, 4)]
 
 
 def test_more_ranks_than_layers_leave_some_without():
@@ -91,7 +112,17 @@ def test_no_layers_need_no_ranks():
 
 
 def test_the_assignment_is_told_in_words():
-    text = str(by_layer(VGG, 2))
-    assert text.count("on rank") == 2 and "% of the work" in text and "times faster than one rank" in text
-    assert "balance 9" in text
-    assert "times slower than one rank" in str(replace(hybrid(VGG, 2, meeting=0.0), meeting=3.0))
+    costs = {2: 3.0, 3: 1.0}
+    assert str(by_layer(costs, 2)) == (
+        "layer 2 on rank 0 (75% of the work); layer 3 on rank 1 (25% of the work): balance 67%, "
+        "1.33 times faster than one rank"
+    )
+    # 4 / 3 + 4 on four ranks.
+    assert str(Assignment(costs, 4, (Team((0, 1, 2), (2, 3)),), meeting=4.0)) == (
+        "layers 2, 3 on ranks 0-2 (100% of the work); 1 rank without a layer: balance 19%, "
+        "1.33 times slower than one rank"
+    )
+
+
+def test_layers_that_take_no_time_are_told_too():
+    assert "on rank 0 (0% of the work)" in str(by_layer({2: 0.0, 3: 0.0}, 2))
