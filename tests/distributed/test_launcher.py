@@ -33,6 +33,8 @@ SRUN = MEETING | {
     "SLURM_LOCALID": "1",
     "SLURM_STEP_NUM_NODES": "2",
 }
+# A step of one task.
+ONE = {"SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1", "SLURM_PROCID": "0", "SLURM_STEP_NUM_NODES": "1"}
 # The same job as its script sees it: nobody has started the tasks.
 SBATCH = {name: value for name, value in SRUN.items() if name != "SLURM_STEP_NUM_NODES"} | {"SLURM_PROCID": "0"}
 # A shell in that job, of which Lightning knows by its name that it is no task.
@@ -106,9 +108,13 @@ def test_what_each_launcher_says(
         ),
         (TORCHRUN | {"WORLD_SIZE": "1"}, None),
         ({name: value for name, value in TORCHRUN.items() if name != "MASTER_PORT"}, None),
+        ({name: value for name, value in TORCHRUN.items() if name != "MASTER_ADDR"}, None),
         (SRUN, Place(5, 8, "node1", 29500, serves=False)),
         (SRUN | {"SLURM_PROCID": "0"}, Place(0, 8, "node1", 29500, serves=True)),
         (SHELL, None),
+        (SRUN | ONE, None),
+        # A shell of salloc in a job with a name of its own.
+        (SALLOC | {"SLURM_JOB_NAME": "train", "SLURM_NTASKS_PER_NODE": "4"}, None),
         (LIGHTNING, Place(1, 2, "node1", 29500, serves=False, parent=os.getppid())),
         (FIRST, Place(0, 2, "node1", 29500, serves=True)),
         (IN_SHELL, Place(1, 2, "node1", 29500, serves=False, parent=os.getppid())),
@@ -118,6 +124,11 @@ def test_what_each_launcher_says(
 def test_where_a_process_stands(environ, expected, launched):
     launched(environ)
     assert launcher.place_of_process() == expected
+
+
+def test_one_task_need_not_say_on_which_machine_it_is(launched):
+    launched({name: value for name, value in (SRUN | ONE).items() if name != "SLURM_NTASKS_PER_NODE"})
+    assert launcher.processes() == 1
 
 
 @pytest.mark.parametrize("around", [SRUN, SBATCH])
@@ -146,6 +157,7 @@ def test_what_a_launcher_sets_makes_sense(environ, launched):
     ("environ", "expected"),
     [
         ({"RANK": "x"}, "RANK: expected a whole number"),
+        ({"SLURM_LOCALID": "²"}, "SLURM_LOCALID: expected a whole number"),
         ({"SLURM_PROCID": ""}, "SLURM_PROCID: expected a whole number"),
         ({"SLURM_NTASKS": "abc"}, "SLURM_NTASKS: expected a whole number"),
         ({"WORLD_SIZE": "abc"}, "WORLD_SIZE: expected a whole number"),
