@@ -26,6 +26,12 @@ def test_each_pass_has_its_own_order_and_the_seed_decides_it():
     assert collect(TrainingBatches(100, 10, seed=1)) != first
 
 
+def test_a_seed_has_the_order_that_it_had_in_the_first_release():
+    batches = TrainingBatches(10, 5, seed=0)
+    assert collect(batches) == [(0, [4, 7, 9, 2, 0]), (0, [3, 1, 6, 8, 5])]
+    assert collect(batches) == [(1, [7, 9, 5, 2, 3]), (1, [0, 8, 4, 1, 6])]
+
+
 def test_fewer_images_than_a_batch_make_one_partial_batch():
     batches = TrainingBatches(size=7, batch_size=10, seed=0)
     assert len(batches) == 1
