@@ -24,6 +24,7 @@ from dtp.algorithms import ALGORITHMS
 from dtp.cli.commands import command_line, one_sentence, require_words
 from dtp.cli.config import (
     Config,
+    Preset,
     RunOptions,
     as_arguments,
     check_run_options,
@@ -73,12 +74,14 @@ class _File(NamedTuple):
         name: in messages.
         run_folder: that it lies in, if it is the configuration of a run.
         recorded: whether a run has written it, and so says all that it was trained with.
+        preset: that it is, if it is a shipped one.
     """
 
     name: str
     values: dict[str, Any]
     run_folder: Path | None
     recorded: bool
+    preset: Preset | None = None
 
 
 class _Source(NamedTuple):
@@ -118,7 +121,7 @@ def parse(argv: Sequence[str], own_classes: bool = True) -> Config:
     task = _task(first, files, entries["algo"])
     sources = [
         *_usual_loss(task, entries["algo"]),
-        *_of_preset(chosen, task, entries["algo"]),
+        *_of_preset(chosen, task, entries["algo"], [file.preset for file in files if file.preset]),
         *(_of_file(file, entries) for file in files),
     ]
     if wants_help:
@@ -168,9 +171,10 @@ def _files(first: dict[str, str | None]) -> list[_File]:
         for file in files:
             _require_same_names(first, file)
     if config:
-        values, run_folder = config_values(config)
+        values, found = config_values(config)
+        preset, run_folder = (found, None) if isinstance(found, Preset) else (None, found)
         recorded = run_folder is not None or is_recorded(user_path(config))
-        files.append(_File(f"--config {config}", values, run_folder, recorded))
+        files.append(_File(f"--config {config}", values, run_folder, recorded, preset))
     return files
 
 
@@ -217,13 +221,14 @@ def _usual_loss(task: str, rule: Entry) -> list[_Source]:
     return [_Source("--task autoencoder", ["--loss", "squared"])] if task == "autoencoder" and fits else []
 
 
-def _of_preset(chosen: dict[str, str], task: str, rule: Entry) -> list[_Source]:
-    """The preset of rule, network, dataset and task, where there is one."""
+def _of_preset(chosen: dict[str, str], task: str, rule: Entry, named: Sequence[Preset]) -> list[_Source]:
+    """The preset of rule, network, dataset and task, where there is one, told in short where the user names others."""
     preset = preset_of(**chosen, task="" if task == _tasks(rule)[0] else task)
     if preset is None:
         return []
     name = f"preset {preset.name}"
-    return [_Source(name, as_arguments(preset.values, empty=True), f"{name}: {preset.origin}")]
+    origin = "" if preset in named else name if named else str(preset)
+    return [_Source(name, as_arguments(preset.values, empty=True), origin)]
 
 
 def _of_file(file: _File, entries: dict[str, Entry]) -> _Source:
@@ -236,7 +241,8 @@ def _of_file(file: _File, entries: dict[str, Entry]) -> _Source:
     _require_values(file, entries)
     # A run of an earlier version had nothing of what a preset of today says of newer options.
     values = {**(said_by("before", _option_classes(entries).values()) if file.recorded else {}), **file.values}
-    return _Source(file.name, as_arguments(values, empty=True), f"file {file.name.removeprefix('--config ')}")
+    origin = str(file.preset or f"file {file.name.removeprefix('--config ')}")
+    return _Source(file.name, as_arguments(values, empty=True), origin)
 
 
 def _words(sources: Sequence[_Source]) -> list[str]:

@@ -255,6 +255,9 @@ class Preset:
     origin: str
     values: dict[str, Any]
 
+    def __str__(self) -> str:
+        return f"preset {self.name}: {self.origin}"
+
 
 def find_preset(name: str) -> Preset | None:
     """The shipped preset of a name, if there is one.
@@ -291,8 +294,8 @@ def preset_choices(name: str) -> dict[str, str]:
     return dict(zip(("algo", "model", "data"), stem.split("_"), strict=False))
 
 
-def config_values(name: str) -> tuple[dict[str, Any], Path | None]:
-    """What ``--config name``, a path or the name of a preset, says; and the run folder, where it names one.
+def config_values(name: str) -> tuple[dict[str, Any], Path | Preset | None]:
+    """What ``--config name``, a path or the name of a preset, says; and the run folder or preset, where it names one.
 
     Raises:
         UserError: neither exists, or the file cannot be read.
@@ -304,7 +307,7 @@ def config_values(name: str) -> tuple[dict[str, Any], Path | None]:
         return read_yaml(path), None
     preset = find_preset(name.removesuffix(".yaml"))
     if preset is not None:
-        return preset.values, None
+        return preset.values, preset
     raise UserError(
         f"--config {name}: no such file, nor a preset of that name{did_you_mean(path.stem, preset_names())}; "
         f"give the path of a YAML file, or a preset's name ({command_line('train')} --help lists them)."

@@ -201,10 +201,12 @@ def test_every_preset_parses_and_tells_its_origin(preset):
     config = parse(["--algo", algo, "--model", model, "--data", data, *(["--config", preset] if variant else [])])
     values, said = config.as_dict(), find_preset(preset)
     assert said and all(values[name] == value for name, value in said.values.items())
-    if variant:
-        assert f"file {preset}" in config.origins
-    else:
-        assert len(config.origins[0]) > len(f"preset {preset}: ")
+    # What it goes beyond is only named: what that says is not so of this one.
+    plain = f"{algo}_{model}_{data}"
+    beneath = [f"preset {plain}"] if variant and variant[0] != values["task"] and find_preset(plain) else []
+    own = [f"preset {preset}: {said.origin}"]
+    assert said.origin and [line for line in config.origins if line.startswith("preset")] == beneath + own
+    assert parse(["--config", preset]).origins[:-1] == config.origins[:-1]
 
 
 def test_a_configuration_survives_being_written_as_arguments():
