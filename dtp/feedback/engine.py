@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from dtp.errors import UserError
-from dtp.feedback.expected import train_in_expectation
+from dtp.feedback.expected_steps import train_in_expectation
 from dtp.feedback.graphs import RecursionGraph, cuda_graph, plain, time_graph, train_feedback_in_graphs
 from dtp.feedback.loop import (
     Average,

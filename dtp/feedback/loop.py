@@ -5,16 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dtp.feedback.context import Context
+from dtp.feedback.expected import ExpectedLDRL
 from dtp.feedback.reduced import Constants, ReducedLDRL
-
-if TYPE_CHECKING:
-    from dtp.feedback.expected import ExpectedLDRL
 
 Noise = tuple[Tensor, ...]
 Gradients = dict[int, tuple[Tensor, ...]]

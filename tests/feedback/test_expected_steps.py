@@ -10,7 +10,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from dtp.feedback import (
     FeedbackProblem,
 )
-from dtp.feedback.expected import Moments, train_in_expectation
+from dtp.feedback.expected import Moments
+from dtp.feedback.expected_steps import train_in_expectation
 from dtp.feedback.momentum import momentum_moves
 from dtp.feedback.steppers import steps_of
 from tests.feedback.test_expected import KNOWN, Clean
