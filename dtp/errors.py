@@ -1,5 +1,6 @@
 """Errors that are the user's mistake, not the program's."""
 
+import difflib
 import errno
 import os
 from pathlib import Path
@@ -102,3 +103,15 @@ def first_reason(error: RuntimeError, before: BaseException | None = None) -> st
     """
     first = [each for each in all_in_turn(error, before) if isinstance(each, RuntimeError)][-1]
     return first_line(first).rstrip(".") or type(first).__name__
+
+
+def did_you_mean(word: str, known) -> str:
+    """``"; did you mean X?"`` for the known word closest to ``word``, or nothing when none is close."""
+    by_lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.6)
+    return f"; did you mean {by_lower[close[0]]}?" if close else ""
+
+
+def ended(sentence: str) -> str:
+    """``sentence`` with a full stop, unless it ends with the question of :func:`did_you_mean`."""
+    return sentence if sentence.endswith("?") else f"{sentence}."

@@ -19,8 +19,7 @@ from pathlib import PurePath
 from types import MemberDescriptorType, UnionType
 from typing import Any, Literal
 
-from dtp.errors import UserError
-from dtp.registry import did_you_mean, ended, is_ours
+from dtp.errors import UserError, did_you_mean, ended
 
 # Of fractions: what is larger overflows in the floating-point numbers that networks are made of.
 MOST = 1e30
@@ -400,6 +399,11 @@ def require_extended(owner: Any, where: str) -> None:
             f"{where}: its class Options must extend that of {ours.__name__}, found one without {lacking!r}; write "
             f"class Options({ours.__name__}.Options), decorated with @dataclass."
         )
+
+
+def is_ours(cls: type) -> bool:
+    """Whether the package has the class."""
+    return cls.__module__.partition(".")[0] == "dtp"
 
 
 def _is_dataclass(cls: type) -> bool:

@@ -8,7 +8,6 @@ user's own class in the user's own file.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -20,7 +19,8 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, TypeVar
 
-from dtp.errors import UserError
+from dtp.errors import UserError, did_you_mean
+from dtp.fields import require_extended
 
 _Options = TypeVar("_Options", bound=type)
 
@@ -127,8 +127,6 @@ class Registry:
         return self._user_entry(name)
 
     def _user_entry(self, path: str) -> Entry:
-        from dtp.fields import require_extended
-
         try:
             with _here_first():
                 found = import_object(path)
@@ -257,20 +255,3 @@ def lazy_attributes(module: str, classes: dict[str, str]) -> Callable[[str], Any
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
     return get
-
-
-def is_ours(cls: type) -> bool:
-    """Whether the package has the class."""
-    return cls.__module__.partition(".")[0] == "dtp"
-
-
-def did_you_mean(word: str, known) -> str:
-    """``"; did you mean X?"`` for the known word closest to ``word``, or nothing when none is close."""
-    by_lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.6)
-    return f"; did you mean {by_lower[close[0]]}?" if close else ""
-
-
-def ended(sentence: str) -> str:
-    """``sentence`` with a full stop, unless it ends with the question of :func:`did_you_mean`."""
-    return sentence if sentence.endswith("?") else f"{sentence}."

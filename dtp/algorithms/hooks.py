@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any, cast
 
-from dtp.registry import is_ours
+from dtp.fields import is_ours
 
 HOOKS = (
     "setup",

@@ -38,10 +38,10 @@ from dtp.cli.config import (
     written_alike,
 )
 from dtp.data import DATA
-from dtp.errors import UserError, user_path
+from dtp.errors import UserError, did_you_mean, user_path
 from dtp.fields import checked, default_of, flag, require_declared, said_of
 from dtp.models import MODELS
-from dtp.registry import Entry, did_you_mean
+from dtp.registry import Entry
 from dtp.run.folder import IMAGES, is_recorded, plain, saved_config_of
 from dtp.run.provenance import masked
 

@@ -16,10 +16,9 @@ import yaml
 from dtp.algorithms import ALGORITHMS
 from dtp.cli.commands import command_line
 from dtp.data import DATA
-from dtp.errors import UserError, user_path
+from dtp.errors import UserError, did_you_mean, user_path
 from dtp.fields import checked, flag, option, require_precision, said_of
 from dtp.models import MODELS
-from dtp.registry import did_you_mean
 
 # Of a YAML file. Ours have a few kilobytes.
 MOST_BYTES, MOST_VALUES = 2**20, 100_000

@@ -36,7 +36,7 @@ def console(argv: Sequence[str] | None = None) -> int:
     if name in ("--help", "-h"):
         return _to_the_end(_print_help)
     if name not in COMMANDS:
-        from dtp.registry import did_you_mean
+        from dtp.errors import did_you_mean
 
         hint = f"dtp train {name} ..." if name.startswith("-") else "dtp --help lists them"
         shown = name if name and name.isprintable() else repr(name)

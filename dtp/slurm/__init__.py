@@ -3,8 +3,7 @@
 import re
 from pathlib import Path
 
-from dtp.errors import UserError
-from dtp.registry import did_you_mean, ended
+from dtp.errors import UserError, did_you_mean, ended
 
 _HERE = Path(__file__).parent
 # What is sourced or run otherwise.

@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from dtp.algorithms import ALGORITHMS
 from dtp.cli.config import comment_of, load_yaml, with_underscores
-from dtp.errors import UserError, user_path
+from dtp.errors import UserError, did_you_mean, ended, user_path
 from dtp.fields import flag, said_of
-from dtp.registry import did_you_mean, ended
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -34,10 +34,9 @@ from pathlib import Path
 from typing import Any
 
 from dtp.cli.config import RunOptions, comment_of, load_yaml, meaning, with_underscores, with_yes_and_no
-from dtp.errors import UserError, user_path
+from dtp.errors import UserError, did_you_mean, ended, user_path
 from dtp.experiments.jobs import Job
 from dtp.fields import said_of
-from dtp.registry import did_you_mean, ended
 
 SWEEPS = Path(__file__).parent / "named"
 KEYS = ("title", "base", "variants", "grid", "seeds", "figure")

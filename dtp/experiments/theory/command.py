@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from dtp.cli.commands import CommandParser, command_line, command_words, run_command
-from dtp.errors import UserError, user_path
+from dtp.errors import UserError, did_you_mean, user_path
 from dtp.experiments.theory.options import STUDIES, Study, StudyOptions
 from dtp.fields import flag
-from dtp.registry import did_you_mean
 from dtp.system.files import write_json
 from dtp.system.memory import importing_torch, keep_freed_memory
 
