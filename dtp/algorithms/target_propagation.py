@@ -566,7 +566,7 @@ class RulePhase(FeedbackPhase):
         known = all(form is not None and not form.drawn for form in self.expected.values())
         self.activations = activations if known else rule._in_full_precision(activations)
         self.images, self.device = len(activations.s[0]), activations.s[0].device
-        self.optimizers = rule.feedback_optimizers
+        self.optimizers, self.noise_streams = rule.feedback_optimizers, rule.noise_streams
         if not self.optimizers.keys() >= {*self.layers}:
             raise rule._no_optimizers()
 

@@ -15,6 +15,7 @@ from dtp.distributed.assignment import Assignment, by_layer, hybrid
 from dtp.distributed.averaging import GradientAverage, StateExchange, average_training, ranks_of, time_average
 from dtp.errors import UserError
 from dtp.feedback.loop import Average, FeedbackProblem, FeedbackResult
+from dtp.feedback.noise import NoiseStreams
 
 
 class FeedbackPhase(Protocol):
@@ -25,6 +26,7 @@ class FeedbackPhase(Protocol):
     images: int
     """In this rank's batch."""
     optimizers: dict[int, Optimizer]
+    noise_streams: NoiseStreams
     device: torch.device
 
     def alone(self) -> FeedbackResult:
@@ -149,6 +151,8 @@ class ByLayers(Division):
             return super().train(phase)
         assignment = self.assignment
         if assignment is None or set(assignment.owners) != set(phase.layers):
+            if assignment is not None:
+                self._share_noise(phase.noise_streams)
             self.begin()
             assignment = self.assignment = self._assigned(phase)
         # On every rank, so that none waits for one that fails.
@@ -175,6 +179,12 @@ class ByLayers(Division):
         stepped = team is None or self._stepped >= set(team.layers)
         self._exchange(optimizers, assignment.owners, phase.device, stepped)
         return self._joined(phase, result, share, assignment.owners)
+
+    def _share_noise(self, streams: NoiseStreams) -> None:
+        """Have the stream of each layer go on, on every rank, where that which had the layer has come to."""
+        states: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(states, streams.state_dict())
+        streams.load_state_dict(self.noise_states(states)[0])
 
     def _assigned(self, phase: FeedbackPhase) -> Assignment:
         if set(self.costs) != set(phase.layers):

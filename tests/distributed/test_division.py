@@ -7,7 +7,7 @@ from torch import nn
 from dtp.algorithms import DTP, VanillaDTP
 from dtp.distributed import division
 from dtp.distributed.assignment import Assignment, Team, by_layer
-from dtp.distributed.division import ByLayers, Division
+from dtp.distributed.division import ByImages, ByLayers, Division
 from dtp.errors import UserError
 from dtp.feedback import per_sample_dot
 from tests.algorithms.helpers import make, make_trained, small_network, state
@@ -310,6 +310,61 @@ def test_no_iterations_leave_nothing_to_divide(mode, tmp_path):
         fit(trainer, rule, batches_of(rule.network))
 
     train_on_ranks(train, tmp_path, 2, feedback_parallel=mode)
+
+
+class Alone:
+    """A feedback phase of layers that one process can only train by itself."""
+
+    layers, images = (2, 3), 8
+
+    def alone(self):
+        return "alone"
+
+
+@pytest.mark.parametrize("kind", [Division, ByImages, lambda: ByLayers(teams=False), lambda: ByLayers(teams=True)])
+def test_one_process_trains_as_the_rule_does_by_itself(kind):
+    assert kind().train(Alone()) == "alone"
+
+
+def test_only_ranks_with_images_of_their_own_have_noise_of_their_own():
+    assert Division().noise_states(["first", "second"]) == ["first"]
+    assert ByImages().noise_states(["first", "second"]) == ["first", "second"]
+    assert not Division().divides and ByImages().divides and ByLayers(teams=False).divides
+
+
+def _turned(costs, ranks, *meeting):
+    """Layers in turn to the ranks, where fewer are left to other ranks than before."""
+    layers = [tuple(n for i, n in enumerate(costs) if (i + len(costs)) % ranks == rank) for rank in range(ranks)]
+    return Assignment(costs, ranks, tuple(Team((rank,), own) for rank, own in enumerate(layers)))
+
+
+def _to_teams(costs, ranks, meeting, shared):
+    """All layers to a team of all ranks; where fewer are left, to the last."""
+    return Assignment(costs, ranks, (Team(tuple(range(ranks)) if len(costs) == 3 else (ranks - 1,), tuple(costs)),))
+
+
+@pytest.mark.parametrize("mode, plan", [("layer", _turned), ("hybrid", _turned), ("hybrid", _to_teams)])
+def test_layers_that_others_take_over_go_on_as_in_one_process(mode, plan, tmp_path):
+    """Where feedback is frozen or thawed the ranks share anew: optimizer states and noise come from who had it."""
+
+    def train(trainer):
+        if trainer.world_size > 1:
+            division.by_layer = division.hybrid = plan
+        rule = _rule()
+        learn, taken = rule.training_batch, []
+
+        def batch(x, y):
+            rule.feedback[3].requires_grad_(len(taken) not in (1, 2))
+            taken.append(x)
+            return learn(x, y)
+
+        rule.training_batch = batch
+        fit(trainer, rule, batches_of(rule.network, count=5))
+        return state(rule)
+
+    (alone,) = train_on_ranks(train, tmp_path, 1)
+    for found in train_on_ranks(train, tmp_path, 2, feedback_parallel=mode):
+        assert max(float((found[n] - alone[n]).norm() / alone[n].norm()) for n in alone) < 1e-9
 
 
 class Quiet(VanillaDTP):
