@@ -72,15 +72,21 @@ def process_rank() -> int:
 
 def has_launcher() -> bool:
     """Whether torchrun or srun started this process, and so has to start it again."""
-    return not os.environ.keys().isdisjoint(("RANK", "SLURM_PROCID"))
+    return "RANK" in os.environ or _is_task()
 
 
 def started_by_lightning() -> bool:
     """Whether this is a further process of a plain ``dtp train --devices N``."""
-    # Where Lightning, as its SLURMEnvironment says, takes a process for a task of srun, it starts no others.
-    of_srun = "SLURM_NTASKS" in os.environ and os.environ.get("SLURM_JOB_NAME") not in ("bash", "interactive")
-    launchers = ("RANK", "SLURM_PROCID") if of_srun else ("RANK",)
-    return _number("LOCAL_RANK") > 0 and os.environ.keys().isdisjoint(launchers)
+    return _number("LOCAL_RANK") > 0 and not has_launcher()
+
+
+def _is_task() -> bool:
+    """Whether Lightning, as its SLURMEnvironment says, takes this for a task of srun, and starts no processes itself.
+
+    Not in a shell, nor in a script of sbatch that names no number of tasks.
+    """
+    in_shell = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
+    return os.environ.keys() >= {"SLURM_PROCID", "SLURM_NTASKS"} and not in_shell
 
 
 def uses_slurm() -> bool:
@@ -106,8 +112,7 @@ def _by_torchrun() -> bool:
 
 def began_together() -> bool:
     """Whether several processes were started at once, as WORLD_SIZE says or, where that is not there, SLURM_NTASKS."""
-    # A shell of salloc knows how many tasks it may start, and is none of them.
-    of_slurm = os.environ.get("SLURM_NTASKS", "1") if "SLURM_PROCID" in os.environ else "1"
+    of_slurm = os.environ["SLURM_NTASKS"] if _is_task() else "1"
     return int(os.environ.get("WORLD_SIZE", of_slurm)) > 1
 
 
