@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from dtp.algorithms import DTP, VanillaDTP
+from dtp.algorithms.target_propagation import RulePhase
 from dtp.distributed import division
 from dtp.distributed.assignment import Assignment, Team, by_layer
 from dtp.distributed.division import ByImages, ByLayers, Division
@@ -13,7 +14,7 @@ from dtp.feedback import per_sample_dot
 from tests.algorithms.helpers import make, make_trained, small_network, state
 from tests.algorithms.networks import Layers
 from tests.conftest import make_batch
-from tests.distributed.ranks import batches_of, fit, sums_of_batches, train_on_ranks
+from tests.distributed.ranks import PATIENCE, batches_of, fit, sums_of_batches, train_on_ranks
 
 ITERATIONS = [3, 5, 2]
 FORWARD = 1
@@ -96,11 +97,12 @@ def test_ranks_that_average_once_per_batch_stay_identical_but_are_not_one_proces
 
 @pytest.mark.parametrize("mode", ["data", "layer", "hybrid"])
 def test_losses_of_all_layers_are_known_on_every_rank(mode, tmp_path):
+    """Of a layer that a team shares too, to double precision."""
+
     def train(trainer):
-        (
-            rule,
-            found,
-        ) = _rule(feedback_iterations=ITERATIONS), []
+        if trainer.world_size > 1:
+            division.hybrid = _team_of_all
+        rule, found = _rule(feedback_iterations=ITERATIONS), []
         learn = rule.training_batch
 
         def batch(x, y):
@@ -117,7 +119,32 @@ def test_losses_of_all_layers_are_known_on_every_rank(mode, tmp_path):
     assert all(set(scalars) == {f"feedback_loss_{n}" for n in (2, 3, 4)} for rank in ranks for scalars in rank)
     if mode != "data":
         for rank in ranks:
-            assert [list(s.values()) for s in rank] == [pytest.approx(list(s.values())) for s in alone]
+            assert [list(s.values()) for s in rank] == [pytest.approx(list(s.values()), rel=1e-9) for s in alone]
+
+
+def test_teams_are_weighed_by_what_was_measured_of_teams(tmp_path):
+    """Each layer by one rank alone and by several, and the meetings of the layer with most iterations."""
+
+    def train(trainer):
+        weighed, groups, new_group = [], [], division.dist.new_group
+
+        def plan(*measured):
+            weighed.append(measured)
+            return _team_of_all(*measured)
+
+        def group(ranks, timeout):
+            groups.append((ranks, timeout))
+            return new_group(ranks, timeout=timeout)
+
+        division.hybrid, division.dist.new_group, division.time_average = plan, group, lambda parameters: 0.25
+        RulePhase.costs = lambda self, shared: {n: n + 0.5 * shared for n in self.layers}
+        rule = _rule(feedback_iterations=ITERATIONS)
+        fit(trainer, rule, batches_of(rule.network))
+        return weighed, groups
+
+    for weighed, groups in train_on_ranks(train, tmp_path, 2, feedback_parallel="hybrid"):
+        assert weighed == [({2: 2, 3: 3, 4: 4}, 2, 0.25 * max(ITERATIONS), {2: 2.5, 3: 3.5, 4: 4.5})]
+        assert groups == [((0, 1), PATIENCE)]
 
 
 @pytest.mark.parametrize(
@@ -291,16 +318,17 @@ def test_no_team_has_more_ranks_than_a_batch_has_images_and_one_rank_says_who_ha
     assert "layers 2, 3, 4 on rank 0 (100% of the work); 1 rank without a layer: balance 50%" in line and not silent
 
 
-def test_a_batch_too_small_for_a_team_is_refused_on_every_rank(tmp_path):
+@pytest.mark.parametrize("plan, ranks", [(_team_of_all, 2), (_first_alone_others_together, 3)])
+def test_a_batch_too_small_for_a_team_is_refused_on_every_rank(plan, ranks, tmp_path):
     def train(trainer):
-        division.hybrid = _team_of_all
+        division.hybrid = plan
         rule = _rule()
         batches = batches_of(rule.network)
         x, y = batches[-1]
         with pytest.raises(UserError, match="at least 2 images.*found 1"):
             fit(trainer, rule, [*batches[:-1], (x[:1], y[:1])])
 
-    train_on_ranks(train, tmp_path, 2, feedback_parallel="hybrid")
+    train_on_ranks(train, tmp_path, ranks, feedback_parallel="hybrid")
 
 
 @pytest.mark.parametrize("mode", ["layer", "hybrid"])
