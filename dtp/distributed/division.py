@@ -229,7 +229,7 @@ class ByLayers(Division):
 
     def noise_states(self, states: list[dict[str, Any]]) -> list[dict[str, Any]]:
         merged = dict(states[0])
-        if self.assignment is not None and len(states) > 1:
+        if self.assignment is not None:
             owners = self.assignment.owners.items()
             own = {n: states[rank]["states"][n] for n, rank in owners if n in states[rank]["states"]}
             merged["states"] = {**merged["states"], **own}
@@ -248,7 +248,6 @@ class ByLayers(Division):
         self.costs, self.shared_costs = dict(state.get("costs", {})), dict(state.get("shared_costs", {}))
         self.meeting = state.get("meeting")
         self.meeting_ranks = state.get("meeting_ranks", 0)
-        self.begin()
 
 
 def _of_first_rank(function: Callable[[], Any]) -> Any:
