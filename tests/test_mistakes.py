@@ -520,8 +520,8 @@ def test_a_closed_output_pipe_is_no_defect(tmp_path):
     [
         ("--feedback-warmup 40", "--feedback-warmup: expected fewer than the"),
         ("--feedback-warmup -1", "--feedback-warmup: expected 0 or more"),
-        ("--feedback-warmup-epochs 2 --max-epochs 2", "--max-epochs: expected more than the 2 epochs that train the"),
-        ("--schedule alternating --max-epochs 1", "--max-epochs: expected more than the 1 epochs that train the"),
+        ("--feedback-warmup-epochs 2 --max-epochs 2", "--max-epochs: expected at least 3, found 2; the feedback"),
+        ("--schedule alternating --max-epochs 1", "--max-epochs: expected at least 2, found 1; the feedback"),
         ("--extra-feedback-epochs 1 --feedback-warmup 12", "--max-epochs: expected a run of more than the 20 batches"),
         ("--layer-lr 0.1 1e-6", "--lr-min: expected at most the lowest of --layer-lr, 1e-06"),
         ("--layer-lr 0.1 0.1 0.1", "--layer-lr: expected 2 values, one for each layer with"),

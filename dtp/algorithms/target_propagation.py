@@ -196,9 +196,9 @@ class TargetPropagation(LocalTargets):
         first = self.feedback_schedule.first_epoch
         if 0 < max_epochs <= first:
             raise UserError(
-                f"--max-epochs: expected more than the {first} epochs that train the feedback weights alone before any "
-                f"other (--feedback-warmup-epochs, --schedule alternating), found {max_epochs}; the "
-                "forward weights would never be trained."
+                f"--max-epochs: expected at least {first + 1}, found {max_epochs}; the feedback weights are trained "
+                "alone first (--feedback-warmup-epochs, --schedule alternating), and the forward weights would never "
+                "be trained."
             )
         alone = self.feedback_schedule.first_batch(batches)
         if math.isinf(alone):

@@ -353,9 +353,13 @@ def _result_line(summary: dict[str, Any]) -> str:
     names = " ".join(str(s.get(name, "")) for name in ("algo", "model", "data"))
     return (
         f"{result} ({s['tested_weights']}); {names}, "
-        f"{s['epochs']} epochs, {s['steps']} batches, {s['wall_seconds']:.1f} s, "
+        f"{_counted(s['epochs'], 'epoch')}, {_counted(s['steps'], 'batch', 'es')}, {s['wall_seconds']:.1f} s, "
         f"{'batches captured' if s.get('captured') else f'feedback phase {share:.0%}'}."
     )
+
+
+def _counted(count: int, what: str, plural: str = "s") -> str:
+    return f"{count} {what}{plural if count != 1 else ''}"
 
 
 def _print_header(config: Config, run: Run, data: ImageData, algorithm: Algorithm, resumed_at: int) -> None:

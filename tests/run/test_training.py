@@ -66,9 +66,12 @@ def test_a_run_folder_holds_what_it_promises(tmp_path):
         assert [row[name] for row in found if row[name]], name
 
 
-def test_max_steps_counts_batches(tmp_path):
-    assert main([*SHORT, "--feedback-iterations", "7", "--max-steps", "13", "--run-dir", str(tmp_path / "run")]) == 0
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 13
+@pytest.mark.parametrize("steps, counts", [(1, "mlp digits, 0 epochs, 1 batch, "), (13, ", 1 epoch, 13 batches, ")])
+def test_max_steps_counts_batches(steps, counts, tmp_path, capsys):
+    folder = tmp_path / "run"
+    assert main([*SHORT, "--feedback-iterations", "7", "--max-steps", str(steps), "--run-dir", str(folder)]) == 0
+    assert json.loads((folder / "summary.json").read_text())["steps"] == steps
+    assert counts in capsys.readouterr().out
 
 
 def test_learning_rate_follows_its_schedule_once_per_epoch(tmp_path):
