@@ -405,7 +405,8 @@ def three(*what):
     finally:
         for process in ranks:
             process.kill()
-            process.wait()
+            # Waits, and closes what it would have said.
+            process.communicate()
 
 
 def ends(ranks, limit):
