@@ -1,7 +1,7 @@
 """What torchrun, srun or Lightning told this process by its environment. Imports no torch.
 
-The questions are asked at different times and look at different variables. Those that are asked before torch is
-imported believe the variables as they are; those after it believe SLURM's only where Lightning does.
+The questions are asked at different times and look at different variables. Who started this process, and what is
+asked after torch is imported, is told by SLURM's only where Lightning believes them; the rest takes them as they are.
 """
 
 from __future__ import annotations
@@ -112,7 +112,9 @@ def _by_torchrun() -> bool:
 
 def began_together() -> bool:
     """Whether several processes were started at once, as WORLD_SIZE says or, where that is not there, SLURM_NTASKS."""
-    of_slurm = os.environ["SLURM_NTASKS"] if _is_task() else "1"
+    # A shell of salloc knows how many tasks it may start, and is none of them. The job's name says nothing here: tasks
+    # of "srun -n 4 bash train.sh", or of srun in that shell, have that of a shell.
+    of_slurm = os.environ.get("SLURM_NTASKS", "1") if "SLURM_PROCID" in os.environ else "1"
     return int(os.environ.get("WORLD_SIZE", of_slurm)) > 1
 
 

@@ -70,7 +70,7 @@ def launched(monkeypatch):
         (TORCHRUN, True, 4, True, False, True, 6, (3, 2)),
         (SRUN, True, 5, True, False, True, 8, (4, 2)),
         (SBATCH, True, 0, True, False, True, 8, None),
-        (SHELL, True, 0, False, False, False, None, None),
+        (SHELL, True, 0, False, False, True, None, None),
         (SALLOC, False, 0, False, False, False, None, None),
         (LIGHTNING, True, 1, False, True, True, 2, None),
         (FIRST, True, 0, False, False, True, 2, None),
