@@ -89,11 +89,23 @@ class ImageNet32(ImageData):
 def _converted_part(images: Path, labels: Path) -> Part | None:
     """What has been converted before; None where there is none, or it has been damaged since."""
     try:
-        found = MappedImages(images), np.load(labels)
+        pixels, numbers = _mapped(images, np.uint8), _mapped(labels, np.int64)
     except Exception:
         # At what is damaged numpy fails with many.
         return None
-    return found if found[0].shape == (len(found[1]), 3, 32, 32) else None
+    return (MappedImages(images), np.array(numbers)) if pixels.shape == (*numbers.shape, 3, 32, 32) else None
+
+
+def _mapped(path: Path, dtype: type) -> np.memmap:
+    """The array of a ``.npy`` file.
+
+    Raises:
+        ValueError: numpy can read it, but not as it was written.
+    """
+    array = np.load(path, mmap_mode="r")
+    if array.dtype != dtype or not array.flags.c_contiguous or path.stat().st_size != array.offset + array.nbytes:
+        raise ValueError(f"{path} is damaged")
+    return array
 
 
 def _inside(folder: str, names: list[str]) -> list[str]:

@@ -82,8 +82,11 @@ def test_converted_files_that_are_cut_off_or_damaged_are_converted_again(tmp_pat
     imagenet32(tmp_path)
     (path,) = tmp_path.glob(f"dtp-train-*-{kind}.npy")
     whole = path.read_bytes()
-    # The last in the header, of which numpy says neither OSError nor ValueError.
-    for damaged in (whole[: len(whole) // 2], b"", whole[:8] + b"\1" + whole[9:]):
+    # In the header, of which numpy says neither OSError nor ValueError, or nothing.
+    length = (whole[:8] + bytes([value]) + whole[9:] for value in (1, whole[8] - 8))
+    swapped = (("u1", "i1"), ("<i8", ">i8"), ("<i8", "<i2"), ("False, 'shape': (200, ", "True , 'shape': (200, "))
+    kinds = (whole.replace(old.encode(), new.encode(), 1) for old, new in swapped)
+    for damaged in (whole[: len(whole) // 2], b"", *length, *kinds):
         path.write_bytes(damaged)
         read, read_labels = imagenet32(tmp_path).load_train()
         assert np.array_equal(read[np.arange(200)], images) and np.array_equal(read_labels, labels)
