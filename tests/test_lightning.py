@@ -692,10 +692,23 @@ def test_weights_that_are_pruned_stay_zero_while_others_learn(cls, tmp_path):
     assert all(isinstance(layer.weight, nn.Parameter) for layer in layers)
 
 
-@pytest.mark.parametrize("cls", [dtp.DTP, dtp.FA, dtp.DDTPLinear], ids=lambda cls: cls.__name__)
-def test_feedback_weights_are_not_pruned(cls, tmp_path):
-    with pytest.raises(UserError, match="^ModelPruning: expected weights of the network, found those of feedback too"):
-        trainer(tmp_path, callbacks=[pruning()]).fit(rule(cls), loader())
+class WeighedLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scores = nn.Linear(5, 5)
+
+    def forward(self, outputs, y):
+        return nn.functional.cross_entropy(self.scores(outputs), y)
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [(dtp.DTP, {}), (dtp.FA, {}), (dtp.DDTPLinear, {}), (dtp.BP, {"loss": WeighedLoss()})],
+    ids=["DTP", "FA", "DDTPLinear", "BP with a loss"],
+)
+def test_weights_of_feedback_and_of_a_loss_are_not_pruned(cls, options, tmp_path):
+    with pytest.raises(UserError, match="^ModelPruning: expected weights of the network, .* feedback or of a loss"):
+        trainer(tmp_path, callbacks=[pruning()]).fit(rule(cls, **options), loader())
 
 
 @pytest.mark.parametrize("cls", [dtp.Hebb, dtp.Competitive], ids=lambda cls: cls.__name__)

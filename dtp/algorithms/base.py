@@ -501,8 +501,8 @@ class Algorithm(TaskModule, metaclass=RuleType):
         pruned = {module for callback in pruning for module, _ in callback._parameters_to_prune}
         if not pruned <= {*self.network.modules()}:
             raise UserError(
-                "ModelPruning: expected weights of the network, found those of feedback too; give parameters_to_prune, "
-                'such as [(network[1], "weight")].'
+                "ModelPruning: expected weights of the network, found those of feedback or of a loss too; give "
+                'parameters_to_prune, such as [(network[1], "weight")].'
             )
         if pruned and not self.uses_autograd:
             raise UserError(
