@@ -88,7 +88,8 @@ def _made_of(
     found = checkpoint.get(DESCRIPTION)
     if not isinstance(found, dict):
         raise UserError(
-            f"{path}: does not say what rule it is of; expected a checkpoint of a run, or of a rule of this package."
+            f"{path}: does not say what rule it is of; expected a checkpoint of a run, or of a rule of this package, "
+            "of version 0.1.0 or later."
         )
     rule = _rule_class(cls, path, found, trust)
     if missing := [name for name in found.get("left_out", ()) if name not in changes]:

@@ -282,7 +282,7 @@ def test_what_is_no_run_is_told_in_a_sentence(tmp_path):
     with pytest.raises(UserError, match="is damaged or no checkpoint"):
         dtp.load("a.ckpt")
     torch.save({"state_dict": {}}, "b.ckpt")
-    with pytest.raises(UserError, match="does not say what rule it is of"):
+    with pytest.raises(UserError, match="does not say what rule it is of.* of version 0.1.0 or later"):
         dtp.load("b.ckpt")
     with pytest.raises(UserError, match="holds the weights of a network alone"):
         dtp.load("weights.safetensors")
