@@ -191,7 +191,13 @@ class Algorithm(TaskModule, metaclass=RuleType):
         Returns:
             The logits (B, classes), detached, and one gradient for each of :attr:`forward_parameters`, in their order.
         """
-        raise UserError(f"{type(self).__name__} does not say how the forward weights learn; define forward_gradients.")
+        name = type(self).__name__
+        if type(self).training_batch is Algorithm.training_batch:
+            raise UserError(f"{name} does not say how the forward weights learn; define forward_gradients.")
+        raise UserError(
+            f"{name} has no forward_gradients, whose angles to the gradients of backprop are to be measured; define "
+            "it, or measure none: --diagnostics-every 0."
+        )
 
     @_counted
     def training_batch(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

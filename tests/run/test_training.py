@@ -293,6 +293,17 @@ def test_a_users_rule_with_metrics_or_a_loss_of_its_own_has_a_summary(own, resul
     assert summary["result"] == result.format(**summary)
 
 
+def test_a_users_rule_without_gradients_trains_where_no_angles_are_measured(here, capsys, monkeypatch):
+    Path("step_alone.py").write_text(
+        "from dtp import Algorithm\n\n\nclass Still(Algorithm):\n    def training_batch(self, x, y):\n"
+        "        return self.network(x).detach(), {}\n"
+    )
+    monkeypatch.syspath_prepend(str(here))
+    command = [*SHORT, "--algo", "step_alone:Still"]
+    fails(capsys, command, "Still has no forward_gradients", "--diagnostics-every 0")
+    assert main([*command, "--diagnostics-every", "0"]) == 0
+
+
 def test_a_run_named_by_its_seed_has_its_setting_in_its_title_from_wherever_it_is_begun(tmp_path, monkeypatch):
     (tmp_path / "no-lag").mkdir()
     monkeypatch.chdir(tmp_path / "no-lag")
