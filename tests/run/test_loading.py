@@ -15,6 +15,8 @@ import dtp
 from dtp.algorithms import BP, DTP, FA
 from dtp.algorithms.base import Algorithm
 from dtp.cli.train import main
+from dtp.data.options import DataOptions
+from dtp.data.small import Digits
 from dtp.errors import UserError
 from dtp.models import LeNet
 from dtp.models.options import LeNetOptions
@@ -74,6 +76,15 @@ def test_a_loaded_rule_has_the_accuracy_that_the_run_has_tested(run):
     with torch.no_grad():
         right = sum((rule(x).argmax(1) == y).sum().item() for x, y in data.test_dataloader())
     assert right / 360 == pytest.approx(json.loads((run / "summary.json").read_text())["test_accuracy"])
+
+
+def test_the_summary_says_how_images_were_normalised(run):
+    rule, summary = dtp.load(run), json.loads((run / "summary.json").read_text())
+    images, labels = Digits(DataOptions()).load_test()
+    mean, std = (torch.tensor(summary[name])[:, None, None] for name in ("pixel_mean", "pixel_std"))
+    with torch.no_grad():
+        found = rule.network((torch.tensor(images) / 255 - mean) / std).argmax(1)
+    assert (found == torch.tensor(labels)).float().mean().item() == pytest.approx(summary["test_accuracy"])
 
 
 def test_its_weights_and_options_are_those_of_the_checkpoint(run):
