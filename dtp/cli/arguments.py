@@ -10,8 +10,8 @@ import inspect
 import re
 import shutil
 import textwrap
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, cast
 
@@ -65,6 +65,25 @@ class _Parser(ArgumentParser):
 
 class _PlainParser(argparse.ArgumentParser):
     error = _Parser.error
+
+
+class UnknownOption(UserError):
+    """An option that no part of a run has, though one of the ``known`` options may be meant."""
+
+    def __init__(self, given: str, known: set[str], lists_all: str):
+        super().__init__(f"Unknown option {given}{did_you_mean(given, sorted(known))} ({lists_all} all).")
+        self.given, self.known = given, known
+
+
+@contextmanager
+def also_options_of(parser: argparse.ArgumentParser) -> Iterator[None]:
+    """Within it an unknown option may also be meant as one of ``parser``, of a command that trains runs."""
+    try:
+        yield
+    except UnknownOption as error:
+        known = error.known | {option for option in parser._option_string_actions if option.startswith("--")}
+        helps = f"{parser.prog} --help and {command_line('train')} --help list"
+        raise UnknownOption(error.given, known, helps) from error
 
 
 class _File(NamedTuple):
@@ -440,25 +459,25 @@ def _parse_checked(parser: _Parser, words: list[str], entries: dict[str, Entry])
     _count_anew(parser)
     parsed, unknown = parser.parse_known_args(words, given)
     if unknown:
-        raise UserError(_unknown_option(unknown, parser, entries))
+        raise _unknown_option(unknown, parser, entries)
     return parsed
 
 
-def _unknown_option(unknown: list[str], parser: argparse.ArgumentParser, entries: dict[str, Entry]) -> str:
+def _unknown_option(unknown: list[str], parser: argparse.ArgumentParser, entries: dict[str, Entry]) -> UserError:
     flags, called = [word for word in unknown if word.startswith("--")], command_line("train")
     if not flags:
-        return f"Unexpected word {unknown[0]!r}; options begin with two dashes ({called} --help lists them)."
+        return UserError(f"Unexpected word {unknown[0]!r}; options begin with two dashes ({called} --help lists them).")
     given = flags[0].partition("=")[0]
     name = given[2:].replace("-", "_")
     for registry in REGISTRIES:
         having = [e.name for e in registry.entries.values() if name in e.load_options().__dataclass_fields__]
         if having:
-            return (
+            return UserError(
                 f"{given} is an option of --{registry.flag} {', '.join(having)}, not of "
                 f"--{registry.flag} {entries[registry.flag].name}."
             )
     known = {flag(option.lstrip("-")) for action in parser._actions for option in action.option_strings}
-    return f"Unknown option {given}{did_you_mean(given, sorted(known))} ({called} --help lists all)."
+    return UnknownOption(given, known, f"{called} --help lists")
 
 
 # --- the manual -------------------------------------------------------------------------------------------------------

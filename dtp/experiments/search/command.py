@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from dtp.cli.arguments import parse
+from dtp.cli.arguments import also_options_of, parse
 from dtp.cli.commands import CommandParser, command_line, command_words, run_command
 from dtp.cli.config import Config, as_arguments, options_among, parse_limit, said_of_options
 from dtp.errors import UserError, user_path
@@ -100,7 +100,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _search(argv: Sequence[str]) -> int:
-    options, words = make_parser().parse_known_args(argv)
+    parser = make_parser()
+    options, words = parser.parse_known_args(argv)
     if options.draw:
         if words:
             raise UserError(f"--draw: expected studies alone, found {words[0]!r}.")
@@ -123,7 +124,8 @@ def _search(argv: Sequence[str]) -> int:
             raise UserError(f"{flag(name)} {path}: exists already, and nothing is overwritten; give another name.")
         if path is not None and not path.parent.is_dir():
             raise UserError(f"{flag(name)} {path}: expected a folder {path.parent}, found none; make it.")
-    config, given = _given(words)
+    with also_options_of(parser):
+        config, given = _given(words)
     space = _space(options.space, config, given, words)
     objective = options.objective or USUAL_OBJECTIVE.get(config.run.task, "val/accuracy")
     if options.wandb_sweep:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dtp.algorithms import ALGORITHMS
-from dtp.cli.arguments import parse
+from dtp.cli.arguments import also_options_of, parse
 from dtp.cli.commands import CommandParser, command_line, command_words, run_command
 from dtp.cli.config import as_arguments, options_among
 from dtp.errors import UserError, user_path
@@ -73,15 +73,16 @@ def _sweep(argv: Sequence[str]) -> int:
         sweep = replace(sweep, seeds=options.seeds)
     folder = options.output or SWEPT / sweep.name
     jobs = sweep.jobs(folder, extra_options(words))
+    # Mistakes before there is a folder.
+    if options.list or not options.draw:
+        with also_options_of(parser):
+            _require_configurations(path, sweep, jobs)
     if options.list:
-        _require_configurations(path, sweep, jobs)
         for job in jobs.values():
             print(f"{job.folder}: {shlex.join([*command_words('train'), *job.words])}")
         return 0
     broken = False
     if not options.draw:
-        # Mistakes before there is a folder.
-        _require_configurations(path, sweep, jobs)
         keep_plan(folder, path)
         states = run_jobs(list(jobs.values()), options.jobs, options.again)
         for state, text in (

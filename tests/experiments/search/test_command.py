@@ -223,6 +223,10 @@ def test_a_mistake_that_only_training_finds_stops_the_search_at_the_first_trial(
         ("--sampler-seed 4294967296", "--sampler-seed: expected a whole number of at most 4294967295"),
         ("--random-first 0", "--random-first: expected a whole number of at least 1"),
         ("--widhts 3", "Unknown option --widhts; did you mean --widths?"),
+        (
+            "--trails 3",
+            "Unknown option --trails; did you mean --trials? (dtp search --help and dtp train --help list all)",
+        ),
         ("--algo sdpt", "--algo sdpt: no such choice; did you mean sdtp?"),
         ("--run-dir a", "--run-dir: is not allowed here, for each trial has a folder of its own"),
         ("--resume auto", "--resume: is not allowed here"),

@@ -124,6 +124,7 @@ def test_the_list_is_of_commands_that_can_be_typed(here, capsys):
         (["tiny.yaml", "--seed", "1"], "--seed: is not allowed here"),
         (["tiny.yaml", "--lr", "0.1"], "found 'lr 0.01' and 'lr 0.1' the same"),
         (["tiny.yaml", "--widhts", "3"], "Unknown option --widhts; did you mean --widths?"),
+        (["tiny.yaml", "--jbos", "3"], "Unknown option --jbos; did you mean --jobs? (dtp sweep --help and dtp train "),
     ],
 )
 def test_mistakes_are_one_sentence_and_nothing_begins(here, capsys, words, expected):
