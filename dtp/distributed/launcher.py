@@ -122,10 +122,22 @@ def processes() -> int | None:
     """How many processes srun, torchrun or Lightning started; None for a plain command. Imports torch.
 
     Raises:
-        UserError: SLURM does not say how many are on each machine, which Lightning asks for.
+        UserError: SLURM does not say which this one is, or how many are on each machine, for which Lightning asks; or
+            the job has a name by which Lightning takes tasks for shells.
     """
     slurm = uses_slurm()
     count = os.environ.get("SLURM_NTASKS" if slurm else "WORLD_SIZE", "")
+    if slurm and _number("SLURM_NTASKS") > 1 and "SLURM_PROCID" not in os.environ:
+        raise UserError(
+            f"SLURM_PROCID: expected the rank that srun sets, found none beside SLURM_NTASKS={count}, as in a shell of "
+            "salloc; put srun before the command, or unset SLURM_NTASKS to train without it."
+        )
+    if not has_launcher() and _number("SLURM_PROCID") > 0:
+        raise UserError(
+            f"SLURM_JOB_NAME: expected a name that Lightning does not take for that of a shell, found "
+            f"{os.environ.get('SLURM_JOB_NAME')} for task {_number('SLURM_PROCID')} of srun; put SLURM_JOB_NAME=train "
+            "before srun."
+        )
     if slurm and _number("SLURM_NTASKS") > 1 and not _tasks_are_per_node():
         raise UserError(
             f"SLURM_NTASKS_PER_NODE: expected the tasks on each machine, found none beside --ntasks={count}; give "

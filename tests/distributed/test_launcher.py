@@ -9,6 +9,7 @@ import pytest
 from dtp.cli.train import main
 from dtp.distributed import launcher
 from dtp.distributed.launcher import Place
+from dtp.errors import UserError
 
 OF_LAUNCHERS = ("RANK", "LOCAL_", "WORLD_SIZE", "MASTER_", "SLURM_", "TORCHELASTIC_", "GROUP_", "NODE_RANK")
 
@@ -129,6 +130,20 @@ def test_where_a_process_stands(environ, expected, launched):
 def test_one_task_need_not_say_on_which_machine_it_is(launched):
     launched({name: value for name, value in (SRUN | ONE).items() if name != "SLURM_NTASKS_PER_NODE"})
     assert launcher.processes() == 1
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        (SALLOC | {"SLURM_JOB_NAME": "train"}, "SLURM_PROCID: .* found none .* put srun before the command"),
+        (SRUN | {"SLURM_JOB_NAME": "interactive"}, "SLURM_JOB_NAME: .* found interactive for task 5"),
+    ],
+    ids=["a shell in a job with a name of its own", "a task in the shell of salloc"],
+)
+def test_what_lightning_takes_for_a_task_or_a_shell_and_is_the_other_is_refused(environ, words, launched):
+    launched(environ)
+    with pytest.raises(UserError, match=words):
+        launcher.processes()
 
 
 @pytest.mark.parametrize("around", [SRUN, SBATCH])
