@@ -358,8 +358,8 @@ def _result_line(summary: dict[str, Any]) -> str:
     names = " ".join(str(s.get(name, "")) for name in ("algo", "model", "data"))
     return (
         f"{result} ({s['tested_weights']}); {names}, "
-        f"{_counted(s['epochs'], 'epoch')}, {_counted(s['steps'], 'batch', 'es')}, {s['wall_seconds']:.1f} s, "
-        f"{'batches captured' if s.get('captured') else f'feedback phase {share:.0%}'}."
+        f"{_counted(s['epochs'], 'epoch')}, {_counted(s['steps'], 'batch', 'es')}, {s['wall_seconds']:.1f} s"
+        f"{', batches captured' if s.get('captured') else f', feedback phase {share:.0%}' if share else ''}."
     )
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -72,6 +73,12 @@ def test_max_steps_counts_batches(steps, counts, tmp_path, capsys):
     assert main([*SHORT, "--feedback-iterations", "7", "--max-steps", str(steps), "--run-dir", str(folder)]) == 0
     assert json.loads((folder / "summary.json").read_text())["steps"] == steps
     assert counts in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("algo, ending", [("bp", r" s\.$"), ("dtp", r" s, feedback phase [1-9]\d*%\.$")])
+def test_the_result_names_a_feedback_phase_where_there_is_one(algo, ending, tmp_path, capsys):
+    assert main([*SHORT, "--algo", algo, "--run-dir", str(tmp_path / "run")]) == 0
+    assert re.search(rf"; {algo} mlp digits, 2 epochs, .*{ending}", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_learning_rate_follows_its_schedule_once_per_epoch(tmp_path):
