@@ -52,6 +52,36 @@ REGISTRIES = (ALGORITHMS, MODELS, DATA)
 _NEGATIVE = re.compile(r"-(\d+\.?\d*|\.\d+)(e[-+]?\d+)?$|-inf(inity)?$|-nan$", re.IGNORECASE)
 
 
+# What other programs call our options.
+_ELSEWHERE = {
+    "learning-rate": "lr",
+    "gamma": "lr-gamma",
+    "wd": "weight-decay",
+    "epochs": "max-epochs",
+    "steps": "max-steps",
+    "batch": "batch-size",
+    "hidden-size": "widths",
+    "hidden-sizes": "widths",
+    "sigma": "noise",
+    "rule": "algo",
+    "network": "model",
+    "arch": "model",
+    "dataset": "data",
+    "workers": "num-workers",
+    "gpu": "accelerator",
+    "cuda": "accelerator",
+    "device": "accelerator",
+    "gpus": "devices",
+    "nodes": "num-nodes",
+    "amp": "precision",
+    "fp16": "precision",
+    "bf16": "precision",
+    "output": "run-dir",
+    "output-dir": "run-dir",
+    "save-dir": "run-dir",
+}
+
+
 class _Parser(ArgumentParser):
     """simple-parsing's parser, whose mistakes are one sentence and an exception instead of an exit."""
 
@@ -71,7 +101,9 @@ class UnknownOption(UserError):
     """An option that no part of a run has, though one of the ``known`` options may be meant."""
 
     def __init__(self, given: str, known: set[str], lists_all: str):
-        super().__init__(f"Unknown option {given}{did_you_mean(given, sorted(known))} ({lists_all} all).")
+        meant = flag(_ELSEWHERE.get(given[2:].replace("_", "-").lower(), ""))
+        hint = did_you_mean(meant if meant in known else given, sorted(known))
+        super().__init__(f"Unknown option {given}{hint} ({lists_all} all).")
         self.given, self.known = given, known
 
 
@@ -459,14 +491,20 @@ def _parse_checked(parser: _Parser, words: list[str], entries: dict[str, Entry])
     _count_anew(parser)
     parsed, unknown = parser.parse_known_args(words, given)
     if unknown:
-        raise _unknown_option(unknown, parser, entries)
+        raise _unknown_option(unknown, words, parser, entries)
     return parsed
 
 
-def _unknown_option(unknown: list[str], parser: argparse.ArgumentParser, entries: dict[str, Entry]) -> UserError:
+def _unknown_option(
+    unknown: list[str], words: list[str], parser: argparse.ArgumentParser, entries: dict[str, Entry]
+) -> UserError:
     flags, called = [word for word in unknown if word.startswith("--")], command_line("train")
     if not flags:
-        return UserError(f"Unexpected word {unknown[0]!r}; options begin with two dashes ({called} --help lists them).")
+        before = [word for word in words[: words.index(unknown[0])] if word.startswith("--")]
+        after = f" after {before[-1].partition('=')[0]}, which takes one value" if before else ""
+        return UserError(
+            f"Unexpected word {unknown[0]!r}{after}; options begin with two dashes ({called} --help lists them)."
+        )
     given = flags[0].partition("=")[0]
     name = given[2:].replace("-", "_")
     for registry in REGISTRIES:

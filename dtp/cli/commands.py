@@ -56,7 +56,9 @@ def one_sentence(message: str) -> str:
     if boolean := re.search(r"[Bb]oolean value expected.*'(.*)'", message):
         return str(wrong_type(where or "An option", "bool", repr(boolean.group(1))))
     if value := re.search(r"invalid (\S+) value: (.*)", message):
-        return str(wrong_type(where, value.group(1).strip("'").removeprefix("_parse_"), value.group(2)))
+        said = wrong_type(where, value.group(1).strip("'").removeprefix("_parse_"), value.group(2))
+        more = "; several are separated by spaces, decimals by a point." if "," in value.group(2) else "."
+        return f"{str(said).removesuffix('.')}{more}"
     if where:
         what = message.partition(": ")[2]
         found = ", found none" if re.fullmatch(r"expected (at least )?one argument", what) else ""

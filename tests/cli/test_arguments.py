@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from dtp.algorithms import ALGORITHMS
-from dtp.cli.arguments import REGISTRIES, _parser_of, parse
+from dtp.cli.arguments import _ELSEWHERE, REGISTRIES, _parser_of, parse
 from dtp.cli.config import RunOptions, as_arguments, find_preset, preset_names, read_yaml
 from dtp.data import DATA
 from dtp.errors import UserError
@@ -248,6 +248,10 @@ LONG = 300 * "x"
 MISTAKES = {
     "unknown option": ("--max-epoch 3", "Unknown option --max-epoch; did you mean --max-epochs?"),
     "unknown option, underscores": ("--batchsize 3", "did you mean --batch-size?"),
+    "what others call it": ("--learning_rate 0.1", "Unknown option --learning_rate; did you mean --lr?"),
+    "several values for one": ("--lr 0.1 --seed 0 1", "Unexpected word '1' after --seed, which takes one value"),
+    "several values after an equals sign": ("--seed=0 1", "Unexpected word '1' after --seed, which takes one value"),
+    "list with commas": ("--widths 10,20", "--widths: expected a whole number, found '10,20'; several are separated"),
     "option of another rule": ("--algo bp --beta 0.5", "--beta is an option of --algo dtp"),
     "option of another network": ("--model vgg --widths 3", "--widths is an option of --model mlp"),
     "option of another dataset": ("--image-size 3", "--image-size is an option of --data imagefolder"),
@@ -295,6 +299,12 @@ MISTAKES = {
     "other case": ("--algo DTP", "did you mean dtp?"),
     "run that is not there": ("--resume nowhere", "--resume nowhere: no such file or folder"),
 }
+
+
+def test_what_others_call_an_option_leads_to_one_that_exists():
+    owners = [RunOptions, *(entry.load_options() for registry in REGISTRIES for entry in registry.entries.values())]
+    ours = {field.name.replace("_", "-") for owner in owners for field in dataclasses.fields(owner)}
+    assert set(_ELSEWHERE.values()) <= ours and not ours & set(_ELSEWHERE)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

@@ -46,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="Ours: " + ", ".join(sorted(path.stem for path in SWEEPS.glob("*.yaml"))) + ". Other options are those "
         "of dtp train, for all runs, and beat the file: --data-dir DIR --max-epochs 1.",
     )
-    parser.add_argument("sweep", help="name of one of ours, or a YAML file")
+    parser.add_argument("sweep", nargs="?", default="", help="name of one of ours, or a YAML file")
     parser.add_argument(
         "--output", type=user_path, help="folder of the runs and the figure (default: runs/sweeps/NAME)"
     )

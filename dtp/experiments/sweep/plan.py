@@ -177,16 +177,14 @@ def sweep_path(name: str) -> Path:
     """The file that ``name`` means: a path, or the name of one of ours.
 
     Raises:
-        UserError: neither exists.
+        UserError: neither exists, or there is no name.
     """
-    path, ours = user_path(name), SWEEPS / f"{name.removesuffix('.yaml')}.yaml"
-    for found in (path, ours):
+    for found in (user_path(name), SWEEPS / f"{name.removesuffix('.yaml')}.yaml") if name else ():
         if found.is_file():
             return found
     names = sorted(file.stem for file in SWEEPS.glob("*.yaml"))
-    raise UserError(
-        f"{name}: no such sweep{did_you_mean(name, names)}; expected a YAML file, or one of {', '.join(names)}."
-    )
+    wrong = f"{name}: no such sweep{did_you_mean(name, names)}" if name else "A sweep is missing"
+    raise UserError(f"{wrong}; expected a YAML file, or one of {', '.join(names)}.")
 
 
 def read_sweep(path: Path) -> Sweep:

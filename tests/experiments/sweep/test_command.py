@@ -113,7 +113,7 @@ def test_the_list_is_of_commands_that_can_be_typed(here, capsys):
 @pytest.mark.parametrize(
     "words, expected",
     [
-        ([], "the following arguments are required: sweep"),
+        ([], "A sweep is missing; expected a YAML file, or one of comparison, "),
         (["nothing"], "nothing: no such sweep; expected a YAML file, or one of comparison, "),
         (["tiny.yaml", "--jobs", "-1"], "--jobs: expected a number from 0 to 1000, found -1."),
         (["tiny.yaml", "--jobs", "1000000000"], "--jobs: expected a number from 0 to 1000, found 1000000000."),
