@@ -516,6 +516,9 @@ class Algorithm(TaskModule, metaclass=RuleType):
                 "themselves; prune after training, or take another rule, such as fa."
             )
 
+    def on_train_end(self) -> None:
+        self.division.end(self.noise_streams)
+
     def on_fit_end(self) -> None:
         # Their graphs hold memory, and workspaces that are freed now.
         self._captured.forget()

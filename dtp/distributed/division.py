@@ -72,6 +72,9 @@ class Division:
         """Train all feedback layers of a batch; afterwards all ranks hold the same weights and optimizer states."""
         return phase.alone()
 
+    def end(self, streams: NoiseStreams) -> None:
+        """A rule has been trained, which draws noise from ``streams`` and may be trained again. Called on all ranks."""
+
     def noise_states(self, states: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """What a checkpoint keeps of the noise streams of all ranks, one for each rank that has images of its own."""
         return states if self.shares_images else states[:1]
@@ -179,6 +182,10 @@ class ByLayers(Division):
         stepped = team is None or self._stepped >= set(team.layers)
         self._exchange(optimizers, assignment.owners, phase.device, stepped)
         return self._joined(phase, result, share, assignment.owners)
+
+    def end(self, streams: NoiseStreams) -> None:
+        if self.assignment is not None:
+            self._share_noise(streams)
 
     def _share_noise(self, streams: NoiseStreams) -> None:
         """Have the stream of each layer go on, on every rank, where that which had the layer has come to."""

@@ -395,6 +395,24 @@ def test_layers_that_others_take_over_go_on_as_in_one_process(mode, plan, tmp_pa
         assert max(float((found[n] - alone[n]).norm() / alone[n].norm()) for n in alone) < 1e-9
 
 
+@pytest.mark.parametrize("mode", ["layer", "hybrid"])
+def test_layers_that_others_take_over_in_a_second_fit_go_on_as_in_one_process(mode, tmp_path):
+    def train(trainer):
+        if trainer.world_size > 1:
+            division.by_layer = division.hybrid = _turned
+        rule = _rule()
+        images = batches_of(rule.network, count=3)
+        for trained in (False, True):
+            rule.feedback[3].requires_grad_(trained)
+            fit(trainer, rule, images)
+            trainer.fit_loop.max_epochs += 1
+        return state(rule)
+
+    (alone,) = train_on_ranks(train, tmp_path, 1)
+    for found in train_on_ranks(train, tmp_path, 2, feedback_parallel=mode):
+        assert max(float((found[n] - alone[n]).norm() / alone[n].norm()) for n in alone) < 1e-9
+
+
 class Quiet(VanillaDTP):
     """A rule without noise."""
 
