@@ -52,6 +52,7 @@ class CCL(LocalLosses):
 
     Options = CCLOptions
     options: CCLOptions
+    made_for_inputs = True
 
     def __init__(self, network: Network, options: CCLOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)

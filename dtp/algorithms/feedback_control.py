@@ -135,6 +135,7 @@ class FeedbackControl(TargetPropagation):
 
     Options = ControlOptions
     options: ControlOptions
+    made_for_inputs = True
     # The maps learn from one simulation of the whole network.
     independent_feedback = False
     needs_noise = False

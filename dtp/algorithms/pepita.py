@@ -44,6 +44,7 @@ class PEPITA(LocalLosses):
 
     Options = PEPITAOptions
     options: PEPITAOptions
+    made_for_inputs = True
 
     def __init__(self, network: Network, options: PEPITAOptions | None = None, seed: int = 0):
         super().__init__(network, options, seed)

@@ -42,6 +42,8 @@ class TaskModule(LightningModule):
     learns_any_loss = True
     # Whether the rule has something of the shapes of the network's activations, as feedback layers are.
     made_for_shapes = False
+    # Whether it has something of the shape of the inputs, too.
+    made_for_inputs = False
 
     def __init__(self, network: Network, options: AlgorithmOptions, seed: int):
         super().__init__()
@@ -176,7 +178,7 @@ class TaskModule(LightningModule):
     def _require_inputs(self, x: Tensor, made_for_shapes: str = "") -> None:
         kind = x.shape[1:], x.dtype, x.device.type, made_for_shapes
         if kind not in self._known_inputs:
-            require_inputs(self.network, x, made_for_shapes)
+            require_inputs(self.network, x, made_for_shapes, self.made_for_inputs)
             self._known_inputs.add(kind)
 
     # --- validation and test ------------------------------------------------------------------------------------------

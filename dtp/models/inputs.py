@@ -38,7 +38,7 @@ def shapes_through(layers: Iterable[nn.Module], input_shape: Sequence[int]) -> l
     return shapes
 
 
-def require_inputs(network: Network, x: Tensor, made_for_shapes: str = "") -> None:
+def require_inputs(network: Network, x: Tensor, made_for_shapes: str = "", made_for_inputs: bool = False) -> None:
     """Raise UserError unless ``network`` takes inputs like ``x`` (B, ...).
 
     Args:
@@ -46,6 +46,7 @@ def require_inputs(network: Network, x: Tensor, made_for_shapes: str = "") -> No
         x: of any values, which are not looked at.
         made_for_shapes: name of a rule with feedback that was made for the network's shapes, so that samples must come
             to the same ones after each layer; empty where any that the network takes will do.
+        made_for_inputs: whether that rule has something of the shape of the inputs too.
     """
     if type(network).forward is not Network.forward:
         return
@@ -61,8 +62,9 @@ def require_inputs(network: Network, x: Tensor, made_for_shapes: str = "") -> No
             f"Expected inputs of shape ({expected}), found ({found}): {error}; bring the data to that shape, or give a "
             "network that takes theirs."
         ) from error
-    # What comes before the first layer has no feedback, and may be flat or not.
-    if made_for_shapes and shapes[1:] != network.shapes[1:]:
+    # The inputs may be flat or not, and of another size where nothing of their shape is kept.
+    flat = shape.numel() == network.input_shape.numel() and 1 in (len(shape), len(network.input_shape))
+    if made_for_shapes and (shapes[1:] != network.shapes[1:] or (made_for_inputs and not flat)):
         raise UserError(
             f"Expected inputs of shape ({expected}), for which the feedback of {made_for_shapes} was made, found "
             f"({found}); bring the data to that shape, or make the rule for theirs, with input_shape={tuple(shape)}."

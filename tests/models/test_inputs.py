@@ -79,6 +79,19 @@ def test_feedback_is_trained_with_images_of_the_size_that_it_was_made_for(cls, t
     trainer(tmp_path).validate(rule, loader(1, 12, 12), verbose=False)
 
 
+@pytest.mark.parametrize("cls", [dtp.DFA, dtp.PEPITA, dtp.CCL, dtp.DFC, dtp.StrongDFC], ids=lambda cls: cls.__name__)
+def test_images_of_another_size_train_where_the_rule_has_nothing_of_their_shape(cls, tmp_path):
+    layers = [nn.Conv2d(1, 2, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(32, 3)]
+    rule = cls(nn.Sequential(*layers), input_shape=(1, 8, 8))
+    # The second has as many pixels.
+    for shape in ((1, 12, 12), (1, 4, 16)):
+        if not cls.made_for_inputs:
+            trainer(tmp_path).fit(rule, loader(*shape))
+            continue
+        with pytest.raises(UserError, match=f"the feedback of {cls.__name__} was made, found .*{shape[-1]}.; bring"):
+            trainer(tmp_path).fit(rule, loader(*shape))
+
+
 RULES = [
     name
     for name, entry in ALGORITHMS.entries.items()
