@@ -191,12 +191,10 @@ class Algorithm(TaskModule, metaclass=RuleType):
         Returns:
             The logits (B, classes), detached, and one gradient for each of :attr:`forward_parameters`, in their order.
         """
-        name = type(self).__name__
-        if type(self).training_batch is Algorithm.training_batch:
-            raise UserError(f"{name} does not say how the forward weights learn; define forward_gradients.")
         raise UserError(
-            f"{name} has no forward_gradients, whose angles to the gradients of backprop are to be measured; define "
-            "it, or measure none: --diagnostics-every 0."
+            f"{type(self).__name__} has no forward_gradients, on which training_batch of Algorithm steps, and whose "
+            "angles to backprop's are measured; define it, or a training_batch that does without it, with "
+            "--diagnostics-every 0."
         )
 
     @_counted

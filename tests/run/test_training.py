@@ -303,12 +303,15 @@ def test_a_users_rule_with_metrics_or_a_loss_of_its_own_has_a_summary(own, resul
 def test_a_users_rule_without_gradients_trains_where_no_angles_are_measured(here, capsys, monkeypatch):
     Path("step_alone.py").write_text(
         "from dtp import Algorithm\n\n\nclass Still(Algorithm):\n    def training_batch(self, x, y):\n"
-        "        return self.network(x).detach(), {}\n"
+        "        return self.network(x).detach(), {}\n\n\n"
+        "class Stepping(Algorithm):\n    def training_batch(self, x, y):\n        return super().training_batch(x, y)\n"
     )
     monkeypatch.syspath_prepend(str(here))
     command = [*SHORT, "--algo", "step_alone:Still"]
     fails(capsys, command, "Still has no forward_gradients", "--diagnostics-every 0")
     assert main([*command, "--diagnostics-every", "0"]) == 0
+    command = [*SHORT, "--algo", "step_alone:Stepping", "--diagnostics-every", "0"]
+    fails(capsys, command, "Stepping has no forward_gradients, on which training_batch of Algorithm steps")
 
 
 def test_a_run_named_by_its_seed_has_its_setting_in_its_title_from_wherever_it_is_begun(tmp_path, monkeypatch):
