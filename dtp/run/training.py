@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import lightning.pytorch as pl
-import numpy as np
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.utilities.warnings import PossibleUserWarning
@@ -278,7 +277,8 @@ def _finish(command: str, trainer: pl.Trainer, algorithm: Algorithm, data: Image
             callback.draw(trainer)
     trainer.test(algorithm, datamodule=data, verbose=False)
     test = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("test/")}
-    mean, std = data.statistics
+    # Converted as for the batches: what they could take does not end the run here.
+    mean, std = (torch.tensor(each, dtype=torch.float64).flatten().tolist() for each in data.statistics)
     selected_by, scores = algorithm.task.selected_by, cast(Any, algorithm.scores["test"])
     summary = {
         "algo": config.run.algo,
@@ -300,8 +300,8 @@ def _finish(command: str, trainer: pl.Trainer, algorithm: Algorithm, data: Image
         "val_images": data.sizes["val"],
         "test_images": data.sizes["test"],
         # What has been subtracted and divided by, per channel, of pixels in [0, 1]: other images need it too.
-        "pixel_mean": np.ravel(mean).tolist(),
-        "pixel_std": np.ravel(std).tolist(),
+        "pixel_mean": mean,
+        "pixel_std": std,
         "parameters": sum(p.numel() for p in algorithm.forward_parameters),
         "device": torch.cuda.get_device_name() if trainer.strategy.root_device.type == "cuda" else cpu_name(),
         "world_size": trainer.world_size,

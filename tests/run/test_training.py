@@ -300,6 +300,18 @@ def test_a_users_rule_with_metrics_or_a_loss_of_its_own_has_a_summary(own, resul
     assert summary["result"] == result.format(**summary)
 
 
+def test_whatever_normalises_the_images_of_a_user_can_be_written_down(here, monkeypatch):
+    Path("half_precise.py").write_text(
+        "import torch\nfrom dtp.data.small import Digits\nfrom dtp.data.statistics import Statistics\n\n\n"
+        "class Own(Digits):\n    def own_statistics(self, train):\n"
+        "        return Statistics((torch.tensor(0.5, dtype=torch.bfloat16),), 0.25)\n"
+    )
+    monkeypatch.syspath_prepend(str(here))
+    assert main([*SHORT, "--data", "half_precise:Own", "--run-dir", "run"]) == 0
+    summary = json.loads(Path("run/summary.json").read_text())
+    assert (summary["pixel_mean"], summary["pixel_std"]) == ([0.5], [0.25])
+
+
 def test_a_users_rule_without_gradients_trains_where_no_angles_are_measured(here, capsys, monkeypatch):
     Path("step_alone.py").write_text(
         "from dtp import Algorithm\n\n\nclass Still(Algorithm):\n    def training_batch(self, x, y):\n"
