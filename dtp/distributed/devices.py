@@ -31,6 +31,11 @@ def choose_devices(run: RunOptions) -> tuple[str, int, int]:
     elif run.devices == "1" and nodes == 1:
         count, nodes = launcher.layout(started) or (count, nodes)
     if started not in (None, count * nodes):
+        if launcher.uses_slurm() and not launcher.has_launcher():
+            raise UserError(
+                f"SLURM_NTASKS: expected {count * nodes}, for --num-nodes {nodes} --devices {count}, found {started} "
+                "and no task of srun, as in a shell of salloc; unset SLURM_NTASKS to train without srun."
+            )
         raise UserError(
             f"The launcher started {started} processes, but --num-nodes {nodes} --devices {count} means "
             f"{count * nodes}; give --num-nodes the machines and --devices the processes on each."

@@ -132,6 +132,12 @@ def test_what_does_not_add_up_is_refused(launched, environ):
         choose()
 
 
+def test_a_shell_of_one_task_is_told_how_to_train_on_several_devices(launched):
+    launched({"SLURM_JOB_ID": "123", "SLURM_JOB_NAME": "mine", "SLURM_NTASKS": "1"})
+    with pytest.raises(UserError, match=r"SLURM_NTASKS: expected 2, .* found 1 and no task of srun.*; unset SLURM_NT"):
+        choose(devices="2")
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("preloaded")
 def test_torchrun_needs_no_numbers(tmp_path):
