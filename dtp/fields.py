@@ -153,10 +153,12 @@ def made(cls: type, options: Any, values: Mapping[str, Any], owner: str) -> Any:
         owner: who has these options, for messages.
 
     Raises:
-        UserError: a name that no option has, or a value that is out of range.
+        UserError: a name that no option has, a value that is out of range, or ``options`` of another type.
     """
     require_declared(cls, owner)
     if options is not None and not isinstance(options, Mapping):
+        if not dataclasses.is_dataclass(options) or isinstance(options, type):
+            raise UserError(f"{owner}: expected options by their names, such as lr=0.1, found {options!r}.")
         return checked(dataclasses.replace(options, **_known(type(options), values, owner)) if values else options)
     return checked(cls(**_known(cls, {**(options or {}), **values}, owner)))
 

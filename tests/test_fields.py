@@ -93,6 +93,12 @@ def test_mistakes_are_told_in_one_sentence(values, sentence):
     assert str(error.value).startswith(sentence)
 
 
+@pytest.mark.parametrize("options", [0.1, "sgd", Options])
+def test_options_that_are_none_are_told_in_one_sentence(options):
+    with pytest.raises(UserError, match=r"^Rule: expected options by their names, such as lr=0.1, found .*\.$"):
+        made(Options, options, {}, "Rule")
+
+
 def test_values_become_the_types_of_their_fields():
     found = made(
         Options, {"rate": 1}, {"values": np.float32(0.5), "count": np.int64(3), "often": (1, math.inf, "inf")}, "Rule"

@@ -23,7 +23,7 @@ from torch.utils.data import DistributedSampler
 from dtp import compat
 from dtp.algorithms.captured import Capture, CapturedBatches, repeats
 from dtp.algorithms.epoch import EpochTotals
-from dtp.algorithms.hooks import complete_hooks
+from dtp.algorithms.hooks import complete_hooks, warn_of_misspelt
 from dtp.algorithms.making import RuleType
 from dtp.algorithms.metrics import as_vector
 from dtp.algorithms.optimizers import check_rates, layer_groups, make_optimizer, make_schedule
@@ -135,6 +135,7 @@ class Algorithm(TaskModule, metaclass=RuleType):
         if "configure_optimizers" in vars(cls):
             cls.configure_optimizers = _completed(cls.configure_optimizers)
         complete_hooks(cls)
+        warn_of_misspelt(cls)
 
     def __init__(self, network: Network, options: AlgorithmOptions | None = None, seed: int = 0):
         super().__init__(network, options if options is not None else self.Options(), seed)

@@ -1,9 +1,11 @@
-"""Hooks of Lightning that a user's rule overrides as in any LightningModule, which asks for no super()."""
+"""Hooks that a user's rule overrides: Lightning's, as in any LightningModule, which asks for no super(), and ours."""
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -16,11 +18,29 @@ HOOKS = (
     "on_train_start",
     "on_train_epoch_start",
     "on_train_epoch_end",
+    "on_train_end",
     "on_before_optimizer_step",
     "on_validation_epoch_end",
     "on_test_epoch_end",
     "on_save_checkpoint",
     "on_load_checkpoint",
+)
+
+# Of the templates of rules.
+OWN_HOOKS = (
+    "activation",
+    "backward_weight",
+    "configure_optimizers",
+    "feedback_loss",
+    "feedback_noise",
+    "first_target",
+    "forward_gradients",
+    "forward_loss",
+    "losses",
+    "lower_target",
+    "make_feedback",
+    "training_batch",
+    "turns",
 )
 
 _Hook = Callable[..., Any]
@@ -38,6 +58,16 @@ def complete_hooks(cls: type) -> None:
             whole = _noted(name, hook) if is_ours(cls) else _with_ours(name, hook)
             cast(Any, whole).is_whole = True
             setattr(cls, name, whole)
+
+
+def warn_of_misspelt(cls: type) -> None:
+    """Warn of a method of a user's rule that is called nearly as a hook: it would train as the rule that it extends."""
+    hooks = [name for name in (*HOOKS, *OWN_HOOKS) if hasattr(cls, name)]
+    for name in vars(cls):
+        known = is_ours(cls) or not callable(vars(cls)[name]) or any(hasattr(base, name) for base in cls.__bases__)
+        for close in () if known else difflib.get_close_matches(name, hooks, n=1, cutoff=0.85):
+            # Where the class is defined.
+            warnings.warn(f"{cls.__name__}.{name} is no hook; did you mean {close}?", stacklevel=4)
 
 
 def _noted(name: str, hook: _Hook) -> _Hook:

@@ -4,11 +4,14 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.core.hooks import CheckpointHooks, ModelHooks
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dtp.algorithms import BP, CCL, DTP, FA
+from dtp.algorithms.hooks import HOOKS
 from dtp.algorithms.metrics import as_vector
+from dtp.fields import is_ours
 
 QUIET = {
     "logger": False,
@@ -35,6 +38,9 @@ class Hooks:
 
     def on_train_epoch_end(self):
         self.seen.append("end")
+
+    def on_train_end(self):
+        self.seen.append("over")
 
     def on_validation_epoch_end(self):
         pass
@@ -109,7 +115,35 @@ def test_what_a_hook_does_not_call_is_done_all_the_same(cls, usual, tmp_path):
         torch.testing.assert_close(found.state_dict()[name], value)
     assert cls.load_from_checkpoint(tmp_path / "last.ckpt", network=found.network).batches_by_hand == 9
     if issubclass(cls, Hooks):
-        assert found.seen == ["fit", "fit", "train", "epoch", "end", "epoch", "end"] and found.steps >= 9
+        assert found.seen == ["fit", "fit", "train", "epoch", "end", "epoch", "end", "over"] and found.steps >= 9
+
+
+def test_every_hook_of_lightning_in_which_a_rule_has_a_part_is_completed():
+    theirs = {name for cls in (ModelHooks, CheckpointHooks, pl.LightningModule) for name in vars(cls)}
+    ours = {name for cls in DTP.__mro__ if is_ours(cls) for name in vars(cls)}
+    assert {name for name in theirs & ours if name.startswith("on_")} | {"setup"} == set(HOOKS)
+
+
+@pytest.mark.parametrize("base, name", [(DTP, "lower_targt"), (FA, "backward_weights"), (BP, "on_train_epoch_ended")])
+def test_a_hook_that_is_misspelt_is_told(base, name):
+    close = {"lower_targt": "lower_target", "backward_weights": "backward_weight"}.get(name, "on_train_epoch_end")
+    with pytest.warns(UserWarning, match=rf"Mine.{name} is no hook; did you mean {close}\?") as told:
+        type("Mine", (base,), {name: lambda self: None})
+    assert [each.filename for each in told] == [__file__]
+
+
+def test_names_that_are_no_hooks_or_are_known_are_not_told(recwarn):
+    class Mine(DTP):
+        lower_targt = None
+
+        def angle_to_target(self): ...
+        def lower_target(self, n, targets, activations): ...
+        def backward_weights(self): ...
+
+    class Further(Mine):
+        def lower_targt(self): ...
+
+    assert not recwarn.list
 
 
 class Turned(pl.Callback):
