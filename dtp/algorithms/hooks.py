@@ -63,8 +63,9 @@ def complete_hooks(cls: type) -> None:
 def warn_of_misspelt(cls: type) -> None:
     """Warn of a method of a user's rule that is called nearly as a hook: it would train as the rule that it extends."""
     hooks = [name for name in (*HOOKS, *OWN_HOOKS) if hasattr(cls, name)]
-    for name in vars(cls):
-        known = is_ours(cls) or not callable(vars(cls)[name]) or any(hasattr(base, name) for base in cls.__bases__)
+    public = [name for name, value in vars(cls).items() if callable(value) and not name.startswith("_")]
+    for name in () if is_ours(cls) else public:
+        known = any(hasattr(base, name) for base in cls.__bases__)
         for close in () if known else difflib.get_close_matches(name, hooks, n=1, cutoff=0.85):
             # Where the class is defined.
             warnings.warn(f"{cls.__name__}.{name} is no hook; did you mean {close}?", stacklevel=4)

@@ -501,7 +501,8 @@ def _unknown_option(
     flags, called = [word for word in unknown if word.startswith("--")], command_line("train")
     if not flags:
         before = [word for word in words[: words.index(unknown[0])] if word.startswith("--")]
-        after = f" after {before[-1].partition('=')[0]}, which takes one value" if before else ""
+        is_value = before and not unknown[0].startswith("-")
+        after = f" after {before[-1].partition('=')[0]}, which takes one value" if is_value else ""
         return UserError(
             f"Unexpected word {unknown[0]!r}{after}; options begin with two dashes ({called} --help lists them)."
         )

@@ -251,6 +251,7 @@ MISTAKES = {
     "what others call it": ("--learning_rate 0.1", "Unknown option --learning_rate; did you mean --lr?"),
     "several values for one": ("--lr 0.1 --seed 0 1", "Unexpected word '1' after --seed, which takes one value"),
     "several values after an equals sign": ("--seed=0 1", "Unexpected word '1' after --seed, which takes one value"),
+    "one dash": ("--seed 0 -lr 0.1", "Unexpected word '-lr'; options begin with two dashes"),
     "list with commas": ("--widths 10,20", "--widths: expected a whole number, found '10,20'; several are separated"),
     "option of another rule": ("--algo bp --beta 0.5", "--beta is an option of --algo dtp"),
     "option of another network": ("--model vgg --widths 3", "--widths is an option of --model mlp"),
