@@ -157,10 +157,21 @@ def made(cls: type, options: Any, values: Mapping[str, Any], owner: str) -> Any:
     """
     require_declared(cls, owner)
     if options is not None and not isinstance(options, Mapping):
-        if not dataclasses.is_dataclass(options) or isinstance(options, type):
-            raise UserError(f"{owner}: expected options by their names, such as lr=0.1, found {options!r}.")
+        require_options(cls, options, owner)
         return checked(dataclasses.replace(options, **_known(type(options), values, owner)) if values else options)
     return checked(cls(**_known(cls, {**(options or {}), **values}, owner)))
+
+
+def require_options(cls: type, options: Any, owner: str) -> None:
+    """Raise UserError for options that lack some of those of the dataclass ``cls``, such as a bare number or its class.
+
+    A class that a notebook has defined anew has the same options, and is not the same class.
+    """
+    names = {field.name for field in dataclasses.fields(cls)}
+    is_made = dataclasses.is_dataclass(options) and not isinstance(options, type)
+    if not is_made or not names <= {field.name for field in dataclasses.fields(options)}:
+        found = type(options).__qualname__ if is_made else repr(options)[:80]
+        raise UserError(f"{owner}: expected its options, {owner}.Options(...), found {found}.")
 
 
 def _known(cls: type, values: Mapping[str, Any], owner: str) -> Mapping[str, Any]:

@@ -95,7 +95,7 @@ def test_mistakes_are_told_in_one_sentence(values, sentence):
 
 @pytest.mark.parametrize("options", [0.1, "sgd", Options])
 def test_options_that_are_none_are_told_in_one_sentence(options):
-    with pytest.raises(UserError, match=r"^Rule: expected options by their names, such as lr=0.1, found .*\.$"):
+    with pytest.raises(UserError, match=r"^Rule: expected its options, Rule.Options\(\.\.\.\), found .*\.$"):
         made(Options, options, {}, "Rule")
 
 

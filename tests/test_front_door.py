@@ -111,6 +111,14 @@ def test_a_wrong_choice_in_options_made_before_is_told_too():
         dtp.BP(plain(), AlgorithmOptions(optimizer="adamw"))
 
 
+@pytest.mark.parametrize("wrong", [0.1, [0.1], DTPOptions, AlgorithmOptions()])
+def test_what_is_given_for_options_and_is_none_is_told(wrong):
+    with pytest.raises(UserError, match=r"DTP: expected its options, DTP.Options\(...\), found .*(0.1|Options)"):
+        dtp.DTP(plain(), wrong)
+    with pytest.raises(UserError, match=r"MLP: expected its options, MLP.Options\(...\), found"):
+        dtp.MLP(wrong, (1, 8, 8), 10)
+
+
 def test_a_plain_network_learns_to_classify_in_a_loop_of_ones_own():
     rule, (x, y) = dtp.DTP(plain(), noise=0.2, lr=np.float32(0.2), lr_schedule="constant"), batch()
     rule.configure_optimizers()

@@ -31,7 +31,7 @@ from dtp.models.kept import Kept, generators
 from dtp.models.modules import InnerFunction, Residual, Uncut
 from dtp.models.network import Network
 from dtp.models.options import ModelOptions
-from dtp.models.shapes import NotOneTensor, has_hooks, meta_pass
+from dtp.models.shapes import NotOneTensor, given_shape, has_hooks, meta_pass
 
 # Sides of square images that are tried where the network leaves the size open.
 _SIDES = (8, 28, 32, 64, 96, 224)
@@ -97,10 +97,10 @@ def as_network(model: nn.Module | Sequence[nn.Module], input_shape: Sequence[int
     # What torch.compile wraps.
     model = getattr(model, "_orig_mod", model)
     if isinstance(model, Network):
-        if input_shape is not None and _given_shape(input_shape) != model.input_shape:
+        if input_shape is not None and given_shape(input_shape) != model.input_shape:
             raise UserError(
                 f"input_shape: expected {tuple(model.input_shape)}, for which this {type(model).__name__} was made, "
-                f"found {tuple(_given_shape(input_shape))}; leave it out, or make the network for that shape."
+                f"found {tuple(given_shape(input_shape))}; leave it out, or make the network for that shape."
             )
         return model
     own = model if isinstance(model, nn.Module) else None
@@ -111,7 +111,7 @@ def as_network(model: nn.Module | Sequence[nn.Module], input_shape: Sequence[int
         raise UserError(f"Expected a torch.nn.Module or a list of layers, each a torch.nn.Module, found {found!r}.")
     name = type(model).__name__ if whole else "The list of layers"
     _require_weights(parts, whole, name)
-    given = None if input_shape is None else _given_shape(input_shape)
+    given = None if input_shape is None else given_shape(input_shape)
 
     def cut(flattens: bool) -> CutNetwork:
         layers: Sequence[nn.Module]
@@ -617,16 +617,6 @@ def _shapes(layers: Sequence[nn.Module], input_shape: Sequence[int], name: str) 
             f"Samples of shape {shape_text(input_shape)} do not fit {name}: {error}; give the shape of one sample as "
             "input_shape."
         ) from error
-
-
-def _given_shape(given: Any) -> Size:
-    if isinstance(given, Tensor):
-        return given.shape[1:]
-    if not isinstance(given, Sequence) or not all(isinstance(size, int) and size > 0 for size in given):
-        raise UserError(
-            f"input_shape: expected the shape of one sample, such as (3, 32, 32), or a batch, found {given!r}."
-        )
-    return Size(given)
 
 
 def _told_shape(layers: Sequence[nn.Module], name: str) -> Size:

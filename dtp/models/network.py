@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Self
 
 import torch
@@ -12,10 +13,10 @@ from torch import Size, Tensor, nn
 
 from dtp.contracts import handed_back, require_layer
 from dtp.errors import UserError, first_line
-from dtp.fields import own, require_ranges
+from dtp.fields import checked, is_ours, own, require_options, require_ranges
 from dtp.models.modules import LocallyConnected2d, SLReLU
 from dtp.models.options import ModelOptions
-from dtp.models.shapes import NotOneTensor, output_shape
+from dtp.models.shapes import NotOneTensor, given_shape, output_shape
 from dtp.tasks import Classification, Task
 
 ACTIVATIONS: dict[str, Callable[[float], nn.Module]] = {
@@ -53,12 +54,15 @@ class Network(nn.Module):
         self, options: ModelOptions, input_shape: Sequence[int], num_classes: int, *, task: Task | None = None
     ):
         super().__init__()
-        # Whoever gave them may change theirs for the next.
-        self.options = own(options)
+        require_options(self.Options, options, type(self).__name__)
         require_ranges(options)
-        self.input_shape = Size(input_shape)
-        self.num_classes = num_classes
-        self.task: Task = task or Classification(num_classes)
+        # Whoever gave them may change theirs for the next. What values a user's own may have, we do not know.
+        self.options = checked(options) if is_ours(type(options)) else own(options)
+        self.input_shape = given_shape(input_shape)
+        if not isinstance(num_classes, Integral) or num_classes < 1:
+            raise UserError(f"num_classes: expected a whole number above 0, found {num_classes!r}.")
+        self.num_classes = int(num_classes)
+        self.task: Task = task or Classification(self.num_classes)
         self.shapes = [self.input_shape]
         self.layers = nn.ModuleList()
         made = self.make_layers()
@@ -69,7 +73,7 @@ class Network(nn.Module):
             initialise(layer, options.init)
             self.layers.append(layer)
             self.shapes.append(self._shape_after(layer))
-        if not self.layers or self.shapes[-1] != Size([num_classes]):
+        if not self.layers or self.shapes[-1] != Size([self.num_classes]):
             found = "x".join(map(str, self.shapes[-1])) if self.layers else "no layers"
             raise UserError(
                 f"{type(self).__name__} must end in {num_classes} values, one for each class (or pixel, or cluster); "

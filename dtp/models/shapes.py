@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Size, Tensor, nn
 
+from dtp.errors import UserError
 from dtp.models.kept import Kept
 
 # Functions of each value by itself; nn.ReLU6 is an nn.Hardtanh.
@@ -131,3 +133,18 @@ def meta_state(module: nn.Module) -> dict[str, Tensor]:
 def channels_last(x: Tensor) -> bool:
     """Whether a batch of maps (B, C, H, W) lies in memory with the channels innermost."""
     return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def given_shape(given: Any) -> Size:
+    """The shape of one sample that the user means: it, or a batch.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if isinstance(given, Tensor):
+        return given.shape[1:]
+    if not isinstance(given, Sequence) or not all(isinstance(size, Integral) and int(size) > 0 for size in given):
+        raise UserError(
+            f"input_shape: expected the shape of one sample, such as (3, 32, 32), or a batch, found {repr(given)[:80]}."
+        )
+    return Size(int(size) for size in given)

@@ -3,6 +3,7 @@
 import copy
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from torch import Size, nn
@@ -250,6 +251,27 @@ class OtherMLP(MLP):
 def test_options_of_ones_own_may_be_of_other_kinds_and_stay_as_they_are():
     network = OtherMLP(OtherKinds(), (1, 4, 4), 3)
     assert network.options == OtherKinds() and network.depth == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "shape", "classes", "told"),
+    [
+        ({}, 64, 10, "input_shape: expected the shape of one sample, .* found 64"),
+        ({}, "1x8x8", 10, "input_shape: expected"),
+        ({}, (1, 8, 8), "10", "num_classes: expected a whole number above 0, found '10'"),
+        ({}, (1, 8, 8), 0, "num_classes: expected a whole number above 0, found 0"),
+        ({"widths": "8"}, (1, 8, 8), 10, "--widths: expected a whole number, found '8'"),
+        ({"activation": "swish"}, (1, 8, 8), 10, "--activation: expected one of elu, .* found 'swish'"),
+    ],
+)
+def test_what_no_network_can_be_made_of_is_told(options, shape, classes, told):
+    with pytest.raises(UserError, match=told):
+        MLP(MLP.Options(**options), shape, classes)
+
+
+def test_whole_numbers_of_numpy_are_sizes_and_counts_too():
+    network = MLP(MLP.Options(), (1, np.int64(8), np.int32(8)), np.int64(10))
+    assert network.input_shape == (1, 8, 8) and type(network.num_classes) is int and network.shapes[-1] == (10,)
 
 
 def test_the_options_of_a_network_are_its_own():
