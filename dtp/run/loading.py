@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from dtp.algorithms import ALGORITHMS
+from dtp.contracts import shown
 from dtp.errors import UserError, user_path
 from dtp.fields import as_saved, from_saved
 from dtp.models import MODELS, Network
@@ -71,15 +72,30 @@ def load_rule(
     Raises:
         UserError: as there, and for a checkpoint of another rule.
     """
+    # Lightning has None for where the weights were, which are on the CPU by now.
+    device = _usable("cpu" if map_location is None else map_location)
     path, checkpoint = _read(source)
     try:
-        # Lightning has None for where the weights were, which are on the CPU by now.
-        return _made_of(cls, path, checkpoint, network, trust, changes).to(map_location or "cpu").eval()
+        return _made_of(cls, path, checkpoint, network, trust, changes).to(device).eval()
     except (KeyError, TypeError, AttributeError, ValueError, IndexError) as error:
         raise UserError(
             f"{path}: nothing can be made of what it says ({type(error).__name__}: {error}); give a checkpoint of a "
             "run, or of a rule of this package."
         ) from error
+
+
+def _usable(map_location: Any) -> torch.device:
+    try:
+        device = torch.device(map_location)
+        torch.empty(0, device=device)
+    except Exception as error:
+        # Torch raises errors of many kinds for a device that is not there.
+        found = map_location if isinstance(map_location, str | int | torch.device) else shown(map_location)
+        raise UserError(
+            f"map_location: expected a device that this machine has, found {found}; give 'cpu', say. A network goes to "
+            "network=..."
+        ) from error
+    return device
 
 
 def _made_of(

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import dtp
@@ -280,6 +281,12 @@ def test_another_network_than_the_trained_one_is_told(run):
     network = LeNet(LeNetOptions(channels=[2, 3], hidden=5), (1, 12, 12), 4)
     with pytest.raises(UserError, match="its weights are not those of the network.*layers.0"):
         dtp.load(run, network=network)
+
+
+@pytest.mark.parametrize("place", ["gpu", "cuda:99", nn.Linear(1, 1)])
+def test_a_device_that_is_not_there_is_told(run, place):
+    with pytest.raises(UserError, match="map_location: expected a device that this machine has, found .*network=..."):
+        dtp.load(run, place)
 
 
 def test_what_is_no_run_is_told_in_a_sentence(tmp_path):
