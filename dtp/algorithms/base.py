@@ -275,7 +275,9 @@ class Algorithm(TaskModule, metaclass=RuleType):
             )
         groups = self.forward_groups()
         self.forward_optimizer = self._optimizer_of(groups, (o.layer_lr or [o.lr])[0])
-        rate = make_schedule(self.forward_optimizer, o, epochs_to_come(compat.trainer_of(self), o))
+        # One that has come to its end stays with the rule, and counts no epochs of a loop of the user's own.
+        trainer = compat.trainer_of(self) if compat.trains(self) else None
+        rate = make_schedule(self.forward_optimizer, o, epochs_to_come(trainer, o))
         return self._with_others([self.forward_optimizer], [Schedule(rate, name="lr/forward")])
 
     def _optimizer_of(self, groups: list[Any], lr: float) -> Optimizer:

@@ -289,6 +289,16 @@ def test_a_batch_after_a_fit_is_looked_at_too(mlp):
         rule.training_batch(x[:0], y[:0])
 
 
+def test_a_loop_of_ones_own_may_begin_after_the_test_of_a_trainer(mlp):
+    rule, (x, y) = make("dtp", mlp, lr_schedule="cosine"), make_batch(mlp)
+    trainer = Trainer(logger=False, enable_checkpointing=False, enable_progress_bar=False, accelerator="cpu")
+    trainer.test(rule, DataLoader(TensorDataset(x, y), batch_size=3), verbose=False)
+    before = state(mlp)
+    rule.configure_optimizers()
+    rule.training_batch(x, y)
+    assert not same(before, state(mlp))
+
+
 def test_a_training_batch_with_other_arguments_is_its_owners(mlp):
     class Weighted(BP):
         def training_batch(self, x, y, weight=None):
