@@ -236,6 +236,11 @@ def test_a_loss_of_each_sample_is_refused():
         rule.forward_gradients(*batch())
 
 
+def test_a_loss_that_is_a_class_is_refused():
+    with pytest.raises(UserError, match="loss: expected .* found the class CrossEntropyLoss; make one of it"):
+        dtp.BP(plain(), loss=nn.CrossEntropyLoss)
+
+
 @pytest.mark.parametrize("name", ["bp", "dtp", "fa", "dfa"])
 def test_a_loss_that_forgets_the_outputs_is_told(name):
     rule = ALGORITHMS.resolve(name).load()(plain(), loss=lambda outputs, goals: outputs.detach().square().mean())

@@ -86,8 +86,9 @@ class TaskModule(LightningModule):
             if not self.learns_any_loss or self.network.losses:
                 whose = name if not self.learns_any_loss else type(self.network).__name__
                 raise UserError(f"loss: {whose} is made for a loss of its own; leave loss out, or use another.")
-            if not callable(loss):
-                raise UserError(f"loss: expected its name or a function of outputs and goals, found {shown(loss)}.")
+            if not callable(loss) or isinstance(loss, type):
+                found = f"the class {loss.__name__}; make one of it" if isinstance(loss, type) else shown(loss)
+                raise UserError(f"loss: expected its name or a function of outputs and goals, found {found}.")
             if isinstance(loss, torch.nn.Module):
                 # Its weights, of classes say, go where the rule goes.
                 self.loss_module = loss
