@@ -817,6 +817,11 @@ def test_target_rules_refuse_networks_that_concatenate():
         DTP(as_network(torchvision_network(name), images(name)))
 
 
+def test_target_rules_say_of_a_softmax_at_the_end_that_the_loss_is_one_of_logits():
+    with pytest.raises(UserError, match="Layer 2: 3, a Softmax, has no feedback; leave it out at the end"):
+        DTP(nn.Sequential(nn.Linear(4, 3), nn.ELU(), nn.Linear(3, 2), nn.Softmax(1)))
+
+
 def test_feedback_alignment_with_transposed_weights_is_backprop():
     """Through units, concatenations and all: the errors take the way that the forward pass took."""
     network = as_network(torchvision_network("squeezenet1_1"), images("squeezenet1_1")).double().eval()

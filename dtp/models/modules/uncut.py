@@ -39,6 +39,8 @@ class Uncut(nn.Module):
     def refusal(self) -> str:
         """What rules with feedback layers say of it."""
         kind = type(self.module).__name__
+        if isinstance(self.module, nn.Softmax | nn.LogSoftmax):
+            return f"{self.described}, has no feedback; leave it out at the end, for the loss is one of logits."
         return (
             f"{self.described}, has no feedback: {self.reason}. Give the layers yourself, "
             "as a list in which it is not one operation; or register its feedback before, with "
