@@ -154,7 +154,7 @@ def _value(name: str, value: Any) -> Any:
         return str(value)
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return [_value(name, item) for item in value]
-    if not isinstance(value, str | bytes) and hasattr(value, "tolist"):
+    if not isinstance(value, str | bytes) and hasattr(value, "tolist") and getattr(value, "ndim", 0) < 2:
         # A number of numpy's, some of which are Python's floats too, or an array.
         value = value.tolist()
     if not isinstance(value, str | bool | int | float | list) and value is not None:

@@ -115,6 +115,8 @@ def test_a_class_whose_name_another_one_has_by_now_is_refused(monkeypatch):
         ({"lr": {}}, r"lr: expected text, a number or a list of such, found dict\."),
         ({"run_dir": b"run"}, r"run_dir: expected text, a number or a list of such, found bytes\."),
         ({"model": nn.Linear(2, 2)}, r"found Linear; what is made already goes to a rule and a lightning\.Trainer"),
+        ({"data": torch.zeros(2, 1, 8, 8)}, r"data: expected text.* found Tensor; what is made already goes"),
+        ({"data": np.zeros((2, 1, 8, 8))}, r"data: expected text.* found ndarray; what is made already goes"),
         ({"data": DataLoader([1])}, r"found DataLoader; what is made already goes"),
         ({"help": True}, "dtp train --help lists them"),
         ({"data": "mnist", "data_dir": "nowhere"}, "no such file"),
