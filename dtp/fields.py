@@ -179,6 +179,8 @@ def _known(cls: type, values: Mapping[str, Any], owner: str) -> Mapping[str, Any
     for name in values:
         if name not in names:
             hint = did_you_mean(name, names) or f"; it has {', '.join(names)}"
+            if any(name in inspect.get_annotations(base) for base in cls.__mro__):
+                hint = f"; decorate its class {cls.__qualname__} with @dataclass"
             raise UserError(ended(f"{owner} has no option {name!r}{hint}"))
     return values
 

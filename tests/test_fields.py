@@ -202,6 +202,14 @@ def test_an_option_that_is_set_without_being_declared_is_refused_in_python_too()
     assert made(Empty, None, {}, "it") == Empty()
 
 
+def test_a_class_of_options_that_is_not_decorated_is_told_where_its_option_is_given():
+    class Undecorated(Options):
+        amount: float = 0.25
+
+    with pytest.raises(UserError, match="it has no option 'amount'; decorate its class .*Undecorated with @dataclass"):
+        made(Undecorated, None, {"amount": 0.5}, "it")
+
+
 def test_a_rule_of_ones_own_whose_options_extend_none_is_refused_in_python_too():
     @dataclass
     class Alone:
