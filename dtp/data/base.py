@@ -22,7 +22,7 @@ from dtp.data.shares import evaluation_share, training_share
 from dtp.data.split import SplitKind, count_held_out, split_indices
 from dtp.data.statistics import STATISTICS, Statistics, compute_statistics, used_statistics
 from dtp.errors import UserError
-from dtp.fields import checked
+from dtp.fields import checked, require_options
 
 Part = tuple[Images, np.ndarray]
 
@@ -61,6 +61,7 @@ class ImageData(LightningDataModule):
 
     def __init__(self, options: DataOptions, seed: int = 0):
         super().__init__()
+        require_options(self.Options, options, type(self).__name__)
         self.options = _checked_options(options)
         self.seed = seed
         self.data_dir = data_folder(options.data_dir)
@@ -155,7 +156,7 @@ class ImageData(LightningDataModule):
 
     def train_dataloader(self) -> BatchLoader:
         """Shuffled, augmented batches; starts where the run of the attached trainer stands (see ``sampler.py``)."""
-        dataset = self._parts["train"]
+        dataset = self._read_part("train")
         assert dataset is not None
         rank, ranks = training_share(self.trainer)
         batches = TrainingBatches(len(dataset), self.options.batch_size, self.seed, rank, ranks)
@@ -187,8 +188,16 @@ class ImageData(LightningDataModule):
 
     # How it is done.
 
+    def _read_part(self, part: str) -> ImageBatches | None:
+        if not self._parts:
+            raise UserError(
+                f"{type(self).__name__}: expected images that have been read, found none yet; call prepare_data() and "
+                "setup() before its loaders."
+            )
+        return self._parts[part]
+
     def _ordered(self, part: str) -> BatchLoader | list:
-        dataset = self._parts[part]
+        dataset = self._read_part(part)
         if dataset is None:
             return []
         rank, ranks = evaluation_share(self.trainer)

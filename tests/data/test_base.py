@@ -298,3 +298,15 @@ def test_validation_images_of_another_shape_are_refused(pca):
         UserError, match=r"validation images of the shape of the training.*\(1, 8, 8\), found \(1, 6, 6\)"
     ):
         Odd(DataOptions(pca=pca)).setup()
+
+
+def test_a_loader_before_the_images_are_read_says_what_to_call():
+    data = Digits(DataOptions())
+    for loader in (data.train_dataloader, data.val_dataloader, data.test_dataloader):
+        with pytest.raises(UserError, match=r"Digits: expected images .* call prepare_data\(\) and setup\(\)"):
+            loader()
+
+
+def test_what_is_given_for_options_and_is_none_is_told():
+    with pytest.raises(UserError, match=r"Digits: expected its options, Digits.Options\(...\), found 'data'"):
+        Digits("data")
