@@ -16,7 +16,7 @@ from torch import Tensor
 from dtp.algorithms.base import Algorithm
 from dtp.diagnostics.alignment import feedback_alignment, update_alignment
 from dtp.diagnostics.measures import linear_probes
-from dtp.errors import UserError
+from dtp.errors import UserError, user_path
 from dtp.plots.run import draw_metrics
 from dtp.run.loggers import log_figure
 from dtp.run.reading import Series, read_metrics
@@ -50,7 +50,7 @@ class AlignmentCallback(Callback):
     ):
         if not isinstance(every, Integral) or every < 1:
             raise UserError(f"AlignmentCallback: expected every to be a whole number above 0, found {every!r}.")
-        self.run_dir = None if run_dir is None else Path(run_dir)
+        self.run_dir = None if run_dir is None else user_path(run_dir)
         self.every = every
         self.probes, self.probe_images = probes, probe_images
         self._drawn = False

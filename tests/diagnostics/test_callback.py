@@ -82,6 +82,11 @@ def test_epochs_between_measurements_are_whole_and_above_0(every):
         AlignmentCallback(every=every)
 
 
+def test_a_folder_that_is_none_is_told():
+    with pytest.raises(UserError, match="Expected a path, found int"):
+        AlignmentCallback(5)  # pyright: ignore[reportArgumentType]
+
+
 def test_a_rule_without_feedback_is_measured_against_backprop_alone(tmp_path):
     train(tmp_path, BP(small_network()), epochs=1, every=1)
     _, row = measurements(tmp_path)
