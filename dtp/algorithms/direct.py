@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 
-import torch
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ from dtp.algorithms.options import DDTPControlOptions, DDTPLinearOptions, DDTPRH
 from dtp.algorithms.target_propagation import TargetPropagation
 from dtp.errors import UserError
 from dtp.feedback import FeedbackNetwork, drl_loss, layer_operations, repeat_samples, require_several_layers
-from dtp.feedback.direct import BroadcastMap, DirectMap, kernel_positions
+from dtp.feedback.direct import AverageMap, BroadcastMap, DirectMap, kernel_positions
 from dtp.feedback.layers import has_matrix
 from dtp.models.modules import SameConv2d
 from dtp.models.shapes import output_shape
@@ -139,8 +139,9 @@ class DFA(LocalTargets):
 
     The layer's own nonlinearity and pooling are differentiated, and the output layer gets its true gradient. Dense maps
     need (sum of hidden units) x classes numbers. With ``dfa_form="broadcast"`` the error is repeated over space and
-    goes through a random kernel where the next layer is a convolution (biotorch). The memory for the maps is reported
-    before it is allocated, and refused if it exceeds that of the machine.
+    goes through a random kernel where the next layer is a convolution, and is the same in every place of a channel
+    where the next layer averages over space (biotorch). The memory for the maps is reported before it is allocated, and
+    refused if it exceeds that of the machine.
 
     Left out by the paper: the distribution of B_n (``backward_init``: that of a linear
     layer from the output, or of the transposed convolution).
@@ -156,39 +157,38 @@ class DFA(LocalTargets):
 
     def make_feedback(self) -> FeedbackNetwork:
         """The fixed maps from the output to s_{n-1}, for n = 2..N."""
-        network, init, dtype = self.network, self.options.backward_init, next(self.network.parameters()).dtype
-        kernels = {n: self._next_convolution(n) for n in range(2, network.depth + 1)}
-        sizes = {n: self._size(n, kernel) * dtype.itemsize for n, kernel in kernels.items()}
-        self._require_memory(sum(sizes.values()))
-        shapes, classes = network.shapes, network.num_classes
-        maps: dict[int, nn.Module] = {
-            n: DirectMap(classes, shapes[n - 1], False, dtype, init)
-            if kernel is None
-            else BroadcastMap(classes, shapes[n - 1], *kernel, init)
-            for n, kernel in kernels.items()
-        }
-        return FeedbackNetwork(maps).requires_grad_(False)
+        maps = {n: self._map(n) for n in range(2, self.network.depth + 1)}
+        itemsize = next(self.network.parameters()).dtype.itemsize
+        self._require_memory(sum(numbers for numbers, _ in maps.values()) * itemsize)
+        return FeedbackNetwork({n: make() for n, (_, make) in maps.items()}).requires_grad_(False)
 
     def lower_target(self, n: int, targets: dict[int, Tensor], activations: Activations) -> Tensor:
         N, s = self.network.depth, activations.s
         return s[n - 1] + self.feedback[n](targets[N] - s[N])
 
-    def _next_convolution(self, n: int) -> tuple[nn.Conv2d | SameConv2d, torch.Size] | None:
-        """Layer n's convolution and its output shape, where the map to its input is to be a broadcast one."""
+    def _map(self, n: int) -> tuple[int, Callable[[], nn.Module]]:
+        """How many numbers the map to s_{n-1} holds, and what makes it."""
+        classes, shape, init = self.network.num_classes, self.network.shapes[n - 1], self.options.backward_init
+        dtype, reader = next(self.network.parameters()).dtype, self._reader(n)
+        if isinstance(reader, nn.AdaptiveAvgPool2d):
+            return classes * shape[0], lambda: AverageMap(classes, shape, dtype, init)
+        if reader is None:
+            return classes * shape.numel(), lambda: DirectMap(classes, shape, False, dtype, init)
+        numbers = classes * shape[0] * kernel_positions(reader)
+        return numbers, lambda: BroadcastMap(classes, shape, reader, output_shape(reader, shape), init)
+
+    def _reader(self, n: int) -> nn.Conv2d | SameConv2d | nn.AdaptiveAvgPool2d | None:
+        """The convolution that reads the input of layer n, or what averages it over space, for a broadcast map."""
         shape = self.network.shapes[n - 1]
         for module in layer_operations(self.network[n]) if self.options.dfa_form == "broadcast" else ():
             if isinstance(module, nn.Conv2d | SameConv2d):
-                return module, output_shape(module, shape)
+                return module
+            if isinstance(module, nn.AdaptiveAvgPool2d) and module.output_size in (1, (1, 1)):
+                return module
             # What stands before it may not change the shape: the map goes to the layer's own input.
             if has_matrix(module) or output_shape(module, shape) != shape:
                 break
         return None
-
-    def _size(self, n: int, kernel: tuple[nn.Conv2d | SameConv2d, torch.Size] | None) -> int:
-        """Numbers that the map of layer n holds."""
-        shape = self.network.shapes[n - 1]
-        each = shape.numel() if kernel is None else shape[0] * kernel_positions(kernel[0])
-        return self.network.num_classes * each
 
     def _require_memory(self, needed: int) -> None:
         text = f"{needed / 2**20:.1f} MiB"

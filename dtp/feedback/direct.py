@@ -43,6 +43,23 @@ class DirectMap(nn.Module):
         return self.linear(y).unflatten(1, self.shape)
 
 
+class AverageMap(nn.Module):
+    """A linear map from the output (B, K) to the mean over space of (B, C, H, W), of which each place has its share.
+
+    That is 1 / (H W), as the gradient of the mean has it (Sanfiz and Akrout 2021, biotorch). Arguments as for
+    :class:`DirectMap`, without a bias; ``shape`` is (C, H, W).
+    """
+
+    def __init__(self, outputs: int, shape: Size, dtype: torch.dtype, init: Init = "default"):
+        super().__init__()
+        self.to_mean = DirectMap(outputs, shape[:1], False, dtype, init)
+        self.space = shape[1:]
+
+    def forward(self, y: Tensor, context=None) -> Tensor:
+        share = self.to_mean(y) / self.space.numel()
+        return share[:, :, None, None].expand(*share.shape, *self.space)
+
+
 class BroadcastMap(nn.Module):
     """The output (B, K) repeated over space and sent through a random transposed convolution, to (B, C, H, W).
 

@@ -84,6 +84,26 @@ def test_broadcast_map_is_the_input_gradient_of_a_convolution_for_the_repeated_e
     torch.testing.assert_close(broadcast(error), expected)
 
 
+def test_broadcast_error_reaches_what_a_layer_averages_by_the_gradient_of_the_mean():
+    """As biotorch does it: the map goes to the input of the linear layer, behind the average."""
+    layers = [nn.Sequential(nn.Conv2d(1, 3, 1), nn.Tanh())]
+    layers.append(nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 5)))
+    rule = make("dfa", Layers(layers, (1, 4, 2)).double(), dfa_form="broadcast", backward_init="xavier")
+    maps_, error = rule.feedback[2], torch.randn(6, 5, dtype=torch.float64)
+    assert [p.shape for p in maps_.parameters()] == [(3, 5)]
+    s = torch.randn(6, 3, 4, 2, dtype=torch.float64, requires_grad=True)
+    (expected,) = torch.autograd.grad(s.mean((2, 3)), s, error @ maps_.to_mean.linear.weight.T)
+    torch.testing.assert_close(maps_(error), expected)
+    rule.training_batch(*make_batch(rule.network))
+
+
+@pytest.mark.parametrize("pool", [nn.AdaptiveAvgPool2d(2), nn.AvgPool2d(2)])
+def test_what_is_averaged_in_several_places_has_a_dense_map(pool):
+    layers = [nn.Sequential(nn.Conv2d(1, 3, 1), nn.Tanh()), nn.Sequential(pool, nn.Flatten(), nn.Linear(12, 5))]
+    rule = make("dfa", Layers(layers, (1, 4, 4)), dfa_form="broadcast")
+    assert type(rule.feedback[2]).__name__ == "DirectMap"
+
+
 def test_broadcast_form_equals_the_dense_one_with_the_matrices_that_it_stands_for(lenet):
     lenet.double()
     broadcast, dense = (make("dfa", lenet, dfa_form=form) for form in ("broadcast", "dense"))

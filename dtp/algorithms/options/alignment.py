@@ -72,8 +72,8 @@ class DFAOptions(TargetOptions):
 
     lr_schedule: Literal["constant", "cosine", "step"] = "cosine"
     beta: float = 1.0
-    # Maps to convolutional layers: a full matrix (dense), or the error repeated over space and sent through a random
-    # transposed convolution (broadcast), which takes far less memory.
+    # Maps to convolutional layers: a full matrix (dense), or the error repeated over space (broadcast), which takes far
+    # less memory: sent through a random transposed convolution, or evenly to what the next layer averages.
     dfa_form: Literal["dense", "broadcast"] = "dense"
     # Distribution of the fixed maps: PyTorch's own of a linear layer (of the transposed convolution for broadcast
     # maps), or Glorot's, uniform or normal.
